@@ -1,0 +1,1 @@
+"""Text to packed token windows: corpora, tokenizer, silos, manifest and loader."""

@@ -1,0 +1,9 @@
+"""The one exception that users are meant to read."""
+
+
+class PhotonError(Exception):
+    """Bad input: configuration, data, message, checkpoint or certificate.
+
+    The message is one line that says what is wrong, where, and how to mend it. The command line prints
+    it without a traceback and exits with code 2.
+    """

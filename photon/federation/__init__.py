@@ -1,0 +1,1 @@
+"""The server side: cohort, rounds, folding, outer step, and the grids that carry messages."""

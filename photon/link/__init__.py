@@ -1,0 +1,1 @@
+"""State groups to Flower records and back."""

@@ -1,0 +1,1 @@
+"""One file per strategy: who gets which state groups, and how replies are folded."""

@@ -1,0 +1,1 @@
+"""One stream of events and its listeners: display, file, report, Weights & Biases."""
