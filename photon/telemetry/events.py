@@ -1,0 +1,321 @@
+"""The typed events of a run, and the stream that hands them to listeners.
+
+An event is one line of JSON in ``events.jsonl``: ``event`` (its name), ``time`` (unix seconds) and the
+fields of its class. JSON knows no NaN and no infinity, so both are written as ``null``; where a number
+is required, ``null`` is read back as NaN, and where a figure may be missing it is read back as ``None``.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import math
+import numbers
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
+
+# pydantic refuses typing.TypedDict before Python 3.12, and brings this package along.
+from typing_extensions import TypedDict
+
+from photon.errors import PhotonError
+
+_logger = logging.getLogger(__name__)
+
+_Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+
+
+class SiloFacts(TypedDict):
+    """What the manifest says of one silo: tokens of both splits, unigram loss in nats per token."""
+
+    name: str
+    train_tokens: int
+    validation_tokens: int
+    unigram_loss: _Number
+
+
+class ClientSeconds(TypedDict):
+    """Where one client's time in a round went, in seconds; ``total`` is the sum and what is between."""
+
+    total: _Number
+    training: _Number
+    load: _Number
+    save: _Number
+
+
+class RoundSeconds(TypedDict):
+    """Where a round's time went, in seconds.
+
+    ``round`` is the whole, ``training`` the slowest client's training, ``overhead`` the rest of the whole.
+    """
+
+    round: _Number
+    training: _Number
+    fold: _Number
+    outer: _Number
+    evaluate: _Number
+    checkpoint: _Number
+    overhead: _Number
+
+
+class SiloEvaluation(TypedDict):
+    """Validation of the global model on one silo: loss in nats per token, perplexity, tokens predicted."""
+
+    loss: _Number
+    perplexity: _Number
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """What every event carries: ``time``, unix seconds at which it happened."""
+
+    time: float = dataclasses.field(default_factory=time.time)
+
+    def to_json(self) -> str:
+        """Return the event as one line of JSON without a line end."""
+        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        return json.dumps({"event": event_name(type(self)), **fields}, allow_nan=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStarted(Event):
+    """A run began, or began again: ``resumed_from`` is the last complete round it goes on from.
+
+    ``flops_per_token`` counts forward and backward pass; ``roofline_flops`` is the device's measured or
+    documented peak in FLOP/s, ``None`` where nobody knows it.
+    """
+
+    run_id: str
+    name: str
+    strategy: str
+    model: str
+    parameters: int
+    silos: list[SiloFacts]
+    rounds: int
+    cohort: int
+    local_steps: int
+    batch_size: int
+    sequence_length: int
+    engine: Literal["inprocess", "simulation", "deployment"]
+    device: str
+    roofline_flops: float | None
+    resumed_from: int | None
+    flops_per_token: _Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundStarted(Event):
+    """The cohort of a round was drawn; ``global_step`` is the local steps done before it."""
+
+    round: int
+    cohort: list[str]
+    global_step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFinished(Event):
+    """A client's reply was accepted; losses in nats per token, bytes as they crossed the link."""
+
+    round: int
+    silo: str
+    steps: int
+    tokens: int
+    loss: _Number
+    loss_last: _Number
+    learning_rate: _Number
+    seconds: ClientSeconds
+    bytes_up: int
+    bytes_down: int
+    update_norm: _Number
+    tokens_per_second: _Number
+    mfu: float | None
+    gradient_norm: _Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFailed(Event):
+    """A client of the cohort gave no usable reply."""
+
+    round: int
+    silo: str
+    kind: Literal["error", "rejected", "deadline", "unavailable"]
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundFinished(Event):
+    """The outer step of a round is done.
+
+    ``tokens`` is cumulative over all silos, the bytes are this round's over all clients.
+    ``client_cosine`` is the norm-weighted mean of the pairwise cosines between the clients' updates,
+    ``None`` with a single client.
+    """
+
+    round: int
+    global_step: int
+    tokens: int
+    train_loss: _Number
+    pseudo_gradient_norm: _Number
+    client_cosine: float | None
+    consensus: _Number
+    parameter_norm: _Number
+    bytes_up: int
+    bytes_down: int
+    seconds: RoundSeconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated(Event):
+    """The global model was validated; round 0 is before any training, overall is weighted by tokens."""
+
+    round: int
+    per_silo: dict[str, SiloEvaluation]
+    loss: _Number
+    perplexity: _Number
+    tokens_trained: int
+    seconds: _Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpointed(Event):
+    """A checkpoint is complete on disk; ``path`` is relative to the run folder."""
+
+    round: int
+    path: str
+    bytes: int
+    seconds: _Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFinished(Event):
+    """All rounds are done; ``summary`` is the content of ``summary.json``."""
+
+    summary: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInterrupted(Event):
+    """The run stopped early after the complete round ``round`` and can be resumed."""
+
+    round: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice(Event):
+    """Something a reader of the run should know, in words."""
+
+    level: Literal["info", "warning"]
+    message: str
+
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    RunStarted,
+    RoundStarted,
+    ClientFinished,
+    ClientFailed,
+    RoundFinished,
+    Evaluated,
+    Checkpointed,
+    RunFinished,
+    RunInterrupted,
+    Notice,
+)
+
+Listener = Callable[[Event], None]
+
+
+class EventStream:
+    """Hands each event to every listener, in order.
+
+    Telemetry must never end a run: a listener that raises is dropped with one warning line.
+    """
+
+    def __init__(self, listeners: Sequence[Listener]) -> None:
+        self._listeners = list(listeners)
+
+    def emit(self, event: Event) -> None:
+        """Hand ``event`` to the listeners that are left."""
+        for listener in tuple(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:
+                self._listeners.remove(listener)
+                what = f"{type(error).__name__}: {error}".splitlines()[0]
+                _logger.warning(
+                    "telemetry: %s is dropped, the run goes on: %s", _listener_name(listener), what
+                )
+
+
+def event_name(kind: type[Event]) -> str:
+    """Return the name under which ``kind`` stands in ``events.jsonl``, such as ``run_started``."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def from_json(line: str) -> Event:
+    """Read an event from a line written by `Event.to_json`.
+
+    Raises
+    ------
+    PhotonError
+        The line is not a JSON object, names an unknown event, or lacks a field or has one of a wrong type.
+    """
+    shown = line.strip() if len(line) <= 120 else f"{line.strip()[:117]}..."
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise PhotonError(f"not an event, since it is no JSON ({error}): {shown}") from None
+    if not isinstance(content, dict) or not isinstance(content.get("event"), str):
+        raise PhotonError(f'not an event, since it is no JSON object with an "event": {shown}')
+    name = content["event"]
+    if name not in _types_by_name():
+        raise PhotonError(f"unknown event {name!r} (known: {', '.join(_types_by_name())}): {shown}")
+    if "time" not in content:
+        raise PhotonError(f"event {name!r} lacks 'time': {shown}")
+    try:
+        return _adapter(name).validate_json(line, strict=True)
+    except ValidationError as error:
+        raise PhotonError(f"event {name!r} {_first_fault(error)}: {shown}") from None
+
+
+@functools.cache
+def _types_by_name() -> dict[str, type[Event]]:
+    return {event_name(kind): kind for kind in EVENT_TYPES}
+
+
+@functools.cache
+def _adapter(name: str) -> TypeAdapter[Event]:
+    return TypeAdapter(_types_by_name()[name])
+
+
+def _first_fault(error: ValidationError) -> str:
+    fault = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in fault["loc"])
+    return f"lacks '{where}'" if fault["type"] == "missing" else f"has a bad '{where}' ({fault['msg']})"
+
+
+def _listener_name(listener: Listener) -> str:
+    return getattr(listener, "__qualname__", type(listener).__qualname__)
+
+
+def _plain(value: Any) -> Any:
+    """Return ``value`` as plain JSON content; numpy's scalars count as the numbers they are."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        # A file name that is not UTF-8 reaches Python with lone surrogates, which no reader accepts.
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no place in an event")
