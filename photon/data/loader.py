@@ -1,0 +1,97 @@
+"""Windows in a seeded order, with one integer as the whole state."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+
+class WindowStream:
+    """Endless, seeded stream of windows, shuffled without replacement in every epoch.
+
+    Parameters
+    ----------
+    windows
+        Memory-mapped arrays of shape (n_i, sequence_length) and any integer dtype, seen as their
+        concatenation in the order given.
+    seed
+        Decides every epoch's order: epoch e is ``numpy.random.default_rng([seed, e]).permutation(total)``.
+    position
+        Windows taken so far; a stream opened at the position of another continues it exactly.
+
+    Attributes
+    ----------
+    position
+        Windows taken so far, the only state; it may be set.
+
+    Raises
+    ------
+    ValueError
+        If there are no windows, if the arrays differ in sequence length, or if a number is negative.
+    """
+
+    def __init__(self, windows: Sequence[np.ndarray], seed: int, position: int = 0) -> None:
+        # Views of the plain array type: numpy.memmap repeats its bookkeeping on every indexing.
+        self._windows = [array.view(np.ndarray) for array in windows if len(array)]
+        if not self._windows:
+            raise ValueError("a window stream needs at least one window")
+        if any(array.ndim != 2 or array.shape[1] != windows[0].shape[1] for array in self._windows):
+            raise ValueError(f"windows of different shapes: {[array.shape for array in windows]}")
+        if seed < 0 or position < 0:
+            raise ValueError(f"seed {seed} and position {position} must not be negative")
+        self.seed = seed
+        self.position = position
+        # _ends[i] is the index, in the concatenation, after the last window of array i.
+        self._ends = np.cumsum([len(array) for array in self._windows])
+        self._order: tuple[int, np.ndarray] | None = None
+
+    @property
+    def total(self) -> int:
+        """Windows in one epoch."""
+        return int(self._ends[-1])
+
+    @property
+    def epoch(self) -> float:
+        """Epochs taken so far."""
+        return self.position / self.total
+
+    def next_batch(self, size: int) -> torch.Tensor:
+        """Take the next ``size`` windows; a batch may reach into the next epoch.
+
+        Returns
+        -------
+        torch.Tensor
+            Token ids of shape (size, sequence_length) and dtype int64.
+        """
+        if size < 1:
+            raise ValueError(f"a batch of {size} windows: it must hold at least one")
+        batch = torch.from_numpy(self._gather(self._indices(size)))
+        self.position += size
+        return batch
+
+    def _indices(self, size: int) -> np.ndarray:
+        parts = []
+        position, wanted = self.position, size
+        while wanted:
+            epoch, start = divmod(position, self.total)
+            part = self._permutation(epoch)[start : start + wanted]
+            parts.append(part)
+            position += len(part)
+            wanted -= len(part)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _permutation(self, epoch: int) -> np.ndarray:
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, np.random.default_rng([self.seed, epoch]).permutation(self.total))
+        return self._order[1]
+
+    def _gather(self, indices: np.ndarray) -> np.ndarray:
+        if len(self._windows) == 1:
+            return self._windows[0][indices].astype(np.int64)
+        batch = np.empty((len(indices), self._windows[0].shape[1]), dtype=np.int64)
+        owners = np.searchsorted(self._ends, indices, side="right")
+        for owner in np.unique(owners):
+            rows = np.flatnonzero(owners == owner)
+            array = self._windows[owner]
+            batch[rows] = array[indices[rows] - (self._ends[owner] - len(array))]
+        return batch

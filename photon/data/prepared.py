@@ -1,0 +1,259 @@
+"""The folder of prepared data: its manifest, its files, its checks.
+
+::
+
+    DIR/manifest.json               what is here and where it came from (class Manifest)
+    DIR/tokenizer/                  tokenizer.json + tokenizer_config.json, for transformers' AutoTokenizer
+    DIR/silos/NAME/train.npy        (sequences, sequence_length) of uint16 or uint32, C order
+    DIR/silos/NAME/validation.npy   the same
+    DIR/silos/NAME/unigram.npy      int64 counts of the train tokens, (vocab_size,)
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+
+from photon.errors import PhotonError
+
+FORMAT = "photon-data/1"
+MANIFEST_NAME = "manifest.json"
+
+# Silo names are folder names, here and in a run's checkpoints.
+SILO_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
+
+SplitName = Literal["train", "validation"]
+SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Split(_Record):
+    """One side of one silo.
+
+    Attributes
+    ----------
+    documents, bytes
+        Documents of the split and the UTF-8 bytes of their text.
+    tokens
+        Tokens that are stored: sequences times sequence_length. The incomplete last window is not stored.
+    sequences
+        Windows in the file.
+    sha256
+        Of the .npy file, hexadecimal.
+    """
+
+    documents: int = Field(ge=1)
+    bytes: int = Field(ge=0)
+    tokens: int = Field(ge=1)
+    sequences: int = Field(ge=1)
+    sha256: str
+
+
+class SiloEntry(_Record):
+    """One silo's two splits and how well unigram models predict its validation tokens (nats per token).
+
+    ``unigram_loss`` is the cross-entropy of the silo's validation tokens under the add-one-smoothed unigram
+    counts of all silos' train tokens; ``own_unigram_loss`` the same under the silo's own.
+    """
+
+    train: Split
+    validation: Split
+    unigram_loss: float
+    own_unigram_loss: float
+
+
+class SourceRead(_Record):
+    """What was read under one name: documents kept, their bytes, exact duplicates left out."""
+
+    name: str
+    documents: int
+    bytes: int
+    duplicates: int
+
+
+class SourceSkipped(_Record):
+    """A file, or a part of one, that was not read, and why."""
+
+    name: str
+    file: str
+    reason: str
+
+
+class Sources(_Record):
+    """What went into the folder and what did not."""
+
+    read: list[SourceRead]
+    skipped: list[SourceSkipped]
+
+
+class Manifest(_Record):
+    """The contents of ``manifest.json``; see the fields' own classes."""
+
+    format: Literal["photon-data/1"]
+    sequence_length: int = Field(ge=2)
+    vocab_size: int = Field(ge=2)
+    dtype: Literal["uint16", "uint32"]
+    partition: str
+    seed: int
+    validation_fraction: float
+    eos_token_id: int = Field(ge=0)
+    tokenizer_sha256: str
+    unigram_loss: float
+    unigram_perplexity: float
+    silos: dict[Annotated[str, StringConstraints(pattern=SILO_NAME)], SiloEntry] = Field(min_length=1)
+    sources: Sources
+
+
+def silo_file(root: Path, silo: str, name: str) -> Path:
+    """Return where the array ``name`` ("train", "validation", "unigram") of a silo lies under ``root``."""
+    return root / "silos" / silo / f"{name}.npy"
+
+
+def is_prepared(path: Path) -> bool:
+    """Tell whether ``path`` looks like a folder of prepared data, whole or not."""
+    manifest = path / MANIFEST_NAME
+    return manifest.is_file() and b'"photon-data/' in manifest.read_bytes()[:200]
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class PreparedData:
+    """A folder of prepared data whose files are where and what its manifest says.
+
+    ``open`` looks at the manifest and at the header and size of every array, which takes milliseconds;
+    ``verify`` reads everything.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.silo_names = sorted(manifest.silos)
+        self.tokenizer_path = path / "tokenizer"
+
+    @classmethod
+    def open(cls, path: Path) -> "PreparedData":
+        """Open the folder ``path``.
+
+        Raises
+        ------
+        PhotonError
+            If it is no folder of prepared data, or a file is missing, cut short or of another shape.
+        """
+        path = Path(path)
+        data = cls(path, _read_manifest(path))
+        if not (data.tokenizer_path / "tokenizer.json").is_file():
+            raise PhotonError(f"{data.tokenizer_path / 'tokenizer.json'} is missing: {_MEND}")
+        for silo in data.silo_names:
+            for split in SPLITS:
+                data.windows(silo, split)
+            data.unigram(silo)
+        return data
+
+    def windows(self, silo: str, split: SplitName) -> np.ndarray:
+        """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
+
+        Raises
+        ------
+        PhotonError
+            If there is no such silo, or the file is not what the manifest says.
+        """
+        entry: Split = getattr(self._entry(silo), split)
+        shape = (entry.sequences, self.manifest.sequence_length)
+        return _load(silo_file(self.path, silo, split), shape, self.manifest.dtype)
+
+    def unigram(self, silo: str) -> np.ndarray:
+        """Return the memory-mapped int64 counts of the silo's train tokens, (vocab_size,)."""
+        self._entry(silo)
+        return _load(silo_file(self.path, silo, "unigram"), (self.manifest.vocab_size,), "int64")
+
+    def verify(self) -> None:
+        """Read everything: hashes, token ids below vocab_size, unigram counts equal to the train tokens.
+
+        Raises
+        ------
+        PhotonError
+            At the first file that fails, by name.
+        """
+        tokenizer = self.tokenizer_path / "tokenizer.json"
+        if file_sha256(tokenizer) != self.manifest.tokenizer_sha256:
+            raise PhotonError(f"{tokenizer} is not the tokenizer of the manifest (SHA-256): {_MEND}")
+        for silo in self.silo_names:
+            for split in SPLITS:
+                self._verify_split(silo, split)
+
+    def _verify_split(self, silo: str, split: SplitName) -> None:
+        file = silo_file(self.path, silo, split)
+        entry: Split = getattr(self._entry(silo), split)
+        if file_sha256(file) != entry.sha256:
+            raise PhotonError(f"{file} has changed since it was written (SHA-256): {_MEND}")
+        windows = self.windows(silo, split)
+        highest = int(windows.max())
+        if highest >= self.manifest.vocab_size:
+            raise PhotonError(
+                f"{file} holds token {highest}, outside the vocabulary of {self.manifest.vocab_size}: {_MEND}"
+            )
+        if split == "train" and not np.array_equal(
+            count_tokens(windows, self.manifest.vocab_size), self.unigram(silo)
+        ):
+            raise PhotonError(
+                f"{silo_file(self.path, silo, 'unigram')} does not count the tokens of {file}: {_MEND}"
+            )
+
+    def _entry(self, silo: str) -> SiloEntry:
+        entry = self.manifest.silos.get(silo)
+        if entry is None:
+            raise PhotonError(f"{self.path} has no silo {silo!r}: it has {', '.join(self.silo_names)}")
+        return entry
+
+
+def count_tokens(windows: np.ndarray, vocab_size: int) -> np.ndarray:
+    """Count each token id of ``windows``: int64, (vocab_size,)."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    # numpy.bincount copies to int64, so a large memory map is counted piece by piece.
+    for start in range(0, len(windows), 65536):
+        counts += np.bincount(windows[start : start + 65536].reshape(-1), minlength=vocab_size)
+    return counts
+
+
+_MEND = "prepare the data again with `photon data prepare`"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        raise PhotonError(f"{path} is not a folder: give one that `photon data prepare` wrote")
+    file = path / MANIFEST_NAME
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise PhotonError(f"{path} holds no prepared data ({MANIFEST_NAME} is missing): {_MEND}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PhotonError(f"{file} cannot be read ({error}): {_MEND}") from None
+    try:
+        return Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PhotonError(f"{file} is not a {FORMAT} manifest ({where}: {first['msg']}): {_MEND}") from None
+
+
+def _load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise PhotonError(f"{file} is missing: {_MEND}") from None
+    except (OSError, ValueError, EOFError) as error:
+        raise PhotonError(f"{file} is damaged or cut short ({error}): {_MEND}") from None
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        raise PhotonError(
+            f"{file} holds {array.dtype} {array.shape}, the manifest says {dtype} {shape}: {_MEND}"
+        )
+    return array
