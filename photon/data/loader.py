@@ -1,6 +1,8 @@
 """Windows in a seeded order, with one integer as the whole state."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -42,13 +44,13 @@ class WindowStream:
         self.seed = seed
         self.position = position
         # _ends[i] is the index, in the concatenation, after the last window of array i.
-        self._ends = np.cumsum([len(array) for array in self._windows])
+        self._ends = list(accumulate(len(array) for array in self._windows))
         self._order: tuple[int, np.ndarray] | None = None
 
     @property
     def total(self) -> int:
         """Windows in one epoch."""
-        return int(self._ends[-1])
+        return self._ends[-1]
 
     @property
     def epoch(self) -> float:
@@ -89,9 +91,9 @@ class WindowStream:
         if len(self._windows) == 1:
             return self._windows[0][indices].astype(np.int64)
         batch = np.empty((len(indices), self._windows[0].shape[1]), dtype=np.int64)
-        owners = np.searchsorted(self._ends, indices, side="right")
-        for owner in np.unique(owners):
-            rows = np.flatnonzero(owners == owner)
-            array = self._windows[owner]
-            batch[rows] = array[indices[rows] - (self._ends[owner] - len(array))]
+        # A row at a time beats grouping the rows by array for every batch that fits a local step.
+        for row, index in enumerate(indices.tolist()):
+            owner = bisect_right(self._ends, index)
+            # Negative: counted from the end of its array, where _ends[owner] points.
+            batch[row] = self._windows[owner][index - self._ends[owner]]
         return batch
