@@ -78,7 +78,7 @@ class Event:
 
     def to_json(self) -> str:
         """Return the event as one line of JSON without a line end."""
-        fields = {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        fields = {field.name: plain_json(getattr(self, field.name)) for field in dataclasses.fields(self)}
         return json.dumps({"event": event_name(type(self)), **fields}, allow_nan=False)
 
 
@@ -283,6 +283,30 @@ def from_json(line: str) -> Event:
         raise PhotonError(f"event {name!r} {_first_fault(error)}: {shown}") from None
 
 
+def plain_json(value: Any) -> Any:
+    """Return ``value`` as content that JSON knows: NaN and infinity become ``None``, numpy's scalars numbers.
+
+    Raises
+    ------
+    TypeError
+        There is something else than numbers, text, lists and dictionaries in it.
+    """
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        # A file name that is not UTF-8 reaches Python with lone surrogates, which no reader accepts.
+        return value.encode("utf-8", "replace").decode("utf-8")
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {plain_json(str(key)): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    raise TypeError(f"{type(value).__name__} has no place in an event")
+
+
 @functools.cache
 def _types_by_name() -> dict[str, type[Event]]:
     return {event_name(kind): kind for kind in EVENT_TYPES}
@@ -301,21 +325,3 @@ def _first_fault(error: ValidationError) -> str:
 
 def _listener_name(listener: Listener) -> str:
     return getattr(listener, "__qualname__", type(listener).__qualname__)
-
-
-def _plain(value: Any) -> Any:
-    """Return ``value`` as plain JSON content; numpy's scalars count as the numbers they are."""
-    if value is None or isinstance(value, bool):
-        return value
-    if isinstance(value, str):
-        # A file name that is not UTF-8 reaches Python with lone surrogates, which no reader accepts.
-        return value.encode("utf-8", "replace").decode("utf-8")
-    if isinstance(value, numbers.Integral):
-        return int(value)
-    if isinstance(value, numbers.Real):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    raise TypeError(f"{type(value).__name__} has no place in an event")

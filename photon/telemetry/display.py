@@ -1,0 +1,369 @@
+"""The progress of a run: a live view on a terminal, plain lines anywhere else."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Self
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from photon.telemetry.events import (
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    Event,
+    Notice,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+)
+from photon.telemetry.log import current_history
+from photon.telemetry.summary import (
+    format_bytes,
+    format_count,
+    format_perplexity,
+    format_seconds,
+    unigram_perplexity,
+)
+
+# Lines of the live view around the table of silos; the rest of the window's height is for silos.
+_LINES_AROUND = 12
+
+
+class Display:
+    """Listener that shows a run; to be used as a context manager, which leaves the terminal clean.
+
+    Parameters
+    ----------
+    console
+        Where to show it.
+    live
+        True draws a live view, False prints a line per round and evaluation; None draws where the console
+        is a terminal.
+    history
+        Events of a run that goes on: they are shown as its past, but not told again.
+    clock
+        Unix seconds now.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        live: bool | None = None,
+        history: Iterable[Event] = (),
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._console = console
+        self._state = _State(history)
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._live: Live | None = None
+        self._spinner = Spinner("dots", style="cyan")
+        if live is None:
+            live = console.is_terminal and not console.is_dumb_terminal
+        if live:
+            self._live = Live(self, console=console, refresh_per_second=8)
+
+    def __call__(self, event: Event) -> None:
+        """Show ``event``."""
+        with self._lock:
+            self._state.update(event)
+            line = _line(event, self._state)
+        if self._live is None:
+            if line is not None:
+                self._console.print(line, soft_wrap=True)
+        elif isinstance(event, (ClientFailed, Notice, RunInterrupted)) and line is not None:
+            # Printed above the live view, where it stays.
+            self._console.print(line)
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            with self._lock:
+                self._state.ended = True
+            self._live.stop()
+
+    def __rich__(self) -> RenderableType:
+        with self._lock:
+            return self._view(self._state)
+
+    def _view(self, state: "_State") -> RenderableType:
+        if state.started is None:
+            self._spinner.update(text=Text("Photon is starting"))
+            return self._spinner
+        parts: list[RenderableType] = [Text(), _headline(state.started), self._progress(state)]
+        parts += [self._silos(state), _figures(state)]
+        if not state.ended:
+            self._spinner.update(text=Text(state.phase(), style="dim"))
+            parts.append(self._spinner)
+        return Group(*parts)
+
+    def _progress(self, state: "_State") -> RenderableType:
+        assert state.started is not None
+        line = Table.grid(padding=(0, 1))
+        done = state.finished.round if state.finished else 0
+        bar = ProgressBar(total=max(1, state.started.rounds), completed=done, width=30)
+        cells: list[RenderableType] = [Text("rounds"), bar, Text(f"{done}/{state.started.rounds}", "bold")]
+        now = state.last_time if state.ended else self._clock()
+        cells.append(Text(f"{format_seconds(max(0.0, now - state.start_time))} so far", "dim"))
+        left = state.seconds_left(now)
+        if left is not None and not state.ended:
+            cells.append(Text(f"about {format_seconds(left)} left", "cyan"))
+        line.add_row(*cells)
+        return line
+
+    def _silos(self, state: "_State") -> RenderableType:
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
+        table.add_column("silo", no_wrap=True, overflow="ellipsis")
+        table.add_column("this round", no_wrap=True)
+        for heading in ("tokens/s", "train loss", "ppl before", "ppl now", "unigram"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        room = max(3, self._console.height - _LINES_AROUND)
+        names = state.silo_names(room)
+        shown = names[:room]
+        for name in shown:
+            table.add_row(Text(name), _state_text(state, name), *state.row(name))
+        if len(shown) < len(names):
+            table.add_row(Text(f"and {len(names) - len(shown)} more", style="dim"))
+        table.add_section()
+        table.add_row("all", "", *state.total_row(), style="bold")
+        return table
+
+
+class _State:
+    """What the events told so far, as the views need it."""
+
+    def __init__(self, history: Iterable[Event]) -> None:
+        self._events: list[Event] = []
+        self.reset()
+        for event in history:
+            self.update(event)
+
+    def reset(self) -> None:
+        self.started: RunStarted | None = None
+        self.start_time = 0.0
+        self.last_time = 0.0
+        self.ended = False
+        self.round: RoundStarted | None = None
+        self.finished: RoundFinished | None = None
+        self.round_seconds: list[float] = []
+        self.clients: dict[str, ClientFinished] = {}
+        self.failed: dict[str, ClientFailed] = {}
+        self.losses: dict[str, float] = {}
+        self.first: Evaluated | None = None
+        self.latest: Evaluated | None = None
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def update(self, event: Event) -> None:
+        self._events.append(event)
+        if isinstance(event, RunStarted):
+            self._begin()
+        else:
+            self._apply(event)
+
+    def _begin(self) -> None:
+        # What an interrupted attempt told of rounds that will be done again is forgotten.
+        self._events = current_history(self._events)
+        self.reset()
+        for event in self._events:
+            self._apply(event)
+
+    def _apply(self, event: Event) -> None:
+        self.last_time = event.time
+        if isinstance(event, RunStarted):
+            self.started, self.start_time, self.ended = event, event.time, False
+            self.round, self.round_seconds, self.clients, self.failed = None, [], {}, {}
+        elif isinstance(event, RoundStarted):
+            self.round, self.clients, self.failed = event, {}, {}
+        elif isinstance(event, ClientFinished):
+            self.clients[event.silo] = event
+            self.losses[event.silo] = event.loss
+        elif isinstance(event, ClientFailed):
+            self.failed[event.silo] = event
+        elif isinstance(event, RoundFinished):
+            self.finished = event
+            self.round_seconds.append(event.seconds["round"])
+            self.bytes_up += event.bytes_up
+            self.bytes_down += event.bytes_down
+        elif isinstance(event, Evaluated):
+            self.first = event if event.round == 0 else self.first
+            self.latest = event
+        elif isinstance(event, (RunFinished, RunInterrupted)):
+            self.ended = True
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return the rounds left times their mean length, less what the present one has used."""
+        if self.started is None or self.finished is None or not self.round_seconds:
+            return None
+        mean = math.fsum(self.round_seconds) / len(self.round_seconds)
+        left = (self.started.rounds - self.finished.round) * mean
+        return max(0.0, left - min(mean, max(0.0, now - self.finished.time)))
+
+    def in_round(self) -> bool:
+        if self.round is None:
+            return False
+        return self.finished is None or self.finished.round < self.round.round
+
+    def phase(self) -> str:
+        if not self.in_round():
+            return "before the first round" if self.finished is None else "between rounds"
+        assert self.round is not None
+        there, expected = len(self.clients) + len(self.failed), len(self.round.cohort)
+        if there < expected:
+            return f"round {self.round.round}: {there} of {expected} silos are done"
+        return f"round {self.round.round}: outer step, validation, checkpoint"
+
+    def silo_names(self, room: int) -> list[str]:
+        """Return the names in the manifest's order, the cohort first where not all have room."""
+        assert self.started is not None
+        names = [silo["name"] for silo in self.started.silos]
+        if len(names) <= room or self.round is None:
+            return names
+        cohort = set(self.round.cohort)
+        return sorted(names, key=lambda name: name not in cohort)
+
+    def row(self, name: str) -> list[str]:
+        assert self.started is not None
+        client = self.clients.get(name)
+        loss = self.losses.get(name)
+        facts = next(silo for silo in self.started.silos if silo["name"] == name)
+        return [
+            format_count(client.tokens_per_second) if client else "",
+            f"{loss:.3f}" if loss is not None else "",
+            _silo_perplexity(self.first, name),
+            _silo_perplexity(self.latest, name),
+            format_perplexity(math.exp(facts["unigram_loss"])),
+        ]
+
+    def total_row(self) -> list[str]:
+        assert self.started is not None
+        speed = math.fsum(client.tokens_per_second for client in self.clients.values())
+        return [
+            format_count(speed) if self.clients else "",
+            f"{self.finished.train_loss:.3f}" if self.finished else "",
+            format_perplexity(self.first.perplexity) if self.first else "",
+            format_perplexity(self.latest.perplexity) if self.latest else "",
+            format_perplexity(unigram_perplexity(self.started)),
+        ]
+
+
+def _silo_perplexity(evaluation: Evaluated | None, name: str) -> str:
+    found = evaluation.per_silo.get(name) if evaluation else None
+    return format_perplexity(found["perplexity"]) if found else ""
+
+
+def _state_text(state: _State, name: str) -> Text:
+    if name in state.failed:
+        return Text(f"✗ {state.failed[name].kind}", style="red")
+    if name in state.clients:
+        return Text("✓ done", style="green")
+    if state.round is not None and name in state.round.cohort:
+        return Text("● training", style="cyan") if state.in_round() else Text("")
+    return Text("– resting", style="dim") if state.round is not None else Text("")
+
+
+def _headline(started: RunStarted) -> Text:
+    line = Text.assemble(("Photon ", "bold magenta"), (started.name, "bold"))
+    return line.append(f"\n{_setup(started)}", style="dim")
+
+
+def _setup(started: RunStarted) -> str:
+    facts = [
+        started.strategy,
+        f"{started.model} ({format_count(started.parameters)} parameters)",
+        f"{started.cohort} of {len(started.silos)} silos a round",
+        f"{started.local_steps} local steps",
+        f"{started.engine}, {started.device}",
+    ]
+    return " · ".join(facts)
+
+
+def _figures(state: _State) -> Text:
+    last = state.finished
+    if last is None:
+        return Text("no round is finished yet", style="dim")
+    sizes = f"{format_bytes(state.bytes_up)} up, {format_bytes(state.bytes_down)} down"
+    lines = [
+        f"round {last.round}: {_train_facts(last)}",
+        f"in all: {format_count(last.tokens)} tokens, {sizes}",
+    ]
+    return Text("\n".join(lines), style="dim")
+
+
+def _train_facts(event: RoundFinished) -> str:
+    cosine = "" if event.client_cosine is None else f", client cosine {event.client_cosine:.2f}"
+    return f"train loss {event.train_loss:.3f}, pseudo-gradient norm {event.pseudo_gradient_norm:.3g}{cosine}"
+
+
+def _line(event: Event, state: _State) -> Text | None:
+    """Return what a log file says of an event, or None where it says nothing."""
+    rounds = state.started.rounds if state.started else 0
+    if isinstance(event, RunStarted):
+        return _start_line(event)
+    if isinstance(event, Evaluated):
+        where = "before training" if event.round == 0 else f"round {event.round}/{rounds}"
+        return Text(f"{where}: {_evaluation_text(event, state)}")
+    if isinstance(event, RoundFinished):
+        return Text(f"round {event.round}/{rounds}: {_round_text(event, state)}")
+    if isinstance(event, ClientFailed):
+        text = f"round {event.round}/{rounds}: silo {event.silo} failed ({event.kind}): {event.reason}"
+        return Text(text, style="yellow")
+    if isinstance(event, Notice):
+        return Text(
+            event.message if event.level == "info" else f"warning: {event.message}",
+            style="" if event.level == "info" else "yellow",
+        )
+    if isinstance(event, RunInterrupted):
+        return Text(f"interrupted after round {event.round}/{rounds}: {event.reason}", style="yellow")
+    if isinstance(event, RunFinished):
+        return Text(f"finished after {format_seconds(event.time - state.start_time)}")
+    return None
+
+
+def _start_line(event: RunStarted) -> Text:
+    resumed = "" if event.resumed_from is None else f", going on from round {event.resumed_from}"
+    return Text(f"Photon {event.name} · {_setup(event)} · {event.rounds} rounds{resumed}")
+
+
+def _evaluation_text(event: Evaluated, state: _State) -> str:
+    notes = []
+    if state.first is not None and event.round > 0:
+        notes.append(f"{format_perplexity(state.first.perplexity)} before training")
+    if state.started is not None:
+        notes.append(f"unigram {format_perplexity(unigram_perplexity(state.started))}")
+    per_silo = " · ".join(
+        f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())
+    )
+    overall = f"validation perplexity {format_perplexity(event.perplexity)}"
+    return f"{overall} ({', '.join(notes)}) · {per_silo}"
+
+
+def _round_text(event: RoundFinished, state: _State) -> str:
+    left = state.seconds_left(event.time)
+    facts = [
+        ", ".join(sorted(state.clients)) or "no silo",
+        _train_facts(event),
+        f"{format_bytes(event.bytes_up)} up, {format_bytes(event.bytes_down)} down",
+        f"{format_seconds(event.seconds['round'])}",
+    ]
+    if left is not None and state.started is not None and event.round < state.started.rounds:
+        facts.append(f"about {format_seconds(left)} left")
+    return " · ".join(facts)

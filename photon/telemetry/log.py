@@ -1,0 +1,185 @@
+"""``events.jsonl``: writing it, reading it, following it while another process writes it.
+
+A line counts once its line end is there; what a crash left behind it is no event yet.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from photon.errors import PhotonError
+from photon.telemetry.events import (
+    Checkpointed,
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    Event,
+    RoundFinished,
+    RoundStarted,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+    from_json,
+)
+
+_ROUND_EVENTS = (
+    RoundStarted,
+    ClientFinished,
+    ClientFailed,
+    RoundFinished,
+    Evaluated,
+    Checkpointed,
+    RunInterrupted,
+)
+
+
+class EventLog:
+    """Listener that appends each event to a file and flushes it, so that a reader sees it at once.
+
+    On opening, a half-written last line (left by a crash) is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(_complete_length(path))
+
+    def __call__(self, event: Event) -> None:
+        """Append ``event``."""
+        self._file.write(event.to_json().encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; no event can be appended after that."""
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> list[Event]:
+    """Read all events of a file; a half-written last line is left out.
+
+    Raises
+    ------
+    PhotonError
+        The file cannot be read, or a complete line is not an event; the message names file and line.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise PhotonError(f"{path}: cannot read the events ({error.strerror})") from None
+    lines = content.split(b"\n")[:-1]
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def follow(path: Path, stop: Callable[[], bool], *, interval: float = 0.1) -> Iterator[Event]:
+    """Yield the events of a file from its start on, as they appear.
+
+    Parameters
+    ----------
+    path
+        The file; it need not exist yet.
+    stop
+        Asked whenever the end of the file is reached. After it said True, what has been written meanwhile
+        is still yielded.
+    interval
+        Seconds to wait before looking again.
+
+    Raises
+    ------
+    PhotonError
+        A complete line is not an event; the message names file and line.
+    """
+    position, number, stopping = 0, 0, False
+    while True:
+        lines = _complete_lines(path, position)
+        for line in lines:
+            position += len(line)
+            number += 1
+            yield _parse(path, number, line)
+        if lines:
+            continue
+        if stopping:
+            return
+        stopping = stop()
+        if not stopping:
+            time.sleep(interval)
+
+
+def current_history(events: Iterable[Event]) -> list[Event]:
+    """Return the events that led to the present state of a run.
+
+    A run that goes on from round r does later rounds again, so what was told of rounds after r before that
+    is no longer true. A run started afresh makes everything before it void.
+    """
+    history: list[Event] = []
+    for event in events:
+        if isinstance(event, RunStarted):
+            history = [] if event.resumed_from is None else _up_to(history, event.resumed_from)
+        history.append(event)
+    return history
+
+
+def elapsed_seconds(history: Iterable[Event]) -> list[float]:
+    """Return for each event of a `current_history` the seconds the run has been at work.
+
+    Neither the pause before a run is resumed nor the work that was lost with an interruption counts.
+    """
+    elapsed: list[float] = []
+    worked = start = 0.0
+    for event in history:
+        if isinstance(event, RunStarted) or not elapsed:
+            start = event.time - worked
+        worked = max(worked, event.time - start)
+        elapsed.append(worked)
+    return elapsed
+
+
+def _up_to(history: list[Event], last_round: int) -> list[Event]:
+    def holds(event: Event) -> bool:
+        if isinstance(event, RunFinished):
+            return False
+        return not (isinstance(event, _ROUND_EVENTS) and event.round > last_round)
+
+    return [event for event in history if holds(event)]
+
+
+def _complete_length(path: Path) -> int:
+    with open(path, "rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end > 0:
+            start = max(0, end - 65536)
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+    return 0
+
+
+def _complete_lines(path: Path, position: int) -> list[bytes]:
+    try:
+        with open(path, "rb") as file:
+            file.seek(position)
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    return [line + b"\n" for line in lines]
+
+
+def _parse(path: Path, number: int, line: bytes) -> Event:
+    try:
+        return from_json(line.decode())
+    except UnicodeDecodeError:
+        raise PhotonError(f"{path}, line {number}: not UTF-8; remove the line or the file") from None
+    except PhotonError as error:
+        raise PhotonError(f"{path}, line {number}: {error}") from None

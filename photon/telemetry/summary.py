@@ -1,0 +1,262 @@
+"""``summary.json`` from the events, and the table a run ends with.
+
+The figures are computed here and nowhere else; the display, the report and the command line show them.
+"""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from photon.errors import PhotonError
+from photon.telemetry.events import (
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunStarted,
+    plain_json,
+)
+from photon.telemetry.log import current_history, elapsed_seconds
+
+
+def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dict[str, Any]:
+    """Compute the content of ``summary.json`` from a run's events.
+
+    Seconds count the time at work on what stands: pauses and work lost with an interruption are left out.
+    ``training`` sums the slowest client of each round, ``overhead`` is everything else.
+    ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
+
+    Parameters
+    ----------
+    events
+        All events of the run, also those of interrupted attempts.
+    weights_sha256
+        Over the global parameters in name order; ``None`` while the run is not finished.
+
+    Raises
+    ------
+    PhotonError
+        There is no ``run_started`` among the events.
+    """
+    history = current_history(event for event in events if not isinstance(event, RunFinished))
+    started = last_start(history)
+    rounds = [event for event in history if isinstance(event, RoundFinished)]
+    clients = [event for event in history if isinstance(event, ClientFinished)]
+    total = elapsed_seconds(history)[-1]
+    training = math.fsum(event.seconds["training"] for event in rounds)
+    tokens = rounds[-1].tokens if rounds else 0
+    done = rounds[-1].round if rounds else 0
+    summary = {
+        "run_id": started.run_id,
+        "status": "finished" if done >= started.rounds else "interrupted",
+        "strategy": started.strategy,
+        "model": started.model,
+        "engine": started.engine,
+        "parameters": started.parameters,
+        "rounds": len(rounds),
+        "tokens": tokens,
+        "perplexity": _perplexities(started, history),
+        "bytes": {
+            "up": sum(event.bytes_up for event in rounds),
+            "down": sum(event.bytes_down for event in rounds),
+            "per_client": _bytes_per_client(clients),
+        },
+        "seconds": {"total": total, "training": training, "overhead": total - training},
+        "tokens_per_second": tokens / total if total > 0 else None,
+        "mfu": _mean_mfu(clients),
+        "failures": sum(isinstance(event, ClientFailed) for event in history),
+        "weights_sha256": weights_sha256,
+    }
+    return plain_json(summary)
+
+
+def last_start(history: Iterable[Event]) -> RunStarted:
+    """Return the latest ``run_started``, which describes the run as it is now.
+
+    Raises
+    ------
+    PhotonError
+        There is none.
+    """
+    starts = [event for event in history if isinstance(event, RunStarted)]
+    if not starts:
+        raise PhotonError("the events hold no run_started: the run ended before it began; start it again")
+    return starts[-1]
+
+
+def unigram_perplexity(started: RunStarted) -> float | None:
+    """Return the perplexity of the unigram model over all silos' validation tokens."""
+    weight = sum(silo["validation_tokens"] for silo in started.silos)
+    if weight == 0:
+        return None
+    nats = math.fsum(silo["unigram_loss"] * silo["validation_tokens"] for silo in started.silos)
+    return math.exp(nats / weight)
+
+
+def print_summary(
+    console: Console,
+    summary: dict[str, Any],
+    report_path: Path | None,
+    export_path: Path | None,
+    sample: str | None,
+) -> None:
+    """Print what a run came to: perplexities, tokens, bytes, seconds, paths and a sample of text.
+
+    Parameters
+    ----------
+    console
+        Where to print; it may be a terminal or a file.
+    summary
+        The content of ``summary.json``, see `build_summary`.
+    report_path, export_path
+        Where the report and the exported model lie; ``None`` leaves the line out.
+    sample
+        Text the trained model wrote; ``None`` leaves it out.
+    """
+    console.print()
+    console.print(_perplexity_table(summary["perplexity"]))
+    console.print(_bytes_table(summary["bytes"]))
+    console.print(_facts(summary, report_path, export_path))
+    if sample is not None:
+        console.print(Text("\nThe model writes:", style="bold"))
+        console.print(Text(sample.strip(), style="italic"))
+
+
+def format_count(value: float | None) -> str:
+    """Return a count in at most four digits: ``987``, ``12.3 k``, ``4.56 M``; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{_three_digits(value / size)} {unit}"
+    return f"{value:.0f}"
+
+
+def format_bytes(value: float | None) -> str:
+    """Return a size in decimal units: ``12.6 MB``."""
+    if value is None:
+        return "–"
+    text = format_count(value)
+    return f"{text}B" if " " in text else f"{text} B"
+
+
+def format_seconds(value: float | None) -> str:
+    """Return a duration: ``8.3 s``, ``2:05`` (minutes) or ``1:02:05`` (hours)."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def format_perplexity(value: float | None) -> str:
+    """Return a perplexity with as many digits as mean something."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{value:,.1f}" if value < 10_000 else f"{value:,.0f}"
+
+
+def format_share(value: float | None) -> str:
+    """Return a share as a percentage."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
+    evaluations = [event for event in history if isinstance(event, Evaluated)]
+    initial = next((event for event in evaluations if event.round == 0), None)
+    final = max(evaluations, key=lambda event: event.round, default=None)
+
+    def of_silo(evaluation: Evaluated | None, name: str) -> float | None:
+        found = evaluation.per_silo.get(name) if evaluation else None
+        return found["perplexity"] if found else None
+
+    return {
+        "initial": initial.perplexity if initial else None,
+        "final": final.perplexity if final else None,
+        "unigram": unigram_perplexity(started),
+        "per_silo": {
+            silo["name"]: {
+                "initial": of_silo(initial, silo["name"]),
+                "final": of_silo(final, silo["name"]),
+                "unigram": math.exp(silo["unigram_loss"]),
+            }
+            for silo in started.silos
+        },
+    }
+
+
+def _bytes_per_client(clients: list[ClientFinished]) -> dict[str, dict[str, int]]:
+    sums: dict[str, dict[str, int]] = {}
+    for event in sorted(clients, key=lambda event: event.silo):
+        client = sums.setdefault(event.silo, {"up": 0, "down": 0})
+        client["up"] += event.bytes_up
+        client["down"] += event.bytes_down
+    return sums
+
+
+def _mean_mfu(clients: list[ClientFinished]) -> float | None:
+    known = [(event.mfu, event.seconds["training"]) for event in clients if event.mfu is not None]
+    seconds = math.fsum(weight for _, weight in known)
+    return math.fsum(mfu * weight for mfu, weight in known) / seconds if seconds > 0 else None
+
+
+def _perplexity_table(perplexity: dict[str, Any]) -> Table:
+    table = Table(
+        title="Validation perplexity", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD
+    )
+    table.add_column("silo")
+    for heading in ("before", "after", "unigram"):
+        table.add_column(heading, justify="right")
+    for name, row in perplexity["per_silo"].items():
+        table.add_row(Text(name), *(format_perplexity(row[key]) for key in ("initial", "final", "unigram")))
+    table.add_section()
+    overall = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
+    table.add_row("overall", *overall, style="bold")
+    return table
+
+
+def _bytes_table(sizes: dict[str, Any]) -> Table:
+    table = Table(title="Bytes on the link", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("client")
+    for heading in ("up", "down"):
+        table.add_column(heading, justify="right")
+    for name, row in sizes["per_client"].items():
+        table.add_row(Text(name), format_bytes(row["up"]), format_bytes(row["down"]))
+    table.add_section()
+    table.add_row("all", format_bytes(sizes["up"]), format_bytes(sizes["down"]), style="bold")
+    return table
+
+
+def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path | None) -> Table:
+    seconds = summary["seconds"]
+    rows = [
+        ("tokens trained", f"{summary['tokens']:,} in {summary['rounds']} rounds"),
+        ("training", f"{format_seconds(seconds['training'])} (slowest client of each round)"),
+        ("everything else", f"{format_seconds(seconds['overhead'])} of {format_seconds(seconds['total'])}"),
+        ("throughput", f"{format_count(summary['tokens_per_second'])} tokens/s"),
+    ]
+    if summary["mfu"] is not None:
+        rows.append(("model FLOPs utilisation", format_share(summary["mfu"])))
+    if summary["failures"]:
+        rows.append(("failed clients", str(summary["failures"])))
+    rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, text in rows:
+        table.add_row(label, Text(text))
+    return table
