@@ -1,0 +1,163 @@
+"""Who gets which documents: by source, independent and identically distributed, or a Dirichlet mixture."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from photon.data.documents import Document
+from photon.data.prepared import SILO_NAME
+from photon.errors import PhotonError
+
+PartitionKind = Literal["by-source", "iid", "dirichlet", "field"]
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A parsed partition.
+
+    Attributes
+    ----------
+    kind
+        "by-source": a silo per source. "iid": all documents shuffled over ``silos`` silos. "dirichlet": each
+        of ``silos`` silos draws a mixture over the sources from Dirichlet(``alpha``). "field": a silo per
+        value of the field ``field`` of JSON lines or parquet rows.
+    """
+
+    kind: PartitionKind
+    silos: int = 0
+    alpha: float = 0.0
+    field: str = ""
+
+
+def parse_partition(text: str) -> Partition:
+    """Parse ``by-source``, ``iid:N``, ``dirichlet:N:ALPHA`` or ``field:NAME``.
+
+    Raises
+    ------
+    PhotonError
+        If ``text`` is none of these, with N at least 1 and ALPHA above 0.
+    """
+    kind, *values = text.split(":")
+    try:
+        if kind == "by-source" and not values:
+            return Partition("by-source")
+        if kind == "field" and len(values) == 1 and values[0]:
+            return Partition("field", field=values[0])
+        if kind == "iid" and len(values) == 1 and int(values[0]) >= 1:
+            return Partition("iid", silos=int(values[0]))
+        if kind == "dirichlet" and len(values) == 2 and int(values[0]) >= 1:
+            alpha = float(values[1])
+            if 0 < alpha < float("inf"):
+                return Partition("dirichlet", silos=int(values[0]), alpha=alpha)
+    except ValueError:
+        pass
+    raise PhotonError(
+        f"partition {text!r} is not understood: use by-source, iid:N, dirichlet:N:ALPHA or field:NAME "
+        "(N a whole number from 1, ALPHA above 0), for instance iid:4 or dirichlet:8:0.5"
+    )
+
+
+def partition_documents(
+    sources: dict[str, list[Document]], partition: Partition, seed: int
+) -> dict[str, list[Document]]:
+    """Give every document to exactly one silo.
+
+    Parameters
+    ----------
+    sources
+        Documents by source.
+    seed
+        Decides the shuffles and the mixtures.
+
+    Returns
+    -------
+    dict
+        Documents by silo, none empty.
+
+    Raises
+    ------
+    PhotonError
+        If there are fewer documents than silos, or two values of a field give the same silo name.
+    """
+    if partition.kind == "by-source":
+        return {name: list(documents) for name, documents in sources.items() if documents}
+    if partition.kind == "field":
+        return _by_field(sources)
+    count = sum(len(documents) for documents in sources.values())
+    if count < partition.silos:
+        raise PhotonError(
+            f"{count} documents cannot fill {partition.silos} silos: give more documents or fewer silos"
+        )
+    rng = np.random.default_rng([seed, 1])
+    if partition.kind == "iid":
+        parts = _iid(sources, partition.silos, rng)
+    else:
+        parts = _dirichlet(sources, partition.silos, partition.alpha, rng)
+    width = len(str(partition.silos - 1))
+    return {f"silo-{index:0{width}d}": part for index, part in enumerate(parts)}
+
+
+def _by_field(sources: dict[str, list[Document]]) -> dict[str, list[Document]]:
+    silos: dict[str, list[Document]] = {}
+    values: dict[str, str] = {}
+    for name in sorted(sources):
+        for document in sources[name]:
+            silo = folder_name(document.source)
+            if values.setdefault(silo, document.source) != document.source:
+                raise PhotonError(
+                    f"the field's values {values[silo]!r} and {document.source!r} give the same silo name "
+                    f"{silo!r}: rename one of them"
+                )
+            silos.setdefault(silo, []).append(document)
+    return silos
+
+
+def folder_name(value: str) -> str:
+    """Make a silo name of any text: what a folder name cannot hold becomes ``-``.
+
+    Raises
+    ------
+    PhotonError
+        If nothing is left.
+    """
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-.")[:64]
+    if not re.match(SILO_NAME, name):
+        raise PhotonError(
+            f"{value!r} cannot be made a silo name: it needs a letter or a digit from a to z, 0 to 9"
+        )
+    return name
+
+
+def _iid(sources: dict[str, list[Document]], silos: int, rng: np.random.Generator) -> list[list[Document]]:
+    documents = [document for name in sorted(sources) for document in sources[name]]
+    order = rng.permutation(len(documents))
+    return [[documents[index] for index in order[silo::silos]] for silo in range(silos)]
+
+
+def _dirichlet(
+    sources: dict[str, list[Document]], silos: int, alpha: float, rng: np.random.Generator
+) -> list[list[Document]]:
+    """Fill silos of equal size, each by its own mixture, until every document is used.
+
+    Silo k has a mixture p_k ~ Dirichlet(alpha, …, alpha) over the sources. The silos take documents in turn;
+    silo k takes from source s with probability p_k[s] among the sources that still have some. Late in the
+    dealing a silo may find only sources that it has no weight for; it then takes in proportion to what is
+    left.
+    """
+    names = [name for name in sorted(sources) if sources[name]]
+    remaining = {name: [sources[name][i] for i in rng.permutation(len(sources[name]))] for name in names}
+    mixtures = rng.dirichlet([alpha] * len(names), size=silos)
+    parts: list[list[Document]] = [[] for _ in range(silos)]
+    left = np.array([len(remaining[name]) for name in names])
+    turn = 0
+    while left.sum():
+        weights = mixtures[turn % silos] * (left > 0)
+        # A tiny alpha gives mixtures with weights that underflow to zero.
+        weights = weights / weights.sum() if weights.sum() > 1e-12 else left / left.sum()
+        source = int(rng.choice(len(names), p=weights))
+        parts[turn % silos].append(remaining[names[source]].pop())
+        left[source] -= 1
+        turn += 1
+    return parts
