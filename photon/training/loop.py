@@ -1,0 +1,351 @@
+"""The local loop: some steps of one model on one stream of windows, on one device.
+
+The loop is a bare PyTorch loop with gradient accumulation, clipping and mixed precision. It keeps nothing
+between calls but what the model and the optimizer keep: the schedule is a function of the global step, and
+the position in the data belongs to the stream.
+"""
+
+import inspect
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from photon.components import build, import_target
+from photon.errors import PhotonError
+from photon.training.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from photon.data.loader import WindowStream
+
+
+_IMPLEMENTATIONS = ("fused", "foreach", "differentiable")
+
+
+class TrainingDiverged(PhotonError):  # noqa: N818 - says what happened, as the event log does
+    """The loss or the gradient norm is no longer a finite number."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What some local steps did.
+
+    Attributes
+    ----------
+    steps : int
+        Local steps taken.
+    tokens : int
+        Tokens read: steps · batch size · sequence length.
+    loss, loss_last : float
+        Mean cross-entropy over the steps and of the last step, in nats per token, before each step's update.
+    gradient_norm : float
+        Mean over the steps of the global gradient norm before clipping.
+    learning_rate : float
+        Learning rate of the last step (first parameter group).
+    seconds : float
+        Wall time of the steps alone.
+    """
+
+    steps: int
+    tokens: int
+    loss: float
+    loss_last: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+
+
+class LocalTrainer:
+    """Train one model on one device.
+
+    Parameters
+    ----------
+    model
+        A causal language model of transformers on ``device``; it shifts the labels itself.
+    optimizer
+        Any torch optimizer over the model's parameters. The learning rates that its groups have now are the
+        peaks of the schedule.
+    schedule
+        Global step → factor of the peak learning rate.
+    batch_size
+        Sequences per local step.
+    micro_batch_size
+        Sequences per forward pass, a divisor of ``batch_size``; None takes the whole batch at once. The
+        gradient is the mean over the batch either way.
+    clip_norm
+        Largest global gradient norm, or None to leave gradients as they are.
+    precision
+        Format of the forward and backward pass; parameters stay float32.
+    device
+        Where ``model`` is.
+    compile
+        Run the model through `torch.compile`; parameter names and the model object stay as they are.
+
+    Raises
+    ------
+    PhotonError
+        When ``micro_batch_size`` does not divide ``batch_size``.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        *,
+        batch_size: int,
+        micro_batch_size: int | None,
+        clip_norm: float | None,
+        precision: Precision,
+        device: torch.device,
+        compile: bool = False,
+    ) -> None:
+        micro = batch_size if micro_batch_size is None else micro_batch_size
+        if micro < 1 or batch_size % micro != 0:
+            raise PhotonError(
+                f"micro_batch_size={micro} does not divide batch_size={batch_size}; take a divisor, or null "
+                "for the whole batch at once"
+            )
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.batch_size = batch_size
+        self.micro_batch_size = micro
+        self.clip_norm = clip_norm
+        self.precision = precision
+        self.device = device
+        self._forward: Callable[..., Any] = torch.compile(model) if compile else model
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        for group in optimizer.param_groups:
+            # A second trainer over the same optimizer must not take a scheduled rate for the peak.
+            group.setdefault("initial_lr", group["lr"])
+
+    def train(
+        self,
+        stream: "WindowStream",
+        *,
+        global_step: int,
+        steps: int,
+        on_step: Callable[[int, float], None] | None = None,
+    ) -> TrainResult:
+        """Take ``steps`` local steps on the next ``steps · batch_size`` windows of ``stream``.
+
+        Parameters
+        ----------
+        stream
+            Where the batches come from; its position ends exactly behind the last batch trained on.
+        global_step
+            Step of the run (counted from 0) that the first of these steps is: it sets the learning rate.
+        steps
+            Local steps to take, at least 1.
+        on_step
+            Called with the global step and its loss. On a GPU one step late, so that the device never
+            waits for it.
+
+        Raises
+        ------
+        TrainingDiverged
+            When a loss or gradient norm is not finite: on a CPU before that step changes the parameters, on a
+            GPU (where asking would stall the device) after the last step.
+        PhotonError
+            When ``steps`` is below 1.
+        """
+        if steps < 1:
+            raise PhotonError(f"cannot train {steps} local steps; ask for at least 1")
+        self.model.train()
+        record = _Record(global_step, on_step, wait=self.device.type == "cpu")
+        self._synchronize()
+        started = time.perf_counter()
+        batch = self._next_batch(stream)
+        tokens = steps * self.batch_size * batch.shape[1]
+        for step in range(global_step, global_step + steps):
+            self._set_learning_rate(step)
+            loss = self._backward(batch)
+            if step + 1 < global_step + steps:
+                # Fetched while a GPU still works on this step.
+                batch = self._next_batch(stream)
+            norm = self._gradient_norm()
+            record.add(loss, norm)
+            self._update(norm)
+        self._synchronize()
+        seconds = time.perf_counter() - started
+        losses, norms = record.finish(skipped_steps_are_normal=self.precision == "fp16")
+        return TrainResult(
+            steps=steps,
+            tokens=tokens,
+            loss=math.fsum(losses) / len(losses),
+            loss_last=losses[-1],
+            gradient_norm=math.fsum(norms) / len(norms),
+            learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+            seconds=seconds,
+        )
+
+    def _next_batch(self, stream: "WindowStream") -> Tensor:
+        batch = stream.next_batch(self.batch_size)
+        if self.device.type != "cuda":
+            return batch.to(self.device)
+        return batch.pin_memory().to(self.device, non_blocking=True)
+
+    def _set_learning_rate(self, step: int) -> None:
+        factor = self.schedule(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+
+    def _backward(self, batch: Tensor) -> Tensor:
+        """Leave the mean gradient of ``batch`` in the parameters and return its mean loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        micro_batches = batch.split(self.micro_batch_size)
+        total: Tensor | None = None
+        for index, micro_batch in enumerate(micro_batches):
+            self._before_backward(last=index + 1 == len(micro_batches))
+            loss = self._loss(micro_batch)
+            if len(micro_batches) > 1:
+                loss = loss / len(micro_batches)
+            self._scaler.scale(loss).backward()
+            total = loss.detach() if total is None else total + loss.detach()
+        assert total is not None
+        return total
+
+    def _before_backward(self, *, last: bool) -> None:
+        """Room for a group of devices, which exchanges gradients in the last backward pass alone."""
+
+    def _loss(self, micro_batch: Tensor) -> Tensor:
+        with self._autocast():
+            return self._forward(input_ids=micro_batch, labels=micro_batch, use_cache=False).loss
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def _gradient_norm(self) -> Tensor:
+        self._scaler.unscale_(self.optimizer)
+        return get_total_norm(self._gradients())
+
+    def _update(self, norm: Tensor) -> None:
+        if self.clip_norm is not None and self._may_need_clipping(norm, self.clip_norm):
+            clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def _may_need_clipping(self, norm: Tensor, clip_norm: float) -> bool:
+        # Torch multiplies by min(1, clip / (norm + 1e-6)); on a CPU a look is cheaper than multiplying.
+        return self.device.type != "cpu" or norm.item() + 1e-6 > clip_norm
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+
+    def _synchronize(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+class _Record:
+    """Losses and gradient norms of the steps, fetched from the device only when that costs nothing."""
+
+    def __init__(self, first_step: int, on_step: Callable[[int, float], None] | None, *, wait: bool) -> None:
+        self._first_step = first_step
+        self._on_step = on_step
+        self._wait = wait
+        self._losses: list[Tensor] = []
+        self._norms: list[Tensor] = []
+        self._reported = 0
+
+    def add(self, loss: Tensor, norm: Tensor) -> None:
+        self._losses.append(loss)
+        self._norms.append(norm)
+        if self._wait:
+            step = self._first_step + len(self._losses) - 1
+            _check_finite(step, loss.item(), norm.item())
+        self._report(len(self._losses) if self._wait else len(self._losses) - 1)
+
+    def finish(self, *, skipped_steps_are_normal: bool) -> tuple[list[float], list[float]]:
+        losses = torch.stack(self._losses).double().tolist()
+        norms = torch.stack(self._norms).double().tolist()
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        if skipped_steps_are_normal and finite:
+            # The loss scaler of fp16 finds its scale by overflowing, and leaves those steps out.
+            norms = [norm if math.isfinite(norm) else finite[0] for norm in norms]
+        for index, (loss, norm) in enumerate(zip(losses, norms, strict=True)):
+            _check_finite(self._first_step + index, loss, norm)
+        self._report(len(losses))
+        return losses, norms
+
+    def _report(self, until: int) -> None:
+        if self._on_step is None:
+            return
+        for index in range(self._reported, until):
+            self._on_step(self._first_step + index, self._losses[index].item())
+        self._reported = max(self._reported, until)
+
+
+def _check_finite(step: int, loss: float, norm: float) -> None:
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    raise TrainingDiverged(
+        f"training diverged at local step {step}: loss {loss}, gradient norm {norm}; lower the learning "
+        "rate, lengthen the warm-up or clip gradients"
+    )
+
+
+def enable_activation_checkpointing(model: "PreTrainedModel") -> None:
+    """Recompute activations in the backward pass instead of keeping them: less memory, more time.
+
+    Raises
+    ------
+    PhotonError
+        When the architecture does not support it.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise PhotonError(
+            f"{type(model).__name__} has no activation checkpointing; set activation_checkpointing=false"
+        )
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer:
+    """Build the local optimizer that ``config`` names over the trainable parameters of ``model``.
+
+    Parameters
+    ----------
+    config
+        ``_target_``, the import path of a `torch.optim.Optimizer` class ("torch.optim.AdamW"), and its
+        keyword arguments. Torch's own optimizers run fused where they can, unless ``fused``, ``foreach`` or
+        ``differentiable`` is given.
+    model
+        The model, already on its device.
+
+    Raises
+    ------
+    PhotonError
+        When the target is not an optimizer, or refuses an argument.
+    """
+    # The name may have come over the network: nothing but an optimizer class is ever called.
+    optimizer_class = import_target(config["_target_"], "optimizer")
+    if not (inspect.isclass(optimizer_class) and issubclass(optimizer_class, torch.optim.Optimizer)):
+        raise PhotonError(
+            f"optimizer._target_={config['_target_']} is not a torch.optim.Optimizer; name one, such as "
+            "torch.optim.AdamW"
+        )
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    fused = _runs_fused(optimizer_class, parameters) and config.keys().isdisjoint(_IMPLEMENTATIONS)
+    optimizer: torch.optim.Optimizer = build(
+        {"fused": True, **config} if fused else config, "optimizer", parameters
+    )
+    return optimizer
+
+
+def _runs_fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameters: Sequence[Tensor]) -> bool:
+    devices = {parameter.device.type for parameter in parameters}
+    fused_on = {"cpu"} if optimizer_class is torch.optim.Adagrad else {"cpu", "cuda"}
+    known = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}
+    return optimizer_class in known and devices <= fused_on

@@ -1,0 +1,41 @@
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from photon.data.loader import WindowStream
+
+VOCABULARY = 17
+LENGTH = 8
+
+
+class TinyLM(nn.Module):
+    """The smallest thing with the face of a causal language model: two matrices, a tied head, a bias."""
+
+    def __init__(self, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(*shape: int) -> nn.Parameter:
+            return nn.Parameter(0.3 * torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype))
+
+        self.embedding = nn.Embedding(VOCABULARY, 6, _weight=random(VOCABULARY, 6).data)
+        self.mix = random(6, 6)
+        self.bias = random(6)
+        self.head = nn.Linear(6, VOCABULARY, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, input_ids: Tensor, labels: Tensor, use_cache: bool = False) -> SimpleNamespace:
+        hidden = torch.tanh(self.embedding(input_ids) @ self.mix + self.bias)
+        logits = self.head(hidden)[:, :-1]
+        loss = nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), labels[:, 1:].reshape(-1))
+        return SimpleNamespace(loss=loss, logits=logits)
+
+
+def random_windows(count: int = 40) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, VOCABULARY, size=(count, LENGTH), dtype=np.uint16)
+
+
+def stream(position: int = 0) -> WindowStream:
+    return WindowStream([random_windows()], seed=1, position=position)
