@@ -44,9 +44,7 @@ def atomic_directory(path: Path) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
-        for file in beside.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        sync_files(beside)
         if path.exists():
             old = _beside(path)
             os.rename(path, old)
@@ -57,6 +55,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def sync_files(folder: Path) -> None:
+    """Flush every file below ``folder`` to the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            _sync_file(file)
 
 
 def remove_leftovers(folder: Path) -> None:

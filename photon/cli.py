@@ -1,0 +1,120 @@
+"""The ``photon`` command."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from photon.errors import PhotonError
+
+app = typer.Typer(
+    name="photon",
+    help="Federated pre-training of large language models on Flower.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=OVERRIDES)
+def train(context: typer.Context) -> None:
+    """Train a federation.
+
+    Arguments are Hydra overrides of the configuration in `conf/`:
+
+    * `photon train` — the default: four silos of the embedded corpus, Flower's simulation engine
+    * `photon train federation=inprocess rounds=4 run_dir=runs/first` — no Flower processes
+    * `photon train strategy=diloco model=photon-125m data=prepared data.path=DIR`
+    * `photon train -m outer=fedavg,diloco seed=0,1` — a sweep; add `hydra/launcher=joblib` for parallel runs
+
+    `photon train --show` prints the resolved configuration and stops.
+    """
+    arguments = list(context.args)
+    if "-m" in arguments or "--multirun" in arguments:
+        from photon.sweep import sweep
+
+        sweep(arguments)
+        return
+    from photon.config import compose
+
+    show = "--show" in arguments
+    config = compose([argument for argument in arguments if argument != "--show"])
+    if show:
+        typer.echo(config.text, nl=False)
+        return
+    from photon.federation.start import start
+
+    start(config, resume=False)
+
+
+@app.command()
+def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint."""
+    from photon.config import load
+    from photon.federation.start import start
+
+    config = load(run_dir / "config.yaml")
+    start(config.model_copy(update={"run_dir": str(run_dir.absolute())}), resume=True)
+
+
+@app.command()
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders of one or more runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+) -> None:
+    """Write a report that opens in a browser; several runs are laid side by side."""
+    from photon.telemetry.report import write_report
+
+    write_report(run_dirs, output)
+    typer.echo(str(output))
+
+
+@app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+) -> None:
+    """Export a run's newest model as a Hugging Face folder, with tokenizer and model card."""
+    from photon.evaluation.export import export_run
+
+    export_run(run_dir, output)
+    typer.echo(str(output))
+
+
+def main() -> None:
+    """Run the command; bad input exits with 2, anything else that fails with 1."""
+    try:
+        app(standalone_mode=False)
+    except PhotonError as error:
+        _say(str(error))
+        sys.exit(2)
+    except Exception as error:
+        sys.exit(_exit_code(error))
+
+
+def _exit_code(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.exceptions.Abort):
+        return 1
+    if isinstance(error, click.ClickException):
+        error.show()
+        return 2
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if type(error).__name__ in ("RoundFailed", "LaunchFailed"):
+        _say(str(error))
+        return 1
+    raise error
+
+
+def _say(message: Any) -> None:
+    print(f"photon: {message}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Build the object that a ``_target_`` section of the configuration names.
+
+Optimizers, schedules, outer optimizers and strategies are all named this way, so trying a new one takes a
+class and a YAML file, and no edit anywhere else.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from photon.errors import PhotonError
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known word closest to ``word``, or an empty string."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def import_target(target: str, where: str) -> Any:
+    """Import the object that the dotted path ``target`` names.
+
+    Raises
+    ------
+    PhotonError
+        If the module or the attribute does not exist; ``where`` names the configuration key.
+    """
+    module_name, _, attribute = target.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise PhotonError(f"{where}: cannot import '{target}' ({error})") from error
+
+
+def check_arguments(factory: Any, arguments: Collection[str], where: str) -> None:
+    """Raise :class:`PhotonError` for the first of ``arguments`` that ``factory`` does not take."""
+    parameters = inspect.signature(factory).parameters.values()
+    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    for name in arguments:
+        if name not in known:
+            raise PhotonError(f"{where}.{name}: unknown key{nearest(name, known)}")
+
+
+def build(section: Mapping[str, Any], where: str, *args: Any, **runtime: Any) -> Any:
+    """Call the section's ``_target_`` with the section's other keys.
+
+    Parameters
+    ----------
+    section
+        Mapping with ``_target_`` and keyword arguments.
+    where
+        Configuration key of the section, for error messages.
+    *args, **runtime
+        What only the running program knows, passed on before the section's own arguments.
+
+    Raises
+    ------
+    PhotonError
+        If the target cannot be imported, an argument is unknown (the nearest valid one is named), or
+        the target refuses a value.
+    """
+    arguments = {key: value for key, value in section.items() if key != "_target_"}
+    factory = import_target(section["_target_"], where)
+    check_arguments(factory, arguments, where)
+    try:
+        return factory(*args, **runtime, **arguments)
+    except (TypeError, ValueError) as error:
+        raise PhotonError(f"{where}: {section['_target_']} refused its settings ({error})") from error

@@ -1,0 +1,392 @@
+"""The configuration of a run: its typed schema, its composition by Hydra, and errors that help.
+
+``conf/`` holds every default; the classes below say what each key means and which values it may take.
+A run is composed once, in the ServerApp or in ``photon train``, and travels on as resolved YAML.
+"""
+
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from photon.components import check_arguments, import_target, nearest
+from photon.errors import PhotonError
+
+
+class Section(BaseModel):
+    """A group of keys; an unknown key or a value of the wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Component(BaseModel):
+    """A section that names a class or function by ``_target_``; the other keys are its arguments."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    target: str = Field(alias="_target_", description="Dotted path of the class or function to call.")
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the section as the mapping that :func:`photon.components.build` takes."""
+        return self.model_dump(by_alias=True)
+
+
+class RecipeSection(Section):
+    """The centralised recipe that the peak learning rate was tuned for."""
+
+    learning_rate: float = Field(gt=0, description="Peak learning rate, tuned at `batch_size`.")
+    batch_size: int = Field(ge=1, description="Sequences per optimizer step that the rate was tuned at.")
+    steps: int | None = Field(
+        ge=1, description="Length of the schedule in steps of `batch_size`; null: the whole run, unstretched."
+    )
+    warmup_steps: int = Field(ge=0, description="Warm-up in steps of `batch_size`.")
+
+
+class ModelSection(Section):
+    """The decoder-only language model."""
+
+    name: str = Field(description="Name of the preset.")
+    architecture: dict[str, Any] | None = Field(
+        description="A transformers configuration: `model_type` and its fields."
+    )
+    config_file: str | None = Field(
+        description="JSON file with a transformers configuration, instead of `architecture`."
+    )
+    vocab_size: int | None = Field(
+        gt=0, description="Rows of the embedding; null: the tokenizer's size rounded up to a multiple of 64."
+    )
+    sequence_length: int = Field(ge=2, description="Longest sequence that the model takes, in tokens.")
+    warm_start: str | None = Field(
+        description="Hugging Face folder (safetensors) whose weights the run starts from; null: random."
+    )
+    recipe: RecipeSection
+
+
+class HubSection(Section):
+    """A corpus that `datasets` streams."""
+
+    corpus: str = Field(description="Name of a known corpus: c4, the-pile, mc4 or fineweb-edu.")
+    documents_per_silo: int = Field(ge=2, description="Documents to take for each silo.")
+
+
+class DataSection(Section):
+    """The text."""
+
+    source: Literal["embedded", "prepared", "hub"] = Field(
+        description="`embedded`: the corpus that the installation brings; `prepared`: a folder made by "
+        "`photon data prepare`; `hub`: a streamed corpus, prepared on first use."
+    )
+    path: str | None = Field(description="Folder of the prepared data (source=prepared).")
+    vocab_size: int = Field(ge=257, description="Size of the tokenizer trained for embedded or hub text.")
+    tokenizer: str | None = Field(description="tokenizer.json or Hugging Face folder to use for hub text.")
+    partition: str = Field(description="by-source, iid:N or dirichlet:N:ALPHA, for hub text.")
+    hub: HubSection | None = None
+
+
+class TrainingSection(Section):
+    """Local training, the same on every silo."""
+
+    batch_size: int = Field(ge=1, description="Sequences per local step.")
+    micro_batch_size: int | Literal["auto"] | None = Field(
+        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probe."
+    )
+    clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
+    )
+    compile: bool = Field(description="Use torch.compile.")
+    activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
+    threads: int | None = Field(
+        ge=1, description="CPU threads; null: cores / federation.clients_in_parallel."
+    )
+    device: str = Field(description="auto, cpu, cuda or cuda:N.")
+    processes: int = Field(ge=1, description="Devices of one silo that train together.")
+    parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
+
+
+class EvaluationSection(Section):
+    """Validation of the global model on every silo."""
+
+    every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
+    sequences: int | None = Field(
+        ge=1, description="Validation windows per silo, evenly spaced; null: all of them."
+    )
+    batch_size: int = Field(ge=1, description="Sequences per forward pass.")
+
+
+class CheckpointSection(Section):
+    """What is kept to go on after a crash."""
+
+    every: int = Field(ge=1, description="Rounds between checkpoints; the last round is always saved.")
+    keep: int = Field(ge=1, description="Checkpoints kept; older ones are removed.")
+
+
+class FederationSection(Section):
+    """Where the silos run, and how long the server waits for them."""
+
+    engine: Literal["inprocess", "simulation", "deployment"] = Field(
+        description="inprocess: no Flower processes; simulation: Flower's simulation engine; deployment: "
+        "SuperNodes that the operators started."
+    )
+    clients_in_parallel: int = Field(ge=1, description="Silos that train at the same time (simulation).")
+    gpus_per_client: float = Field(ge=0, description="Share of a GPU per silo (simulation).")
+    deadline: float | None = Field(gt=0, description="Seconds a round may take; null: no limit.")
+    quorum: int = Field(ge=1, description="Silos that must answer for a round to count.")
+    accepted_failures: int | None = Field(
+        ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."
+    )
+    wait_for_silos: float = Field(
+        ge=0, description="Seconds to wait at the start until all silos are online."
+    )
+    silos: int | None = Field(
+        ge=1, description="Silos expected at the start (deployment); null: those online."
+    )
+
+
+class WandbSection(Section):
+    """Weights & Biases."""
+
+    mode: Literal["off", "offline", "online"] = Field(description="off, offline (files only) or online.")
+    project: str = Field(description="Project to log to.")
+
+
+class TelemetrySection(Section):
+    """What a run tells."""
+
+    display: Literal["auto", "plain", "none"] = Field(
+        description="auto: live on a terminal, else lines; plain: lines; none: nothing."
+    )
+    report: bool = Field(description="Write report.html at the end.")
+    export: bool = Field(description="Write the Hugging Face folder export/ at the end.")
+    sample_tokens: int = Field(ge=0, description="Tokens of sample text at the end; 0: none.")
+    sample_prompt: str = Field(description="Prompt of the sample text.")
+    wandb: WandbSection
+
+
+class CodecSection(Component):
+    """A codec of the link."""
+
+
+class LinkSection(Section):
+    """How state groups travel."""
+
+    up: list[CodecSection] = Field(description="Codecs from silo to server, applied in order.")
+    down: list[CodecSection] = Field(description="Codecs from server to silo, applied in order.")
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    run_dir: str | None = Field(description="Folder of the run; null: a new one under runs/.")
+    seed: int = Field(ge=0, description="Seed of initial weights, cohorts and data order.")
+    rounds: int = Field(ge=1, description="Rounds to train.")
+    local_steps: int = Field(ge=1, description="Local steps of each client in a round (H).")
+    cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
+    model: ModelSection
+    data: DataSection
+    optimizer: Component = Field(description="Local optimizer: any torch.optim.Optimizer by `_target_`.")
+    schedule: Component = Field(description="Learning-rate schedule: a function of the global step.")
+    outer: Component = Field(description="Outer optimizer: any torch.optim.Optimizer by `_target_`.")
+    strategy: Component = Field(description="Who gets which state groups, and how replies are folded.")
+    training: TrainingSection
+    evaluation: EvaluationSection
+    checkpoint: CheckpointSection
+    link: LinkSection
+    federation: FederationSection
+    telemetry: TelemetrySection
+
+    @model_validator(mode="after")
+    def _possible(self) -> "RunConfig":
+        micro = self.training.micro_batch_size
+        if isinstance(micro, int) and self.training.batch_size % micro:
+            raise ValueError(
+                f"training.micro_batch_size={micro} does not divide "
+                f"training.batch_size={self.training.batch_size}; choose a divisor"
+            )
+        if self.training.batch_size % self.training.processes:
+            raise ValueError(
+                f"training.processes={self.training.processes} does not divide "
+                f"training.batch_size={self.training.batch_size}; choose a divisor"
+            )
+        if self.data.source == "prepared" and not self.data.path:
+            raise ValueError("data.path is not set; name a folder made by `photon data prepare`")
+        if self.cohort is not None and self.federation.quorum > self.cohort:
+            raise ValueError(
+                f"federation.quorum={self.federation.quorum} is larger than cohort={self.cohort}; "
+                "a round could never count"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """Local steps of the whole run: rounds times local steps."""
+        return self.rounds * self.local_steps
+
+    @cached_property
+    def text(self) -> str:
+        """The configuration as YAML: what is stored with the run and sent to the silos."""
+        from omegaconf import OmegaConf
+
+        return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(by_alias=True)))
+
+
+def photon_home() -> Path:
+    """Return the folder of what runs share: ``$PHOTON_HOME``, or ``~/.photon``."""
+    return Path(os.environ.get("PHOTON_HOME") or Path.home() / ".photon").absolute()
+
+
+def conf_dir() -> Path:
+    """Return ``conf/``: beside the package in a checkout or app bundle, inside it in a wheel."""
+    package = Path(__file__).parent
+    for folder in (package.parent / "conf", package / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise PhotonError(f"conf/config.yaml is missing beside {package}; reinstall photon")
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose ``conf/`` with Hydra overrides and check the result.
+
+    Parameters
+    ----------
+    overrides
+        Hydra overrides, such as ``["strategy=diloco", "rounds=20"]``.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key or group option (the nearest valid one is named), a value of the wrong type,
+        or a combination that cannot work.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+            composed = hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PhotonError(explain_hydra_error(error)) from error
+    return validate(composed)
+
+
+def split_overrides(text: str) -> list[str]:
+    """Split the run-config string ``overrides`` as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PhotonError(f"overrides: cannot split {text!r} ({error}); check its quotes") from error
+
+
+def parse(text: str) -> RunConfig:
+    """Read a resolved configuration back from its YAML text.
+
+    Raises
+    ------
+    PhotonError
+        If the text is not YAML or does not fit the schema.
+    """
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return validate(OmegaConf.create(text))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise PhotonError(f"config: not a valid configuration ({_first_line(error)})") from error
+
+
+def load(path: Path) -> RunConfig:
+    """Read ``config.yaml`` of a run."""
+    if not path.is_file():
+        raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
+    return parse(path.read_text())
+
+
+def validate(composed: Any) -> RunConfig:
+    """Turn a composed OmegaConf configuration into a :class:`RunConfig`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        values = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise PhotonError(f"config: {_first_line(error)}") from error
+    if not isinstance(values, dict):
+        raise PhotonError("config: expected a mapping of keys")
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise PhotonError(_explain_validation(error)) from error
+    for where in ("optimizer", "schedule", "outer", "strategy"):
+        _check_component(getattr(config, where), where)
+    for where, codecs in (("link.up", config.link.up), ("link.down", config.link.down)):
+        for codec in codecs:
+            _check_component(codec, where)
+    return config
+
+
+def _check_component(component: Component, where: str) -> None:
+    factory = import_target(component.target, where)
+    arguments = dict(component.model_extra or {})
+    if where == "schedule":
+        arguments.pop("tuned_batch_size", None)
+    check_arguments(factory, arguments, where)
+    for name, value in arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PhotonError(f"{where}.{name}={value}: not a finite number")
+
+
+def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield every dotted key of the schema."""
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        yield key
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                yield from known_keys(candidate, f"{key}.")
+
+
+def explain_hydra_error(error: Exception) -> str:
+    """Return one line for a Hydra error, with the nearest valid key or option."""
+    messages = [str(error)]
+    cause = error.__cause__ or error.__context__
+    if cause is not None:
+        messages.append(str(cause))
+    text = "\n".join(messages)
+    if match := re.search(r"Could not override '([^']+)'", text):
+        key = match[1]
+        return f"{key}: unknown key{nearest(key, set(known_keys()))}"
+    if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
+        group, _, option = match[1].rpartition("/")
+        options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
+        return f"{group}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
+    return f"config: {_first_line(error)}"
+
+
+def _explain_validation(error: ValidationError) -> str:
+    problems = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            problems.append(f"{where}: unknown key{nearest(where, set(known_keys()))}")
+        elif item["type"] == "missing":
+            problems.append(f"{where}: missing; every key has a default in conf/, so remove the deletion")
+        elif item["type"] == "value_error":
+            problems.append(str(item["ctx"]["error"]))
+        else:
+            problems.append(f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
+    return "; ".join(dict.fromkeys(problems))
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,53 @@
+"""What a reply must be before it may touch the global model."""
+
+from collections.abc import Mapping
+
+import torch
+
+from photon.link.messages import TrainOrder, TrainReport
+
+Shapes = Mapping[str, Mapping[str, torch.Size]]
+
+
+def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
+    """Return the shapes of state groups."""
+    return {group: {name: t.shape for name, t in tensors.items()} for group, tensors in groups.items()}
+
+
+def problem_with(
+    report: TrainReport,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    order: TrainOrder,
+    expected: Shapes,
+    sequence_length: int,
+) -> str | None:
+    """Return why a reply is to be rejected, or None.
+
+    A reply must answer its own order, hold exactly the expected groups, names and shapes, and be finite.
+    """
+    if (report.round, report.silo) != (order.round, order.silo):
+        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
+    if report.steps != order.steps or report.tokens != order.steps * order.batch_size * sequence_length:
+        return f"it reports {report.steps} steps and {report.tokens} tokens, not what was ordered"
+    if report.position != order.position + order.steps * order.batch_size:
+        return f"it took its text up to window {report.position}, not what was ordered"
+    if set(groups) != set(expected):
+        return f"it holds the groups {sorted(groups)}, expected {sorted(expected)}"
+    for group, shapes in expected.items():
+        tensors = groups[group]
+        if names := set(shapes) ^ set(tensors):
+            return f"group {group} has missing or unknown tensors, such as {min(names)}"
+        for name, tensor in tensors.items():
+            if tensor.shape != shapes[name]:
+                return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
+            if not tensor.is_floating_point():
+                return f"{group}/{name} holds {tensor.dtype}, expected floating point"
+            if tensor.numel() and not _finite(tensor):
+                return f"{group}/{name} holds a value that is not finite"
+    return None
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    # One pass and no temporary: the extremes carry every NaN and infinity.
+    low, high = torch.aminmax(tensor.detach())
+    return bool(torch.isfinite(low) and torch.isfinite(high))

@@ -1,0 +1,507 @@
+"""The rounds of a run: config → cohort → encode → train → fold → outer step → evaluate → checkpoint → events."""
+
+import contextlib
+import math
+import random
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from photon.components import build
+from photon.config import RunConfig
+from photon.errors import PhotonError
+from photon.federation.agreement import client_cosine, consensus
+from photon.federation.checks import Shapes, problem_with, shapes_of
+from photon.federation.roster import Roster
+from photon.federation.rounds import Failure, exchange
+from photon.link.codecs import Codec
+from photon.link.messages import (
+    BODY,
+    EvaluateOrder,
+    EvaluateReport,
+    SiloInfo,
+    TrainOrder,
+    TrainReport,
+    pack,
+    unpack,
+)
+from photon.link.records import count_bytes, decode_groups, encode_groups
+from photon.models.build import build_model, parameter_count
+from photon.models.flops import flops_per_token
+from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.telemetry.events import (
+    Checkpointed,
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    EventStream,
+    Notice,
+    RoundFinished,
+    RoundStarted,
+    RunStarted,
+    SiloEvaluation,
+)
+from photon.training.silo import padded_vocabulary
+
+#: Seconds an evaluation may take when rounds have no deadline of their own.
+NO_DEADLINE_TTL = 7 * 86400.0
+
+
+class RoundFailed(Exception):
+    """A round could not count: too few silos answered, or too many failed. The run can be resumed."""
+
+
+class Federation:
+    """One run: a strategy, a grid of silos and the folder that holds everything needed to go on.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    grid
+        Where the silos are; any Flower grid.
+    run_dir
+        The run's folder.
+    stream
+        Where events go.
+    """
+
+    def __init__(self, config: RunConfig, grid: Grid, run_dir: Path, stream: EventStream) -> None:
+        self.config = config
+        self.run_dir = run_dir
+        self._grid = grid
+        self._stream = stream
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
+        self._strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
+        self._up: list[Codec] = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
+        self._down: list[Codec] = [build(codec.as_mapping(), "link.down") for codec in config.link.down]
+        self._roster = Roster(grid, config.text, lambda text: self._notice("warning", text))
+        self._flops_per_token = 0.0
+        self._roofline: dict[str, float | None] = {}
+
+    def run(self, *, resume: bool) -> Checkpoint:
+        """Train all rounds that are left and return the last checkpoint.
+
+        Raises
+        ------
+        PhotonError
+            If the silos do not fit the configuration or each other, or there is nothing to resume.
+        RoundFailed
+            If a round cannot count.
+        """
+        federation = self.config.federation
+        self._roster.wait(federation.silos, federation.wait_for_silos)
+        silos = self._roster.silos()
+        self._check_silos(silos)
+        if resume:
+            checkpoint, passed_over = self._checkpoints.latest()
+            for line in passed_over:
+                self._notice("warning", f"a damaged checkpoint was passed over: {line}")
+            self._checkpoints.discard_after(checkpoint.state.round)
+            self._check_same_data(checkpoint, silos)
+            self._started(checkpoint, silos, resumed_from=checkpoint.state.round)
+        else:
+            checkpoint = self._initialise(silos)
+        while checkpoint.state.round < self.config.rounds:
+            checkpoint = self._round(checkpoint)
+        return checkpoint
+
+    # --- before the first round -------------------------------------------------------------------
+
+    def _check_silos(self, silos: Sequence[SiloInfo]) -> None:
+        participants = self._strategy.participants(silos)
+        cohort = self.config.cohort
+        if cohort is not None and cohort > len(silos):
+            raise PhotonError(
+                f"cohort={cohort} is larger than the federation of {len(silos)} silos "
+                f"({', '.join(silo.name for silo in silos)}); set cohort={len(silos)} or cohort=null"
+            )
+        if self.config.federation.quorum > len(participants):
+            raise PhotonError(
+                f"federation.quorum={self.config.federation.quorum} is larger than the "
+                f"{len(participants)} participants; lower it"
+            )
+        reference = silos[0]
+        for silo in silos:
+            for what in ("tokenizer_sha256", "vocab_size", "sequence_length"):
+                if getattr(silo, what) != getattr(reference, what):
+                    raise PhotonError(
+                        f"silos {reference.name} and {silo.name} differ in {what} "
+                        f"({getattr(reference, what)} and {getattr(silo, what)}); "
+                        "prepare both with the same tokenizer and sequence length"
+                    )
+        if reference.sequence_length > self.config.model.sequence_length:
+            raise PhotonError(
+                f"the data's sequence length {reference.sequence_length} is longer than the model's "
+                f"(model.sequence_length={self.config.model.sequence_length}); prepare the data with "
+                "--sequence-length, or raise model.sequence_length and the architecture's positions"
+            )
+
+    def _check_same_data(self, checkpoint: Checkpoint, silos: Sequence[SiloInfo]) -> None:
+        state = checkpoint.state
+        if silos[0].tokenizer_sha256 != state.tokenizer_sha256:
+            raise PhotonError(
+                f"{checkpoint.path}: the run began with another tokenizer than the silos have now; "
+                "put the original data back"
+            )
+
+    def _initialise(self, silos: Sequence[SiloInfo]) -> Checkpoint:
+        reference = silos[0]
+        vocab_size = padded_vocabulary(self.config, reference.vocab_size)
+        model = build_model(self.config.model, vocab_size, seed=self.config.seed)
+        params = {name: parameter.detach() for name, parameter in sorted(model.named_parameters())}
+        state = ServerState(
+            run_id=uuid.uuid4().hex,
+            round=0,
+            global_step=0,
+            tokens=0,
+            vocab_size=vocab_size,
+            sequence_length=reference.sequence_length,
+            tokenizer_sha256=reference.tokenizer_sha256,
+        )
+        checkpoint = Checkpoint(self.run_dir / "checkpoints", state)
+        self._started(checkpoint, silos, resumed_from=None)
+        self._evaluate(state, {"params": params})
+        return self._checkpoints.save(state, params, {})
+
+    def _started(self, checkpoint: Checkpoint, silos: Sequence[SiloInfo], resumed_from: int | None) -> None:
+        state, config = checkpoint.state, self.config
+        model = build_model(config.model, state.vocab_size, seed=config.seed, device="meta")
+        self._flops_per_token = flops_per_token(model, state.sequence_length)
+        self._roofline = {silo.name: silo.roofline_flops for silo in silos}
+        self._roofline["centralized"] = silos[0].roofline_flops
+        participants = self._strategy.participants(silos)
+        self._stream.emit(
+            RunStarted(
+                run_id=state.run_id,
+                name=self.run_dir.name,
+                strategy=config.strategy.target.rpartition(".")[2],
+                model=config.model.name,
+                parameters=parameter_count(model),
+                silos=[
+                    {
+                        "name": silo.name,
+                        "train_tokens": silo.train_tokens,
+                        "validation_tokens": silo.validation_tokens,
+                        "unigram_loss": silo.unigram_loss,
+                    }
+                    for silo in silos
+                ],
+                rounds=config.rounds,
+                cohort=min(config.cohort or len(participants), len(participants)),
+                local_steps=config.local_steps,
+                batch_size=participants[0].batch_size,
+                sequence_length=state.sequence_length,
+                engine=config.federation.engine,
+                device=silos[0].device,
+                roofline_flops=silos[0].roofline_flops,
+                resumed_from=resumed_from,
+                flops_per_token=self._flops_per_token,
+            )
+        )
+
+    # --- one round --------------------------------------------------------------------------------
+
+    def _round(self, checkpoint: Checkpoint) -> Checkpoint:
+        begin = time.perf_counter()
+        before = checkpoint.state
+        server_round = before.round + 1
+        self._roster.refresh()
+        cohort = self._sample(server_round)
+        self._stream.emit(
+            RoundStarted(round=server_round, cohort=[p.name for p in cohort], global_step=before.global_step)
+        )
+        replies: dict[str, TrainReport] = {}
+        traffic = {"up": 0, "down": 0}
+        aggregate = self._strategy.aggregate_train(
+            server_round,
+            checkpoint,
+            self._train(server_round, checkpoint, cohort, replies, traffic),
+        )
+        after = self._advance(before, replies)
+        evaluate_begin = time.perf_counter()
+        if server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds:
+            self._evaluate(after, {"params": aggregate.params})
+        checkpoint_begin = time.perf_counter()
+
+        def finish() -> None:
+            now = time.perf_counter()
+            training = max(report.seconds["training"] for report in replies.values())
+            seconds = {
+                "round": now - begin,
+                "training": training,
+                "fold": aggregate.fold_seconds,
+                "outer": aggregate.outer_seconds,
+                "evaluate": checkpoint_begin - evaluate_begin,
+                "checkpoint": now - checkpoint_begin,
+                "overhead": now - begin - training,
+            }
+            self._stream.emit(_round_finished(after, aggregate, replies, traffic, seconds))
+
+        saved = self._checkpoints.save(after, aggregate.params, aggregate.outer, finish)
+        self._stream.emit(
+            Checkpointed(
+                round=server_round,
+                path=str(saved.path.relative_to(self.run_dir)),
+                bytes=sum(file.stat().st_size for file in saved.path.iterdir()),
+                seconds=time.perf_counter() - checkpoint_begin,
+            )
+        )
+        return saved
+
+    def _sample(self, server_round: int) -> list[Participant]:
+        """Draw the cohort: a function of seed, round and who is online, so a resumed run draws the same."""
+        online = self._strategy.participants(self._roster.silos())
+        size = min(self.config.cohort or len(online), len(online))
+        drawn = random.Random(f"{self.config.seed}/{server_round}").sample(online, size)
+        return sorted(drawn, key=lambda participant: participant.name)
+
+    def _train(
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        reports: dict[str, TrainReport],
+        traffic: dict[str, int],
+    ) -> Iterator[Reply]:
+        """Send train orders; yield checked replies in cohort order, counting failures as they come."""
+        orders = {p.name: self._order(checkpoint.state, server_round, p) for p in cohort}
+        messages, expected = self._train_messages(server_round, checkpoint, cohort, orders)
+        down = {name: count_bytes(message.content) for name, message in messages.items()}
+        length = checkpoint.state.sequence_length
+
+        def receive(name: str, message: Message) -> Reply | Failure:
+            try:
+                report = unpack(message.content, TrainReport)
+                groups = decode_groups(message.content)
+            except PhotonError as error:
+                return Failure("rejected", str(error))
+            problem = problem_with(report, groups, orders[name], expected[name], length)
+            if problem:
+                return Failure("rejected", problem)
+            return Reply(name, report, groups, count_bytes(message.content))
+
+        failures: dict[str, Failure] = {}
+        deadline = self.config.federation.deadline
+        for name, answer in exchange(self._grid, messages, receive, deadline=deadline):
+            if isinstance(answer, Failure):
+                failures[name] = answer
+                self._failed(server_round, name, answer)
+                self._check_failures(server_round, len(cohort), failures)
+                continue
+            reports[name] = answer.report
+            traffic["up"] += answer.bytes_up
+            traffic["down"] += down[name]
+            self._client_finished(answer, down[name])
+            yield answer
+            del answer
+
+    def _order(self, state: ServerState, server_round: int, participant: Participant) -> TrainOrder:
+        entry = state.ledger.get(participant.name, LedgerEntry())
+        return TrainOrder(
+            run_id=state.run_id,
+            model_id=state.model_id,
+            round=server_round,
+            silo=participant.name,
+            members=list(participant.members),
+            global_step=state.global_step,
+            steps=self.config.local_steps,
+            batch_size=participant.batch_size,
+            local_state=self._strategy.local_state,
+            last_round=entry.last_round,
+            position=entry.position,
+        )
+
+    def _train_messages(
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        orders: Mapping[str, TrainOrder],
+    ) -> tuple[dict[str, Message], dict[str, Shapes]]:
+        groups = self._strategy.configure_train(server_round, checkpoint, cohort)
+        encoded: dict[int, RecordDict] = {}
+        messages, expected = {}, {}
+        for participant in cohort:
+            own = groups[participant.name]
+            # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
+            if id(own) not in encoded:
+                encoded[id(own)] = encode_groups(own, self._down)
+            content = RecordDict(dict(encoded[id(own)]))
+            content[BODY] = pack(orders[participant.name], self.config.text)
+            messages[participant.name] = self._message(
+                content, participant.members, "train", f"round-{server_round}"
+            )
+            expected[participant.name] = shapes_of(own)
+        return messages, expected
+
+    def _message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
+        deadline = self.config.federation.deadline
+        return Message(
+            content,
+            dst_node_id=self._roster.node_of(members),
+            message_type=kind,
+            # Longer than the deadline: it is ours to say when a reply is late.
+            ttl=2 * deadline + 600 if deadline else NO_DEADLINE_TTL,
+            group_id=group,
+        )
+
+    def _check_failures(self, server_round: int, cohort: int, failures: Mapping[str, Failure]) -> None:
+        federation = self.config.federation
+        accepted = federation.accepted_failures
+        too_many = accepted is not None and len(failures) > accepted
+        if not too_many and cohort - len(failures) >= min(federation.quorum, cohort):
+            return
+        reasons = "; ".join(f"{name}: {failure.reason}" for name, failure in failures.items())
+        limit = f"accepted_failures={accepted}" if too_many else f"quorum={federation.quorum}"
+        raise RoundFailed(
+            f"round {server_round}: {len(failures)} of {cohort} clients failed, beyond federation.{limit} "
+            f"({reasons})"
+        )
+
+    def _advance(self, before: ServerState, reports: Mapping[str, TrainReport]) -> ServerState:
+        server_round = before.round + 1
+        ledger = dict(before.ledger)
+        for name, report in reports.items():
+            tokens = ledger.get(name, LedgerEntry()).tokens + report.tokens
+            ledger[name] = LedgerEntry(last_round=server_round, position=report.position, tokens=tokens)
+        return before.model_copy(
+            update={
+                "round": server_round,
+                "global_step": before.global_step + max(report.steps for report in reports.values()),
+                "tokens": before.tokens + sum(report.tokens for report in reports.values()),
+                "model_id": uuid.uuid4().hex,
+                "ledger": ledger,
+            }
+        )
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def _evaluate(self, state: ServerState, groups: StateGroups) -> None:
+        """Let every online silo evaluate the global model on its own validation text."""
+        begin = time.perf_counter()
+        records = encode_groups(groups, self._down)
+        messages = {}
+        for silo in self._roster.silos():
+            content = RecordDict(dict(records))
+            content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self.config.text)
+            messages[silo.name] = self._message(content, [silo.name], "evaluate", f"evaluate-{state.round}")
+        traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
+
+        def receive(name: str, message: Message) -> EvaluateReport | Failure:
+            traffic["up"] += count_bytes(message.content)
+            try:
+                report = unpack(message.content, EvaluateReport)
+            except PhotonError as error:
+                return Failure("rejected", str(error))
+            if (report.round, report.silo) != (state.round, name) or not math.isfinite(report.loss):
+                return Failure("rejected", f"its evaluation is not one of round {state.round}")
+            return report
+
+        per_silo: dict[str, SiloEvaluation] = {}
+        for name, answer in exchange(self._grid, messages, receive, deadline=self.config.federation.deadline):
+            if isinstance(answer, Failure):
+                self._failed(state.round, name, answer)
+            else:
+                per_silo[name] = _evaluation(answer.loss, answer.tokens)
+        if not per_silo:
+            self._notice("warning", f"round {state.round}: no silo could evaluate the model")
+            return
+        tokens = sum(silo["tokens"] for silo in per_silo.values())
+        loss = math.fsum(silo["loss"] * silo["tokens"] for silo in per_silo.values()) / tokens
+        self._stream.emit(
+            Evaluated(
+                round=state.round,
+                per_silo=per_silo,
+                loss=loss,
+                perplexity=_perplexity(loss),
+                tokens_trained=state.tokens,
+                bytes_up=traffic["up"],
+                bytes_down=traffic["down"],
+                seconds=time.perf_counter() - begin,
+            )
+        )
+
+    # --- events -----------------------------------------------------------------------------------
+
+    def _client_finished(self, reply: Reply, bytes_down: int) -> None:
+        report = reply.report
+        speed = report.tokens / report.seconds["training"]
+        roofline = self._roofline.get(reply.participant)
+        self._stream.emit(
+            ClientFinished(
+                round=report.round,
+                silo=reply.participant,
+                steps=report.steps,
+                tokens=report.tokens,
+                loss=report.loss,
+                loss_last=report.loss_last,
+                learning_rate=report.learning_rate,
+                seconds={
+                    key: report.seconds.get(key, math.nan) for key in ("total", "training", "load", "save")
+                },
+                bytes_up=reply.bytes_up,
+                bytes_down=bytes_down,
+                update_norm=report.update_norm,
+                tokens_per_second=speed,
+                mfu=speed * self._flops_per_token / roofline if roofline else None,
+                gradient_norm=report.gradient_norm,
+            )
+        )
+        if report.state_lost:
+            self._notice(
+                "warning",
+                f"round {report.round}: {reply.participant} had lost its local state; it went on from the "
+                "right place in its text with a fresh local optimizer",
+            )
+
+    def _failed(self, server_round: int, name: str, failure: Failure) -> None:
+        reason = " ".join(failure.reason.split())
+        self._stream.emit(ClientFailed(round=server_round, silo=name, kind=failure.kind, reason=reason))
+
+    def _notice(self, level: Any, message: str) -> None:
+        self._stream.emit(Notice(level=level, message=message))
+
+
+def _round_finished(
+    after: ServerState,
+    aggregate: Aggregate,
+    reports: Mapping[str, TrainReport],
+    traffic: Mapping[str, int],
+    seconds: Any,
+) -> RoundFinished:
+    names = list(aggregate.weights)
+    weights = [aggregate.weights[name] for name in names]
+    norms = [reports[name].update_norm for name in names]
+    norm = aggregate.step.pseudo_gradient_norm
+    tokens = sum(report.tokens for report in reports.values())
+    agreed = consensus(norm, weights, norms)
+    return RoundFinished(
+        round=after.round,
+        global_step=after.global_step,
+        tokens=after.tokens,
+        train_loss=math.fsum(r.loss * r.tokens for r in reports.values()) / tokens,
+        pseudo_gradient_norm=norm,
+        client_cosine=client_cosine(norm, weights, norms),
+        consensus=math.nan if agreed is None else agreed,
+        parameter_norm=aggregate.step.parameter_norm,
+        bytes_up=traffic["up"],
+        bytes_down=traffic["down"],
+        seconds=seconds,
+    )
+
+
+def _perplexity(loss: float) -> float:
+    with contextlib.suppress(OverflowError):
+        return math.exp(loss)
+    return math.inf
+
+
+def _evaluation(loss: float, tokens: int) -> SiloEvaluation:
+    return {"loss": loss, "perplexity": _perplexity(loss), "tokens": tokens}

@@ -1,0 +1,113 @@
+"""Which silos are online, and on which node each of them lives."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from photon.errors import PhotonError
+from photon.federation.rounds import Failure, exchange
+from photon.link.messages import BODY, Describe, Description, SiloInfo, pack, unpack
+
+#: Seconds a node may take to describe its silos (it imports torch and opens its data).
+DESCRIBE_DEADLINE = 120.0
+
+
+class Roster:
+    """The silos of the federation, learnt by asking every node.
+
+    Node ids change from run to run, so cohorts are drawn from silo names. A simulated node hosts all
+    silos of the prepared data; the silos are then spread over the nodes.
+
+    Parameters
+    ----------
+    grid
+        Where the nodes are.
+    config_text
+        The run's configuration, for nodes that need it.
+    on_problem
+        Called with a line for the user when a node cannot describe itself.
+    """
+
+    def __init__(self, grid: Grid, config_text: str, on_problem: Callable[[str], None]) -> None:
+        self._grid = grid
+        self._config_text = config_text
+        self._on_problem = on_problem
+        self._hosts: dict[int, list[SiloInfo]] = {}
+
+    def refresh(self) -> None:
+        """Ask nodes that came online since the last call, and forget those that left."""
+        online = set(self._grid.get_node_ids())
+        self._hosts = {node: silos for node, silos in self._hosts.items() if node in online}
+        unknown = sorted(online - set(self._hosts))
+        if not unknown:
+            return
+        messages = {
+            str(node): Message(
+                RecordDict({BODY: pack(Describe(), self._config_text)}),
+                dst_node_id=node,
+                message_type="query",
+                ttl=2 * DESCRIBE_DEADLINE,
+            )
+            for node in unknown
+        }
+        for node, answer in exchange(self._grid, messages, _receive, deadline=DESCRIBE_DEADLINE):
+            if isinstance(answer, Failure):
+                self._on_problem(f"node {node} cannot describe its silos: {answer.reason}")
+            else:
+                self._hosts[int(node)] = answer
+
+    def wait(self, silos: int | None, seconds: float) -> None:
+        """Wait until ``silos`` silos are online (None: any).
+
+        Raises
+        ------
+        PhotonError
+            If they are not after ``seconds``.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            self.refresh()
+            count = len(self.silos())
+            if count >= (silos or 1):
+                return
+            if time.monotonic() > end:
+                raise PhotonError(
+                    f"federation: {count} of {silos or 'at least 1'} silos online after {seconds:g} s; "
+                    "start the missing SuperNodes, or lower federation.silos"
+                )
+            time.sleep(1.0)
+
+    def silos(self) -> list[SiloInfo]:
+        """Return the online silos in name order."""
+        found = {silo.name: silo for silos in self._hosts.values() for silo in silos}
+        return [found[name] for name in sorted(found)]
+
+    def node_of(self, members: Sequence[str]) -> int:
+        """Return a node that hosts all of ``members``; silos that share nodes are spread over them.
+
+        Raises
+        ------
+        PhotonError
+            If no single node hosts them.
+        """
+        names = [silo.name for silo in self.silos()]
+        nodes = [
+            node
+            for node, silos in sorted(self._hosts.items())
+            if set(members) <= {silo.name for silo in silos}
+        ]
+        if not nodes:
+            raise PhotonError(
+                f"federation: no node holds the text of {', '.join(members)} together; "
+                "pooled training needs simulation or federation=inprocess"
+            )
+        return nodes[names.index(members[0]) % len(nodes)]
+
+
+def _receive(_: str, reply: Message) -> list[SiloInfo] | Failure:
+    try:
+        return unpack(reply.content, Description).silos
+    except PhotonError as error:
+        return Failure("rejected", str(error))

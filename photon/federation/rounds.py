@@ -1,0 +1,101 @@
+"""One exchange with a cohort: push, then pull replies one at a time until all are in or time is up."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from photon.link.records import count_bytes
+
+#: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
+HELD_BYTES = 256 * 2**20
+
+FailureKind = Literal["error", "rejected", "deadline", "unavailable"]
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a participant's answer does not count."""
+
+    kind: FailureKind
+    reason: str
+
+
+def exchange(
+    grid: Grid,
+    messages: dict[str, Message],
+    receive: Callable[[str, Message], Answer | Failure],
+    *,
+    deadline: float | None,
+) -> Iterator[tuple[str, Answer | Failure]]:
+    """Send one message to each participant and yield the answers in the order of ``messages``.
+
+    That order, not the order of arrival, is what makes a fold reproducible. A reply that comes early is
+    received at once and held until its turn, as long as the held replies stay small; large ones stay in
+    the SuperLink until it is their turn, so that the server holds one of them at a time.
+
+    Parameters
+    ----------
+    messages
+        Participant to message, in cohort order. Emptied as they are sent, so that no copy of the model
+        stays behind.
+    receive
+        Turns a reply that carries no error into an answer or a failure. Called once per reply, on arrival.
+    deadline
+        Seconds after which missing replies count as failures; None waits for ever.
+    """
+    waiting: dict[str, str] = {}
+    answers: dict[str, Answer | Failure] = {}
+    expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
+    cohort = list(messages)
+    for participant in cohort:
+        # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
+        pushed = [identifier for identifier in grid.push_messages([messages.pop(participant)]) if identifier]
+        if pushed:
+            waiting[participant] = pushed[0]
+        else:
+            answers[participant] = Failure("unavailable", "the message could not be delivered")
+    may_hold = max(1, HELD_BYTES // max(1, expected_bytes))
+
+    def poll(participant: str) -> bool:
+        # A function of its own, so that no reply stays alive in the frame of the suspended generator.
+        moved = False
+        for reply in grid.pull_messages([waiting[participant]]):
+            # An error may come from node 1, the SuperLink; the message id says whose it is.
+            answers[participant] = _accept(participant, reply, receive)
+            moved = True
+        if moved:
+            del waiting[participant]
+        return moved
+
+    begin = time.monotonic()
+    for turn in cohort:
+        while turn not in answers:
+            moved = poll(turn)
+            if not moved:
+                for participant in list(waiting):
+                    if participant != turn and len(answers) < may_hold:
+                        moved |= poll(participant)
+            if moved:
+                continue
+            elapsed = time.monotonic() - begin
+            if deadline is not None and elapsed > deadline:
+                del waiting[turn]
+                answers[turn] = Failure("deadline", f"no reply within {deadline:g} s")
+            else:
+                time.sleep(min(0.5, max(0.02, 0.02 * elapsed)))
+        yield turn, answers.pop(turn)
+
+
+def _accept(
+    participant: str, reply: Message, receive: Callable[[str, Message], Answer | Failure]
+) -> Answer | Failure:
+    if reply.has_error():
+        reason = reply.error.reason or f"error code {reply.error.code}"
+        # Flower's code 5 is a node that went away; every other code is the app's own failure.
+        return Failure("unavailable" if reply.error.code == 5 else "error", reason)
+    return receive(participant, reply)

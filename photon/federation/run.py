@@ -1,0 +1,215 @@
+"""A whole run: its folder, its listeners, the federation, and what is left at the end."""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+from rich.console import Console
+
+from photon.config import RunConfig, compose, parse, photon_home, split_overrides
+from photon.errors import PhotonError
+from photon.federation.federation import Federation
+from photon.state.atomic import write_text
+from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
+from photon.telemetry.display import Display
+from photon.telemetry.events import EventStream, Listener, Notice, RunFinished, RunInterrupted
+from photon.telemetry.log import EventLog, read_events
+from photon.telemetry.summary import build_summary
+
+#: Simulated nodes all host every silo, so their number does not matter; two are Flower's default.
+INPROCESS_NODES = 1
+
+
+def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
+    """Read the configuration from Flower's run config.
+
+    Returns
+    -------
+    tuple
+        The configuration, and whether the run in ``run_dir`` is to be resumed.
+
+    Raises
+    ------
+    PhotonError
+        If both ``config`` and ``overrides`` are set, or either is wrong.
+    """
+    text, overrides = str(run_config.get("config", "")), str(run_config.get("overrides", ""))
+    if text and overrides:
+        raise PhotonError("run config: config and overrides are both set; give one of them")
+    config = parse(text) if text else compose(split_overrides(overrides))
+    return config, bool(run_config.get("resume", False))
+
+
+def prepare_run(config: RunConfig) -> RunConfig:
+    """Fill in what depends on this machine: the run's folder and the prepared data.
+
+    A relative ``run_dir`` is taken from the current folder; without one, the run goes to ``runs/`` in
+    Photon's home. Embedded and hub text is prepared on first use.
+    """
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}"
+    run_dir = Path(config.run_dir).absolute() if config.run_dir else photon_home() / "runs" / name
+    changes: dict[str, Any] = {"run_dir": str(run_dir)}
+    if config.federation.engine != "deployment":
+        changes["data"] = config.data.model_copy(update={"path": str(_data_path(config))})
+    return config.model_copy(update=changes)
+
+
+def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -> dict[str, Any]:
+    """Train, and write everything a run leaves behind.
+
+    Parameters
+    ----------
+    config
+        As :func:`prepare_run` returned it.
+    grid
+        Where the silos are.
+    resume
+        Go on from the newest checkpoint in the run's folder.
+    live
+        Whether the display may take over the terminal.
+
+    Returns
+    -------
+    dict
+        The content of ``summary.json``.
+
+    Raises
+    ------
+    PhotonError
+        For bad input.
+    RoundFailed
+        If a round could not count; the run can be resumed.
+    """
+    run_dir = check_run_dir(config, resume)
+    plain = not live or config.telemetry.display == "plain"
+    console = Console(force_terminal=False if plain else None)
+    with _alone(run_dir), _listeners(config, run_dir, console) as listeners:
+        if not resume:
+            write_text(run_dir / "config.yaml", config.text)
+        stream = EventStream(listeners)
+        try:
+            checkpoint = Federation(config, grid, run_dir, stream).run(resume=resume)
+            return _finish(config, run_dir, checkpoint, stream)
+        except BaseException as error:
+            stream.emit(RunInterrupted(round=_last_round(run_dir), reason=_reason(error)))
+            raise
+
+
+def run_inprocess(config: RunConfig, *, resume: bool, live: bool = True) -> dict[str, Any]:
+    """Run the federation in this process, without Flower's engines."""
+    from photon.client_app import app
+    from photon.federation.grid import InProcessGrid
+
+    nodes = {node: {"partition-id": node} for node in range(1, INPROCESS_NODES + 1)}
+    return run_federation(config, InProcessGrid(app, nodes), resume=resume, live=live)
+
+
+def check_run_dir(config: RunConfig, resume: bool) -> Path:
+    """Return the run's folder if the run can start, or go on, there.
+
+    Raises
+    ------
+    PhotonError
+        If a new run would overwrite one, or there is nothing to go on from.
+    """
+    assert config.run_dir is not None, "prepare_run fills it in"
+    run_dir = Path(config.run_dir)
+    has_run = bool(CheckpointStore(run_dir / "checkpoints").rounds())
+    if has_run and not resume:
+        raise PhotonError(
+            f"{run_dir}: already holds a run; go on with `photon resume {run_dir}`, or choose another run_dir"
+        )
+    if resume and not has_run:
+        raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
+    return run_dir
+
+
+def _data_path(config: RunConfig) -> Path:
+    data = config.data
+    if data.path:
+        return Path(data.path).absolute()
+    if data.source == "hub":
+        from photon.data.hub import ensure_hub
+
+        return ensure_hub(photon_home(), data, config.model.sequence_length, config.seed)
+    from photon.data.embedded import ensure_embedded
+
+    return ensure_embedded(
+        photon_home(), sequence_length=config.model.sequence_length, vocab_size=data.vocab_size
+    )
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run's lock: two processes that write one run would ruin it."""
+    from filelock import FileLock, Timeout
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise PhotonError(
+            f"{run_dir}: the run is still going on in another process; stop that first"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _listeners(config: RunConfig, run_dir: Path, console: Console) -> Iterator[list[Listener]]:
+    listeners: list[Listener] = [EventLog(run_dir / "events.jsonl")]
+    wandb = config.telemetry.wandb
+    if wandb.mode != "off":
+        from photon.telemetry.wandb import WandbListener
+
+        listeners.append(
+            WandbListener(
+                mode=wandb.mode,
+                project=wandb.project,
+                run_dir=run_dir,
+                config=config.model_dump(by_alias=True),
+                run_id=run_dir.name,
+            )
+        )
+    if config.telemetry.display == "none":
+        yield listeners
+        return
+    with Display(console) as display:
+        yield [*listeners, display]
+
+
+def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: EventStream) -> dict[str, Any]:
+    params = checkpoint.load_params()
+    summary = build_summary(read_events(run_dir / "events.jsonl"), weights_sha256=weights_sha256(params))
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
+    stream.emit(RunFinished(summary=summary))
+    if config.telemetry.export:
+        from photon.evaluation.export import export_run
+
+        try:
+            export_run(run_dir, run_dir / "export")
+        except PhotonError as error:
+            stream.emit(Notice(level="warning", message=f"no export: {error}"))
+    if config.telemetry.report:
+        from photon.telemetry.report import write_report
+
+        write_report([run_dir], run_dir / "report.html")
+    return summary
+
+
+def _last_round(run_dir: Path) -> int:
+    return max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        return "stopped by the user"
+    text = " ".join(str(error).split())
+    return text if isinstance(error, PhotonError) else f"{type(error).__name__}: {text}"

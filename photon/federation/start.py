@@ -1,0 +1,72 @@
+"""Start a run on the engine that its configuration names, and show how it ended."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from photon.config import RunConfig
+from photon.errors import PhotonError
+from photon.federation.run import check_run_dir, prepare_run, run_inprocess
+from photon.state.checkpoint import CheckpointStore
+
+
+def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
+    """Run the federation and print the final summary.
+
+    Raises
+    ------
+    PhotonError
+        For bad input.
+    RoundFailed, LaunchFailed
+        If the run stopped; it can be resumed.
+    KeyboardInterrupt
+        If the user stopped it.
+    """
+    config = prepare_run(config)
+    run_dir = check_run_dir(config, resume)
+    engine = config.federation.engine
+    if engine == "deployment":
+        raise PhotonError(
+            "federation=deployment: start it with `flwr run . CONNECTION --run-config \"overrides='…'\"`, "
+            "where the SuperLink is"
+        )
+    try:
+        if engine == "inprocess":
+            run_inprocess(config, resume=resume)
+        else:
+            from photon.federation.launch import Simulation
+
+            Simulation(config, resume=resume).run()
+    except KeyboardInterrupt:
+        if CheckpointStore(run_dir / "checkpoints").rounds():
+            Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
+        raise
+    return show(config, run_dir)
+
+
+def show(config: RunConfig, run_dir: Path) -> dict[str, Any]:
+    """Print a finished run's summary and a sample of its text."""
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    if config.telemetry.display == "none":
+        return summary
+    from photon.telemetry.summary import print_summary
+
+    export = run_dir / "export"
+    report = run_dir / "report.html"
+    sample = None
+    if config.telemetry.sample_tokens and export.is_dir():
+        from photon.evaluation.generate import generate_text
+
+        sample = generate_text(
+            export, config.telemetry.sample_prompt, max_new_tokens=config.telemetry.sample_tokens
+        )
+    print_summary(
+        Console(),
+        summary,
+        report_path=report if report.exists() else None,
+        export_path=export if export.is_dir() else None,
+        sample=sample,
+    )
+    return summary

@@ -1,0 +1,145 @@
+"""The small typed parts of a message: what the server asks and what a silo answers.
+
+They travel as one JSON string in a ``ConfigRecord``, beside the records of the state groups.
+"""
+
+from typing import Literal, TypeVar
+
+from flwr.app import ConfigRecord, RecordDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from photon.errors import PhotonError
+
+
+class Body(BaseModel):
+    """A typed message body."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Describe(Body):
+    """Ask a node which silos it hosts."""
+
+    kind: Literal["describe"] = "describe"
+
+
+class SiloInfo(Body):
+    """What a silo tells about its data; the data itself never leaves."""
+
+    name: str
+    train_tokens: int = Field(ge=0)
+    validation_tokens: int = Field(ge=0)
+    unigram_loss: float
+    vocab_size: int = Field(ge=1)
+    sequence_length: int = Field(ge=2)
+    tokenizer_sha256: str
+    device: str
+    roofline_flops: float | None
+
+
+class Description(Body):
+    """Answer to :class:`Describe`."""
+
+    silos: list[SiloInfo]
+
+
+class TrainOrder(Body):
+    """Ask for local steps on one silo.
+
+    Attributes
+    ----------
+    run_id, model_id
+        The run, and the global model that the order starts from: a silo that is asked twice for the same
+        round of the same model answers with what it has already trained.
+    silo, members
+        The participant's name, and the silos whose text it trains on (itself, unless silos are pooled).
+    last_round, position
+        The last round whose reply the server accepted from this participant (0: none), and the windows it
+        had taken from its text by then. The silo goes on from there.
+    """
+
+    run_id: str
+    model_id: str
+    round: int = Field(ge=1)
+    silo: str
+    members: list[str] = Field(min_length=1)
+    global_step: int = Field(ge=0)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    local_state: Literal["keep", "reset"]
+    last_round: int = Field(ge=0)
+    position: int = Field(ge=0)
+
+
+class TrainReport(Body):
+    """What local training did; the trained state groups travel beside it."""
+
+    round: int
+    silo: str
+    steps: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    position: int = Field(ge=0)
+    loss: float
+    loss_last: float
+    learning_rate: float
+    gradient_norm: float
+    update_norm: float
+    seconds: dict[str, float]
+    state_lost: bool
+
+
+class EvaluateOrder(Body):
+    """Ask for the validation loss of the global model on one silo."""
+
+    round: int = Field(ge=0)
+    silo: str
+
+
+class EvaluateReport(Body):
+    """Validation loss of a silo: mean over ``tokens`` predictions, in nats."""
+
+    round: int
+    silo: str
+    loss: float
+    tokens: int = Field(ge=1)
+
+
+BODY = "photon"
+Kind = TypeVar("Kind", bound=Body)
+
+
+def pack(body: Body, config: str | None = None) -> ConfigRecord:
+    """Put ``body``, and the run's configuration if given, in a record."""
+    record = ConfigRecord({"body": body.model_dump_json()})
+    if config is not None:
+        record["config"] = config
+    return record
+
+
+def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
+    """Read the body of a message.
+
+    Raises
+    ------
+    PhotonError
+        If it is missing or is not a ``kind``.
+    """
+    record = records.get(BODY)
+    text = record.get("body") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise PhotonError("message: it has no photon body; server and silos must run the same photon")
+    try:
+        return kind.model_validate_json(text)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or kind.__name__
+        raise PhotonError(f"message: {where}: {problem['msg']}") from error
+
+
+def unpack_config(records: RecordDict) -> str:
+    """Read the run's configuration from a message."""
+    record = records.get(BODY)
+    text = record.get("config") if isinstance(record, ConfigRecord) else None
+    if not isinstance(text, str):
+        raise PhotonError("message: it brings no configuration")
+    return text

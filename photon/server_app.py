@@ -1,0 +1,19 @@
+"""Photon's ServerApp: read the configuration, run the federation."""
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run one federation on ``grid``.
+
+    The run config brings either ``config``, a resolved configuration, or ``overrides`` for ``conf/``;
+    with neither, the default federation trains.
+    """
+    from photon.federation.run import prepare_run, run_federation, settings_from
+
+    config, resume = settings_from(context.run_config)
+    run_federation(prepare_run(config), grid, resume=resume, live=False)

@@ -1,0 +1,193 @@
+"""Server checkpoints: one folder per finished round, complete or absent.
+
+Between the phases of a round the server keeps no model in memory: it reads the last checkpoint, and the
+round's result is the next checkpoint. Resuming is therefore the ordinary path, not a special one.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from photon.errors import PhotonError
+from photon.state.atomic import atomic_directory, remove_leftovers, sync_files
+from photon.state.tensors import StateGroups, load_groups, save_groups
+
+FORMAT = "photon-checkpoint/1"
+
+
+class LedgerEntry(BaseModel):
+    """What the server has accepted from one participant.
+
+    Attributes
+    ----------
+    last_round
+        Last round whose reply was folded; 0 before the first.
+    position
+        Windows of its text that the participant had taken by then.
+    tokens
+        Tokens it has trained in accepted rounds.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    last_round: int = Field(default=0, ge=0)
+    position: int = Field(default=0, ge=0)
+    tokens: int = Field(default=0, ge=0)
+
+
+class ServerState(BaseModel):
+    """The numbers of a checkpoint; the tensors lie beside it."""
+
+    model_config = ConfigDict(extra="forbid")
+    format: str = FORMAT
+    run_id: str
+    round: int = Field(ge=0)
+    global_step: int = Field(ge=0)
+    tokens: int = Field(ge=0)
+    model_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
+    ledger: dict[str, LedgerEntry] = Field(default_factory=dict)
+    outer_scalars: dict[str, float] = Field(default_factory=dict)
+    vocab_size: int = Field(ge=1)
+    sequence_length: int = Field(ge=2)
+    tokenizer_sha256: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on disk."""
+
+    path: Path
+    state: ServerState
+
+    def load_params(self) -> dict[str, torch.Tensor]:
+        """Return the global parameters by name, memory-mapped."""
+        groups = load_groups(self.path / "params.safetensors")
+        if set(groups) != {"params"}:
+            raise PhotonError(f"{self.path}/params.safetensors: expected the group params alone")
+        return groups["params"]
+
+    def load_outer(self) -> StateGroups:
+        """Return the outer optimizer's state groups, memory-mapped; empty if it has none."""
+        path = self.path / "outer.safetensors"
+        return load_groups(path) if path.exists() else {}
+
+
+class CheckpointStore:
+    """The checkpoints of a run.
+
+    Parameters
+    ----------
+    folder
+        ``RUN_DIR/checkpoints``.
+    keep
+        Newest checkpoints to keep.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def rounds(self) -> list[int]:
+        """Return the rounds that have a checkpoint, ascending."""
+        return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))
+
+    def save(
+        self,
+        state: ServerState,
+        params: dict[str, torch.Tensor],
+        outer: StateGroups,
+        before_commit: Callable[[], None] = lambda: None,
+    ) -> Checkpoint:
+        """Write a checkpoint and remove the ones beyond ``keep``.
+
+        ``before_commit`` is called when all bytes are on the disk and before the checkpoint counts, so
+        that what it records is never behind the checkpoint.
+        """
+        path = self._path(state.round)
+        with atomic_directory(path) as folder:
+            save_groups(folder / "params.safetensors", {"params": params})
+            if outer:
+                save_groups(folder / "outer.safetensors", outer)
+            (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
+            sync_files(folder)
+            before_commit()
+        for old in self.rounds()[: -self._keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+        return Checkpoint(path, state)
+
+    def load(self, server_round: int) -> Checkpoint:
+        """Open the checkpoint of a round.
+
+        Raises
+        ------
+        PhotonError
+            If it is missing, damaged or of another format.
+        """
+        return open_checkpoint(self._path(server_round))
+
+    def latest(self) -> tuple[Checkpoint, list[str]]:
+        """Return the newest readable checkpoint, and why newer ones were passed over.
+
+        Raises
+        ------
+        PhotonError
+            If there is none.
+        """
+        remove_leftovers(self.folder)
+        passed_over: list[str] = []
+        for server_round in reversed(self.rounds()):
+            try:
+                checkpoint = self.load(server_round)
+                checkpoint.load_params()
+                checkpoint.load_outer()
+            except PhotonError as error:
+                passed_over.append(str(error))
+                continue
+            return checkpoint, passed_over
+        damaged = f" ({'; '.join(passed_over)})" if passed_over else ""
+        raise PhotonError(f"{self.folder}: no readable checkpoint{damaged}; start the run anew")
+
+    def discard_after(self, server_round: int) -> None:
+        """Remove checkpoints newer than ``server_round`` (damaged ones that a resume passed over)."""
+        for newer in self.rounds():
+            if newer > server_round:
+                shutil.rmtree(self._path(newer))
+
+    def _path(self, server_round: int) -> Path:
+        return self.folder / f"round-{server_round:06d}"
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open one checkpoint folder.
+
+    Raises
+    ------
+    PhotonError
+        If it is missing, damaged or of another format.
+    """
+    file = path / "checkpoint.json"
+    if not file.is_file():
+        raise PhotonError(f"{path}: not a checkpoint (no checkpoint.json)")
+    try:
+        state = ServerState.model_validate(json.loads(file.read_text()))
+    except (ValueError, ValidationError) as error:
+        raise PhotonError(
+            f"{file}: damaged ({str(error).splitlines()[0]}); use an older checkpoint"
+        ) from error
+    if state.format != FORMAT:
+        raise PhotonError(f"{file}: format {state.format}, this photon reads {FORMAT}")
+    return Checkpoint(path, state)
+
+
+def weights_sha256(params: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over the bytes of all parameters in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(params):
+        digest.update(params[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

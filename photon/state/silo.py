@@ -1,0 +1,92 @@
+"""What a silo keeps on its own disk between rounds.
+
+One folder per trained round: the local optimizer's state, the position in the text, and the reply itself.
+The server says which round it accepted last; the silo goes on from exactly that one. So a reply that was
+lost is trained again from the same windows, and a round that is asked for twice is answered without training.
+"""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from photon.errors import PhotonError
+from photon.state.atomic import atomic_directory, remove_leftovers
+from photon.state.tensors import StateGroups, load_groups, save_groups
+
+
+@dataclass(frozen=True)
+class SiloState:
+    """A silo's state after a round.
+
+    Attributes
+    ----------
+    position
+        Windows taken from the text so far.
+    scalars
+        Scalar states of the local optimizer, such as ``step``.
+    report
+        The round's report as JSON text.
+    """
+
+    run_id: str
+    model_id: str
+    round: int
+    position: int
+    scalars: dict[str, float]
+    report: str
+    groups: StateGroups = field(default_factory=dict, compare=False)
+
+
+class SiloStore:
+    """The rounds that one silo has trained in one run.
+
+    Parameters
+    ----------
+    folder
+        The silo's own folder for this run.
+    keep
+        Newest rounds to keep; two, so that a lost reply can be trained again.
+    """
+
+    def __init__(self, folder: Path, keep: int = 2) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def save(self, state: SiloState, reply: StateGroups) -> None:
+        """Write the state after a round and the reply that goes with it."""
+        numbers = asdict(replace(state, groups={}))
+        del numbers["groups"]
+        with atomic_directory(self._path(state.round)) as folder:
+            save_groups(folder / "optimizer.safetensors", state.groups)
+            save_groups(folder / "reply.safetensors", reply)
+            (folder / "state.json").write_text(json.dumps(numbers))
+        for old in self._rounds()[: -self._keep]:
+            shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def load(self, run_id: str, server_round: int) -> SiloState | None:
+        """Return the state after ``server_round`` of this run, or None if it is not there."""
+        remove_leftovers(self.folder)
+        path = self._path(server_round)
+        try:
+            numbers = json.loads((path / "state.json").read_text())
+            state = SiloState(**numbers, groups=load_groups(path / "optimizer.safetensors"))
+        except (OSError, ValueError, TypeError, PhotonError):
+            return None
+        return state if state.run_id == run_id else None
+
+    def reply(self, run_id: str, model_id: str, server_round: int) -> tuple[SiloState, StateGroups] | None:
+        """Return the reply already trained for this round of this model, or None."""
+        state = self.load(run_id, server_round)
+        if state is None or state.model_id != model_id:
+            return None
+        try:
+            return state, load_groups(self._path(server_round) / "reply.safetensors")
+        except PhotonError:
+            return None
+
+    def _rounds(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))
+
+    def _path(self, server_round: int) -> Path:
+        return self.folder / f"round-{server_round:06d}"

@@ -1,0 +1,46 @@
+"""State groups in safetensors files: memory-mapped on reading, never pickled."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from photon.errors import PhotonError
+
+StateGroups = dict[str, dict[str, torch.Tensor]]
+
+
+def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+    """Write state groups to one file, under ``group/name`` keys."""
+    save_file(
+        {
+            f"{group}/{name}": tensor.detach().cpu().contiguous()
+            for group, tensors in groups.items()
+            for name, tensor in tensors.items()
+        },
+        path,
+    )
+
+
+def load_groups(path: Path) -> StateGroups:
+    """Read what :func:`save_groups` wrote.
+
+    The tensors are private memory maps of the file: reading costs nothing until a tensor is touched, and
+    writing to one does not change the file.
+
+    Raises
+    ------
+    PhotonError
+        If the file is missing or damaged.
+    """
+    try:
+        flat = load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise PhotonError(f"{path}: cannot be read ({error}); resume from an older checkpoint") from error
+    groups: StateGroups = {}
+    for key in sorted(flat):
+        group, _, name = key.partition("/")
+        groups.setdefault(group, {})[name] = flat[key]
+    return groups

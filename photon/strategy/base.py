@@ -1,0 +1,102 @@
+"""What a strategy decides. The rounds themselves are the same for all strategies.
+
+The methods keep the shape of Flower's ``Strategy`` (``configure_train``, ``aggregate_train``), with state
+groups in place of one ``ArrayRecord``, and replies that stream in place of a list.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from photon.config import RunConfig
+from photon.link.messages import SiloInfo, TrainReport
+from photon.state.checkpoint import Checkpoint
+from photon.strategy.outer import OuterStep
+
+StateGroups = dict[str, dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """Who trains: usually one silo.
+
+    Attributes
+    ----------
+    name
+        Name in cohorts, events and ledger.
+    members
+        Silos whose text it trains on; their node must host all of them.
+    batch_size
+        Sequences per local step.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A checked reply of a participant."""
+
+    participant: str
+    report: TrainReport
+    groups: StateGroups
+    bytes_up: int
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """What folding a round's replies and stepping the outer optimizer gave.
+
+    Attributes
+    ----------
+    weights
+        Share of each folded participant in the mean; they sum to 1.
+    """
+
+    params: dict[str, torch.Tensor]
+    outer: StateGroups
+    outer_scalars: dict[str, float]
+    step: OuterStep
+    weights: dict[str, float]
+    fold_seconds: float
+    outer_seconds: float
+
+
+class Strategy(ABC):
+    """Base of all strategies.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    """
+
+    #: What the silos do with their local optimizer between rounds.
+    local_state: Literal["keep", "reset"]
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+
+    def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:
+        """Return who can be sampled, in name order: by default every silo on its own."""
+        return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]
+
+    @abstractmethod
+    def configure_train(
+        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+    ) -> Mapping[str, StateGroups]:
+        """Return the state groups to send to each participant; equal ones may be the same object."""
+
+    @abstractmethod
+    def aggregate_train(
+        self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
+    ) -> Aggregate:
+        """Fold the replies, which come one at a time in cohort order, and step the global state.
+
+        There is at least one reply. Nothing that was sent is still in memory.
+        """

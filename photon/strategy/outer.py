@@ -1,0 +1,108 @@
+"""The outer optimizer: any torch optimizer, stepping on the pseudo-gradient."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from photon.components import build
+from photon.training.groups import read_optimizer, write_optimizer
+
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class OuterStep:
+    """What an outer step moved.
+
+    Attributes
+    ----------
+    pseudo_gradient_norm
+        ‖Δ‖ with Δ = θ − mean_k θ_k, over all parameters.
+    parameter_norm
+        ‖θ‖ after the step.
+    """
+
+    pseudo_gradient_norm: float
+    parameter_norm: float
+
+
+class OuterOptimizer:
+    """Step the global parameters with Δ = θ − mean_k θ_k as their gradient.
+
+    Parameters
+    ----------
+    section
+        ``_target_`` and arguments of a ``torch.optim.Optimizer``.
+    """
+
+    def __init__(self, section: Mapping[str, Any]) -> None:
+        self._section = dict(section)
+
+    def step(
+        self, params: Tensors, mean: Tensors, state: dict[str, Tensors], scalars: dict[str, float]
+    ) -> tuple[OuterStep, dict[str, Tensors], dict[str, float]]:
+        """Update ``params`` in place.
+
+        ``mean`` is overwritten by the pseudo-gradient. SGD with learning rate 1 and nothing else is plain
+        averaging and takes the mean itself, because θ − (θ − mean) rounds.
+
+        Parameters
+        ----------
+        params
+            Global parameters by name.
+        mean
+            Mean of the clients' parameters by name.
+        state, scalars
+            The optimizer's state groups and scalar states after the last step; empty before the first.
+
+        Returns
+        -------
+        tuple
+            Norms of the step, and the state groups and scalars to keep.
+        """
+        parameters = {name: torch.nn.Parameter(tensor) for name, tensor in params.items()}
+        optimizer = build(self._section, "outer", list(parameters.values()))
+        if state or scalars:
+            write_optimizer(_Named(parameters), optimizer, state, scalars)
+        averaging = _is_plain_averaging(optimizer)
+        square = 0.0
+        for name, parameter in parameters.items():
+            if averaging:
+                square += float(torch.linalg.vector_norm(parameter.detach() - mean[name])) ** 2
+                parameter.data.copy_(mean[name])
+            else:
+                parameter.grad = mean[name].neg_().add_(parameter.detach())
+                square += float(torch.linalg.vector_norm(parameter.grad)) ** 2
+        if not averaging:
+            optimizer.step()
+        for name, parameter in parameters.items():
+            params[name] = parameter.detach()
+        norm = math.sqrt(sum(float(torch.linalg.vector_norm(t)) ** 2 for t in params.values()))
+        groups, numbers = read_optimizer(_Named(parameters), optimizer)
+        return OuterStep(math.sqrt(square), norm), groups, numbers
+
+
+class _Named(torch.nn.Module):
+    """Parameters under names that a module may not register itself, because they contain dots."""
+
+    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
+        super().__init__()
+        self._named = parameters
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        return iter(self._named.items())
+
+
+def _is_plain_averaging(optimizer: torch.optim.Optimizer) -> bool:
+    if type(optimizer) is not torch.optim.SGD:
+        return False
+    group = optimizer.param_groups[0]
+    return (
+        group["lr"] == 1.0
+        and group["momentum"] == 0.0
+        and group["weight_decay"] == 0.0
+        and not group["maximize"]
+    )

@@ -1,0 +1,85 @@
+"""Hydra multirun: ``photon train -m outer=fedavg,diloco seed=0,1``."""
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from photon.config import compose, conf_dir, explain_hydra_error, validate
+from photon.errors import PhotonError
+
+SWEEP_DIR = "hydra.sweep.dir="
+
+
+def sweep(arguments: list[str]) -> None:
+    """Train every combination, one run folder each, and lay the runs side by side in one report.
+
+    Every value of the sweep is checked before the first run starts.
+
+    Parameters
+    ----------
+    arguments
+        Hydra's command line, with ``-m`` or ``--multirun``.
+
+    Raises
+    ------
+    PhotonError
+        If a value is wrong, or a run failed on its input.
+    """
+    import hydra
+
+    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    check_sweep(overrides)
+    folder = next((o.removeprefix(SWEEP_DIR) for o in overrides if o.startswith(SWEEP_DIR)), None)
+    if folder is None:
+        folder = f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
+        overrides.append(f"{SWEEP_DIR}{folder}")
+    sys.argv = ["photon train", "--multirun", *overrides]
+    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
+
+    from photon.telemetry.report import write_report
+
+    runs = sorted(path.parent for path in Path(folder).glob("*/events.jsonl"))
+    write_report(runs, Path(folder) / "report.html")
+    print(f"{len(runs)} runs side by side: {Path(folder) / 'report.html'}")
+
+
+def train_one(composed: Any) -> None:
+    """Train one combination of a sweep in the folder that Hydra chose for it."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from photon.federation.start import start
+
+    config = validate(composed)
+    if config.run_dir is None:
+        config = config.model_copy(update={"run_dir": HydraConfig.get().runtime.output_dir})
+    start(config, resume=False)
+
+
+def check_sweep(overrides: list[str]) -> None:
+    """Compose each value of a sweep once, the other keys at their first value.
+
+    Raises
+    ------
+    PhotonError
+        For the first value that the configuration does not take.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise PhotonError(explain_hydra_error(error)) from error
+    choices = []
+    for text, override in zip(overrides, parsed, strict=True):
+        if override.is_sweep_override():
+            key = text.partition("=")[0]
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+        else:
+            choices.append([text])
+    first = [values[0] for values in choices]
+    compose(first)
+    for place, values in enumerate(choices):
+        for value in values[1:]:
+            compose([*first[:place], value, *first[place + 1 :]])

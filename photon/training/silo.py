@@ -1,0 +1,321 @@
+"""A silo at work: from an order and the global model to trained state groups and a report.
+
+This is the one place where state, data and the local loop meet. The workbench (model, optimizer, compiled
+graph) is built once per process and lent to every silo that the process serves; what belongs to a silo is
+read from its own disk before the work and written back after it.
+"""
+
+import math
+import os
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from photon.components import build
+from photon.config import RunConfig, parse
+from photon.data.loader import WindowStream
+from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
+from photon.evaluation.perplexity import evaluate_windows
+from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
+from photon.models.build import build_model, causal_loss
+from photon.models.roofline import roofline
+from photon.state.silo import SiloState, SiloStore
+from photon.training.batch_probe import find_micro_batch_size
+from photon.training.groups import (
+    StateGroups,
+    read_optimizer,
+    read_params,
+    reset_optimizer,
+    write_optimizer,
+    write_params,
+)
+from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
+from photon.training.precision import Precision, resolve_precision
+from photon.training.schedule import Schedule, stretch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class SiloSite:
+    """Where a silo's things lie on its own machine.
+
+    Attributes
+    ----------
+    data
+        Prepared data folder with the silo's text.
+    state
+        Folder for what silos keep between rounds.
+    """
+
+    data: Path
+    state: Path
+
+
+@dataclass
+class Workbench:
+    """What a process builds once: model, optimizer and loop for one configuration."""
+
+    model: "PreTrainedModel"
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    device: torch.device
+    precision: Precision
+    trainers: dict[int, LocalTrainer]
+
+
+def build_schedule(config: RunConfig) -> Schedule:
+    """Build the learning-rate schedule, stretched to the local batch.
+
+    A recipe tuned for batches of ``tuned_batch_size`` is stretched by ``tuned_batch_size / batch_size``;
+    a schedule without a length of its own spans the whole run and is not stretched.
+    """
+    section = config.schedule.as_mapping()
+    tuned = section.pop("tuned_batch_size", None) or config.training.batch_size
+    if "steps" in section and section["steps"] is None:
+        section["steps"] = config.total_steps
+    else:
+        section["steps"], section["warmup_steps"] = stretch(
+            section.get("steps", 0), section["warmup_steps"], tuned, config.training.batch_size
+        )
+        if "steps" not in config.schedule.as_mapping():
+            del section["steps"]
+    schedule: Schedule = build(section, "schedule")
+    return schedule
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PhotonError(f"training.device={name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PhotonError(f"training.device={name}: this machine has no CUDA device; use training.device=cpu")
+    return device
+
+
+def use_threads(config: RunConfig) -> None:
+    """Give this process its share of the CPU cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.training.threads or max(1, cores // config.federation.clients_in_parallel))
+
+
+@lru_cache(maxsize=1)
+def workbench(config_text: str, vocab_size: int) -> Workbench:
+    """Build model, optimizer and loop for a configuration; the last one is kept."""
+    config = parse(config_text)
+    use_threads(config)
+    device = resolve_device(config.training.device)
+    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
+    if config.training.activation_checkpointing:
+        enable_activation_checkpointing(model)
+    optimizer = build_optimizer(config.optimizer.as_mapping(), model)
+    precision = resolve_precision(config.training.precision, device)
+    return Workbench(model, optimizer, build_schedule(config), device, precision, {})
+
+
+def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
+    """Describe the silos whose text lies in ``site.data``."""
+    use_threads(config)
+    data = PreparedData.open(site.data)
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    name, flops = roofline(device, precision)
+    return [
+        SiloInfo(
+            name=silo,
+            train_tokens=entry.train.tokens,
+            validation_tokens=entry.validation.tokens,
+            unigram_loss=entry.unigram_loss,
+            vocab_size=data.manifest.vocab_size,
+            sequence_length=data.manifest.sequence_length,
+            tokenizer_sha256=data.manifest.tokenizer_sha256,
+            device=f"{name}, {precision}",
+            roofline_flops=flops,
+        )
+        for silo, entry in sorted(data.manifest.silos.items())
+    ]
+
+
+def train(
+    order: TrainOrder, groups: Mapping[str, Mapping[str, torch.Tensor]], site: SiloSite, config: RunConfig
+) -> tuple[StateGroups, TrainReport]:
+    """Carry out a train order.
+
+    Parameters
+    ----------
+    order
+        What to train, and from where.
+    groups
+        The global state groups; ``params`` at least.
+
+    Returns
+    -------
+    tuple
+        The trained state groups and the report.
+
+    Raises
+    ------
+    PhotonError
+        If the silo's data, state or the groups do not fit the order.
+    """
+    begin = time.perf_counter()
+    store = SiloStore(site.state / order.silo)
+    if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
+        state, reply = done
+        return reply, TrainReport.model_validate_json(state.report)
+
+    data = PreparedData.open(site.data)
+    bench = workbench(config.text, padded_vocabulary(config, data.manifest.vocab_size))
+    write_params(bench.model, groups["params"])
+    state_lost = _restore_optimizer(bench, store, order)
+    stream = WindowStream(
+        [data.windows(member, "train") for member in order.members],
+        stream_seed(config.seed, order.members),
+        order.position,
+    )
+    loaded = time.perf_counter()
+    result = _trainer(bench, config, order.batch_size).train(
+        stream, global_step=order.global_step, steps=order.steps
+    )
+    trained = time.perf_counter()
+    params = read_params(bench.model)
+    report = TrainReport(
+        round=order.round,
+        silo=order.silo,
+        steps=result.steps,
+        tokens=result.tokens,
+        position=stream.position,
+        loss=result.loss,
+        loss_last=result.loss_last,
+        learning_rate=result.learning_rate,
+        gradient_norm=result.gradient_norm,
+        update_norm=_distance(params, groups["params"]),
+        seconds={"load": loaded - begin, "training": trained - loaded},
+        state_lost=state_lost,
+    )
+    reply = {"params": params}
+    optimizer_groups, scalars = read_optimizer(bench.model, bench.optimizer)
+    kept = order.local_state == "keep"
+    store.save(
+        SiloState(
+            run_id=order.run_id,
+            model_id=order.model_id,
+            round=order.round,
+            position=stream.position,
+            scalars=scalars if kept else {},
+            report=report.model_dump_json(),
+            groups=optimizer_groups if kept else {},
+        ),
+        reply,
+    )
+    saved = time.perf_counter()
+    seconds = report.seconds | {"save": saved - trained, "total": saved - begin}
+    return reply, report.model_copy(update={"seconds": seconds})
+
+
+def evaluate(
+    order: EvaluateOrder,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    site: SiloSite,
+    config: RunConfig,
+) -> EvaluateReport:
+    """Evaluate the global model on a silo's validation windows."""
+    data = PreparedData.open(site.data)
+    bench = workbench(config.text, padded_vocabulary(config, data.manifest.vocab_size))
+    write_params(bench.model, groups["params"])
+    nll, tokens = evaluate_windows(
+        bench.model,
+        data.windows(order.silo, "validation"),
+        batch_size=config.evaluation.batch_size,
+        device=bench.device,
+        precision=bench.precision,
+        limit=config.evaluation.sequences,
+    )
+    return EvaluateReport(round=order.round, silo=order.silo, loss=nll / tokens, tokens=tokens)
+
+
+def padded_vocabulary(config: RunConfig, tokenizer_size: int) -> int:
+    """Return the rows of the embedding: the model's own, or the tokenizer's size up to a multiple of 64.
+
+    Raises
+    ------
+    PhotonError
+        If the model's vocabulary is smaller than the tokenizer's.
+    """
+    own = config.model.vocab_size
+    if own is None:
+        return -(-tokenizer_size // 64) * 64
+    if own < tokenizer_size:
+        raise PhotonError(
+            f"model.vocab_size={own} is smaller than the tokenizer's {tokenizer_size}; "
+            "set model.vocab_size=null or prepare the data with a smaller tokenizer"
+        )
+    return own
+
+
+def stream_seed(seed: int, members: list[str]) -> int:
+    """Return the seed of the order in which the text of ``members`` is read."""
+    return (seed << 32) + zlib.crc32("+".join(members).encode())
+
+
+def _trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrainer:
+    if batch_size not in bench.trainers:
+        micro = config.training.micro_batch_size
+        if micro == "auto":
+            micro = find_micro_batch_size(_probe_step(bench, config), batch_size)
+        bench.trainers[batch_size] = LocalTrainer(
+            bench.model,
+            bench.optimizer,
+            bench.schedule,
+            batch_size=batch_size,
+            micro_batch_size=micro,
+            clip_norm=config.training.clip_norm,
+            precision=bench.precision,
+            device=bench.device,
+            compile=config.training.compile,
+        )
+    return bench.trainers[batch_size]
+
+
+def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
+    """Return a forward and backward pass of a given number of sequences, for the batch probe."""
+
+    def step(sequences: int) -> None:
+        windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
+        bench.model.train()
+        causal_loss(bench.model, windows.to(bench.device)).backward()
+        bench.optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def _restore_optimizer(bench: Workbench, store: SiloStore, order: TrainOrder) -> bool:
+    """Put the silo's local optimizer state in place; return whether a state that should exist is gone."""
+    reset_optimizer(bench.optimizer)
+    if order.local_state == "reset" or order.last_round == 0:
+        return False
+    state = store.load(order.run_id, order.last_round)
+    if state is None or state.position != order.position:
+        return True
+    write_optimizer(bench.model, bench.optimizer, state.groups, state.scalars)
+    return False
+
+
+def _distance(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
+    """Return ‖after − before‖ over all tensors."""
+    squares = (
+        float(torch.linalg.vector_norm(tensor.cpu() - before[name])) ** 2 for name, tensor in after.items()
+    )
+    return math.sqrt(sum(squares))

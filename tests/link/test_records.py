@@ -1,0 +1,98 @@
+"""Records carry state groups exactly, count their bytes, and refuse what does not add up."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from photon.errors import PhotonError
+from photon.link.codecs import Cast
+from photon.link.records import HEADER, RAW, count_bytes, decode_groups, encode_groups
+
+
+def groups() -> dict[str, dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "params": {
+            "a.weight": torch.randn(3, 4, generator=generator),
+            "b": torch.randn(5, generator=generator).to(torch.bfloat16),
+            "empty": torch.empty(0, 3),
+            "scalar": torch.tensor(2.5, dtype=torch.float64),
+        },
+        "exp_avg": {"a.weight": torch.randn(4, 3, generator=generator).T},
+    }
+
+
+def test_round_trip_is_exact_for_every_dtype_and_layout() -> None:
+    sent = groups()
+    received = decode_groups(encode_groups(sent))
+    assert {g: set(t) for g, t in received.items()} == {g: set(t) for g, t in sent.items()}
+    for group, tensors in sent.items():
+        for name, tensor in tensors.items():
+            assert received[group][name].dtype == tensor.dtype
+            assert received[group][name].shape == tensor.shape
+            assert torch.equal(received[group][name], tensor)
+
+
+@pytest.mark.parametrize("values", [[0.0], [1.0, -1.0], [float("inf"), float("nan")], [1e-45, 3e38]])
+def test_cast_rounds_as_torch_does(values: list[float]) -> None:
+    tensor = torch.tensor(values)
+    received = decode_groups(encode_groups({"params": {"w": tensor}}, [Cast("bfloat16")]))["params"]["w"]
+    assert received.dtype == torch.float32
+    assert torch.equal(received.nan_to_num(7.0), tensor.to(torch.bfloat16).float().nan_to_num(7.0))
+
+
+def test_counted_bytes_are_payload_plus_headers() -> None:
+    tensor = torch.randn(1000, 10)
+    dense = encode_groups({"params": {"w": tensor}})
+    overhead = count_bytes(dense) - tensor.nbytes
+    assert 0 < overhead < 200
+    assert sum(len(array.data) for array in dense.array_records["params"].values()) == tensor.nbytes
+    cast = encode_groups({"params": {"w": tensor}}, [Cast("bfloat16")])
+    assert sum(len(array.data) for array in cast.array_records["params"].values()) == tensor.nbytes // 2
+
+
+def broken(change: Callable[[RecordDict], None]) -> RecordDict:
+    records = encode_groups({"params": {"w": torch.ones(4)}})
+    change(records)
+    return records
+
+
+def set_array(array: Array) -> Callable[[RecordDict], None]:
+    return lambda records: records.update({"params": ArrayRecord({"w": array})})
+
+
+def set_header(text: str) -> Callable[[RecordDict], None]:
+    return lambda records: records.update({HEADER: ConfigRecord({"header": text})})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: r.pop(HEADER), "no header"),
+        (lambda r: r.pop("params"), "lacks the group 'params'"),
+        (set_array(Array("float32", (4,), RAW, b"123")), "holds 3 bytes.*needs 16"),
+        (set_array(Array("float32", (2**40,), RAW, b"1234")), "needs"),
+        (set_array(Array("float32", (-4,), RAW, b"")), "impossible shape"),
+        (set_array(Array("object", (1,), RAW, b"12345678")), "unknown encoding"),
+        (set_array(Array("float32", (1,), "numpy.ndarray", b"1234")), "unknown encoding"),
+        (set_header("{"), "cannot be read"),
+        (set_header("[]"), "cannot be read"),
+        (set_header(json.dumps({"format": 99, "groups": {}})), "format 99"),
+        (set_header(json.dumps({"format": 1, "groups": {"params": 3}})), "cannot be read"),
+        (set_header(json.dumps({"format": 1, "groups": {"params": {"w": 3}}})), "malformed"),
+        (
+            set_header(json.dumps({"format": 1, "groups": {"params": {"w": [{"codec": "casst"}]}}})),
+            "unknown codec 'casst'; did you mean 'cast'",
+        ),
+        (
+            set_header(json.dumps({"format": 1, "groups": {"params": {"w": [{"codec": "cast"}]}}})),
+            "cannot decode",
+        ),
+    ],
+)
+def test_malformed_records_are_refused(change: Callable[[RecordDict], None], message: str) -> None:
+    with pytest.raises(PhotonError, match=message):
+        decode_groups(broken(change))

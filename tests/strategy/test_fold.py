@@ -1,0 +1,77 @@
+"""The fold equals the batch mean, is exact where it must be, and depends on nothing but cohort order."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from photon.strategy.fold import WeightedMean
+
+
+def replies(count: int, seed: int = 0) -> list[dict[str, dict[str, torch.Tensor]]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        {
+            "params": {
+                "weight": torch.randn(7, 5, generator=generator),
+                "bias": torch.randn(5, generator=generator),
+            }
+        }
+        for _ in range(count)
+    ]
+
+
+def fold(items: list, weights: list[float]) -> dict[str, dict[str, torch.Tensor]]:
+    mean = WeightedMean()
+    for groups, weight in zip(items, weights, strict=True):
+        mean.add(groups, weight)
+    return mean.result()
+
+
+@pytest.mark.parametrize("weights", [[1, 1, 1, 1], [3, 1, 8, 2], [1e6, 1, 1, 5e5]])
+def test_equals_numpys_weighted_average(weights: list[float]) -> None:
+    items = replies(4)
+    result = fold(items, weights)
+    for name in ("weight", "bias"):
+        stacked = np.stack([item["params"][name].double().numpy() for item in items])
+        expected = np.average(stacked, axis=0, weights=weights)
+        np.testing.assert_allclose(result["params"][name].numpy(), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_one_reply_is_copied_bit_for_bit() -> None:
+    (item,) = replies(1)
+    result = fold([item], [3.0])
+    assert torch.equal(result["params"]["weight"], item["params"]["weight"])
+    result["params"]["weight"].zero_()
+    assert item["params"]["weight"].abs().sum() > 0, "the accumulator must not share memory with a reply"
+
+
+def test_equal_replies_stay_exact() -> None:
+    (item,) = replies(1)
+    result = fold([item] * 7, [1.0, 2.0, 3.0, 0.1, 5.0, 6.0, 7.0])
+    assert torch.equal(result["params"]["weight"], item["params"]["weight"])
+
+
+def test_cohort_order_decides_not_content_order() -> None:
+    """Whatever the permutation, folding in sorted cohort order gives the same bits."""
+    items = dict(zip("abc", replies(3), strict=True))
+    weights = {"a": 1.0, "b": 2.0, "c": 4.0}
+    reference = fold([items[name] for name in "abc"], [weights[name] for name in "abc"])
+    for permutation in itertools.permutations("abc"):
+        names = sorted(permutation)
+        result = fold([items[name] for name in names], [weights[name] for name in names])
+        assert torch.equal(result["params"]["weight"], reference["params"]["weight"])
+
+
+def test_low_precision_replies_are_summed_in_float32() -> None:
+    items = [{"params": {"w": torch.full((4,), value, dtype=torch.bfloat16)}} for value in (1.0, 1.0078125)]
+    result = fold(items, [1.0, 1.0])["params"]["w"]
+    assert result.dtype == torch.float32
+    assert torch.allclose(result, torch.full((4,), 1.00390625), atol=0)
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
+def test_refuses_a_weight_that_is_not_positive(weight: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        WeightedMean().add(replies(1)[0], weight)
