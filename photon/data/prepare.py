@@ -76,7 +76,7 @@ def prepare(
     parsed = parse_partition(partition)
     documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
-    with _bar(progress) as bar:
+    with progress_bar(show=progress) as bar:
         task = bar.add_task("reading", total=sum(len(paths) for paths in sources.values()))
         for name in sorted(sources):
             documents[name] = []
@@ -161,7 +161,7 @@ def prepare_documents(
     documents, duplicates = drop_exact_duplicates(documents)
     _check_sources(documents, duplicates)
     silos = partition_documents(documents, parse_partition(partition), seed)
-    with _bar(progress) as bar:
+    with progress_bar(show=progress) as bar:
         task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
         # Eight bytes a token are more than any tokenizer here packs into one.
         smallest = 8 * sequence_length
@@ -407,7 +407,8 @@ def _size(documents: list[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 
-def _bar(show: bool) -> Progress:
+def progress_bar(*, show: bool) -> Progress:
+    """Return bars on standard error, silent where that is no terminal or nobody wants them."""
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),

@@ -1,0 +1,219 @@
+"""``photon data``: prepare text for training, and look at what was prepared."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from photon.errors import PhotonError
+
+if TYPE_CHECKING:
+    from photon.data.documents import Document
+
+app = typer.Typer(
+    name="data",
+    help="Prepare text for training, and look at what was prepared.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+_TEXT = "What is read"
+_SHAPE = "What is written"
+_HUB = "Corpora of the Hugging Face hub"
+
+
+@app.command()
+def prepare(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must not exist or be empty.")],
+    silo: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=PATH",
+            help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). Repeat "
+            "it for more silos; a repeated NAME adds to the same one.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = None,
+    embedded: Annotated[
+        bool,
+        typer.Option(
+            "--embedded",
+            help="Use text that the installed packages bring: four silos, nothing is downloaded.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = False,
+    text_field: Annotated[
+        str,
+        typer.Option(
+            help="Field of .jsonl, .json and .parquet that holds the text; `a.b` reaches inside.",
+            rich_help_panel=_TEXT,
+        ),
+    ] = "text",
+    partition: Annotated[
+        str,
+        typer.Option(
+            metavar="PARTITION",
+            help="`by-source`: a silo per NAME. `iid:N`: all documents shuffled over N silos. "
+            "`dirichlet:N:ALPHA`: N silos, each with its own mixture of the NAMEs; the smaller ALPHA, the "
+            "more they differ. `field:FIELD`: a silo per value of a field.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = "by-source",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Entries of the byte-level BPE tokenizer to train. [default: 8192]",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE_OR_DIR",
+            help="Take this tokenizer instead: a tokenizer.json or a Hugging Face folder (also GPT-2's "
+            "vocab.json with merges.txt).",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = None,
+    sequence_length: Annotated[
+        int, typer.Option(metavar="N", help="Tokens in a window.", rich_help_panel=_SHAPE)
+    ] = 128,
+    validation_fraction: Annotated[
+        float,
+        typer.Option(
+            metavar="F",
+            help="Share of every silo's text to hold out for validation, by whole documents.",
+            rich_help_panel=_SHAPE,
+        ),
+    ] = 0.05,
+    seed: Annotated[
+        int,
+        typer.Option(metavar="N", help="Decides partition, split and order.", rich_help_panel=_SHAPE),
+    ] = 0,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Replace prepared data that is in DIR already.", rich_help_panel=_SHAPE
+        ),
+    ] = False,
+    hub: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME[:CONFIG,...]",
+            help="Stream a corpus: `c4`, `pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
+            "language), `fineweb-edu`, or `json` and `parquet` for files of your own.",
+            rich_help_panel=_HUB,
+        ),
+    ] = None,
+    hub_limit: Annotated[
+        int, typer.Option(metavar="N", help="Most documents of a silo.", rich_help_panel=_HUB)
+    ] = 10_000,
+    hub_limit_mb: Annotated[
+        float | None, typer.Option(metavar="MB", help="Most megabytes of a silo.", rich_help_panel=_HUB)
+    ] = None,
+    hub_files: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GLOB",
+            help="Local copies of the corpus's files; `{config}` stands for each configuration.",
+            rich_help_panel=_HUB,
+        ),
+    ] = None,
+) -> None:
+    """Turn text into packed windows of tokens, split into train and validation by document.
+
+    Two silos from files:
+
+        photon data prepare --output data/two --silo news=news.jsonl.gz --silo books=books/
+
+    Eight silos that mix the same text differently, with GPT-2's tokenizer:
+
+        photon data prepare --output data/mix --silo news=news.jsonl.gz --silo books=books/
+        --partition dirichlet:8:0.3 --tokenizer gpt2/
+    """
+    from photon.data.partition import parse_partition
+    from photon.data.prepare import check_output, prepare_documents
+    from photon.data.prepare import prepare as prepare_files
+
+    if vocab_size is not None and tokenizer is not None:
+        raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
+    if bool(silo) + embedded + (hub is not None) != 1:
+        raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
+    if (hub_files or hub_limit_mb is not None) and hub is None:
+        raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
+    check_output(output, overwrite=overwrite)
+    field = parse_partition(partition).field
+    options: dict[str, Any] = {
+        "vocab_size": 8192 if vocab_size is None else vocab_size,
+        "tokenizer": tokenizer,
+        "sequence_length": sequence_length,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+        "overwrite": overwrite,
+        "progress": True,
+    }
+    if silo:
+        sources = _parse_silos(silo)
+        prepare_files(sources, output, partition=partition, text_field=text_field, **options)
+    elif hub is not None:
+        documents = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field, field)
+        # The stream has sorted the documents by the field already.
+        prepare_documents(documents, output, partition="by-source" if field else partition, **options)
+    else:
+        from photon.data.embedded import embedded_documents
+
+        if field:
+            raise PhotonError("the embedded corpus has no fields: use another --partition than field:NAME")
+        prepare_documents(embedded_documents(), output, partition=partition, **options)
+    inspect_data(output, verify=False, samples=0)
+
+
+@app.command("inspect")
+def inspect_data(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of prepared data.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read everything and check it against the manifest.")
+    ] = False,
+    samples: Annotated[int, typer.Option(metavar="N", min=0, help="Windows to show of each silo.")] = 1,
+) -> None:
+    """Show sizes, tokens, splits and sample windows, and how different the silos are.
+
+    photon data inspect data/two --samples 2
+    """
+    from rich.console import Console
+
+    from photon.data.inspect import inspect
+
+    Console().print(inspect(folder, samples=samples, verify=verify))
+
+
+def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
+    sources: dict[str, list[Path]] = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not (name and equals and path):
+            raise PhotonError(f"--silo {value!r} is not NAME=PATH, for instance --silo books=texts/books")
+        sources.setdefault(name, []).append(Path(path).expanduser())
+    return sources
+
+
+def _read_hub(
+    value: str, files: list[str], limit: int, limit_mb: float | None, text_field: str, silo_field: str
+) -> "dict[str, list[Document]]":
+    from photon.data.hub import hub_documents
+    from photon.data.prepare import progress_bar
+
+    name, _, configs = value.partition(":")
+    with progress_bar(show=True) as bar:
+        task = bar.add_task(f"streaming {name}", total=None)
+        return hub_documents(
+            name,
+            configs=[config for config in configs.split(",") if config],
+            data_files=files,
+            text_field=text_field,
+            silo_field=silo_field or None,
+            limit=limit,
+            limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
+            advance=lambda count: bar.advance(task, count),
+        )
