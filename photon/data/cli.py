@@ -29,8 +29,8 @@ def prepare(
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). Repeat "
-            "it for more silos; a repeated NAME adds to the same one.",
+            help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). "
+            "Repeat it for more silos; a repeated NAME adds to the same one.",
             rich_help_panel=_TEXT,
         ),
     ] = None,
