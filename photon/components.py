@@ -8,7 +8,9 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from photon.errors import PhotonError
 
@@ -34,13 +36,42 @@ def import_target(target: str, where: str) -> Any:
         raise PhotonError(f"{where}: cannot import '{target}' ({error})") from error
 
 
-def check_arguments(factory: Any, arguments: Collection[str], where: str) -> None:
-    """Raise :class:`PhotonError` for the first of ``arguments`` that ``factory`` does not take."""
+def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> None:
+    """Check ``arguments`` against the signature and the type hints of ``factory``.
+
+    Raises
+    ------
+    PhotonError
+        For the first argument that it does not take, or whose value does not fit its type hint.
+    """
     parameters = inspect.signature(factory).parameters.values()
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    for name in arguments:
+    hints = _type_hints(factory)
+    for name, value in arguments.items():
         if name not in known:
             raise PhotonError(f"{where}.{name}: unknown key{nearest(name, known)}")
+        if name in hints:
+            _check_value(hints[name], value, f"{where}.{name}")
+
+
+def _type_hints(factory: Any) -> dict[str, Any]:
+    try:
+        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    except (NameError, TypeError):
+        # Hints that only a type checker can resolve are left to the factory itself.
+        return {}
+
+
+def _check_value(hint: Any, value: Any, where: str) -> None:
+    try:
+        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
+    except PydanticUserError:
+        return
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        problem = error.errors()[0]["msg"]
+        raise PhotonError(f"{where}={value!r}: {problem[0].lower()}{problem[1:]}") from error
 
 
 def build(section: Mapping[str, Any], where: str, *args: Any, **runtime: Any) -> Any:

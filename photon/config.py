@@ -102,7 +102,7 @@ class TrainingSection(Section):
     compile: bool = Field(description="Use torch.compile.")
     activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
     threads: int | None = Field(
-        ge=1, description="CPU threads; null: cores / federation.clients_in_parallel."
+        ge=1, description="CPU threads; null: a fair share of the cores."
     )
     device: str = Field(description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(ge=1, description="Devices of one silo that train together.")
@@ -141,10 +141,10 @@ class FederationSection(Section):
         ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."
     )
     wait_for_silos: float = Field(
-        ge=0, description="Seconds to wait at the start until all silos are online."
+        ge=0, description="Seconds to wait at the start for silos."
     )
     silos: int | None = Field(
-        ge=1, description="Silos expected at the start (deployment); null: those online."
+        ge=1, description="Silos expected at the start; null: those online."
     )
 
 
@@ -243,7 +243,7 @@ def photon_home() -> Path:
 def conf_dir() -> Path:
     """Return ``conf/``: beside the package in a checkout or app bundle, inside it in a wheel."""
     package = Path(__file__).parent
-    for folder in (package.parent / "conf", package / "conf"):
+    for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
     raise PhotonError(f"conf/config.yaml is missing beside {package}; reinstall photon")
@@ -326,19 +326,37 @@ def validate(composed: Any) -> RunConfig:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise PhotonError(_explain_validation(error)) from error
-    for where in ("optimizer", "schedule", "outer", "strategy"):
+    for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
     for where, codecs in (("link.up", config.link.up), ("link.down", config.link.down)):
         for codec in codecs:
             _check_component(codec, where)
+    _try_components(config)
     return config
+
+
+def _try_components(config: RunConfig) -> None:
+    """Build what can be built without silos, so that a refused value ends the run before it starts."""
+    import torch
+
+    from photon.components import build
+    from photon.training.schedule import build_schedule
+
+    for where in ("optimizer", "outer"):
+        # A matrix, because some optimizers take nothing else.
+        build(getattr(config, where).as_mapping(), where, [torch.nn.Parameter(torch.zeros(2, 2))])
+    build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    build(config.strategy.as_mapping(), "strategy", config)
 
 
 def _check_component(component: Component, where: str) -> None:
     factory = import_target(component.target, where)
     arguments = dict(component.model_extra or {})
     if where == "schedule":
+        # These two are resolved by build_schedule, which knows the run.
         arguments.pop("tuned_batch_size", None)
+        if arguments.get("steps") is None:
+            arguments.pop("steps", None)
     check_arguments(factory, arguments, where)
     for name, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -364,12 +382,32 @@ def explain_hydra_error(error: Exception) -> str:
     text = "\n".join(messages)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
-        return f"{key}: unknown key{nearest(key, set(known_keys()))}"
+        return f"{key}: unknown key{nearest(key, _default_keys())}"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
         options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
         return f"{group}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
     return f"config: {_first_line(error)}"
+
+
+def _default_keys() -> set[str]:
+    """Return every dotted key of the default configuration, and of the schema."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import DictConfig
+
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        default = hydra_compose("config")
+    keys = set(known_keys())
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.add(f"{prefix}{key}")
+            if isinstance(child := node._get_node(key), DictConfig):
+                walk(child, f"{prefix}{key}.")
+
+    walk(default, "")
+    return {key for key in keys if not key.endswith("_target_")}
 
 
 def _explain_validation(error: ValidationError) -> str:

@@ -6,10 +6,12 @@ schedule as everybody else. Steps are local steps, counted from 0 over the whole
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from photon.components import build
 from photon.errors import PhotonError
 
 
@@ -143,6 +145,35 @@ def stretch(steps: int, warmup_steps: int, tuned_batch_size: int, batch_size: in
     _check(tuned_batch_size >= 1, f"the recipe's batch_size is {tuned_batch_size}; it must be at least 1")
     ratio = Fraction(tuned_batch_size, batch_size)
     return round(steps * ratio), round(warmup_steps * ratio)
+
+
+def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int) -> Schedule:
+    """Build the schedule that a configuration section names, in local steps.
+
+    Parameters
+    ----------
+    section
+        ``_target_``, its arguments, and ``tuned_batch_size``: the batch that ``steps`` and
+        ``warmup_steps`` count. With ``steps: null`` the schedule spans the whole run, unstretched.
+    total_steps
+        Local steps of the whole run.
+    batch_size
+        Sequences per local step.
+
+    Raises
+    ------
+    PhotonError
+        When the target refuses its arguments.
+    """
+    arguments = dict(section)
+    tuned = arguments.pop("tuned_batch_size", None) or batch_size
+    if "steps" in arguments and arguments["steps"] is None:
+        arguments["steps"] = total_steps
+    else:
+        lengths = stretch(arguments.get("steps", 0), arguments["warmup_steps"], tuned, batch_size)
+        arguments |= {name: n for name, n in zip(("steps", "warmup_steps"), lengths, strict=True) if name in arguments}
+    schedule: Schedule = build(arguments, "schedule")
+    return schedule
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

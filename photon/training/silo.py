@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from photon.components import build
 from photon.config import RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData
@@ -38,7 +37,7 @@ from photon.training.groups import (
 )
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
 from photon.training.precision import Precision, resolve_precision
-from photon.training.schedule import Schedule, stretch
+from photon.training.schedule import Schedule, build_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,26 +71,6 @@ class Workbench:
     trainers: dict[int, LocalTrainer]
 
 
-def build_schedule(config: RunConfig) -> Schedule:
-    """Build the learning-rate schedule, stretched to the local batch.
-
-    A recipe tuned for batches of ``tuned_batch_size`` is stretched by ``tuned_batch_size / batch_size``;
-    a schedule without a length of its own spans the whole run and is not stretched.
-    """
-    section = config.schedule.as_mapping()
-    tuned = section.pop("tuned_batch_size", None) or config.training.batch_size
-    if "steps" in section and section["steps"] is None:
-        section["steps"] = config.total_steps
-    else:
-        section["steps"], section["warmup_steps"] = stretch(
-            section.get("steps", 0), section["warmup_steps"], tuned, config.training.batch_size
-        )
-        if "steps" not in config.schedule.as_mapping():
-            del section["steps"]
-    schedule: Schedule = build(section, "schedule")
-    return schedule
-
-
 def resolve_device(name: str) -> torch.device:
     """Return the device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
     if name == "auto":
@@ -122,7 +101,8 @@ def workbench(config_text: str, vocab_size: int) -> Workbench:
         enable_activation_checkpointing(model)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
-    return Workbench(model, optimizer, build_schedule(config), device, precision, {})
+    schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    return Workbench(model, optimizer, schedule, device, precision, {})
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
