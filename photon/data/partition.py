@@ -139,25 +139,26 @@ def _iid(sources: dict[str, list[Document]], silos: int, rng: np.random.Generato
 def _dirichlet(
     sources: dict[str, list[Document]], silos: int, alpha: float, rng: np.random.Generator
 ) -> list[list[Document]]:
-    """Fill silos of equal size, each by its own mixture, until every document is used.
+    """Fill silos of about equal size, each by its own mixture, with every document used once.
 
-    Silo k has a mixture p_k ~ Dirichlet(alpha, …, alpha) over the sources. The silos take documents in turn;
-    silo k takes from source s with probability p_k[s] among the sources that still have some. Late in the
-    dealing a silo may find only sources that it has no weight for; it then takes in proportion to what is
-    left.
+    Silo k draws a mixture p_k ~ Dirichlet(alpha, …, alpha) over the sources. Mixtures alone would ask for
+    more of one source than there is; iterative proportional fitting finds the counts nearest to them (in
+    relative entropy) whose rows are equal and whose columns are the sources' sizes.
     """
     names = [name for name in sorted(sources) if sources[name]]
-    remaining = {name: [sources[name][i] for i in rng.permutation(len(sources[name]))] for name in names}
-    mixtures = rng.dirichlet([alpha] * len(names), size=silos)
+    sizes = np.array([len(sources[name]) for name in names])
+    # The floor keeps the fitting possible where no silo wants a source.
+    share = rng.dirichlet([alpha] * len(names), size=silos) + 1e-9
+    for _ in range(500):
+        share *= (sizes.sum() / silos / share.sum(axis=1))[:, None]
+        share *= sizes / share.sum(axis=0)
     parts: list[list[Document]] = [[] for _ in range(silos)]
-    left = np.array([len(remaining[name]) for name in names])
-    turn = 0
-    while left.sum():
-        weights = mixtures[turn % silos] * (left > 0)
-        # A tiny alpha gives mixtures with weights that underflow to zero.
-        weights = weights / weights.sum() if weights.sum() > 1e-12 else left / left.sum()
-        source = int(rng.choice(len(names), p=weights))
-        parts[turn % silos].append(remaining[names[source]].pop())
-        left[source] -= 1
-        turn += 1
+    for column, name in enumerate(names):
+        order = rng.permutation(sizes[column])
+        ends = np.rint(np.cumsum(share[:, column])).astype(int)
+        for part, chosen in zip(parts, np.split(order, ends[:-1]), strict=True):
+            part.extend(sources[name][index] for index in chosen)
+    for part in parts:
+        if not part:  # Rounding may leave nothing where documents are few.
+            part.append(max(parts, key=len).pop())
     return parts
