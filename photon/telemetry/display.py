@@ -37,7 +37,7 @@ from photon.telemetry.summary import (
 )
 
 # Lines of the live view around the table of silos; the rest of the window's height is for silos.
-_LINES_AROUND = 12
+_LINES_AROUND = 16
 
 
 class Display:
@@ -46,10 +46,8 @@ class Display:
     Parameters
     ----------
     console
-        Where to show it.
-    live
-        True draws a live view, False prints a line per round and evaluation; None draws where the console
-        is a terminal.
+        A live view is drawn where it is a terminal, otherwise one line is printed per round and
+        evaluation.
     history
         Events of a run that goes on: they are shown as its past, but not told again.
     clock
@@ -60,7 +58,6 @@ class Display:
         self,
         console: Console,
         *,
-        live: bool | None = None,
         history: Iterable[Event] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -70,9 +67,7 @@ class Display:
         self._lock = threading.Lock()
         self._live: Live | None = None
         self._spinner = Spinner("dots", style="cyan")
-        if live is None:
-            live = console.is_terminal and not console.is_dumb_terminal
-        if live:
+        if console.is_terminal and not console.is_dumb_terminal:
             self._live = Live(self, console=console, refresh_per_second=8)
 
     def __call__(self, event: Event) -> None:
@@ -136,7 +131,7 @@ class Display:
         for heading in ("tokens/s", "train loss", "ppl before", "ppl now", "unigram"):
             table.add_column(heading, justify="right", no_wrap=True)
         room = max(3, self._console.height - _LINES_AROUND)
-        names = state.silo_names(room)
+        names = state.participants(room)
         shown = names[:room]
         for name in shown:
             table.add_row(Text(name), _state_text(state, name), *state.row(name))
@@ -206,6 +201,8 @@ class _State:
         elif isinstance(event, Evaluated):
             self.first = event if event.round == 0 else self.first
             self.latest = event
+            self.bytes_up += event.bytes_up
+            self.bytes_down += event.bytes_down
         elif isinstance(event, (RunFinished, RunInterrupted)):
             self.ended = True
 
@@ -231,26 +228,28 @@ class _State:
             return f"round {self.round.round}: {there} of {expected} silos are done"
         return f"round {self.round.round}: outer step, validation, checkpoint"
 
-    def silo_names(self, room: int) -> list[str]:
-        """Return the names in the manifest's order, the cohort first where not all have room."""
+    def participants(self, room: int) -> list[str]:
+        """Return who can train, in the manifest's order, the cohort first where not all have room.
+
+        The centralized strategy's only participant is no silo.
+        """
         assert self.started is not None
         names = [silo["name"] for silo in self.started.silos]
-        if len(names) <= room or self.round is None:
-            return names
-        cohort = set(self.round.cohort)
-        return sorted(names, key=lambda name: name not in cohort)
+        cohort = self.round.cohort if self.round else []
+        names += [name for name in cohort if name not in names]
+        return names if len(names) <= room else sorted(names, key=lambda name: name not in cohort)
 
     def row(self, name: str) -> list[str]:
         assert self.started is not None
         client = self.clients.get(name)
         loss = self.losses.get(name)
-        facts = next(silo for silo in self.started.silos if silo["name"] == name)
+        facts = next((silo for silo in self.started.silos if silo["name"] == name), None)
         return [
             format_count(client.tokens_per_second) if client else "",
             f"{loss:.3f}" if loss is not None else "",
             _silo_perplexity(self.first, name),
             _silo_perplexity(self.latest, name),
-            format_perplexity(math.exp(facts["unigram_loss"])),
+            format_perplexity(math.exp(facts["unigram_loss"])) if facts else "",
         ]
 
     def total_row(self) -> list[str]:

@@ -151,7 +151,7 @@ class ClientFailed(Event):
 class RoundFinished(Event):
     """The outer step of a round is done.
 
-    ``tokens`` is cumulative over all silos, the bytes are this round's over all clients.
+    ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all clients.
     ``client_cosine`` is the norm-weighted mean of the pairwise cosines between the clients' updates,
     ``None`` with a single client.
     """
@@ -171,13 +171,18 @@ class RoundFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
-    """The global model was validated; round 0 is before any training, overall is weighted by tokens."""
+    """The global model was validated; round 0 is before any training, overall is weighted by tokens.
+
+    The bytes are what the validation itself moved over the link, all silos together.
+    """
 
     round: int
     per_silo: dict[str, SiloEvaluation]
     loss: _Number
     perplexity: _Number
     tokens_trained: int
+    bytes_up: int
+    bytes_down: int
     seconds: _Number
 
 

@@ -32,6 +32,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
 
     Seconds count the time at work on what stands: pauses and work lost with an interruption are left out.
     ``training`` sums the slowest client of each round, ``overhead`` is everything else.
+    ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
 
     Parameters
@@ -50,6 +51,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     started = last_start(history)
     rounds = [event for event in history if isinstance(event, RoundFinished)]
     clients = [event for event in history if isinstance(event, ClientFinished)]
+    evaluations = [event for event in history if isinstance(event, Evaluated)]
     total = elapsed_seconds(history)[-1]
     training = math.fsum(event.seconds["training"] for event in rounds)
     tokens = rounds[-1].tokens if rounds else 0
@@ -65,8 +67,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "tokens": tokens,
         "perplexity": _perplexities(started, history),
         "bytes": {
-            "up": sum(event.bytes_up for event in rounds),
-            "down": sum(event.bytes_down for event in rounds),
+            **_bytes([*rounds, *evaluations]),
+            "evaluation": _bytes(evaluations),
             "per_client": _bytes_per_client(clients),
         },
         "seconds": {"total": total, "training": training, "overhead": total - training},
@@ -199,13 +201,17 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
     }
 
 
-def _bytes_per_client(clients: list[ClientFinished]) -> dict[str, dict[str, int]]:
-    sums: dict[str, dict[str, int]] = {}
-    for event in sorted(clients, key=lambda event: event.silo):
-        client = sums.setdefault(event.silo, {"up": 0, "down": 0})
-        client["up"] += event.bytes_up
-        client["down"] += event.bytes_down
+def _bytes(events: Iterable[RoundFinished | Evaluated | ClientFinished]) -> dict[str, int]:
+    sums = {"up": 0, "down": 0}
+    for event in events:
+        sums["up"] += event.bytes_up
+        sums["down"] += event.bytes_down
     return sums
+
+
+def _bytes_per_client(clients: list[ClientFinished]) -> dict[str, dict[str, int]]:
+    names = sorted({event.silo for event in clients})
+    return {name: _bytes(event for event in clients if event.silo == name) for name in names}
 
 
 def _mean_mfu(clients: list[ClientFinished]) -> float | None:
@@ -236,6 +242,10 @@ def _bytes_table(sizes: dict[str, Any]) -> Table:
         table.add_column(heading, justify="right")
     for name, row in sizes["per_client"].items():
         table.add_row(Text(name), format_bytes(row["up"]), format_bytes(row["down"]))
+    validation = sizes["evaluation"]
+    table.add_row(
+        "(validation)", format_bytes(validation["up"]), format_bytes(validation["down"]), style="dim"
+    )
     table.add_section()
     table.add_row("all", format_bytes(sizes["up"]), format_bytes(sizes["down"]), style="bold")
     return table

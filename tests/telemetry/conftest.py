@@ -85,7 +85,7 @@ def synthetic_events(
         sequence_length=128,
         engine="simulation",
         device="cpu, 2 threads, bf16",
-        roofline_flops=2.4e11,
+        roofline_flops=4.1e11,
         resumed_from=None,
         flops_per_token=2.1e7,
     )
@@ -112,6 +112,8 @@ def synthetic_events(
             loss=loss,
             perplexity=math.exp(loss),
             tokens_trained=tokens,
+            bytes_up=2_000 * len(silos),
+            bytes_down=12_926_976 * len(silos),
             seconds=1.1,
         )
 
@@ -148,7 +150,7 @@ def synthetic_events(
                 bytes_down=12_926_976,
                 update_norm=4.0 / math.sqrt(number) * (0.9 + 0.2 * chance.random()),
                 tokens_per_second=32 * step_tokens / training,
-                mfu=32 * step_tokens / training * 2.1e7 / 2.4e11,
+                mfu=32 * step_tokens / training * 2.1e7 / 4.1e11,
                 gradient_norm=1.4 / math.sqrt(number),
             )
         tokens += 32 * step_tokens * len(done)

@@ -1,0 +1,154 @@
+"""The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon[wandb]'``)."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from photon.errors import PhotonError
+from photon.telemetry.events import (
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    Event,
+    RoundFinished,
+    RunFinished,
+    RunInterrupted,
+    RunStarted,
+)
+
+
+class WandbListener:
+    """Listener that logs the figures of each round and evaluation.
+
+    Every metric is plotted over ``round``; ``tokens`` is logged beside for those who prefer it.
+
+    Parameters
+    ----------
+    mode
+        ``"online"`` sends as the run goes; ``"offline"`` writes below ``run_dir`` only, to be sent later
+        with ``wandb sync``.
+    project
+        The project at Weights & Biases.
+    run_dir
+        The run folder; the files go to ``run_dir/wandb``.
+    config
+        The resolved configuration, stored with the run.
+    run_id
+        The run's id; a run that is resumed goes on under the same one.
+
+    Raises
+    ------
+    PhotonError
+        Weights & Biases is not installed, or cannot begin a run; the message says how to mend it.
+    """
+
+    def __init__(
+        self,
+        mode: Literal["offline", "online"],
+        project: str,
+        run_dir: Path,
+        config: dict[str, Any],
+        run_id: str,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise PhotonError(
+                f"telemetry.wandb.mode={mode} needs Weights & Biases; run: pip install 'photon[wandb]'"
+            ) from None
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                mode=mode,
+                project=project,
+                dir=str(run_dir),
+                config=config,
+                id=run_id,
+                name=run_dir.name,
+                # Offline there is no run to be resumed yet; the parts meet when they are sent.
+                resume="allow" if mode == "online" else None,
+                # The console belongs to the display, and the code and machine to the user.
+                settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
+            )
+        except wandb.Error as error:
+            raise PhotonError(
+                f"Weights & Biases cannot begin a run ({error}); log in with `wandb login`, "
+                "or set telemetry.wandb.mode=offline"
+            ) from None
+        self._run.define_metric("*", step_metric="round")
+        self._clients: list[ClientFinished] = []
+        self._failures = 0
+
+    def __call__(self, event: Event) -> None:
+        """Log what ``event`` tells."""
+        if isinstance(event, RunStarted):
+            self._clients, self._failures = [], 0
+        elif isinstance(event, ClientFinished):
+            self._clients.append(event)
+        elif isinstance(event, ClientFailed):
+            self._failures += 1
+        elif isinstance(event, RoundFinished):
+            metrics = _round_metrics(event) | _client_metrics(self._clients, self._failures)
+            self._run.log({key: value for key, value in metrics.items() if value is not None})
+            self._clients, self._failures = [], 0
+        elif isinstance(event, Evaluated):
+            self._run.log(_evaluation_metrics(event))
+        elif isinstance(event, RunFinished):
+            self._run.summary.update(event.summary)
+            self.close()
+        elif isinstance(event, RunInterrupted):
+            self.close(exit_code=1)
+
+    def close(self, exit_code: int = 0) -> None:
+        """Write out what is left; nothing can be logged after that. Closing again does nothing."""
+        self._run.finish(exit_code=exit_code)
+
+
+def _round_metrics(event: RoundFinished) -> dict[str, float | None]:
+    return {
+        "round": event.round,
+        "global_step": event.global_step,
+        "tokens": event.tokens,
+        "train/loss": event.train_loss,
+        "server/pseudo_gradient_norm": event.pseudo_gradient_norm,
+        "server/parameter_norm": event.parameter_norm,
+        "server/client_cosine": event.client_cosine,
+        "server/consensus": event.consensus,
+        "link/bytes_up": event.bytes_up,
+        "link/bytes_down": event.bytes_down,
+        "seconds/round": event.seconds["round"],
+        "seconds/training": event.seconds["training"],
+        "seconds/fold": event.seconds["fold"],
+        "seconds/outer": event.seconds["outer"],
+        "seconds/evaluate": event.seconds["evaluate"],
+        "seconds/checkpoint": event.seconds["checkpoint"],
+        "seconds/overhead": event.seconds["overhead"],
+    }
+
+
+def _client_metrics(clients: list[ClientFinished], failures: int) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {"clients/finished": len(clients), "clients/failed": failures}
+    for event in clients:
+        prefix = f"client/{event.silo}"
+        metrics |= {
+            f"{prefix}/loss": event.loss,
+            f"{prefix}/learning_rate": event.learning_rate,
+            f"{prefix}/gradient_norm": event.gradient_norm,
+            f"{prefix}/update_norm": event.update_norm,
+            f"{prefix}/tokens_per_second": event.tokens_per_second,
+            f"{prefix}/mfu": event.mfu,
+            f"{prefix}/seconds": event.seconds["total"],
+        }
+    return metrics
+
+
+def _evaluation_metrics(event: Evaluated) -> dict[str, float]:
+    metrics = {
+        "round": event.round,
+        "tokens": event.tokens_trained,
+        "validation/loss": event.loss,
+        "validation/perplexity": event.perplexity,
+    }
+    for name, silo in event.per_silo.items():
+        metrics[f"validation/{name}/loss"] = silo["loss"]
+        metrics[f"validation/{name}/perplexity"] = silo["perplexity"]
+    return metrics
