@@ -122,6 +122,7 @@ class LocalTrainer:
         self.clip_norm = clip_norm
         self.precision = precision
         self.device = device
+        self._parameters = list(model.parameters())
         self._forward: Callable[..., Any] = torch.compile(model) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for group in optimizer.param_groups:
@@ -229,20 +230,19 @@ class LocalTrainer:
 
     def _gradient_norm(self) -> Tensor:
         self._scaler.unscale_(self.optimizer)
-        return get_total_norm(self._gradients())
+        return get_total_norm(
+            [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        )
 
     def _update(self, norm: Tensor) -> None:
         if self.clip_norm is not None and self._may_need_clipping(norm, self.clip_norm):
-            clip_grads_with_norm_(self.model.parameters(), self.clip_norm, norm)
+            clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
         self._scaler.step(self.optimizer)
         self._scaler.update()
 
     def _may_need_clipping(self, norm: Tensor, clip_norm: float) -> bool:
         # Torch multiplies by min(1, clip / (norm + 1e-6)); on a CPU a look is cheaper than multiplying.
         return self.device.type != "cpu" or norm.item() + 1e-6 > clip_norm
-
-    def _gradients(self) -> list[Tensor]:
-        return [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
 
     def _synchronize(self) -> None:
         if self.device.type == "cuda":
