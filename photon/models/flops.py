@@ -1,0 +1,47 @@
+"""Model FLOPs: what the model's mathematics asks for, whatever the machine did on top."""
+
+from transformers import PreTrainedModel
+
+from photon.models.build import parameter_count
+
+
+def flops_per_token(parameters: int, layers: int, width: int, sequence_length: int) -> float:
+    """Return the floating-point operations of training on one token, forward and backward.
+
+    As LLM Foundry counts them, per sequence of T tokens ``3 (2 N T + 4 L d T^2)``: two operations per
+    parameter and token, two matrix products of attention over the whole square (no credit for the causal
+    half), and a backward pass of twice the forward. Recomputed activations do not count.
+
+    Parameters
+    ----------
+    parameters
+        N, all of them: a tied embedding once (as the output projection), positions included.
+    layers, width
+        L and d of the transformer.
+    sequence_length
+        T, tokens per sequence.
+    """
+    return 3.0 * (2 * parameters + 4 * layers * width * sequence_length)
+
+
+def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
+    """Return :func:`flops_per_token` of a model; meta tensors will do."""
+    config = model.config
+    return flops_per_token(
+        parameter_count(model), config.num_hidden_layers, config.hidden_size, sequence_length
+    )
+
+
+def mfu(tokens_per_second: float, flops_per_token: float, roofline: float | None) -> float | None:
+    """Return the model FLOPs utilisation in [0, 1], or None where the roofline is not known.
+
+    Parameters
+    ----------
+    tokens_per_second
+        Tokens trained per second on the hardware that ``roofline`` describes.
+    flops_per_token
+        What :func:`flops_per_token` returns.
+    roofline
+        Peak in FLOP/s.
+    """
+    return None if not roofline else tokens_per_second * flops_per_token / roofline
