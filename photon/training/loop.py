@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from photon.components import build, import_target
 from photon.errors import PhotonError
+from photon.models.build import causal_loss
 from photon.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class LocalTrainer:
     Parameters
     ----------
     model
-        A causal language model of transformers on ``device``; it shifts the labels itself.
+        A causal language model of transformers, or one that returns ``logits`` as those do, on ``device``.
     optimizer
         Any torch optimizer over the model's parameters. The learning rates that its groups have now are the
         peaks of the schedule.
@@ -123,7 +124,7 @@ class LocalTrainer:
         self.precision = precision
         self.device = device
         self._parameters = list(model.parameters())
-        self._forward: Callable[..., Any] = torch.compile(model) if compile else model
+        self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for group in optimizer.param_groups:
             # A second trainer over the same optimizer must not take a scheduled rate for the peak.
@@ -220,7 +221,7 @@ class LocalTrainer:
 
     def _loss(self, micro_batch: Tensor) -> Tensor:
         with self._autocast():
-            return self._forward(input_ids=micro_batch, labels=micro_batch, use_cache=False).loss
+            return causal_loss(self._forward, micro_batch)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

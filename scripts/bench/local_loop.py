@@ -1,7 +1,8 @@
 """The local loop against a bare PyTorch loop: same model, optimizer, clipping and batches.
 
-    python scripts/bench/local_loop.py                 # the loop's overhead
-    python scripts/bench/local_loop.py --compare fused # fused against foreach AdamW, in bare loops
+    python scripts/bench/local_loop.py                    # against the loop that one writes with transformers
+    python scripts/bench/local_loop.py --compare overhead # against a bare loop with Photon's own loss
+    python scripts/bench/local_loop.py --compare fused    # fused against foreach AdamW, in bare loops
 
 The bare loop has its batches ready in memory and records nothing; Photon's reads them from a window stream,
 sets the learning rate, checks every loss and gradient norm, and reports.
@@ -17,6 +18,7 @@ from common import compare
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.data.loader import WindowStream
+from photon.models.build import causal_loss
 from photon.training.loop import LocalTrainer, build_optimizer
 from photon.training.schedule import CosineSchedule
 
@@ -43,13 +45,22 @@ def main() -> None:
         fused = bare_loop(copy.deepcopy(model), {**ADAMW, "fused": True}, windows, arguments)
         print(compare(foreach, fused, arguments.pairs).table("foreach", "fused", tokens, "tokens"))
     else:
-        bare = bare_loop(copy.deepcopy(model), ADAMW, windows, arguments)
+        loss = causal_loss if arguments.compare == "overhead" else transformers_loss
+        bare = bare_loop(copy.deepcopy(model), ADAMW, windows, arguments, loss)
         photon = photon_loop(copy.deepcopy(model), windows, arguments)
         print(compare(bare, photon, arguments.pairs).table("bare loop", "Photon", tokens, "tokens"))
 
 
+def transformers_loss(model: GPT2LMHeadModel, batch: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=batch, labels=batch).loss
+
+
 def bare_loop(
-    model: GPT2LMHeadModel, config: dict, windows: np.ndarray, arguments: argparse.Namespace
+    model: GPT2LMHeadModel,
+    config: dict,
+    windows: np.ndarray,
+    arguments: argparse.Namespace,
+    loss_function: Callable[[GPT2LMHeadModel, torch.Tensor], torch.Tensor] = transformers_loss,
 ) -> Callable[[], None]:
     optimizer = build_optimizer(config, model)
     size = arguments.batch_size
@@ -62,7 +73,7 @@ def bare_loop(
     def run() -> None:
         for step in range(arguments.steps):
             batch = batches[step % len(batches)]
-            loss = model(input_ids=batch, labels=batch, use_cache=False).loss
+            loss = loss_function(model, batch)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -105,6 +116,7 @@ def build_model(arguments: argparse.Namespace) -> GPT2LMHeadModel:
             resid_pdrop=0.0,
             bos_token_id=0,
             eos_token_id=0,
+            use_cache=False,
         )
     )
 
@@ -113,7 +125,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--compare", choices=["bare", "fused"], default="bare")
+    parser.add_argument("--compare", choices=["bare", "overhead", "fused"], default="bare")
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=2048)
