@@ -31,7 +31,7 @@ from photon.data.prepared import (
 )
 from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.text_files import read_documents
-from photon.data.tokenizer import EosTokenizer, load_tokenizer, train_tokenizer
+from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory
 
@@ -73,7 +73,9 @@ def prepare(
         As ``read_documents`` and ``prepare_documents``.
     """
     check_output(output, overwrite=overwrite)
-    parsed = parse_partition(partition)
+    # Before the files are read, which may take minutes.
+    _Options(partition, sequence_length, validation_fraction, seed, vocab_size, tokenizer)
+    source_field = parse_partition(partition).field or None
     documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
     with progress_bar(show=progress) as bar:
@@ -81,7 +83,7 @@ def prepare(
         for name in sorted(sources):
             documents[name] = []
             for path in sources[name]:
-                reading = read_documents(path, text_field=text_field, source_field=parsed.field or None)
+                reading = read_documents(path, text_field=text_field, source_field=source_field)
                 documents[name] += reading.documents
                 skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in reading.skipped]
                 bar.advance(task)
@@ -157,7 +159,7 @@ def prepare_documents(
         cannot be split, or the disk is full.
     """
     check_output(output, overwrite=overwrite)
-    options = _Options(partition, sequence_length, validation_fraction, seed)
+    options = _Options(partition, sequence_length, validation_fraction, seed, vocab_size, tokenizer)
     documents, duplicates = drop_exact_duplicates(documents)
     _check_sources(documents, duplicates)
     silos = partition_documents(documents, parse_partition(partition), seed)
@@ -168,7 +170,7 @@ def prepare_documents(
         split = split_documents(
             silos, validation_fraction, smallest, seed, advance=lambda count: bar.advance(task, count)
         )
-        loaded = _make_tokenizer(split, tokenizer, vocab_size, seed, bar)
+        loaded = _make_tokenizer(split, options, bar)
         sources = Sources(
             read=[
                 SourceRead(name=name, documents=len(kept), bytes=_size(kept), duplicates=duplicates[name])
@@ -208,8 +210,15 @@ class _Options:
     sequence_length: int
     validation_fraction: float
     seed: int
+    vocab_size: int
+    tokenizer: Path | None
 
     def __post_init__(self) -> None:
+        parse_partition(self.partition)
+        if self.tokenizer is None:
+            check_vocab_size(self.vocab_size)
+        elif not self.tokenizer.exists():
+            raise PhotonError(f"{self.tokenizer} does not exist: give a tokenizer.json or its folder")
         if self.sequence_length < 2:
             raise PhotonError(f"sequence length {self.sequence_length} is too short: it must be at least 2")
         if not 0 < self.validation_fraction <= 0.5:
@@ -235,16 +244,14 @@ def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, i
 
 def _make_tokenizer(
     split: dict[str, tuple[list[Document], list[Document]]],
-    path: Path | None,
-    vocab_size: int,
-    seed: int,
+    options: _Options,
     bar: Progress,
 ) -> EosTokenizer:
-    if path is not None:
-        return load_tokenizer(path)
+    if options.tokenizer is not None:
+        return load_tokenizer(options.tokenizer)
     task = bar.add_task("training the tokenizer", total=None)
     # Validation text is left out: a tokenizer that has seen it would flatter the perplexity.
-    trained = train_tokenizer(_tokenizer_sample(split, seed), vocab_size)
+    trained = train_tokenizer(_tokenizer_sample(split, options.seed), options.vocab_size)
     bar.update(task, total=1, completed=1)
     return trained
 

@@ -70,11 +70,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> EosTokenizer:
     PhotonError
         If ``vocab_size`` has no room for the 256 bytes and the end of text.
     """
-    if vocab_size < SMALLEST_VOCABULARY:
-        raise PhotonError(
-            f"a vocabulary of {vocab_size} is too small: 256 bytes and {END_OF_TEXT} need "
-            f"{SMALLEST_VOCABULARY}; set --vocab-size to that or more"
-        )
+    check_vocab_size(vocab_size)
     tokenizer = _byte_level(BPE())
     trainer = BpeTrainer(
         vocab_size=vocab_size,
@@ -85,6 +81,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> EosTokenizer:
     )
     tokenizer.train_from_iterator(_pieces(texts), trainer)
     return _with_eos(tokenizer, END_OF_TEXT)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Refuse a vocabulary that has no room for the 256 bytes and the end of text.
+
+    Raises
+    ------
+    PhotonError
+        If it is smaller than 257.
+    """
+    if vocab_size < SMALLEST_VOCABULARY:
+        raise PhotonError(
+            f"a vocabulary of {vocab_size} is too small: 256 bytes and {END_OF_TEXT} need "
+            f"{SMALLEST_VOCABULARY}; set --vocab-size to that or more"
+        )
 
 
 def load_tokenizer(path: Path) -> EosTokenizer:
@@ -113,14 +124,15 @@ def load_tokenizer(path: Path) -> EosTokenizer:
                 f"{path} holds neither tokenizer.json nor vocab.json with merges.txt: "
                 "write one with transformers' tokenizer.save_pretrained"
             )
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        loaded = _with_eos(tokenizer, _declared_eos(folder) or END_OF_TEXT)
+        ids = loaded.encode(["Hello world"])[0]
     except PhotonError:
         raise
     except Exception as error:  # tokenizers raises bare Exception
-        raise PhotonError(f"{path} is not a tokenizer that can be loaded ({error})") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    loaded = _with_eos(tokenizer, _declared_eos(folder) or END_OF_TEXT)
-    if not loaded.encode(["Hello world"])[0]:
+        raise PhotonError(f"{path} is not a tokenizer that can be used ({error})") from None
+    if not ids:
         raise PhotonError(
             f'the tokenizer {path} encodes "Hello world" to nothing: its files do not fit together'
         )
