@@ -18,8 +18,8 @@ from photon.errors import PhotonError
 PLAIN_SUFFIXES = (".txt", ".md")
 ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
 
-# A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut at
-# blank lines, because the split into train and validation is by document: a book would otherwise lie on one side.
+# A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut
+# at blank lines: the split into train and validation is by document, and a book would lie on one side.
 LONG_TEXT = 64 * 1024
 PART_OF_LONG_TEXT = 16 * 1024
 
@@ -43,9 +43,9 @@ class Reading:
 def read_documents(path: Path, *, text_field: str = "text", source_field: str | None = None) -> Reading:
     """Read the documents of a file, or of a folder and all below it in the order of their names.
 
-    In a folder, files named ``*.txt *.md *.jsonl *.json *.parquet`` (and ``.gz`` of all but the last) are read,
-    hidden ones are not. A file given by its own name is read as plain text whatever its suffix is. A plain text
-    file of more than 64 KiB becomes documents of about 16 KiB, cut at blank lines.
+    In a folder, files named ``*.txt *.md *.jsonl *.json *.parquet`` (and ``.gz`` of all but the last) are
+    read, hidden ones are not. A file given by its own name is read as plain text if its suffix is another. A
+    plain text file of more than 64 KiB becomes documents of about 16 KiB, cut at blank lines.
 
     Parameters
     ----------
@@ -187,8 +187,8 @@ def _decode(data: bytes) -> str:
 def split_long_text(text: str) -> list[str]:
     """Cut a text of more than 64 KiB at blank lines into parts of about 16 KiB.
 
-    Where no blank line comes for 64 KiB the cut is at the end of a line; a single line is never cut. The parts
-    joined are the text.
+    Where no blank line comes for 64 KiB the cut is at the end of a line; a single line is never cut. The
+    parts joined are the text.
     """
     if len(text.encode()) <= LONG_TEXT:
         return [text]
