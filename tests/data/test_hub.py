@@ -1,0 +1,138 @@
+import gzip
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from photon.data.hub import CORPORA, hub_documents
+from photon.errors import PhotonError
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    import datasets
+    import huggingface_hub.constants
+
+    # The libraries read HF_DATASETS_OFFLINE and HF_HUB_OFFLINE once, at import.
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+def write_lines(file, rows):
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file.write_bytes(gzip.compress(text.encode()) if file.suffix == ".gz" else text.encode())
+
+
+def c4_rows(language, count):
+    return [
+        {"text": f"{language} {i}", "timestamp": "2019-04-25T12:57:54Z", "url": "u"} for i in range(count)
+    ]
+
+
+def texts(silos):
+    return {name: [document.text for document in documents] for name, documents in silos.items()}
+
+
+def test_c4_in_its_own_file_format(tmp_path):
+    write_lines(tmp_path / "c4-train.00000-of-01024.json.gz", c4_rows("en", 4))
+    write_lines(tmp_path / "c4-train.00001-of-01024.json.gz", c4_rows("EN", 4))
+    silos = hub_documents("c4", data_files=[str(tmp_path / "c4-train.*.json.gz")], limit=6)
+    assert texts(silos) == {"c4": ["en 0", "en 1", "en 2", "en 3", "EN 0", "EN 1"]}
+    assert silos["c4"][0].source == "c4:en:1"
+
+
+def test_mc4_makes_a_silo_of_each_language(tmp_path):
+    for language in ("de", "ja"):
+        write_lines(tmp_path / f"c4-{language}.tfrecord-00000.json.gz", c4_rows(language, 5))
+    files = [str(tmp_path / "c4-{config}.*.json.gz")]
+    silos = hub_documents("mc4", configs=["de", "ja"], data_files=files, limit=2)
+    assert texts(silos) == {"de": ["de 0", "de 1"], "ja": ["ja 0", "ja 1"]}
+
+
+def test_the_pile_makes_a_silo_of_each_component(tmp_path):
+    names = ["Pile-CC", "Pile-CC", "USPTO Backgrounds", "Pile-CC", "Github"]
+    rows = [{"text": f"{i}", "meta": {"pile_set_name": names[i % 5]}} for i in range(20)]
+    write_lines(tmp_path / "00.jsonl", rows)
+    silos = hub_documents("pile", data_files=[str(tmp_path / "00.jsonl")], limit=3)
+    assert texts(silos) == {
+        "Pile-CC": ["0", "1", "3"],
+        "USPTO-Backgrounds": ["2", "7", "12"],
+        "Github": ["4", "9", "14"],
+    }
+
+
+def test_fineweb_edu_from_parquet_up_to_a_number_of_bytes(tmp_path):
+    table = pa.table({"text": ["é" * 50] * 3 + [" ", "last"], "id": list("abcde"), "score": [3.0] * 5})
+    pq.write_table(table, tmp_path / "000_00000.parquet")
+    files = [str(tmp_path / "*.parquet")]
+    assert texts(hub_documents("fineweb-edu", data_files=files, limit_bytes=150)) == {
+        "fineweb-edu": ["é" * 50] * 2
+    }
+    assert len(hub_documents("fineweb-edu", data_files=files)["fineweb-edu"]) == 4
+
+
+def test_files_of_ones_own_with_other_columns(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"body": f"{i}", "lang": "ab"[i % 2]} for i in range(4)])
+    options = {"data_files": [str(tmp_path / "x.jsonl")], "text_field": "body"}
+    assert texts(hub_documents("json", **options)) == {"json": ["0", "1", "2", "3"]}
+    assert texts(hub_documents("json", silo_field="lang", **options)) == {"a": ["0", "2"], "b": ["1", "3"]}
+
+
+def test_a_rare_silo_does_not_keep_the_stream_open_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("photon.data.hub.SCAN_FACTOR", 5)
+    rows = [
+        {"text": f"{i}", "meta": {"pile_set_name": "rare" if i in (3, 60) else "common"}} for i in range(100)
+    ]
+    write_lines(tmp_path / "x.jsonl", rows)
+    silos = hub_documents("pile", data_files=[str(tmp_path / "x.jsonl")], limit=2)
+    assert texts(silos) == {"common": ["0", "1"], "rare": ["3"]}
+
+
+@pytest.mark.parametrize("name", ["c4", "pile", "mc4", "fineweb-edu"])
+def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypatch, name):
+    asked = []
+
+    def load_dataset(path, name=None, *, split, streaming):
+        asked.append((path, name, split, streaming))
+        yield {"text": f"text of {name}", "meta": {"pile_set_name": "Github"}}
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    silos = hub_documents(name)
+    corpus = CORPORA[name]
+    assert asked == [(corpus.path, config, "train", True) for config in corpus.configs or (None,)]
+    assert list(silos) == (
+        ["Github"] if name == "pile" else list(corpus.configs) if name == "mc4" else [name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("c5", {}, "corpus 'c5' is not known: use one of c4, pile"),
+        ("json", {}, "needs files: name them with --hub-files"),
+        ("c4", {}, "allenai/c4 cannot be streamed .*check the network, or give local copies"),
+        ("c4", {"data_files": ["{folder}/nothing-*.json"]}, "cannot be streamed .*check the files"),
+        ("c4", {"data_files": ["{folder}/bad.jsonl"]}, "bad.jsonl cannot be streamed"),
+        ("c4", {"data_files": ["{folder}/cut.json.gz"]}, "cut.json.gz cannot be streamed"),
+        (
+            "c4",
+            {"data_files": ["{folder}/x.jsonl"], "text_field": "body"},
+            r"no text column 'body' \(it has text\)",
+        ),
+        ("c4", {"data_files": ["{folder}/blank.jsonl"]}, "gave no text"),
+        ("c4", {"limit": 0}, "takes none"),
+    ],
+)
+def test_what_cannot_be_streamed_is_one_clear_error(tmp_path, name, options, message):
+    write_lines(tmp_path / "x.jsonl", [{"text": "x"}])
+    write_lines(tmp_path / "blank.jsonl", [{"text": " "}])
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b'{"text": "some text"}\n' * 9000)[:-30])
+    options = dict(options)
+    if "data_files" in options:
+        options["data_files"] = [file.replace("{folder}", str(tmp_path)) for file in options["data_files"]]
+    with pytest.raises(PhotonError, match=message) as caught:
+        hub_documents(name, **options)
+    assert "\n" not in str(caught.value)
