@@ -170,8 +170,11 @@ def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int
     if "steps" in arguments and arguments["steps"] is None:
         arguments["steps"] = total_steps
     else:
-        lengths = stretch(arguments.get("steps", 0), arguments["warmup_steps"], tuned, batch_size)
-        arguments |= {name: n for name, n in zip(("steps", "warmup_steps"), lengths, strict=True) if name in arguments}
+        steps, warmup_steps = stretch(
+            arguments.get("steps", 0), arguments.get("warmup_steps", 0), tuned, batch_size
+        )
+        lengths = {"steps": steps, "warmup_steps": warmup_steps}
+        arguments |= {name: lengths[name] for name in lengths.keys() & arguments.keys()}
     schedule: Schedule = build(arguments, "schedule")
     return schedule
 

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from photon.errors import PhotonError
-from photon.training.schedule import ConstantSchedule, CosineSchedule, WsdSchedule, stretch
+from photon.training.schedule import ConstantSchedule, CosineSchedule, WsdSchedule, build_schedule, stretch
 
 
 def test_the_recipe_of_photon_stretches_the_schedule():
@@ -75,3 +75,21 @@ def test_factors_stay_between_zero_and_one():
 def test_impossible_schedules_are_refused(make, message):
     with pytest.raises(PhotonError, match=message):
         make()
+
+
+COSINE = {"_target_": "photon.training.schedule.CosineSchedule", "warmup_steps": 100, "tuned_batch_size": 256}
+
+
+def test_a_configured_schedule_is_stretched_to_the_local_batch():
+    built = build_schedule({**COSINE, "steps": 5120}, total_steps=7, batch_size=32)
+    assert built == CosineSchedule(40960, 800)
+
+
+def test_a_schedule_without_a_length_spans_the_run_unstretched():
+    built = build_schedule({**COSINE, "steps": None}, total_steps=700, batch_size=32)
+    assert built == CosineSchedule(700, 100)
+
+
+def test_a_schedule_that_has_no_end_stretches_its_warm_up():
+    constant = {**COSINE, "_target_": "photon.training.schedule.ConstantSchedule"}
+    assert build_schedule(constant, total_steps=700, batch_size=128) == ConstantSchedule(200)
