@@ -9,6 +9,7 @@ import hashlib
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,6 +62,7 @@ _RC: dict[Any, Any] = {
     # Names of silos and runs are text, whatever is in them.
     "text.parse_math": False,
     "font.size": _FONT,
+    "font.sans-serif": ["DejaVu Sans"],
     "axes.titlesize": _FONT,
     "axes.labelsize": _FONT,
     "xtick.labelsize": _FONT,
@@ -392,10 +394,27 @@ def _draw_both(draw: Callable[[Axes], None], *, height: int | None = None) -> Dr
         with matplotlib.rc_context(_RC):
             # At 72 dots per inch a point is a unit of the SVG, and the page shows a unit as a pixel.
             size = (width / 72, (height or usual_height) / 72)
-            figure = Figure(figsize=size, dpi=72, layout="constrained")
-            draw(figure.subplots())
+            figure = Figure(figsize=size, dpi=72)
+            axes = figure.subplots()
+            draw(axes)
+            _leave_room(figure, axes)
             drawn.append(_svg(figure))
     return Drawing(*drawn)
+
+
+def _leave_room(figure: Figure, axes: Axes) -> None:
+    """Set the margins by an estimate of the labels' width; matplotlib's layout engines double the time."""
+    width, height = 72 * figure.get_size_inches()
+    low, high = sorted(axes.get_ylim())
+    places = [place for place in axes.yaxis.get_majorticklocs() if low <= place <= high]
+    labels = axes.yaxis.get_major_formatter().format_ticks(places)
+    widest = max((_text_width(label) for label in labels), default=0.0)
+    left = widest + 8 + (22 if axes.get_ylabel() else 4)
+    figure.subplots_adjust(left=left / width, right=1 - 14 / width, bottom=42 / height, top=1 - 10 / height)
+
+
+def _text_width(text: str) -> float:
+    return math.fsum(0.62 * _FONT if character.isascii() else _FONT for character in text)
 
 
 def _svg(figure: Figure) -> str:
@@ -404,7 +423,10 @@ def _svg(figure: Figure) -> str:
         axes.patch.set_alpha(0)
     # Ids of several plots on one page must not meet; a hash of what is drawn keeps the page reproducible.
     buffer = io.StringIO()
-    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    with warnings.catch_warnings():
+        # The page's reader has fonts for what matplotlib has none for.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     text = buffer.getvalue()
     return _for_page(text, "p" + hashlib.sha256(text.encode()).hexdigest()[:8])
 

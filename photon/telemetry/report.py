@@ -260,7 +260,7 @@ def _run_page(run: _Run) -> _Page:
         status=status,
         status_kind=kind,
         cards=_cards(run),
-        tables=[("Silos", _silo_table(run))],
+        tables=[("Validation perplexity by silo", _silo_table(run))],
         sections=_draw_sections(run, sections),
         log=_log(run),
         configs=[("config.yaml", run.config_text)],
@@ -312,22 +312,22 @@ def _silo_table(run: _Run) -> _Table:
         rows.append(
             [
                 silo["name"],
+                *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
+                str(part[silo["name"]]),
                 f"{silo['train_tokens']:,}",
                 format_share(silo["train_tokens"] / whole if whole else None),
-                str(part[silo["name"]]),
-                *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
             ]
         )
     rows.append(
         [
             "overall",
+            *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
+            str(len(run.clients)),
             f"{whole:,}",
             format_share(1.0),
-            str(len(run.clients)),
-            *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
         ]
     )
-    columns = ["silo", "train tokens", "share", "rounds", "perplexity before", "after", "unigram"]
+    columns = ["silo", "before", "after", "unigram", "rounds", "train tokens", "share"]
     return _Table(columns, rows, [*run.silos.values(), INK], strong_last=True)
 
 
@@ -366,8 +366,8 @@ def _perplexity_of(event: Evaluated, silo: str) -> float | None:
 
 
 def _train_loss(run: _Run) -> _Figure | None:
-    note = "Mean loss of each client over its local steps, and of the round, in nats per token."
-    overall = Series("round", [event.round for event in run.rounds], [e.train_loss for e in run.rounds], INK)
+    note = "Mean loss of each client over its local steps, and of the cohort, in nats per token."
+    overall = Series("cohort", [event.round for event in run.rounds], [e.train_loss for e in run.rounds], INK)
     series = [*_client_series(run, lambda client: client.loss), overall]
     return _by_round("Training loss", note, series, Axis("training loss"), "{:.4f}".format)
 
@@ -453,7 +453,8 @@ def _bytes_by_round(run: _Run) -> tuple[list[int], list[float], list[float]]:
     """Return rounds, and what had crossed the link up and down by the end of each."""
     up: dict[int, float] = {}
     down: dict[int, float] = {}
-    for event in [*run.rounds, *(event for event, _ in run.evaluations)]:
+    moved: list[RoundFinished | Evaluated] = [*run.rounds, *(event for event, _ in run.evaluations)]
+    for event in moved:
         up[event.round] = up.get(event.round, 0) + event.bytes_up
         down[event.round] = down.get(event.round, 0) + event.bytes_down
     rounds = sorted(up)
@@ -502,12 +503,12 @@ def _phase_legend(split: Sequence[dict[str, float]]) -> list[tuple[str, Style]]:
 
 
 def _throughput(run: _Run) -> _Figure | None:
-    note = "Tokens a client trains per second of training, and all clients per second of the round."
+    note = "Tokens each client trains per second of training, and the cohort per second of the round."
     sums: dict[int, int] = {}
     for client in run.clients:
         sums[client.round] = sums.get(client.round, 0) + client.tokens
     speeds = [sums.get(e.round, 0) / e.seconds["round"] if e.seconds["round"] else None for e in run.rounds]
-    whole = Series("round", [event.round for event in run.rounds], speeds, INK)
+    whole = Series("cohort", [event.round for event in run.rounds], speeds, INK)
     series = [*_client_series(run, lambda client: client.tokens_per_second), whole]
     return _by_round("Throughput", note, series, Axis("tokens per second", "count"), format_count)
 

@@ -137,7 +137,8 @@ def format_count(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return "–"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
+        # What would be written as 1000 of the smaller unit is one of this.
+        if abs(value) >= 0.9995 * size:
             return f"{_three_digits(value / size)} {unit}"
     return f"{value:.0f}"
 
@@ -154,7 +155,7 @@ def format_seconds(value: float | None) -> str:
     """Return a duration: ``8.3 s``, ``2:05`` (minutes) or ``1:02:05`` (hours)."""
     if value is None or not math.isfinite(value):
         return "–"
-    if value < 60:
+    if value < 59.95:
         return f"{value:.1f} s"
     minutes, seconds = divmod(round(value), 60)
     hours, minutes = divmod(minutes, 60)
@@ -180,7 +181,7 @@ def _three_digits(value: float) -> str:
 def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
     evaluations = [event for event in history if isinstance(event, Evaluated)]
     initial = next((event for event in evaluations if event.round == 0), None)
-    final = max(evaluations, key=lambda event: event.round, default=None)
+    final = evaluations[-1] if evaluations else None
 
     def of_silo(evaluation: Evaluated | None, name: str) -> float | None:
         found = evaluation.per_silo.get(name) if evaluation else None

@@ -203,9 +203,10 @@ def write_run(
     return summary
 
 
-@pytest.fixture
-def finished_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "quickstart"
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run that tests share: only to be read."""
+    folder = tmp_path_factory.mktemp("finished") / "quickstart"
     write_run(folder, list(synthetic_events()))
     return folder
 
@@ -222,9 +223,10 @@ def unfinished_run(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.fixture
-def other_run(tmp_path: Path) -> Path:
-    folder = tmp_path / "diloco"
+@pytest.fixture(scope="session")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return another run that tests share: only to be read."""
+    folder = tmp_path_factory.mktemp("other") / "diloco"
     config = CONFIG.format(seed=0, rounds=12, outer_lr=0.7, strategy="Diloco")
     write_run(folder, list(synthetic_events(rounds=12, seed=3, strategy="diloco", speed=1.3)), config=config)
     return folder

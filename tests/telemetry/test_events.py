@@ -1,0 +1,230 @@
+import dataclasses
+import json
+import logging
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from photon.errors import PhotonError
+from photon.telemetry.events import (
+    EVENT_TYPES,
+    ClientFailed,
+    ClientSeconds,
+    Event,
+    EventStream,
+    Notice,
+    RoundFinished,
+    RoundSeconds,
+    RunFinished,
+    SiloEvaluation,
+    SiloFacts,
+    from_json,
+)
+
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | FINITE | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+COUNT = st.integers(0, 2**62)
+NAMES = st.text(min_size=1, max_size=12)
+
+FIELDS = {
+    "run_started": {
+        "silos": st.lists(
+            st.builds(
+                SiloFacts, name=NAMES, train_tokens=COUNT, validation_tokens=COUNT, unigram_loss=FINITE
+            ),
+            max_size=3,
+        )
+    },
+    "client_finished": {
+        "seconds": st.builds(ClientSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE)
+    },
+    "round_finished": {
+        "seconds": st.builds(
+            RoundSeconds,
+            **dict.fromkeys(RoundSeconds.__required_keys__, FINITE),  # type: ignore[arg-type]
+        )
+    },
+    "evaluated": {
+        "per_silo": st.dictionaries(
+            NAMES, st.builds(SiloEvaluation, loss=FINITE, perplexity=FINITE, tokens=COUNT), max_size=3
+        )
+    },
+    "run_finished": {"summary": st.dictionaries(st.text(), JSON, max_size=4)},
+}
+NAMES_IN_ORDER = [
+    "run_started",
+    "round_started",
+    "client_finished",
+    "client_failed",
+    "round_finished",
+    "evaluated",
+    "checkpointed",
+    "run_finished",
+    "run_interrupted",
+    "notice",
+]
+NAME_OF = dict(zip(EVENT_TYPES, NAMES_IN_ORDER, strict=True))
+
+
+def _field(kind: type[Event], name: str, annotation: object) -> st.SearchStrategy:
+    special = FIELDS.get(NAME_OF[kind], {}).get(name)
+    if special is not None:
+        return special
+    if annotation is int:
+        return COUNT
+    if annotation in (float, float | None) or "Annotated" in str(annotation):
+        return FINITE | st.none() if annotation == (float | None) else FINITE
+    return st.from_type(annotation)  # type: ignore[arg-type]
+
+
+def _events(kind: type[Event]) -> st.SearchStrategy[Event]:
+    fields = {field.name: _field(kind, field.name, field.type) for field in dataclasses.fields(kind)}
+    return st.builds(kind, **fields)
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_an_event_survives_its_line(kind: type[Event], data: st.DataObject) -> None:
+    event = data.draw(_events(kind))
+    line = event.to_json()
+    assert len(line.splitlines()) == 1
+    content = json.loads(line, parse_constant=pytest.fail)
+    assert content.pop("event") == NAME_OF[kind]
+    assert content == dataclasses.asdict(event)
+    assert from_json(line) == event
+
+
+def _round_finished(**changes: object) -> RoundFinished:
+    seconds: RoundSeconds = {
+        "round": 5.0,
+        "training": 3.0,
+        "fold": 0.1,
+        "outer": 0.1,
+        "evaluate": 1.0,
+        "checkpoint": 0.2,
+        "overhead": 2.0,
+    }
+    fields: dict = {
+        "time": 12.5,
+        "round": 1,
+        "global_step": 8,
+        "tokens": 4096,
+        "train_loss": 5.0,
+        "pseudo_gradient_norm": 1.0,
+        "client_cosine": None,
+        "consensus": 1.0,
+        "parameter_norm": 30.0,
+        "bytes_up": 10,
+        "bytes_down": 20,
+        "seconds": seconds,
+    }
+    return RoundFinished(**(fields | changes))
+
+
+def test_what_is_not_finite_becomes_null() -> None:
+    event = _round_finished(train_loss=math.inf, client_cosine=math.nan)
+    content = json.loads(event.to_json(), parse_constant=pytest.fail)
+    assert content["train_loss"] is None
+    assert content["client_cosine"] is None
+    back = from_json(event.to_json())
+    assert isinstance(back, RoundFinished)
+    assert math.isnan(back.train_loss)
+    assert back.client_cosine is None
+
+
+def test_numpy_scalars_are_numbers() -> None:
+    event = _round_finished(tokens=np.int64(7), train_loss=np.float32(0.5), consensus=np.float32("nan"))
+    content = json.loads(event.to_json())
+    assert (content["tokens"], content["train_loss"], content["consensus"]) == (7, 0.5, None)
+
+
+def test_a_file_name_that_is_no_text_is_readable_again() -> None:
+    event = Notice(level="info", message="cannot read data-\udcff.txt")
+    back = from_json(event.to_json())
+    assert isinstance(back, Notice)
+    assert back.message == "cannot read data-?.txt"
+
+
+def test_time_is_now_unless_given() -> None:
+    before = time.time()
+    assert before <= Notice(level="info", message="x").time <= time.time()
+
+
+GOOD = '{"event": "notice", "time": 1.0, "level": "info", "message": "x"}'
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("", "no JSON"),
+        ('{"event": "notice", "time": 1.0, "lev', "no JSON"),
+        ("[1, 2]", 'no JSON object with an "event"'),
+        ('{"time": 1.0}', 'no JSON object with an "event"'),
+        ('{"event": 3, "time": 1.0}', 'no JSON object with an "event"'),
+        (GOOD.replace("notice", "notise"), "unknown event 'notise'"),
+        (GOOD.replace('"time": 1.0, ', ""), "lacks 'time'"),
+        (GOOD.replace(', "message": "x"', ""), "lacks 'message'"),
+        (GOOD.replace('"info"', '"loud"'), "bad 'level'"),
+        (GOOD.replace('"x"', "7"), "bad 'message'"),
+        (
+            '{"event": "round_started", "time": 1, "round": "2", "cohort": [], "global_step": 0}',
+            "bad 'round'",
+        ),
+        (
+            '{"event": "round_started", "time": 1, "round": 2, "cohort": ["a", 1], "global_step": 0}',
+            "bad 'cohort.1'",
+        ),
+        (_round_finished().to_json().replace('"fold"', '"mold"'), "lacks 'seconds.fold'"),
+    ],
+)
+def test_a_malformed_line_is_named(line: str, fault: str) -> None:
+    with pytest.raises(PhotonError) as raised:
+        from_json(line)
+    message = str(raised.value)
+    assert fault in message
+    assert line.strip()[:60] in message
+    assert "\n" not in message
+
+
+def test_a_listener_that_raises_is_dropped_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    heard: list[Event] = []
+    calls = []
+
+    def broken(event: Event) -> None:
+        calls.append(event)
+        raise OSError("disk\nfull")
+
+    stream = EventStream([broken, heard.append])
+    events = [Notice(level="info", message=str(number)) for number in range(3)]
+    with caplog.at_level(logging.WARNING):
+        for event in events:
+            stream.emit(event)
+    assert heard == events
+    assert calls == events[:1]
+    (record,) = caplog.records
+    assert "broken" in record.getMessage()
+    assert "OSError: disk" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_ctrl_c_in_a_listener_ends_the_run() -> None:
+    def interrupted(event: Event) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        EventStream([interrupted]).emit(RunFinished(summary={}))
+
+
+def test_events_cannot_be_changed() -> None:
+    event = ClientFailed(round=1, silo="a", kind="error", reason="x")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        event.round = 2  # type: ignore[misc]

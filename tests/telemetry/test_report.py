@@ -1,0 +1,330 @@
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from photon.errors import PhotonError
+from photon.telemetry.events import (
+    ClientFailed,
+    ClientFinished,
+    Evaluated,
+    Event,
+    RoundFinished,
+    RoundStarted,
+    RunStarted,
+)
+from photon.telemetry.log import EventLog, read_events
+from photon.telemetry.report import write_report
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
+
+
+class Page(html.parser.HTMLParser):
+    """What a reader gets out of the page: text, headings, tables, and all attributes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.headings: list[str] = []
+        self.tables: list[tuple[str, list[list[str]]]] = []
+        self.pairs: dict[str, list[str]] = {}
+        self.label = ""
+        self.feed(text)
+        assert self.open == [], f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "table":
+            self.tables.append((self.headings[-1], []))
+        elif tag == "tr":
+            self.tables[-1][1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][1][-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        text = data.strip()
+        if not text or "style" in self.open:
+            return
+        self.words.append(text)
+        if "td" in self.open or "th" in self.open:
+            self.tables[-1][1][-1][-1] += text
+        elif self.open[-1] in ("h1", "h2", "h3"):
+            self.headings.append(text)
+        elif self.open[-1] == "dt":
+            self.label = text
+            self.pairs[text] = []
+        elif self.open[-1] == "dd":
+            self.pairs[self.label].append(text)
+
+    def table(self, heading: str) -> list[list[str]]:
+        """Return the rows below the head of the one table under a heading."""
+        (found,) = [rows for above, rows in self.tables if above == heading]
+        return found[1:]
+
+    def columns(self, heading: str) -> list[str]:
+        (found,) = [rows for above, rows in self.tables if above == heading]
+        return found[0]
+
+
+@pytest.fixture(scope="module")
+def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    write_report([finished_run], output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def comparison(finished_run: Path, other_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("comparison") / "report.html"
+    write_report([finished_run, other_run], output)
+    return output
+
+
+def _page(folders: list[Path], output: Path) -> Page:
+    write_report(folders, output)
+    return Page(output.read_text())
+
+
+def test_the_page_holds_the_figures_of_the_run(finished_run: Path, report: Path) -> None:
+    page = Page(report.read_text())
+    summary = json.loads((finished_run / "summary.json").read_text())
+    perplexity = summary["perplexity"]
+    assert "quickstart" in page.headings
+    assert "finished, 10 rounds" in page.words
+    assert page.pairs["Validation perplexity, all silos"] == [
+        f"{perplexity['initial']:,.1f} → {perplexity['final']:,.1f}",
+        f"the corpus's unigram model: {perplexity['unigram']:,.1f}",
+    ]
+    assert page.pairs["Tokens trained"][0] == f"{summary['tokens'] / 1000:.0f} k"
+    assert page.pairs["Failures"][0] == "1"
+    assert page.pairs["SHA-256 of the weights"] == ["ab" * 32]
+    silos = {row[0]: row for row in page.table("Validation perplexity by silo")}
+    assert silos["legal"][5:] == ["184,320", "2.4%"]
+    assert silos["legal"][1] == f"{perplexity['per_silo']['legal']['initial']:,.1f}"
+    assert silos["legal"][2] == f"{perplexity['per_silo']['legal']['final']:,.1f}"
+    assert silos["overall"][2] == f"{perplexity['final']:,.1f}"
+
+
+def test_each_figure_has_its_numbers_in_a_table(
+    finished_run: Path, report: Path, reread: Callable[[Path], list[Event]]
+) -> None:
+    page = Page(report.read_text())
+    events = reread(finished_run)
+    rounds = [event for event in events if isinstance(event, RoundFinished)]
+    evaluations = [event for event in events if isinstance(event, Evaluated)]
+    by_tokens = page.table("Perplexity against tokens")
+    assert [row[-1] for row in by_tokens] == [f"{event.perplexity:,.1f}" for event in evaluations]
+    losses = page.table("Training loss")
+    assert [row[-1] for row in losses] == [f"{event.train_loss:.4f}" for event in rounds]
+    for event in events:
+        if isinstance(event, ClientFinished):
+            column = 1 + ["cpp", "legal", "prose", "python"].index(event.silo)
+            assert losses[event.round - 1][column] == f"{event.loss:.4f}"
+    agreement = page.table("Agreement of the clients")
+    assert agreement[2] == ["3", f"{rounds[2].client_cosine:.3f}", f"{rounds[2].consensus:.3f}"]
+    times = page.table("Time of each round")
+    assert [row[1] for row in times] == [f"{event.seconds['training']:.3f}" for event in rounds]
+    assert [sum(map(float, row[1:])) for row in times] == pytest.approx(
+        [event.seconds["round"] for event in rounds], abs=0.01
+    )
+    cohorts = page.table("Cohort of each round")
+    (failure,) = [event for event in events if isinstance(event, ClientFailed)]
+    assert cohorts[failure.round - 1][2] == failure.silo
+    assert failure.reason in page.words
+    sent = page.table("Bytes on the link")
+    assert sent[-1][1] == f"{(sum(e.bytes_up for e in rounds) + 11 * 8000) / 1e6:.0f} MB"
+
+
+@pytest.mark.parametrize("name", ["report", "comparison"])
+def test_the_page_needs_nothing_but_itself(name: str, request: pytest.FixtureRequest) -> None:
+    text = request.getfixturevalue(name).read_text()
+    page = Page(text)
+    assert "<script" not in text
+    assert "@import" not in text
+    assert "default-src 'none'" in text
+    addresses = set(re.findall(r"https?://[^\s\"'<]+", text))
+    assert addresses <= {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    links = [value for _, name, value in page.attributes if name in ("href", "xlink:href", "src")]
+    assert all(link.startswith("#") for link in links)
+    ids = [value for _, name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    used = {link[1:] for link in links} | set(re.findall(r"url\(#([^)]+)\)", text))
+    assert used <= set(ids), "a plot refers to what is not there"
+
+
+def test_plots_take_the_colours_of_the_page_and_keep_their_size(report: Path) -> None:
+    page = Page(report.read_text())
+    plots = re.findall(r"<svg.*?</svg>", report.read_text(), flags=re.DOTALL)
+    # Twelve figures, each wide and narrow.
+    assert len(plots) == 24
+    for plot in plots:
+        assert set(re.findall(r"#[0-9a-f]{6}\b", plot)) <= {"#000000", "#ffffff"}
+        sizes = {float(size) for size in re.findall(r"font-size: ([\d.]+)px", plot)}
+        assert sizes == {12.0}
+    widths = {float(re.search(r'viewBox="0 0 ([\d.]+) ', plot)[1]) for plot in plots}  # type: ignore[index]
+    assert widths == {560.0, 340.0}
+    assert (
+        max(sum(name == "aria-label" and v.startswith("Plot: ") for _, name, v in page.attributes), 0) == 12
+    )
+
+
+def test_the_same_run_gives_the_same_page(finished_run: Path, report: Path, tmp_path: Path) -> None:
+    write_report([finished_run], tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_bytes() == report.read_bytes()
+
+
+def test_an_unfinished_run_is_reported_as_far_as_it_came(unfinished_run: Path, tmp_path: Path) -> None:
+    page = _page([unfinished_run], tmp_path / "report.html")
+    assert "interrupted, 3 of 10 rounds" in page.words
+    assert len(page.table("Agreement of the clients")) == 3
+    assert "SHA-256 of the weights" not in page.pairs
+
+
+def test_a_run_that_has_just_begun_is_reported(tmp_path: Path, events: list[Event]) -> None:
+    folder = tmp_path / "begun"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("rounds: 10\n")
+    for count in (1, 5):
+        with EventLog(folder / "events.jsonl") as log:
+            for event in events[len(read_events(folder / "events.jsonl")) : count]:
+                log(event)
+        page = _page([folder], tmp_path / "report.html")
+        assert "not finished, 0 of 10 rounds" in page.words
+
+
+def test_runs_are_laid_side_by_side(finished_run: Path, other_run: Path, comparison: Path) -> None:
+    page = Page(comparison.read_text())
+    assert page.columns("Settings that differ") == ["run", "rounds", "outer.lr", "strategy._target_"]
+    assert page.table("Settings that differ") == [
+        ["quickstart", "10", "1.0", "photon.strategy.Photon"],
+        ["diloco", "12", "0.7", "photon.strategy.Diloco"],
+    ]
+    results = {row[0]: row for row in page.table("Results")}
+    for folder in (finished_run, other_run):
+        summary = json.loads((folder / "summary.json").read_text())
+        assert results[folder.name][2] == f"{summary['perplexity']['final']:,.1f}"
+        assert results[folder.name][-1] == str(summary["failures"])
+    curve = page.table("Perplexity against tokens")
+    assert [row[0] for row in curve] == ["quickstart"] * 11 + ["diloco"] * 13
+
+
+def test_runs_of_one_name_are_told_apart(finished_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "sweep" / finished_run.name
+    copy.mkdir(parents=True)
+    for name in ("config.yaml", "events.jsonl"):
+        (copy / name).write_bytes((finished_run / name).read_bytes())
+    page = _page([finished_run, copy], tmp_path / "report.html")
+    names = [row[0] for row in page.table("Results")]
+    assert names == [f"{finished_run.parent.name}/quickstart", "sweep/quickstart"]
+    with pytest.raises(PhotonError, match="named twice"):
+        write_report([finished_run, finished_run / "."], tmp_path / "report.html")
+
+
+def test_a_resumed_run_shows_each_round_once(tmp_path: Path, events: list[Event]) -> None:
+    folder = tmp_path / "resumed"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("rounds: 10\n")
+    index = next(i for i, e in enumerate(events) if isinstance(e, RoundFinished) and e.round == 5)
+    lost = [dataclasses.replace(e, train_loss=99.0) if isinstance(e, RoundFinished) else e for e in events]
+    started = events[0]
+    assert isinstance(started, RunStarted)
+    again = next(i for i, e in enumerate(events) if isinstance(e, RoundStarted) and e.round == 4)
+    resumed = dataclasses.replace(started, resumed_from=3, time=events[again].time + 1000)
+    later = [dataclasses.replace(event, time=event.time + 1000) for event in events[again:]]
+    with EventLog(folder / "events.jsonl") as log:
+        for event in [*lost[: index + 1], resumed, *later]:
+            log(event)
+    page = _page([folder], tmp_path / "report.html")
+    losses = page.table("Training loss")
+    assert [row[0] for row in losses] == [str(number) for number in range(1, 11)]
+    assert [row[-1] == "99.0000" for row in losses] == [True] * 3 + [False] * 7
+    assert "from round 3" in page.words
+    # The pause of a quarter of an hour is no time at work.
+    assert page.pairs["Time"][0] == "1:02"
+
+
+def test_names_are_text_whatever_is_in_them(tmp_path: Path, events: list[Event]) -> None:
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("note: <script>alert(1)</script>\n")
+    with EventLog(folder / "events.jsonl") as log:
+        for event in events[:40]:
+            line = event.to_json().replace("cpp", "<b>$x_1$ & 药").replace("quickstart", "<i>odd</i>")
+            log._file.write(line.encode() + b"\n")
+    page = _page([folder], tmp_path / "report.html")
+    assert "<i>odd</i>" in page.headings
+    assert "<b>$x_1$ & 药" in page.words
+    assert {"b", "i", "script"}.isdisjoint(tag for tag, _, _ in page.attributes)
+
+
+def test_the_centralized_client_is_in_the_figures(tmp_path: Path, events: list[Event]) -> None:
+    folder = tmp_path / "central"
+    folder.mkdir()
+    (folder / "config.yaml").write_text("rounds: 10\n")
+    with EventLog(folder / "events.jsonl") as log:
+        for event in events:
+            if isinstance(event, RoundStarted):
+                log(dataclasses.replace(event, cohort=["centralized"]))
+            elif isinstance(event, ClientFinished):
+                log(dataclasses.replace(event, silo="centralized"))
+            else:
+                log(event)
+    page = _page([folder], tmp_path / "report.html")
+    assert [row[1] for row in page.table("Cohort of each round")] == ["centralized"] * 10
+    assert page.columns("Pseudo-gradient norm") == ["round", "centralized", "pseudo-gradient"]
+
+
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [("events.jsonl", "has no events.jsonl"), ("config.yaml", "has no config.yaml")],
+)
+def test_a_folder_that_is_no_run_is_named(
+    finished_run: Path, tmp_path: Path, missing: str, message: str
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "copy")
+    (folder / missing).unlink()
+    with pytest.raises(PhotonError, match=message) as raised:
+        write_report([folder], tmp_path / "report.html")
+    assert str(folder) in str(raised.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("config.yaml", "a: [1,\nb: 2", "line 2: not YAML"),
+        ("config.yaml", "- 1\n", "not a mapping"),
+        ("events.jsonl", "nonsense\n", "line 1: not an event"),
+        ("events.jsonl", "", "no run_started"),
+    ],
+)
+def test_a_broken_file_is_named(
+    finished_run: Path, tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    folder = shutil.copytree(finished_run, tmp_path / "copy")
+    (folder / name).write_text(content)
+    with pytest.raises(PhotonError, match=message):
+        write_report([folder], tmp_path / "report.html")
+
+
+def test_no_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PhotonError, match="no run is named"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_the_template_is_part_of_the_package() -> None:
+    assert (resources.files("photon.telemetry") / "report.html.j2").is_file()
