@@ -101,7 +101,7 @@ def prepare(
         str | None,
         typer.Option(
             metavar="NAME[:CONFIG,...]",
-            help="Stream a corpus: `c4`, `pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
+            help="Stream a corpus: `c4`, `the-pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
             "language), `fineweb-edu`, or `json` and `parquet` for files of your own.",
             rich_help_panel=_HUB,
         ),

@@ -1,13 +1,21 @@
 """Documents streamed from the Hugging Face hub, or from local copies of its files, through ``datasets``."""
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
 
 from photon.data.documents import Document
 from photon.data.partition import folder_name
 from photon.data.text_files import field_value
 from photon.errors import PhotonError
+
+if TYPE_CHECKING:
+    from photon.config import DataSection
 
 # With silos by a field, a rare value may hardly ever come: the stream is given up after this many documents
 # for each one that a silo may hold.
@@ -35,7 +43,7 @@ class HubCorpus:
 
 CORPORA = {
     "c4": HubCorpus("allenai/c4", ("en",)),
-    "pile": HubCorpus("monology/pile-uncopyrighted", silo_field="meta.pile_set_name"),
+    "the-pile": HubCorpus("monology/pile-uncopyrighted", silo_field="meta.pile_set_name"),
     "mc4": HubCorpus("allenai/c4", ("en-multi", "de", "fr", "es", "it", "ru", "ja", "zh")),
     "fineweb-edu": HubCorpus("HuggingFaceFW/fineweb-edu", ("sample-10BT",)),
     "json": HubCorpus("json"),
@@ -111,6 +119,42 @@ def hub_documents(
     if not budget.silos:
         raise PhotonError(f"corpus {name!r} gave no text: check its configuration and files")
     return budget.silos
+
+
+def ensure_hub(
+    home: Path, data: "DataSection", sequence_length: int, seed: int, *, progress: bool = True
+) -> Path:
+    """Return the folder of a hub corpus as a run's configuration wants it, prepared now if it is not there.
+
+    Processes that ask at the same time wait for the one that prepares. Other options give another folder
+    below ``home``.
+
+    Raises
+    ------
+    PhotonError
+        As ``hub_documents`` and ``photon.data.prepare.prepare_documents``.
+    """
+    from photon.data.prepare import prepare_documents
+    from photon.data.prepared import is_prepared
+
+    if data.hub is None:
+        raise PhotonError("data.source is hub but data.hub is not set: name a corpus, for instance data=c4")
+    tokenizer = None if data.tokenizer is None else Path(data.tokenizer).absolute()
+    options: dict[str, Any] = {
+        "partition": data.partition,
+        "vocab_size": data.vocab_size,
+        "sequence_length": sequence_length,
+        "seed": seed,
+    }
+    identity = json.dumps([options, data.hub.documents_per_silo, str(tokenizer)], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
+    path = home / "data" / f"hub-{data.hub.corpus}-{digest}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if not is_prepared(path):
+            documents = hub_documents(data.hub.corpus, limit=data.hub.documents_per_silo)
+            prepare_documents(documents, path, tokenizer=tokenizer, progress=progress, **options)
+    return path
 
 
 class _Budget:

@@ -5,7 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from photon.data.hub import CORPORA, hub_documents
+from photon.config import DataSection, HubSection
+from photon.data.hub import CORPORA, ensure_hub, hub_documents
+from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 
 
@@ -55,7 +57,7 @@ def test_the_pile_makes_a_silo_of_each_component(tmp_path):
     names = ["Pile-CC", "Pile-CC", "USPTO Backgrounds", "Pile-CC", "Github"]
     rows = [{"text": f"{i}", "meta": {"pile_set_name": names[i % 5]}} for i in range(20)]
     write_lines(tmp_path / "00.jsonl", rows)
-    silos = hub_documents("pile", data_files=[str(tmp_path / "00.jsonl")], limit=3)
+    silos = hub_documents("the-pile", data_files=[str(tmp_path / "00.jsonl")], limit=3)
     assert texts(silos) == {
         "Pile-CC": ["0", "1", "3"],
         "USPTO-Backgrounds": ["2", "7", "12"],
@@ -86,11 +88,11 @@ def test_a_rare_silo_does_not_keep_the_stream_open_for_ever(tmp_path, monkeypatc
         {"text": f"{i}", "meta": {"pile_set_name": "rare" if i in (3, 60) else "common"}} for i in range(100)
     ]
     write_lines(tmp_path / "x.jsonl", rows)
-    silos = hub_documents("pile", data_files=[str(tmp_path / "x.jsonl")], limit=2)
+    silos = hub_documents("the-pile", data_files=[str(tmp_path / "x.jsonl")], limit=2)
     assert texts(silos) == {"common": ["0", "1"], "rare": ["3"]}
 
 
-@pytest.mark.parametrize("name", ["c4", "pile", "mc4", "fineweb-edu"])
+@pytest.mark.parametrize("name", ["c4", "the-pile", "mc4", "fineweb-edu"])
 def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypatch, name):
     asked = []
 
@@ -103,14 +105,14 @@ def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypat
     corpus = CORPORA[name]
     assert asked == [(corpus.path, config, "train", True) for config in corpus.configs or (None,)]
     assert list(silos) == (
-        ["Github"] if name == "pile" else list(corpus.configs) if name == "mc4" else [name]
+        ["Github"] if name == "the-pile" else list(corpus.configs) if name == "mc4" else [name]
     )
 
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("c5", {}, "corpus 'c5' is not known: use one of c4, pile"),
+        ("c5", {}, "corpus 'c5' is not known: use one of c4, the-pile"),
         ("json", {}, "needs files: name them with --hub-files"),
         ("c4", {}, "allenai/c4 cannot be streamed .*check the network, or give local copies"),
         ("c4", {"data_files": ["{folder}/nothing-*.json"]}, "cannot be streamed .*check the files"),
@@ -136,3 +138,36 @@ def test_what_cannot_be_streamed_is_one_clear_error(tmp_path, name, options, mes
     with pytest.raises(PhotonError, match=message) as caught:
         hub_documents(name, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_prepares_its_corpus_once_and_another_configuration_apart(make_text, tmp_path, monkeypatch):
+    streams = []
+
+    def load_dataset(path, name=None, *, split, streaming):
+        streams.append(path)
+        return ({"text": make_text(number)} for number in range(100))
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = DataSection(
+        source="hub",
+        path=None,
+        vocab_size=300,
+        tokenizer=None,
+        partition="iid:2",
+        hub=HubSection(corpus="c4", documents_per_silo=40),
+    )
+    first = ensure_hub(tmp_path, data, 16, 0)
+    assert ensure_hub(tmp_path, data, 16, 0) == first
+    assert streams == ["allenai/c4"]
+    manifest = PreparedData.open(first).manifest
+    assert sum(silo.train.documents + silo.validation.documents for silo in manifest.silos.values()) == 40
+    assert (list(manifest.silos), manifest.vocab_size) == (["silo-0", "silo-1"], 300)
+    others = [
+        ensure_hub(tmp_path, data, 32, 0),
+        ensure_hub(tmp_path, data, 16, 1),
+        ensure_hub(tmp_path, data.model_copy(update={"partition": "by-source"}), 16, 0),
+        ensure_hub(tmp_path, data.model_copy(update={"tokenizer": str(first / "tokenizer")}), 16, 0),
+    ]
+    assert len({first, *others}) == 5
+    with pytest.raises(PhotonError, match=r"data\.hub is not set"):
+        ensure_hub(tmp_path, data.model_copy(update={"hub": None}), 16, 0)
