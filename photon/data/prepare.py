@@ -39,7 +39,7 @@ from photon.state.atomic import atomic_directory
 # small one.
 TOKENIZER_SAMPLE = 20_000_000
 # Characters encoded at a time: bounds the memory of token lists, which take 30 times the text.
-ENCODE_CHUNK = 2_000_000
+ENCODE_CHUNK = 1_000_000
 
 
 def prepare(
@@ -278,7 +278,7 @@ def _write(
     tokenizer.save(folder / "tokenizer")
     vocab_size = tokenizer.vocab_size
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    task = bar.add_task("tokenizing (MB)", total=sum(_size(t) + _size(v) for t, v in split.values()) // 10**6)
+    task = bar.add_task("tokenizing documents", total=sum(len(t) + len(v) for t, v in split.values()))
     entries: dict[str, tuple[Split, Split]] = {}
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for name, sides in split.items():
@@ -291,7 +291,7 @@ def _write(
                 tokenizer,
                 dtype,
                 options.sequence_length,
-                lambda size: bar.advance(task, size / 10**6),
+                lambda count: bar.advance(task, count),
             )
             for number, (side, documents) in enumerate(zip(("train", "validation"), sides, strict=True))
         ]
@@ -348,7 +348,7 @@ def _encode(
             for ids in tokenizer.encode(chunk):
                 ids.append(tokenizer.eos_token_id)
                 parts.append(np.array(ids, dtype=dtype))
-            advance(size)
+            advance(len(chunk))
             chunk, size = [], 0
     return np.concatenate(parts)
 
