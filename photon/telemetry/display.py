@@ -260,7 +260,7 @@ class _State:
             f"{self.finished.train_loss:.3f}" if self.finished else "",
             format_perplexity(self.first.perplexity) if self.first else "",
             format_perplexity(self.latest.perplexity) if self.latest else "",
-            format_perplexity(unigram_perplexity(self.started)),
+            format_perplexity(unigram_perplexity(self.started, self.latest)),
         ]
 
 
@@ -347,7 +347,7 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
     if state.first is not None and event.round > 0:
         notes.append(f"{format_perplexity(state.first.perplexity)} before training")
     if state.started is not None:
-        notes.append(f"unigram {format_perplexity(unigram_perplexity(state.started))}")
+        notes.append(f"unigram {format_perplexity(unigram_perplexity(state.started, event))}")
     per_silo = " · ".join(
         f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())
     )

@@ -320,11 +320,13 @@ def _set_axis(axes: Axes, which: Literal["x", "y"], axis: Axis) -> None:
     one = axes.xaxis if which == "x" else axes.yaxis
     low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
     label, write = axis.label, _WRITERS.get(axis.kind, _number)
-    locator: Locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=axis.kind == "round")
+    locator: Locator = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10], integer=axis.kind == "round", min_n_ticks=1)
     if axis.kind == "seconds":
         name, length = _time_unit(high)
         label, write = f"{label} ({name})", lambda value: _number(value / length)
         locator = MultipleLocator(_time_step(high - min(0.0, low)))
+    if axis.kind == "round" and low == high:
+        axes.set_xlim(low - 1, high + 1)
     if which == "y" and axis.kind in _FROM_ZERO:
         axes.set_ylim(0, 1.06 * high or 1)
     if axis.log:

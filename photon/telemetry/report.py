@@ -43,7 +43,6 @@ from photon.telemetry.summary import (
     format_seconds,
     format_share,
     last_start,
-    unigram_perplexity,
 )
 
 _MOST_ROWS = 200
@@ -350,7 +349,7 @@ def _perplexity_figure(run: _Run, title: str, note: str, places: list[float], x:
         for name, style in run.silos.items()
     ]
     series.append(Series("overall", places, [event.perplexity for event in evaluations], INK))
-    unigram = unigram_perplexity(run.started)
+    unigram = run.summary["perplexity"]["unigram"]
     reference = Series(f"unigram model {format_perplexity(unigram)}", [0.0], [unigram], REFERENCE)
     write = format_seconds if x.kind == "seconds" else format_count
     rows = [
@@ -678,7 +677,7 @@ def _compare_evaluations(
         values = [event.perplexity for event, _ in run.evaluations]
         series.append(Series(name, places, values, style))
         rows += [[name, write(a), format_perplexity(b)] for a, b in zip(places, values, strict=True)]
-    found = {unigram_perplexity(run.started) for run in runs.values()}
+    found = {run.summary["perplexity"]["unigram"] for run in runs.values()}
     unigram = found.pop() if len(found) == 1 else None
     reference = Series(f"unigram model {format_perplexity(unigram)}", [0.0], [unigram], REFERENCE)
     columns = ["run", x.label, "perplexity"]

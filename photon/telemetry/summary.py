@@ -94,13 +94,20 @@ def last_start(history: Iterable[Event]) -> RunStarted:
     return starts[-1]
 
 
-def unigram_perplexity(started: RunStarted) -> float | None:
-    """Return the perplexity of the unigram model over all silos' validation tokens."""
-    weight = sum(silo["validation_tokens"] for silo in started.silos)
-    if weight == 0:
-        return None
-    nats = math.fsum(silo["unigram_loss"] * silo["validation_tokens"] for silo in started.silos)
-    return math.exp(nats / weight)
+def unigram_perplexity(started: RunStarted, evaluation: Evaluated | None) -> float | None:
+    """Return the perplexity of the unigram model over all silos, to stand beside that of ``evaluation``.
+
+    The silos are weighted by the tokens ``evaluation`` predicted, so that both figures mean the same
+    mixture of text; without an evaluation, by all their validation tokens.
+    """
+    facts = {silo["name"]: silo for silo in started.silos}
+    if evaluation is None:
+        weights = {name: silo["validation_tokens"] for name, silo in facts.items()}
+    else:
+        weights = {name: found["tokens"] for name, found in evaluation.per_silo.items() if name in facts}
+    whole = sum(weights.values())
+    nats = math.fsum(facts[name]["unigram_loss"] * weight for name, weight in weights.items())
+    return math.exp(nats / whole) if whole else None
 
 
 def print_summary(
@@ -190,7 +197,7 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
     return {
         "initial": initial.perplexity if initial else None,
         "final": final.perplexity if final else None,
-        "unigram": unigram_perplexity(started),
+        "unigram": unigram_perplexity(started, final),
         "per_silo": {
             silo["name"]: {
                 "initial": of_silo(initial, silo["name"]),

@@ -199,6 +199,19 @@ def test_a_model_that_diverged_has_no_perplexity() -> None:
     json.dumps(summary, allow_nan=False)
 
 
+def test_the_unigram_model_is_weighed_as_the_evaluation() -> None:
+    evaluation = _evaluated(113.0, 2, 60.0, 100.0)
+    evaluation.per_silo["a"]["tokens"] = 10
+    summary = build_summary([_started(), evaluation], weights_sha256=None)
+    assert summary["perplexity"]["unigram"] == pytest.approx(math.sqrt(50 * 800))
+    del evaluation.per_silo["b"]
+    summary = build_summary([_started(), evaluation], weights_sha256=None)
+    assert summary["perplexity"]["unigram"] == pytest.approx(50)
+    # Before anything is evaluated: by all validation tokens.
+    summary = build_summary([_started()], weights_sha256=None)
+    assert summary["perplexity"]["unigram"] == pytest.approx((50**3 * 800) ** 0.25)
+
+
 def test_no_start_is_an_error() -> None:
     with pytest.raises(PhotonError, match="no run_started"):
         build_summary([Notice(level="info", message="x")], weights_sha256=None)
