@@ -10,7 +10,8 @@ class Document:
     Attributes
     ----------
     source
-        Where the text came from: a file, a row of a file, a module; for people and for the Dirichlet mixture.
+        Where the text came from: a file, a row of a file, a module. With the partition ``field:NAME`` it is
+        the value of the field, which names the silo.
     text
         The text itself, decoded.
     """
