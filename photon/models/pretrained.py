@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from photon.errors import PhotonError
@@ -53,6 +53,22 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
         for name in sorted(report[kind]):
             raise PhotonError(f"{path}: {verb} {name}; it is not a {config.model_type} of this architecture")
     return loaded
+
+
+def load_pretrained(path: Path) -> PreTrainedModel:
+    """Load a Hugging Face folder's causal language model in float32, with the configuration beside it.
+
+    Raises
+    ------
+    PhotonError
+        If the folder is missing or broken.
+    """
+    read_model_config(path)
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # what a broken config raises depends on what is broken in it
+        raise PhotonError(f"{path / 'config.json'}: transformers refuses it ({first_line(error)})") from error
+    return load_warm_start(path, config)
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""``photon evaluate`` and ``photon generate``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from photon.data.prepared import Manifest
+    from photon.evaluation.perplexity import Score
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared data.")],
+    sequences: Annotated[
+        int | None, typer.Option(min=1, help="Validation windows per silo, evenly spaced; default: all.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Print a model's validation perplexity on prepared data, silo by silo."""
+    from rich.console import Console
+    from torch.nn import Module
+
+    from photon.data.prepared import PreparedData
+    from photon.evaluation.load import check_tokenizer, open_trained
+    from photon.evaluation.perplexity import evaluate_data
+    from photon.training.precision import resolve_precision
+    from photon.training.silo import resolve_device
+
+    prepared = PreparedData.open(data)
+    trained = open_trained(model)
+    check_tokenizer(trained, prepared)
+    where = resolve_device(device)
+    scores = evaluate_data(
+        Module.to(trained.model, where),
+        prepared,
+        batch_size=batch_size,
+        device=where,
+        precision=resolve_precision("auto", where),
+        limit=sequences,
+    )
+    Console().print(_table(trained.name, scores, prepared.manifest))
+
+
+def generate(
+    export: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
+    top_k: Annotated[int, typer.Option(min=1, help="Tokens to choose among at each step.")] = 50,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choices.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Continue a prompt with an exported model."""
+    from photon.evaluation.generate import generate_text
+    from photon.training.silo import resolve_device
+
+    text = generate_text(
+        export,
+        prompt,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        seed=seed,
+        device=str(resolve_device(device)),
+    )
+    typer.echo(text)
+
+
+def _table(name: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":
+    import math
+
+    from rich import box
+    from rich.table import Table
+
+    from photon.evaluation.perplexity import overall
+
+    table = Table(title=f"Validation perplexity of {name}", box=box.SIMPLE_HEAD)
+    table.add_column("silo")
+    for heading in ("tokens", "loss (nats)", "perplexity", "unigram perplexity"):
+        table.add_column(heading, justify="right")
+    unigram = {silo: entry.unigram_loss for silo, entry in manifest.silos.items()}
+    rows = [*((silo, score, unigram[silo]) for silo, score in scores.items())]
+    rows.append(("overall", overall(scores), manifest.unigram_loss))
+    for silo, score, unigram_loss in rows:
+        table.add_row(
+            silo,
+            f"{score.tokens:,}",
+            f"{score.loss:.4f}",
+            f"{score.perplexity:,.2f}",
+            f"{math.exp(unigram_loss):,.2f}",
+            end_section=silo == rows[-2][0],
+        )
+    return table

@@ -1,0 +1,248 @@
+"""Export to the format of Hugging Face: a folder that ``transformers`` loads without Photon."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photon.config import ModelSection, RunConfig
+from photon.errors import PhotonError
+from photon.evaluation.load import open_run_checkpoint
+from photon.state.atomic import atomic_directory
+from photon.state.checkpoint import ServerState
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Card = Mapping[str, Mapping[str, object]]
+"""Sections of a model card: heading, then what and how much."""
+
+_EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja")
+
+_FRONT = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- photon
+- federated-learning
+---
+
+# {name}
+
+A causal language model trained by Photon, federated pre-training on Flower. This page states facts of the
+training run and nothing else.
+"""
+
+_BACK = """
+## Licence
+
+None was chosen. Whoever publishes this model sets one here, with regard to the text it was trained on.
+
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH")
+tokenizer = AutoTokenizer.from_pretrained("PATH")
+```
+"""
+
+
+def export_run(run_dir: Path, output: Path) -> None:
+    """Export the newest checkpoint of a run (or the checkpoint that ``run_dir`` is).
+
+    Parameters
+    ----------
+    run_dir
+        Folder of the run.
+    output
+        Folder to write; an earlier export in it is replaced.
+
+    Raises
+    ------
+    PhotonError
+        If the run has no checkpoint, its tokenizer is not on this machine, or ``output`` holds other files.
+    """
+    checkpoint, config = open_run_checkpoint(run_dir)
+    if config.data.path is None:
+        raise PhotonError(f"{run_dir}: the tokenizer stayed with the silos; set data.path to export here")
+    tokenizer = Path(config.data.path) / "tokenizer"
+    _check_same_tokenizer(tokenizer, checkpoint.state)
+    export_model(
+        checkpoint.load_params(),
+        config.model,
+        checkpoint.state.vocab_size,
+        tokenizer,
+        output,
+        _card(config, checkpoint.state, _read_summary(run_dir)),
+    )
+
+
+def export_model(
+    params: "Mapping[str, torch.Tensor]",
+    model_section: ModelSection,
+    vocab_size: int,
+    tokenizer_path: Path,
+    output: Path,
+    card: Card,
+) -> None:
+    """Write a model as a Hugging Face folder, whole or not at all.
+
+    Parameters
+    ----------
+    params
+        All parameters by name.
+    model_section
+        The `model` section that they were trained with.
+    vocab_size
+        Entries of the tokenizer.
+    tokenizer_path
+        Folder of the tokenizer; its files are copied as they are.
+    output
+        Folder to write; an earlier export in it is replaced.
+    card
+        Facts for the model card, in sections.
+
+    Raises
+    ------
+    PhotonError
+        If the parameters are not the model's, the tokenizer is missing, or ``output`` holds other files.
+    """
+    from photon.models.build import build_model
+    from photon.models.pretrained import quiet_transformers
+    from photon.training.groups import write_params
+
+    if not (tokenizer_path / "tokenizer.json").is_file():
+        raise PhotonError(f"{tokenizer_path}: no tokenizer.json; the export needs the tokenizer of the data")
+    _check_replaceable(output)
+    model = build_model(model_section, vocab_size, seed=0)
+    write_params(model, params)
+    with atomic_directory(output.absolute()) as folder, quiet_transformers():
+        for file in sorted(tokenizer_path.iterdir()):
+            shutil.copyfile(file, folder / file.name)
+        _set_special_tokens(model, folder)
+        model.save_pretrained(folder)
+        facts = {"Architecture": _architecture(model), **card}
+        (folder / "README.md").write_text(_render(model_section.name, facts), encoding="utf-8")
+
+
+def _check_replaceable(output: Path) -> None:
+    """Refuse to replace anything but an export: the folder may be somebody's."""
+    if output.is_dir():
+        ours = {file for pattern in _EXPORTED for file in output.glob(pattern)}
+        others = sorted(file.name for file in set(output.iterdir()) - ours)
+        if not others and (not ours or output / "config.json" in ours):
+            return
+        found = f" ({', '.join(others[:3])})" if others else ""
+        raise PhotonError(f"{output}: holds other files than an export{found}; choose a new folder")
+    if output.exists():
+        raise PhotonError(f"{output}: is a file; choose a folder")
+
+
+def _check_same_tokenizer(tokenizer: Path, state: ServerState) -> None:
+    from photon.data.prepared import file_sha256
+
+    file = tokenizer / "tokenizer.json"
+    if not file.is_file():
+        raise PhotonError(f"{file}: missing; the export needs the tokenizer that the run was trained with")
+    if file_sha256(file) != state.tokenizer_sha256:
+        raise PhotonError(f"{file}: not the tokenizer that the run was trained with; restore the data")
+
+
+def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
+    """Give the model the ends of text that its tokenizer marks, and turn the cache on again."""
+    from transformers import AutoTokenizer, GenerationConfig
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    for name, value in ends.items():
+        setattr(model.config, name, value)
+    model.config.use_cache = True
+    model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.eos_token_id)
+
+
+def _architecture(model: "PreTrainedModel") -> dict[str, object]:
+    from photon.models.build import parameter_count
+
+    config = model.config
+    facts = {
+        "type": config.model_type,
+        "parameters": parameter_count(model),
+        "layers": config.num_hidden_layers,
+        "width": config.hidden_size,
+        "attention heads": getattr(config, "num_attention_heads", None),
+        "positions": getattr(config, "max_position_embeddings", None),
+        "vocabulary": config.vocab_size,
+        "weights": "float32",
+    }
+    return {name: value for name, value in facts.items() if value is not None}
+
+
+def _read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return ``summary.json`` of the run, or nothing where the run has not finished."""
+    file = run_dir / "summary.json"
+    if not file.is_file():
+        return {}
+    try:
+        summary = json.loads(file.read_text())
+    except ValueError as error:
+        raise PhotonError(f"{file}: not JSON ({error}); remove it to export without figures") from error
+    return summary if isinstance(summary, dict) else {}
+
+
+def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> Card:
+    card: dict[str, dict[str, object]] = {
+        "Training": {
+            "strategy": _call(config.strategy.as_mapping()),
+            "rounds": state.round,
+            "local steps per round": config.local_steps,
+            "silos per round": config.cohort or "all",
+            "sequences per local step": config.training.batch_size,
+            "tokens per sequence": state.sequence_length,
+            "tokens trained": state.tokens,
+            "local optimizer": _call(config.optimizer.as_mapping()),
+            "outer optimizer": _call(config.outer.as_mapping()),
+            "schedule": _call(config.schedule.as_mapping()),
+            "gradient norm clipped to": config.training.clip_norm or "not clipped",
+            "seed": config.seed,
+        },
+        "Tokens by silo": {silo: entry.tokens for silo, entry in sorted(state.ledger.items())},
+    }
+    if summary.get("rounds") == state.round and "perplexity" in summary:
+        card["Validation perplexity"] = _perplexities(summary["perplexity"])
+    return card
+
+
+def _call(section: Mapping[str, Any]) -> str:
+    arguments = ", ".join(f"{key}={value}" for key, value in section.items() if key != "_target_")
+    return f"{section['_target_'].rpartition('.')[2]}({arguments})"
+
+
+def _perplexities(perplexity: Mapping[str, Any]) -> dict[str, object]:
+    """Return the final perplexities beside the initial and the unigram's, overall and by silo."""
+    rows = {"overall": perplexity, **perplexity.get("per_silo", {})}
+    return {
+        name: f"{_figure(row['final'])} (before training {_figure(row['initial'])}, unigram model "
+        f"{_figure(row['unigram'])})"
+        for name, row in rows.items()
+    }
+
+
+def _figure(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f}"
+
+
+def _render(name: str, card: Card) -> str:
+    parts = [_FRONT.format(name=name)]
+    for heading, facts in card.items():
+        if facts:
+            rows = "\n".join(f"| {what} | {_cell(value)} |" for what, value in facts.items())
+            parts.append(f"\n## {heading}\n\n| | |\n|---|---|\n{rows}\n")
+    return "".join([*parts, _BACK])
+
+
+def _cell(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value).replace("|", r"\|")

@@ -1,0 +1,126 @@
+"""Find and open trained models: a run, one of its checkpoints, or a Hugging Face folder."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from photon.config import RunConfig, load
+from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
+from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model on the CPU, in float32, and what it was trained with.
+
+    Attributes
+    ----------
+    model
+        The model.
+    name
+        Where it comes from, in words.
+    tokenizer_sha256
+        SHA-256 of the ``tokenizer.json`` it was trained with.
+    tokenizer_file
+        That file, where the folder holds it.
+    """
+
+    model: "PreTrainedModel"
+    name: str
+    tokenizer_sha256: str
+    tokenizer_file: Path | None
+
+
+def open_trained(path: Path) -> TrainedModel:
+    """Open a checkpoint folder, a run (its newest checkpoint) or a Hugging Face folder.
+
+    Raises
+    ------
+    PhotonError
+        If ``path`` is none of them, or is damaged.
+    """
+    if (path / "config.json").is_file():
+        return _open_folder(path)
+    checkpoint, config = open_run_checkpoint(path)
+    from photon.models.build import build_model
+    from photon.training.groups import write_params
+
+    state = checkpoint.state
+    model = build_model(config.model, state.vocab_size, seed=0)
+    write_params(model, checkpoint.load_params())
+    return TrainedModel(model, f"{config.model.name}, round {state.round}", state.tokenizer_sha256, None)
+
+
+def open_run_checkpoint(path: Path) -> tuple[Checkpoint, RunConfig]:
+    """Open the checkpoint that ``path`` is, or the newest one of the run that it is, with the run's settings.
+
+    Raises
+    ------
+    PhotonError
+        If there is no checkpoint, or it or the run's ``config.yaml`` is damaged.
+    """
+    if not path.is_dir():
+        raise PhotonError(f"{path}: no such folder; give a run, a checkpoint or an exported model")
+    if (path / "checkpoint.json").is_file():
+        folder = path.resolve()
+        return open_checkpoint(folder), _settings(folder.parent.parent)
+    store = CheckpointStore(path / "checkpoints")
+    rounds = store.rounds()
+    if not rounds:
+        raise PhotonError(
+            f"{path}: neither a run with checkpoints, nor a checkpoint, nor an exported model (config.json)"
+        )
+    return store.load(rounds[-1]), _settings(path)
+
+
+def _settings(run_dir: Path) -> RunConfig:
+    try:
+        return load(run_dir / "config.yaml")
+    except PhotonError as error:
+        raise PhotonError(f"{run_dir}: cannot read the run's settings ({error})") from error
+
+
+def check_tokenizer(trained: TrainedModel, data: PreparedData) -> None:
+    """Check that token ids mean the same to the model and in the data.
+
+    Raises
+    ------
+    PhotonError
+        If the data was prepared with another tokenizer than the model was trained with.
+    """
+    wanted = data.manifest.tokenizer_sha256
+    if trained.tokenizer_sha256 == wanted:
+        return
+    own, other = trained.tokenizer_file, data.tokenizer_path / "tokenizer.json"
+    if own is not None and _canonical(own) == _canonical(other):
+        return
+    raise PhotonError(
+        f"{data.path}: prepared with another tokenizer ({wanted[:12]}…) than the model's "
+        f"({trained.tokenizer_sha256[:12]}…); prepare the text with --tokenizer and the model's own"
+    )
+
+
+def _canonical(file: Path) -> str:
+    """Return a tokenizer as text in one layout: the same one may be written down in several."""
+    from tokenizers import Tokenizer
+
+    try:
+        text: str = Tokenizer.from_file(str(file)).to_str()
+    except Exception as error:  # the library raises Exception itself
+        raise PhotonError(f"{file}: not a tokenizer ({error})") from error
+    return text
+
+
+def _open_folder(path: Path) -> TrainedModel:
+    from photon.models.pretrained import load_pretrained
+
+    tokenizer = path / "tokenizer.json"
+    if not tokenizer.is_file():
+        raise PhotonError(f"{path}: no tokenizer.json in it, so its token ids cannot be told from others")
+    digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
+    return TrainedModel(load_pretrained(path), path.name, digest, tokenizer)

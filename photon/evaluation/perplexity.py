@@ -1,0 +1,161 @@
+"""Validation loss of a model on packed windows of text."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from photon.training.precision import Precision
+
+# Logits are by far the largest tensor of an evaluation, and beyond this much they only cost memory.
+_LOGITS_BYTES = {"cpu": 2**24, "cuda": 2**30}
+
+
+class Score(NamedTuple):
+    """How well a model predicts some text.
+
+    Attributes
+    ----------
+    nll : float
+        Summed negative log-likelihood in nats.
+    tokens : int
+        Tokens predicted: all of a window but its first.
+    """
+
+    nll: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that is beyond a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+def evaluate_windows(
+    model: "PreTrainedModel",
+    windows: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    precision: "Precision",
+    limit: int | None = None,
+) -> Score:
+    """Return the negative log-likelihood of windows and the number of tokens predicted.
+
+    Deterministic: the same windows are read in the same order every time. The model is evaluated without
+    gradients and left in the mode, training or evaluation, that it was in.
+
+    Parameters
+    ----------
+    model
+        A causal language model on ``device``.
+    windows
+        Token ids, shape (windows, sequence length), any integer type; may be memory-mapped.
+    batch_size
+        Most windows per forward pass; fewer where their logits would be large.
+    device
+        Where the model is.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"fp16"``: format of the forward pass. The likelihood is float32, its sum
+        float64.
+    limit
+        Most windows to read, evenly spaced over all of them; None reads all.
+    """
+    device = torch.device(device)
+    rows = _evenly_spaced(len(windows), limit)
+    step = _windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
+    total, was_training = 0.0, model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _autocast(device, precision):
+            for start in range(0, len(rows), step):
+                batch = torch.from_numpy(windows[rows[start : start + step]].astype(np.int64)).to(device)
+                total += _summed_loss(model, batch)
+    finally:
+        model.train(was_training)
+    return Score(total, len(rows) * (windows.shape[1] - 1))
+
+
+def evaluate_data(
+    model: "PreTrainedModel",
+    data: PreparedData,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    precision: "Precision",
+    limit: int | None = None,
+) -> dict[str, Score]:
+    """Return the score of every silo's validation split, by silo name.
+
+    Parameters are those of :func:`evaluate_windows`; ``limit`` counts for each silo.
+
+    Raises
+    ------
+    PhotonError
+        If the model takes shorter sequences, or knows fewer tokens, than the data has.
+    """
+    config, manifest = model.config, data.manifest
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < manifest.sequence_length:
+        raise PhotonError(
+            f"{data.path}: its sequences of {manifest.sequence_length} tokens are longer than the model's "
+            f"{positions}; prepare the text with --sequence-length {positions}"
+        )
+    if config.vocab_size < manifest.vocab_size:
+        raise PhotonError(
+            f"{data.path}: has {manifest.vocab_size} different tokens, the model knows {config.vocab_size}; "
+            "prepare the text with the model's tokenizer"
+        )
+    return {
+        silo: evaluate_windows(
+            model,
+            data.windows(silo, "validation"),
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            limit=limit,
+        )
+        for silo in data.silo_names
+    }
+
+
+def overall(scores: dict[str, Score]) -> Score:
+    """Return the score of all silos' text together."""
+    return Score(
+        math.fsum(score.nll for score in scores.values()), sum(score.tokens for score in scores.values())
+    )
+
+
+def _evenly_spaced(count: int, limit: int | None) -> np.ndarray:
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken) * count // max(taken, 1)
+
+
+def _windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
+    budget = _LOGITS_BYTES["cuda" if device.type == "cuda" else "cpu"]
+    return max(1, min(batch_size, budget // (4 * sequence_length * vocab_size)))
+
+
+def _autocast(device: torch.device, precision: "Precision") -> torch.autocast:
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _summed_loss(model: nn.Module, input_ids: torch.Tensor) -> float:
+    logits = model(input_ids=input_ids[:, :-1]).logits.float().flatten(0, 1)
+    targets = input_ids[:, 1:].reshape(-1)
+    losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    return float(losses.sum(dtype=torch.float64))

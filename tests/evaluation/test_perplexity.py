@@ -1,0 +1,119 @@
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
+from photon.evaluation.perplexity import Score, evaluate_data, evaluate_windows, overall
+
+
+class Table(nn.Module):
+    """Predicts the next token from the current one by a table of logits, and notes what it was shown."""
+
+    def __init__(self, logits: torch.Tensor, positions: int = 64) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(logits)
+        self.config = SimpleNamespace(vocab_size=logits.shape[0], max_position_embeddings=positions)
+        self.seen: list[torch.Tensor] = []
+        self.modes: list[bool] = []
+
+    def forward(self, input_ids: torch.Tensor) -> SimpleNamespace:
+        self.seen.append(input_ids)
+        self.modes.append(self.training or torch.is_grad_enabled())
+        return SimpleNamespace(logits=self.logits[input_ids])
+
+
+def evaluate(model: nn.Module, windows: np.ndarray, limit: int | None = None, batch_size: int = 2) -> Score:
+    return evaluate_windows(
+        model,  # type: ignore[arg-type]
+        windows,
+        batch_size=batch_size,
+        device="cpu",
+        precision="fp32",
+        limit=limit,
+    )
+
+
+def test_uniform_predictions_have_the_vocabulary_as_perplexity() -> None:
+    windows = np.random.default_rng(0).integers(0, 50, (7, 9), dtype=np.uint16)
+    score = evaluate(Table(torch.full((50, 50), 3.0)), windows)
+    assert score.tokens == 7 * 8
+    assert score.perplexity == pytest.approx(50, rel=1e-6)
+
+
+def test_known_probabilities_by_hand() -> None:
+    # From 0: to 0 with 1/2, to 1 with 1/4, to 2 with 1/4. From 1: to 2 with 9/10. From 2: to 1 with 1/5.
+    table = torch.tensor([[0.5, 0.25, 0.25], [0.05, 0.05, 0.9], [0.4, 0.2, 0.4]])
+    windows = np.array([[0, 0, 1, 2], [2, 1, 2, 1]], dtype=np.uint32)
+    score = evaluate(Table(table.log()), windows)
+    expected = -math.log(0.5 * 0.25 * 0.9) - math.log(0.2 * 0.9 * 0.2)
+    assert score == (pytest.approx(expected, rel=1e-6), 6)
+    assert score.perplexity == pytest.approx(math.exp(expected / 6), rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_is_evaluated_without_gradients_and_left_as_it_was(training: bool) -> None:
+    model = Table(torch.zeros(4, 4)).train(training)
+    evaluate(model, np.zeros((3, 5), dtype=np.uint16))
+    assert model.training is training
+    assert not any(model.modes)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"), [(None, range(10)), (99, range(10)), (5, [0, 2, 4, 6, 8]), (3, [0, 3, 6])]
+)
+def test_a_limit_takes_evenly_spaced_windows(limit: int | None, rows: list[int]) -> None:
+    windows = np.repeat(np.arange(10, dtype=np.uint16)[:, None], 4, axis=1)
+    model = Table(torch.zeros(10, 10))
+    score = evaluate(model, windows, limit)
+    assert torch.cat(model.seen)[:, 0].tolist() == list(rows)
+    assert score.tokens == len(rows) * 3
+
+
+def test_the_batch_does_not_matter() -> None:
+    windows = np.random.default_rng(0).integers(0, 20, (11, 6), dtype=np.uint16)
+    model = Table(torch.randn(20, 20, generator=torch.Generator().manual_seed(0)))
+    assert evaluate(model, windows, batch_size=1).nll == pytest.approx(
+        evaluate(model, windows, batch_size=32).nll
+    )
+
+
+def test_an_enormous_loss_is_an_infinite_perplexity() -> None:
+    assert Score(nll=1e6, tokens=10).perplexity == math.inf
+
+
+def test_every_silo_is_scored_and_all_together_by_tokens(corpus) -> None:
+    data = PreparedData.open(corpus)
+    rows = data.manifest.vocab_size
+    scores = evaluate_data(
+        Table(torch.zeros(rows, rows)),  # type: ignore[arg-type]
+        data,
+        batch_size=8,
+        device="cpu",
+        precision="fp32",
+        limit=4,
+    )
+    assert list(scores) == data.silo_names
+    assert all(score.perplexity == pytest.approx(rows) for score in scores.values())
+    assert overall({"a": Score(30.0, 10), "b": Score(10.0, 30)}).loss == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rows", "positions", "message"), [(None, 8, "longer than the model's 8"), (64, 64, "the model knows 64")]
+)
+def test_a_model_too_small_for_the_data_is_refused(corpus, rows, positions, message) -> None:
+    data = PreparedData.open(corpus)
+    size = rows or data.manifest.vocab_size
+    with pytest.raises(PhotonError, match=message):
+        evaluate_data(
+            Table(torch.zeros(size, size), positions),  # type: ignore[arg-type]
+            data,
+            batch_size=8,
+            device="cpu",
+            precision="fp32",
+        )

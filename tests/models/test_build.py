@@ -1,0 +1,289 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from photon.config import ModelSection, compose
+from photon.errors import PhotonError
+from photon.models.build import build_model, causal_loss, parameter_count, self_contained, transformers_config
+
+VOCABULARY = 300
+
+#: The sizes that the Photon papers state.
+PAPER = {
+    "photon-75m": 74_985_344,
+    "photon-125m": 125_311_488,
+    "photon-350m": 355_985_408,
+    "photon-1.3b": 1_315_950_592,
+    "photon-3b": 2_651_837_440,
+    "photon-7b": 6_658_859_008,
+    "photon-13b": 12_853_954_560,
+}
+
+
+def preset(name: str, *overrides: str) -> ModelSection:
+    return compose([f"model={name}", *overrides]).model
+
+
+def small(**architecture: Any) -> ModelSection:
+    tiny = preset("tiny")
+    assert tiny.architecture is not None
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2} | architecture
+    return tiny.model_copy(update={"architecture": tiny.architecture | shape, "sequence_length": 16})
+
+
+def from_file(path: Path, fields: Any, **changes: Any) -> ModelSection:
+    path.write_text(fields if isinstance(fields, str) else json.dumps(fields))
+    update = {"config_file": str(path), "sequence_length": 16} | changes
+    return preset("custom").model_copy(update=update)
+
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_attention_heads": 2,
+    "num_hidden_layers": 1,
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_presets_have_the_papers_sizes(name: str) -> None:
+    section = preset(name)
+    model = build_model(section, VOCABULARY, seed=0, device="meta")
+    config = model.config
+    d, layers, rows, positions = config.hidden_size, config.num_hidden_layers, config.vocab_size, 2048
+    if name == "photon-75m":
+        positions = 1024
+    formula = 12 * d * d * layers + rows * d + positions * d + 13 * d * layers + 2 * d
+    assert parameter_count(model) == PAPER[name] == formula
+    assert rows == 50_368
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    assert config._attn_implementation == "sdpa"
+    assert all(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"), [("llama-135m", 135), ("llama-720m", 720), ("llama-1.7b", 1714)]
+)
+def test_llama_shaped_presets_have_the_size_in_their_name(name: str, millions: int) -> None:
+    section = preset(name)
+    config = transformers_config(section, VOCABULARY)
+    d, hidden, heads = config.hidden_size, config.intermediate_size, config.num_attention_heads
+    keys = d * config.num_key_value_heads // heads
+    block = 2 * d * d + 2 * d * keys + 3 * d * hidden + 2 * d
+    expected = block * config.num_hidden_layers + config.vocab_size * d + d
+    count = parameter_count(build_model(section, VOCABULARY, seed=0, device="meta"))
+    assert count == expected
+    assert round(count / 1e6) == millions
+    assert config.rope_parameters == {"rope_type": "default", "rope_theta": 10_000.0}
+
+
+def test_the_quickstart_model_is_small() -> None:
+    model = build_model(preset("tiny"), 8192, seed=0, device="meta")
+    embeddings = (8192 + 128) * model.config.hidden_size
+    assert 1_000_000 < parameter_count(model) - embeddings < 1_500_000
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(257, 320), (320, 320), (8192, 8192), (8193, 8256)])
+def test_the_vocabulary_is_padded_to_a_multiple_of_64(tokens: int, rows: int) -> None:
+    assert transformers_config(small(), tokens).vocab_size == rows
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    first = build_model(small(), VOCABULARY, seed=1)
+    torch.manual_seed(99)
+    before = torch.get_rng_state()
+    second = build_model(small(), VOCABULARY, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    other = build_model(small(), VOCABULARY, seed=2)
+    weights = [list(model.parameters()) for model in (first, second, other)]
+    assert all(torch.equal(a, b) for a, b in zip(weights[0], weights[1], strict=True))
+    assert not torch.equal(weights[0][0], weights[2][0])
+    assert {parameter.dtype for parameter in first.parameters()} == {torch.float32}
+
+
+def test_residual_projections_start_smaller() -> None:
+    model = build_model(small(n_layer=8, n_embd=64), VOCABULARY, seed=0)
+    block = model.transformer.h[0]
+    assert float(block.mlp.c_fc.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
+    assert float(block.mlp.c_proj.weight.detach().std()) == pytest.approx(0.02 / 16**0.5, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", ["gpt2", "llama"])
+def test_causal_loss_is_the_loss_of_transformers(shape: str, tmp_path: Path) -> None:
+    section = small() if shape == "gpt2" else from_file(tmp_path / "config.json", LLAMA)
+    model = build_model(section, VOCABULARY, seed=0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)  # far from uniform predictions, so that a wrong shift would show
+    tokens = torch.randint(0, VOCABULARY, (3, 16), generator=torch.Generator().manual_seed(0))
+    expected = model(tokens, labels=tokens).loss
+    expected.backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    loss = causal_loss(model, tokens)
+    (2 * loss).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        scale = float(gradient.abs().max())
+        torch.testing.assert_close(parameter.grad, 2 * gradient, rtol=0, atol=2e-5 * scale)
+
+
+def test_causal_loss_survives_a_probability_of_zero() -> None:
+    class Certain(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor) -> Any:
+            logits = torch.zeros(*input_ids.shape, 4)
+            logits[..., 0] = 500.0  # exp(-500) is zero in float32
+            return type("Output", (), {"logits": logits.requires_grad_()})
+
+    assert causal_loss(Certain(), torch.tensor([[0, 1, 0]])).item() == pytest.approx(250.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layers": 3}, "model.architecture.n_layers: unknown field; did you mean 'n_layer'?"),
+        ({"model_type": "gtp2"}, "'gtp2' is no causal language model of transformers; did you mean 'gpt2'?"),
+        ({"n_head": 3}, "must be divisible by num_heads"),
+        ({"n_embd": "wide"}, "gpt2 refuses it (Validation error for field 'n_embd'"),
+        ({"n_embd": -16}, "negative dimension"),
+        ({"activation_function": "gelo"}, "gelo"),
+        ({"vocab_size": 300}, "set model.vocab_size instead"),
+        ({"n_positions": 8}, "model.sequence_length=16: model.architecture has only 8 positions"),
+        ({"model_type": "gemma3"}, "name the type of its text part"),
+    ],
+)
+def test_a_wrong_architecture_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PhotonError) as caught:
+        build_model(small(**change), VOCABULARY, seed=0)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"vocab_size": 200}, "a vocabulary of 200 is smaller than the tokenizer, which has 300 entries"),
+        ({"architecture": None}, "no architecture"),
+        ({"config_file": "x.json"}, "use model=custom"),
+        ({"architecture": None, "config_file": "missing.json"}, "missing.json: cannot read it"),
+        ({"warm_start": "missing"}, "missing: no such folder"),
+    ],
+)
+def test_a_wrong_section_is_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(PhotonError, match=message):
+        build_model(small().model_copy(update=change), VOCABULARY, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("{", "not JSON"),
+        ([1], "expected a JSON object"),
+        ({}, "model_type=None"),
+        ({"model_type": "gpt2", "n_embed": 16}, "unknown field 'n_embed'; did you mean 'n_embd'?"),
+        (LLAMA | {"max_position_embeddings": 8}, "has only 8 positions"),
+    ],
+)
+def test_a_wrong_config_file_is_named(fields: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    with pytest.raises(PhotonError) as caught:
+        build_model(from_file(path, fields), VOCABULARY, seed=0)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        LLAMA | {"torch_dtype": "bfloat16", "rope_theta": 5e5, "vocab_size": 32_000, "pad_token_id": 7},
+        {"model_type": "gpt_neox", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1},
+        {"model_type": "bert", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1},
+        {"model_type": "bloom", "hidden_size": 16, "n_head": 2, "n_layer": 1},
+    ],
+    ids=lambda fields: fields["model_type"],
+)
+def test_a_file_of_any_kind_gives_a_causal_model(fields: dict[str, Any], tmp_path: Path) -> None:
+    model = build_model(from_file(tmp_path / "config.json", fields), VOCABULARY, seed=0).eval()
+    assert model.config.vocab_size == 320
+    assert model.dtype == torch.float32
+    tokens = torch.randint(0, VOCABULARY, (2, 16), generator=torch.Generator().manual_seed(0))
+    changed = tokens.clone()
+    changed[:, -1] += 1
+    logits = model(tokens).logits
+    torch.testing.assert_close(logits[:, :-1], model(changed).logits[:, :-1])
+    assert not torch.allclose(logits[:, -1], model(changed).logits[:, -1])
+
+
+def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
+    a, b = first.state_dict(), second.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("origin", ["preset", "file", "warm start"])
+def test_a_self_contained_section_builds_the_same_model(origin: str, tmp_path: Path) -> None:
+    section = small()
+    if origin == "file":
+        section = from_file(tmp_path / "config.json", LLAMA | {"rope_theta": 5e5})
+    if origin == "warm start":
+        build_model(section, VOCABULARY, seed=3).save_pretrained(tmp_path)
+        section = section.model_copy(update={"architecture": None, "warm_start": str(tmp_path)})
+    resolved = self_contained(section, VOCABULARY)
+    assert resolved.config_file is resolved.warm_start is None
+    ModelSection.model_validate(json.loads(resolved.model_dump_json()))  # it travels as text
+    plain = section if origin != "warm start" else small()
+    assert same_weights(build_model(resolved, VOCABULARY, seed=1), build_model(plain, VOCABULARY, seed=1))
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    build_model(small(), VOCABULARY, seed=3).save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("architecture", ["stated", "from the folder"])
+def test_warm_start_takes_the_weights(architecture: str, saved: Path) -> None:
+    section = small().model_copy(update={"warm_start": str(saved)})
+    if architecture == "from the folder":
+        section = section.model_copy(update={"architecture": None})
+    started = build_model(section, VOCABULARY, seed=0)
+    assert same_weights(started, build_model(small(), VOCABULARY, seed=3))
+
+
+def cut(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "vocabulary", "damage", "message"),
+    [
+        ({"n_inner": 24}, 300, None, "mlp.c_fc.bias has shape (64,), but the model section asks for (24,)"),
+        ({"n_layer": 1}, 300, None, "has the unknown weight transformer.h.1."),
+        ({"n_layer": 3}, 300, None, "lacks transformer.h.2."),
+        ({}, 400, None, "a vocabulary of 320 is smaller than the tokenizer, which has 400 entries"),
+        ({}, 300, cut, "cannot load the weights"),
+        ({}, 300, lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors in it"),
+        ({}, 300, lambda folder: (folder / "config.json").unlink(), "config.json: cannot read it"),
+    ],
+)
+def test_a_warm_start_that_does_not_fit_is_named(
+    architecture: dict[str, Any],
+    vocabulary: int,
+    damage: Callable[[Path], None] | None,
+    message: str,
+    saved: Path,
+) -> None:
+    section = small(**architecture)
+    if vocabulary > 320:
+        section = section.model_copy(update={"architecture": None})
+    if damage:
+        damage(saved)
+    with pytest.raises(PhotonError) as caught:
+        build_model(section.model_copy(update={"warm_start": str(saved)}), vocabulary, seed=0)
+    assert message in str(caught.value)
+    assert str(saved) in str(caught.value)
