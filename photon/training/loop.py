@@ -191,7 +191,9 @@ class LocalTrainer:
         )
 
     def _next_batch(self, stream: "WindowStream") -> Tensor:
-        batch = stream.next_batch(self.batch_size)
+        return self._to_device(stream.next_batch(self.batch_size))
+
+    def _to_device(self, batch: Tensor) -> Tensor:
         if self.device.type != "cuda":
             return batch.to(self.device)
         return batch.pin_memory().to(self.device, non_blocking=True)
@@ -207,7 +209,7 @@ class LocalTrainer:
         micro_batches = batch.split(self.micro_batch_size)
         total: Tensor | None = None
         for index, micro_batch in enumerate(micro_batches):
-            self._before_backward(last=index + 1 == len(micro_batches))
+            self._before_pass(last=index + 1 == len(micro_batches))
             loss = self._loss(micro_batch)
             if len(micro_batches) > 1:
                 loss = loss / len(micro_batches)
@@ -216,8 +218,8 @@ class LocalTrainer:
         assert total is not None
         return total
 
-    def _before_backward(self, *, last: bool) -> None:
-        """Room for a group of devices, which exchanges gradients in the last backward pass alone."""
+    def _before_pass(self, *, last: bool) -> None:
+        """Room for a group of devices, which exchanges gradients in the last pass alone."""
 
     def _loss(self, micro_batch: Tensor) -> Tensor:
         with self._autocast():

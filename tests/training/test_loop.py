@@ -189,6 +189,36 @@ def test_on_step_reports_every_step_in_order():
     assert sum(loss for _, loss in seen) / 3 == pytest.approx(result.loss)
 
 
+def fed_record(losses, norms, on_step=None):
+    """A record as a GPU feeds it: never asked for a number while steps are under way."""
+    record = loop._Record(10, on_step, wait=False)
+    for loss, norm in zip(losses, norms, strict=True):
+        record.add(torch.tensor(loss), torch.tensor(norm))
+    return record
+
+
+def test_a_gpu_reports_one_step_late_and_the_last_at_the_end():
+    seen = []
+    record = fed_record([3.0, 2.0, 1.0], [1.0] * 3, on_step=lambda step, loss: seen.append((step, loss)))
+    assert seen == [(10, 3.0), (11, 2.0)]
+    assert record.finish(skipped_steps_are_normal=False) == ([3.0, 2.0, 1.0], [1.0] * 3)
+    assert seen[-1] == (12, 1.0)
+
+
+def test_a_gpu_names_the_first_diverged_step_at_the_end():
+    with pytest.raises(TrainingDiverged, match="at local step 11"):
+        fed_record([3.0, math.nan, math.nan], [1.0] * 3).finish(skipped_steps_are_normal=False)
+
+
+def test_steps_that_the_fp16_scaler_skips_are_no_divergence():
+    norms = [math.inf, 2.0, 4.0]
+    assert fed_record([3.0] * 3, norms).finish(skipped_steps_are_normal=True)[1] == [2.0, 2.0, 4.0]
+    with pytest.raises(TrainingDiverged, match="at local step 10"):
+        fed_record([3.0] * 3, norms).finish(skipped_steps_are_normal=False)
+    with pytest.raises(TrainingDiverged, match="gradient norm inf"):
+        fed_record([3.0], [math.inf]).finish(skipped_steps_are_normal=True)
+
+
 def test_no_steps_are_refused():
     with pytest.raises(PhotonError, match="0 local steps"):
         trainer(TinyLM()).train(stream(), global_step=0, steps=0)
