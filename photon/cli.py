@@ -6,7 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from photon.errors import PhotonError
+from photon.data.cli import app as data_app
+from photon.errors import PhotonError, RunError
+from photon.evaluation.cli import evaluate, generate
 
 app = typer.Typer(
     name="photon",
@@ -17,11 +19,22 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(data_app, name="data")
+app.command()(evaluate)
+app.command()(generate)
+
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
 @app.command(context_settings=OVERRIDES)
-def train(context: typer.Context) -> None:
+def train(
+    context: typer.Context,
+    base: Annotated[
+        Path | None,
+        typer.Option("--config", help="config.yaml of an earlier run to start from, instead of conf/."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the configuration and stop.")] = False,
+) -> None:
     """Train a federation.
 
     Arguments are Hydra overrides of the configuration in `conf/`:
@@ -30,8 +43,6 @@ def train(context: typer.Context) -> None:
     * `photon train federation=inprocess rounds=4 run_dir=runs/first` — no Flower processes
     * `photon train strategy=diloco model=photon-125m data=prepared data.path=DIR`
     * `photon train -m outer=fedavg,diloco seed=0,1` — a sweep; add `hydra/launcher=joblib` for parallel runs
-
-    `photon train --show` prints the resolved configuration and stops.
     """
     arguments = list(context.args)
     if "-m" in arguments or "--multirun" in arguments:
@@ -39,10 +50,9 @@ def train(context: typer.Context) -> None:
 
         sweep(arguments)
         return
-    from photon.config import compose
+    from photon.config import compose, with_overrides
 
-    show = "--show" in arguments
-    config = compose([argument for argument in arguments if argument != "--show"])
+    config = compose(arguments) if base is None else with_overrides(base, arguments)
     if show:
         typer.echo(config.text, nl=False)
         return
@@ -59,6 +69,18 @@ def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) 
 
     config = load(run_dir / "config.yaml")
     start(config.model_copy(update={"run_dir": str(run_dir.absolute())}), resume=True)
+
+
+@app.command()
+def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Show how a finished run ended, with a sample of its text."""
+    from photon.config import load
+    from photon.federation.start import show
+
+    config = load(run_dir / "config.yaml")
+    if not (run_dir / "summary.json").is_file():
+        raise PhotonError(f"{run_dir}: the run is not finished; go on with `photon resume {run_dir}`")
+    show(config, run_dir)
 
 
 @app.command()
@@ -106,7 +128,7 @@ def _exit_code(error: Exception) -> int:
         return 2
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if type(error).__name__ in ("RoundFailed", "LaunchFailed"):
+    if isinstance(error, RunError):
         _say(str(error))
         return 1
     raise error

@@ -101,9 +101,7 @@ class TrainingSection(Section):
     )
     compile: bool = Field(description="Use torch.compile.")
     activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
-    threads: int | None = Field(
-        ge=1, description="CPU threads; null: a fair share of the cores."
-    )
+    threads: int | None = Field(ge=1, description="CPU threads; null: a fair share of the cores.")
     device: str = Field(description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(ge=1, description="Devices of one silo that train together.")
     parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
@@ -140,12 +138,8 @@ class FederationSection(Section):
     accepted_failures: int | None = Field(
         ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."
     )
-    wait_for_silos: float = Field(
-        ge=0, description="Seconds to wait at the start for silos."
-    )
-    silos: int | None = Field(
-        ge=1, description="Silos expected at the start; null: those online."
-    )
+    wait_for_silos: float = Field(ge=0, description="Seconds to wait at the start for silos.")
+    silos: int | None = Field(ge=1, description="Silos expected at the start; null: those online.")
 
 
 class WandbSection(Section):
@@ -304,6 +298,33 @@ def parse(text: str) -> RunConfig:
         raise PhotonError(f"config: not a valid configuration ({_first_line(error)})") from error
 
 
+def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Read ``config.yaml`` of an earlier run and change single keys of it, as in ``seed=1``.
+
+    Raises
+    ------
+    PhotonError
+        If the file or an override is wrong. Group choices such as ``strategy=diloco`` need ``conf/``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = load(path)
+    base = OmegaConf.create(config.text)
+    OmegaConf.set_struct(base, True)
+    try:
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals:
+                raise PhotonError(f"{override}: expected KEY=VALUE")
+            if OmegaConf.is_config(OmegaConf.select(base, key)):
+                raise PhotonError(f"{override}: with --config only single keys can be changed, not groups")
+            OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
+    except OmegaConfBaseException as error:
+        raise PhotonError(f"{key}: unknown key{nearest(key, set(known_keys()))}") from error
+    return validate(base)
+
+
 def load(path: Path) -> RunConfig:
     """Read ``config.yaml`` of a run."""
     if not path.is_file():
@@ -401,7 +422,7 @@ def _default_keys() -> set[str]:
     keys = set(known_keys())
 
     def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
+        for key in map(str, node):
             keys.add(f"{prefix}{key}")
             if isinstance(child := node._get_node(key), DictConfig):
                 walk(child, f"{prefix}{key}.")

@@ -7,3 +7,10 @@ class PhotonError(Exception):
     The message is one line that says what is wrong, where, and how to mend it. The command line prints
     it without a traceback and exits with code 2.
     """
+
+
+class RunError(Exception):
+    """A run stopped before its end, through no fault of the input; it can be resumed.
+
+    The command line prints the message and exits with code 1.
+    """

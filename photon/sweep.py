@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from photon.config import compose, conf_dir, explain_hydra_error, validate
 from photon.errors import PhotonError
 
@@ -41,7 +43,7 @@ def sweep(arguments: list[str]) -> None:
 
     runs = sorted(path.parent for path in Path(folder).glob("*/events.jsonl"))
     write_report(runs, Path(folder) / "report.html")
-    print(f"{len(runs)} runs side by side: {Path(folder) / 'report.html'}")
+    Console().print(f"{len(runs)} runs side by side: {Path(folder) / 'report.html'}", soft_wrap=True)
 
 
 def train_one(composed: Any) -> None:

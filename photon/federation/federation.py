@@ -1,4 +1,4 @@
-"""The rounds of a run: config → cohort → encode → train → fold → outer step → evaluate → checkpoint → events."""
+"""The rounds of a run: cohort → encode → train → fold → outer step → evaluate → checkpoint → events."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from flwr.serverapp import Grid
 
 from photon.components import build
 from photon.config import RunConfig
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
 from photon.federation.checks import Shapes, problem_with, shapes_of
 from photon.federation.roster import Roster
@@ -31,8 +31,8 @@ from photon.link.messages import (
     unpack,
 )
 from photon.link.records import count_bytes, decode_groups, encode_groups
-from photon.models.build import build_model, parameter_count
-from photon.models.flops import flops_per_token
+from photon.models.build import build_model, parameter_count, self_contained
+from photon.models.flops import mfu, model_flops_per_token
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
 from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
 from photon.telemetry.events import (
@@ -47,14 +47,9 @@ from photon.telemetry.events import (
     RunStarted,
     SiloEvaluation,
 )
-from photon.training.silo import padded_vocabulary
 
 #: Seconds an evaluation may take when rounds have no deadline of their own.
 NO_DEADLINE_TTL = 7 * 86400.0
-
-
-class RoundFailed(Exception):
-    """A round could not count: too few silos answered, or too many failed. The run can be resumed."""
 
 
 class Federation:
@@ -82,6 +77,7 @@ class Federation:
         self._up: list[Codec] = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
         self._down: list[Codec] = [build(codec.as_mapping(), "link.down") for codec in config.link.down]
         self._roster = Roster(grid, config.text, lambda text: self._notice("warning", text))
+        self._sent_config = config.text
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
 
@@ -92,13 +88,22 @@ class Federation:
         ------
         PhotonError
             If the silos do not fit the configuration or each other, or there is nothing to resume.
-        RoundFailed
+        RunError
             If a round cannot count.
         """
         federation = self.config.federation
-        self._roster.wait(federation.silos, federation.wait_for_silos)
+        self._roster.wait(
+            federation.silos,
+            federation.wait_for_silos,
+            nodes_may_join=federation.engine == "deployment",
+        )
         silos = self._roster.silos()
         self._check_silos(silos)
+        # Silos build the model without the server's disk, and start from weights that the server sends.
+        sent = self.config.model_copy(
+            update={"model": self_contained(self.config.model, silos[0].vocab_size)}
+        )
+        self._sent_config = sent.text
         if resume:
             checkpoint, passed_over = self._checkpoints.latest()
             for line in passed_over:
@@ -153,15 +158,14 @@ class Federation:
 
     def _initialise(self, silos: Sequence[SiloInfo]) -> Checkpoint:
         reference = silos[0]
-        vocab_size = padded_vocabulary(self.config, reference.vocab_size)
-        model = build_model(self.config.model, vocab_size, seed=self.config.seed)
+        model = build_model(self.config.model, reference.vocab_size, seed=self.config.seed)
         params = {name: parameter.detach() for name, parameter in sorted(model.named_parameters())}
         state = ServerState(
             run_id=uuid.uuid4().hex,
             round=0,
             global_step=0,
             tokens=0,
-            vocab_size=vocab_size,
+            vocab_size=reference.vocab_size,
             sequence_length=reference.sequence_length,
             tokenizer_sha256=reference.tokenizer_sha256,
         )
@@ -173,7 +177,7 @@ class Federation:
     def _started(self, checkpoint: Checkpoint, silos: Sequence[SiloInfo], resumed_from: int | None) -> None:
         state, config = checkpoint.state, self.config
         model = build_model(config.model, state.vocab_size, seed=config.seed, device="meta")
-        self._flops_per_token = flops_per_token(model, state.sequence_length)
+        self._flops_per_token = model_flops_per_token(model, state.sequence_length)
         self._roofline = {silo.name: silo.roofline_flops for silo in silos}
         self._roofline["centralized"] = silos[0].roofline_flops
         participants = self._strategy.participants(silos)
@@ -327,14 +331,15 @@ class Federation:
     ) -> tuple[dict[str, Message], dict[str, Shapes]]:
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
         encoded: dict[int, RecordDict] = {}
-        messages, expected = {}, {}
+        messages: dict[str, Message] = {}
+        expected: dict[str, Shapes] = {}
         for participant in cohort:
             own = groups[participant.name]
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if id(own) not in encoded:
                 encoded[id(own)] = encode_groups(own, self._down)
             content = RecordDict(dict(encoded[id(own)]))
-            content[BODY] = pack(orders[participant.name], self.config.text)
+            content[BODY] = pack(orders[participant.name], self._sent_config)
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
@@ -360,7 +365,7 @@ class Federation:
             return
         reasons = "; ".join(f"{name}: {failure.reason}" for name, failure in failures.items())
         limit = f"accepted_failures={accepted}" if too_many else f"quorum={federation.quorum}"
-        raise RoundFailed(
+        raise RunError(
             f"round {server_round}: {len(failures)} of {cohort} clients failed, beyond federation.{limit} "
             f"({reasons})"
         )
@@ -390,7 +395,7 @@ class Federation:
         messages = {}
         for silo in self._roster.silos():
             content = RecordDict(dict(records))
-            content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self.config.text)
+            content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self._sent_config)
             messages[silo.name] = self._message(content, [silo.name], "evaluate", f"evaluate-{state.round}")
         traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
 
@@ -443,14 +448,12 @@ class Federation:
                 loss=report.loss,
                 loss_last=report.loss_last,
                 learning_rate=report.learning_rate,
-                seconds={
-                    key: report.seconds.get(key, math.nan) for key in ("total", "training", "load", "save")
-                },
+                seconds=report.seconds,
                 bytes_up=reply.bytes_up,
                 bytes_down=bytes_down,
                 update_norm=report.update_norm,
                 tokens_per_second=speed,
-                mfu=speed * self._flops_per_token / roofline if roofline else None,
+                mfu=mfu(speed, self._flops_per_token, roofline),
                 gradient_norm=report.gradient_norm,
             )
         )

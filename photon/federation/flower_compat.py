@@ -5,7 +5,7 @@ Checked against flwr 1.41; a new minor version starts its review here.
 
 import itertools
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 
 _serial = itertools.count(1)
@@ -22,3 +22,8 @@ def assign_message_id(message: Message) -> str:
     identifier = f"inprocess-{next(_serial)}"
     message.metadata.__dict__["_message_id"] = identifier
     return identifier
+
+
+def with_own_records(message: Message) -> Message:
+    """Return ``message`` with a record dictionary of its own; the records themselves are shared."""
+    return Message(content=RecordDict(dict(message.content)), metadata=message.metadata)  # type: ignore[call-overload]

@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from photon.federation.flower_compat import assign_message_id, ensure_task_identity
+from photon.federation.flower_compat import assign_message_id, ensure_task_identity, with_own_records
 
 #: Flower's code for a ClientApp that raised.
 CLIENT_APP_RAISED = 2
@@ -83,7 +83,7 @@ class InProcessGrid(Grid):
             if message is None:
                 continue
             # A client may take records out of its message; the server's own must stay whole.
-            copy = Message(content=RecordDict(dict(message.content)), metadata=message.metadata)
+            copy = with_own_records(message)
             try:
                 yield self._app(copy, self._contexts[message.metadata.dst_node_id])
             except Exception as error:

@@ -6,9 +6,10 @@ port, follows the run's events, asks for the run's real status, and stops everyt
 """
 
 import contextlib
-import ctypes
+import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,21 +24,18 @@ from typing import Any
 
 import psutil
 import tomli_w
-from rich.console import Console
 
 from photon.config import RunConfig, photon_home
+from photon.errors import RunError
 from photon.federation.assemble import app_folder
-from photon.telemetry.display import Display
+from photon.federation.run import display
+from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
-from photon.telemetry.log import EventLog, follow
+from photon.telemetry.log import EventLog, follow, read_events
 
 CONNECTION = "photon"
 START_SECONDS = 90.0
 STATUS_SECONDS = 20.0
-
-
-class LaunchFailed(Exception):
-    """Flower's side of a run failed; the message says how and where its log lies."""
 
 
 class Simulation:
@@ -76,7 +74,7 @@ class Simulation:
 
         Raises
         ------
-        LaunchFailed
+        RunError
             If the run did not complete.
         KeyboardInterrupt
             If the user stopped it; the run can be resumed.
@@ -87,11 +85,12 @@ class Simulation:
                 self._submit()
                 reason = self._follow(events, superlink)
             except KeyboardInterrupt:
-                self._flwr("stop", self._run_id, CONNECTION, check=False)
+                if self._run_id:
+                    self._flwr("stop", self._run_id, CONNECTION, check=False)
                 raise
             status = self._status()
         if reason is not None or status != "finished:completed":
-            raise LaunchFailed(reason or f"Flower reports {status}; see {self._log}")
+            raise RunError(reason or f"Flower reports {status}; see {self._log}")
 
     @property
     def _log(self) -> Path:
@@ -106,6 +105,7 @@ class Simulation:
         with open(self._log, "ab") as log:
             process = subprocess.Popen(
                 [
+                    *_dying_with_us(),
                     *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
                     *("--host", "127.0.0.1", "--port", str(self._port)),
                 ],
@@ -116,7 +116,6 @@ class Simulation:
                 stderr=log,
                 # Ctrl-C reaches the launcher alone, which then stops the rest in order.
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
             )
         try:
             self._wait_until_healthy(process)
@@ -129,12 +128,12 @@ class Simulation:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end:
             if process.poll() is not None:
-                raise LaunchFailed(f"flower-superlink exited with {process.returncode}; see {self._log}")
+                raise RunError(f"flower-superlink exited with {process.returncode}; see {self._log}")
             with contextlib.suppress(urllib.error.URLError, OSError):
                 opener.open(f"http://127.0.0.1:{self._port}/health", timeout=1).close()
                 return
             time.sleep(0.2)
-        raise LaunchFailed(f"flower-superlink did not answer within {START_SECONDS:g} s; see {self._log}")
+        raise RunError(f"flower-superlink did not answer within {START_SECONDS:g} s; see {self._log}")
 
     def _submit(self) -> None:
         federation = self._config.federation
@@ -153,7 +152,7 @@ class Simulation:
         try:
             self._run_id = str(json.loads(answer)["run-id"])
         except (ValueError, KeyError) as error:
-            raise LaunchFailed(f"flwr run did not start the run: {answer.strip()[-500:]}") from error
+            raise RunError(f"flwr run did not start the run: {answer.strip()[-500:]}") from error
 
     def _follow(self, events: Path, superlink: subprocess.Popen[bytes]) -> str | None:
         """Show events until the run ends; return why it was interrupted, if it was."""
@@ -169,8 +168,10 @@ class Simulation:
                 return self._status().startswith("finished")
             return False
 
-        with _display(self._config) as show:
-            for event in follow(events, over):
+        history = read_events(events) if events.exists() else []
+        with display(self._config, live=True, history=history) as show:
+            # The file's earlier events belong to the attempts before this one.
+            for event in itertools.islice(follow(events, over), len(history), None):
                 show(event)
                 if isinstance(event, RunFinished | RunInterrupted):
                     end.append(event)
@@ -205,23 +206,18 @@ class Simulation:
         )
         if check and done.returncode != 0:
             said = (done.stderr or done.stdout).strip()
-            raise LaunchFailed(f"flwr {arguments[0]} failed: {said[-500:]}; see {self._log}")
+            raise RunError(f"flwr {arguments[0]} failed: {said[-500:]}; see {self._log}")
         return done.stdout
 
 
-def note_interruption(run_dir: Path, last_round: int, reason: str) -> None:
-    """Append the end that the stopped ServerApp could not write itself."""
-    EventLog(run_dir / "events.jsonl")(RunInterrupted(round=last_round, reason=reason))
-
-
-@contextmanager
-def _display(config: RunConfig) -> Iterator[Any]:
-    if config.telemetry.display == "none":
-        yield lambda _: None
+def note_interruption(run_dir: Path, reason: str) -> None:
+    """Append the end that a stopped ServerApp could not write itself."""
+    path = run_dir / "events.jsonl"
+    if not path.exists() or isinstance(read_events(path)[-1], RunInterrupted):
         return
-    console = Console(force_terminal=False if config.telemetry.display == "plain" else None)
-    with Display(console) as display:
-        yield display
+    last_round = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
+    with EventLog(path) as log:
+        log(RunInterrupted(round=last_round, reason=reason))
 
 
 @contextmanager
@@ -238,10 +234,9 @@ def _terminate_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _die_with_parent() -> None:
-    """Have the kernel end this process with the launcher, even when that is killed outright."""
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+def _dying_with_us() -> list[str]:
+    """Have the kernel end a command with the launcher, even when that is killed outright (Linux)."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
 def _stop_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:

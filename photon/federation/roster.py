@@ -35,6 +35,7 @@ class Roster:
         self._config_text = config_text
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
+        self._last_problem = ""
 
     def refresh(self) -> None:
         """Ask nodes that came online since the last call, and forget those that left."""
@@ -54,17 +55,19 @@ class Roster:
         }
         for node, answer in exchange(self._grid, messages, _receive, deadline=DESCRIBE_DEADLINE):
             if isinstance(answer, Failure):
+                self._last_problem = answer.reason
                 self._on_problem(f"node {node} cannot describe its silos: {answer.reason}")
             else:
                 self._hosts[int(node)] = answer
 
-    def wait(self, silos: int | None, seconds: float) -> None:
+    def wait(self, silos: int | None, seconds: float, *, nodes_may_join: bool) -> None:
         """Wait until ``silos`` silos are online (None: any).
 
         Raises
         ------
         PhotonError
-            If they are not after ``seconds``.
+            If they are not after ``seconds``, or, where no other node can join, as soon as a node has
+            failed to describe its silos.
         """
         end = time.monotonic() + seconds
         while True:
@@ -72,6 +75,8 @@ class Roster:
             count = len(self.silos())
             if count >= (silos or 1):
                 return
+            if self._last_problem and not nodes_may_join:
+                raise PhotonError(self._last_problem)
             if time.monotonic() > end:
                 raise PhotonError(
                     f"federation: {count} of {silos or 'at least 1'} silos online after {seconds:g} s; "

@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from photon.federation.federation import Federation
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
 from photon.telemetry.display import Display
-from photon.telemetry.events import EventStream, Listener, Notice, RunFinished, RunInterrupted
+from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFinished, RunInterrupted
 from photon.telemetry.log import EventLog, read_events
 from photon.telemetry.summary import build_summary
 
@@ -81,13 +82,11 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     ------
     PhotonError
         For bad input.
-    RoundFailed
+    RunError
         If a round could not count; the run can be resumed.
     """
     run_dir = check_run_dir(config, resume)
-    plain = not live or config.telemetry.display == "plain"
-    console = Console(force_terminal=False if plain else None)
-    with _alone(run_dir), _listeners(config, run_dir, console) as listeners:
+    with _alone(run_dir), _listeners(config, run_dir, live=live) as listeners:
         if not resume:
             write_text(run_dir / "config.yaml", config.text)
         stream = EventStream(listeners)
@@ -163,26 +162,47 @@ def _alone(run_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _listeners(config: RunConfig, run_dir: Path, console: Console) -> Iterator[list[Listener]]:
-    listeners: list[Listener] = [EventLog(run_dir / "events.jsonl")]
-    wandb = config.telemetry.wandb
-    if wandb.mode != "off":
-        from photon.telemetry.wandb import WandbListener
-
-        listeners.append(
-            WandbListener(
-                mode=wandb.mode,
-                project=wandb.project,
-                run_dir=run_dir,
-                config=config.model_dump(by_alias=True),
-                run_id=run_dir.name,
-            )
-        )
+def display(config: RunConfig, *, live: bool, history: Sequence[Event]) -> Iterator[Listener]:
+    """Yield the listener that shows the run as ``telemetry.display`` wants it."""
     if config.telemetry.display == "none":
-        yield listeners
+        yield lambda _: None
         return
-    with Display(console) as display:
-        yield [*listeners, display]
+    lines_only = not live or config.telemetry.display == "plain"
+    with Display(Console(force_terminal=False if lines_only else None), history=history) as listener:
+        yield listener
+
+
+@contextmanager
+def _listeners(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[list[Listener]]:
+    path = run_dir / "events.jsonl"
+    history = read_events(path) if path.exists() else []
+    with (
+        EventLog(path) as log,
+        display(config, live=live, history=history) as show,
+        _wandb(config, run_dir) as more,
+    ):
+        yield [log, show, *more]
+
+
+@contextmanager
+def _wandb(config: RunConfig, run_dir: Path) -> Iterator[list[Listener]]:
+    settings = config.telemetry.wandb
+    if settings.mode == "off":
+        yield []
+        return
+    from photon.telemetry.wandb import WandbListener
+
+    listener = WandbListener(
+        mode=settings.mode,
+        project=settings.project,
+        run_dir=run_dir,
+        config=config.model_dump(by_alias=True),
+        run_id=f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}",
+    )
+    try:
+        yield [listener]
+    finally:
+        listener.close()
 
 
 def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: EventStream) -> dict[str, Any]:

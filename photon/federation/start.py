@@ -19,7 +19,7 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
     ------
     PhotonError
         For bad input.
-    RoundFailed, LaunchFailed
+    RunError
         If the run stopped; it can be resumed.
     KeyboardInterrupt
         If the user stopped it.
@@ -40,6 +40,10 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
 
             Simulation(config, resume=resume).run()
     except KeyboardInterrupt:
+        if engine == "simulation":
+            from photon.federation.launch import note_interruption
+
+            note_interruption(run_dir, "stopped by the user")
         if CheckpointStore(run_dir / "checkpoints").rounds():
             Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
         raise

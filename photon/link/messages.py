@@ -8,6 +8,9 @@ from typing import Literal, TypeVar
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+# pydantic refuses typing.TypedDict before Python 3.12.
+from typing_extensions import TypedDict
+
 from photon.errors import PhotonError
 
 
@@ -71,6 +74,15 @@ class TrainOrder(Body):
     position: int = Field(ge=0)
 
 
+class ClientSeconds(TypedDict):
+    """Where a client's time went, in seconds; ``save`` and ``total`` are known once the state is saved."""
+
+    total: float
+    training: float
+    load: float
+    save: float
+
+
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it."""
 
@@ -84,7 +96,7 @@ class TrainReport(Body):
     learning_rate: float
     gradient_norm: float
     update_norm: float
-    seconds: dict[str, float]
+    seconds: ClientSeconds
     state_lost: bool
 
 

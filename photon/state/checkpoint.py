@@ -189,5 +189,5 @@ def weights_sha256(params: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over the bytes of all parameters in name order."""
     digest = hashlib.sha256()
     for name in sorted(params):
-        digest.update(params[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(params[name].detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

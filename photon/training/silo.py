@@ -24,7 +24,7 @@ from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
 from photon.models.build import build_model, causal_loss
-from photon.models.roofline import roofline
+from photon.models.roofline import gpu_peak, measure_cpu_roofline
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.groups import (
@@ -111,7 +111,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     data = PreparedData.open(site.data)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
-    name, flops = roofline(device, precision)
+    name, flops = _device_facts(device, precision)
     return [
         SiloInfo(
             name=silo,
@@ -121,7 +121,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
             vocab_size=data.manifest.vocab_size,
             sequence_length=data.manifest.sequence_length,
             tokenizer_sha256=data.manifest.tokenizer_sha256,
-            device=f"{name}, {precision}",
+            device=name,
             roofline_flops=flops,
         )
         for silo, entry in sorted(data.manifest.silos.items())
@@ -157,7 +157,7 @@ def train(
         return reply, TrainReport.model_validate_json(state.report)
 
     data = PreparedData.open(site.data)
-    bench = workbench(config.text, padded_vocabulary(config, data.manifest.vocab_size))
+    bench = workbench(config.text, data.manifest.vocab_size)
     write_params(bench.model, groups["params"])
     state_lost = _restore_optimizer(bench, store, order)
     stream = WindowStream(
@@ -182,7 +182,12 @@ def train(
         learning_rate=result.learning_rate,
         gradient_norm=result.gradient_norm,
         update_norm=_distance(params, groups["params"]),
-        seconds={"load": loaded - begin, "training": trained - loaded},
+        seconds={
+            "load": loaded - begin,
+            "training": trained - loaded,
+            "save": 0.0,
+            "total": trained - begin,
+        },
         state_lost=state_lost,
     )
     reply = {"params": params}
@@ -201,7 +206,7 @@ def train(
         reply,
     )
     saved = time.perf_counter()
-    seconds = report.seconds | {"save": saved - trained, "total": saved - begin}
+    seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})
 
 
@@ -213,7 +218,7 @@ def evaluate(
 ) -> EvaluateReport:
     """Evaluate the global model on a silo's validation windows."""
     data = PreparedData.open(site.data)
-    bench = workbench(config.text, padded_vocabulary(config, data.manifest.vocab_size))
+    bench = workbench(config.text, data.manifest.vocab_size)
     write_params(bench.model, groups["params"])
     nll, tokens = evaluate_windows(
         bench.model,
@@ -226,23 +231,14 @@ def evaluate(
     return EvaluateReport(round=order.round, silo=order.silo, loss=nll / tokens, tokens=tokens)
 
 
-def padded_vocabulary(config: RunConfig, tokenizer_size: int) -> int:
-    """Return the rows of the embedding: the model's own, or the tokenizer's size up to a multiple of 64.
-
-    Raises
-    ------
-    PhotonError
-        If the model's vocabulary is smaller than the tokenizer's.
-    """
-    own = config.model.vocab_size
-    if own is None:
-        return -(-tokenizer_size // 64) * 64
-    if own < tokenizer_size:
-        raise PhotonError(
-            f"model.vocab_size={own} is smaller than the tokenizer's {tokenizer_size}; "
-            "set model.vocab_size=null or prepare the data with a smaller tokenizer"
-        )
-    return own
+def _device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
+    """Return the device in words, and its peak in FLOP/s: measured on a CPU, documented on a GPU."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, {precision}", gpu_peak(name, dtype)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} threads, {precision}", measure_cpu_roofline(dtype, threads)
 
 
 def stream_seed(seed: int, members: list[str]) -> int:

@@ -1,0 +1,97 @@
+"""Fixtures for whole runs: a small corpus of three silos and a model that trains in milliseconds."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from photon.config import RunConfig, compose
+
+SEQUENCE_LENGTH = 16
+
+#: A model of a few thousand parameters; short rounds; nothing written that a test does not look at.
+SMALL = [
+    "model.architecture.n_layer=1",
+    "model.architecture.n_embd=16",
+    "model.architecture.n_head=2",
+    f"model.sequence_length={SEQUENCE_LENGTH}",
+    "model.recipe.warmup_steps=2",
+    "federation=inprocess",
+    "data=prepared",
+    "rounds=3",
+    "local_steps=4",
+    "training.batch_size=4",
+    "training.threads=1",
+    "training.precision=fp32",
+    "evaluation.sequences=8",
+    "telemetry.display=none",
+    "telemetry.report=false",
+    "telemetry.export=false",
+]
+
+
+def write_corpus(folder: Path, silos: dict[str, str]) -> Path:
+    """Write one text file per silo, made of words over its own alphabet, and prepare them."""
+    from photon.data.prepare import prepare
+
+    sources = {}
+    for name, alphabet in silos.items():
+        generator = random.Random(name)
+        source = folder / "text" / name
+        source.mkdir(parents=True)
+        for document in range(40):
+            words = (
+                "".join(generator.choices(alphabet, k=generator.randint(2, 7)))
+                for _ in range(generator.randint(60, 160))
+            )
+            (source / f"{document}.txt").write_text(" ".join(words))
+        sources[name] = [source]
+    output = folder / "data"
+    prepare(
+        sources,
+        output,
+        vocab_size=300,
+        sequence_length=SEQUENCE_LENGTH,
+        validation_fraction=0.2,
+        seed=0,
+        progress=False,
+    )
+    return output
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data with three silos of different alphabets."""
+    return write_corpus(
+        tmp_path_factory.mktemp("corpus"), {"alpha": "abcdefgh", "beta": "ijklmnop", "gamma": "qrstuvwxyz"}
+    )
+
+
+@pytest.fixture(scope="session")
+def lone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data with a single silo."""
+    return write_corpus(tmp_path_factory.mktemp("lone"), {"alone": "abcdefgh"})
+
+
+@pytest.fixture
+def small_config(corpus: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """Compose the small run, in its own folder, with more overrides."""
+
+    def make(*overrides: str, data: Path = corpus, name: str = "run") -> RunConfig:
+        return compose([*SMALL, f"data.path={data}", f"run_dir={tmp_path / name}", *overrides])
+
+    return make
+
+
+@pytest.fixture
+def run_small(small_config: Callable[..., RunConfig]) -> Callable[..., dict[str, Any]]:
+    """Train the small run in this process and return its summary."""
+
+    def run(*overrides: str, resume: bool = False, **where: Any) -> dict[str, Any]:
+        from photon.federation.run import prepare_run, run_inprocess
+
+        return run_inprocess(prepare_run(small_config(*overrides, **where)), resume=resume)
+
+    return run
