@@ -240,6 +240,15 @@ def test_transformers_model_with_activation_checkpointing_gives_the_same_numbers
     same(read_params(plain), read_params(saving))
 
 
+@pytest.mark.slow
+def test_compiled_model_gives_the_same_numbers_and_names():
+    plain, compiled = gpt2(), gpt2()
+    expected = trainer(plain, batch_size=4, micro=2).train(stream(), global_step=0, steps=3)
+    result = trainer(compiled, batch_size=4, micro=2, compile=True).train(stream(), global_step=0, steps=3)
+    assert result.loss == pytest.approx(expected.loss, rel=1e-5)
+    same(read_params(plain), read_params(compiled), tolerance=1e-5)
+
+
 def test_model_without_activation_checkpointing_is_refused():
     with pytest.raises(PhotonError, match="TinyLM has no activation checkpointing"):
         enable_activation_checkpointing(TinyLM())
