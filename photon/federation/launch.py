@@ -89,8 +89,10 @@ class Simulation:
                     self._flwr("stop", self._run_id, CONNECTION, check=False)
                 raise
             status = self._status()
+            app_log = self._home / "app.log"
+            app_log.write_text(self._flwr("log", self._run_id, CONNECTION, "--show", check=False))
         if reason is not None or status != "finished:completed":
-            raise RunError(reason or f"Flower reports {status}; see {self._log}")
+            raise RunError(f"{reason or f'Flower reports {status}'}; see {app_log} and {self._log}")
 
     @property
     def _log(self) -> Path:

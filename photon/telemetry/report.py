@@ -35,6 +35,7 @@ from photon.telemetry.events import (
 )
 from photon.telemetry.log import current_history, elapsed_seconds, read_events
 from photon.telemetry.plots import INK, REFERENCE, Axis, Drawing, Series, Style
+from photon.telemetry.report_template import TEMPLATE
 from photon.telemetry.summary import (
     build_summary,
     format_bytes,
@@ -80,13 +81,12 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     loaded = [_Run.load(folder) for folder in runs]
     page = _run_page(loaded[0]) if len(loaded) == 1 else _comparison_page(loaded)
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("photon.telemetry", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    text = environment.get_template("report.html.j2").render(page=page, version=__version__)
+    text = environment.from_string(TEMPLATE).render(page=page, version=__version__)
     atomic.write_text(output, text)
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -324,7 +323,3 @@ def test_a_broken_file_is_named(
 def test_no_run_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(PhotonError, match="no run is named"):
         write_report([], tmp_path / "report.html")
-
-
-def test_the_template_is_part_of_the_package() -> None:
-    assert (resources.files("photon.telemetry") / "report.html.j2").is_file()

@@ -1,4 +1,9 @@
-{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
+"""The report's page, as a Jinja2 template.
+
+It is a Python string, because Flower's app bundle carries no files of other kinds.
+"""
+
+TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
 {% macro grid(columns, rows, label, marks=none, strong_last=false) %}
 <div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
 <table>
@@ -176,3 +181,4 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 </main>
 </body>
 </html>
+"""
