@@ -1,7 +1,10 @@
+import time
+
 import pytest
 import torch
 
 from photon.config import compose
+from photon.models import roofline
 from photon.models.build import build_model
 from photon.models.flops import flops_per_token, mfu, model_flops_per_token
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
@@ -74,4 +77,17 @@ def test_the_cpu_roof_is_measured_and_the_threads_put_back() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
-    assert 1e8 < peak < 1e13
+    matrix = torch.ones(512, 512)
+    start = time.thread_time()
+    torch.set_num_threads(1)
+    (matrix @ matrix).sum()
+    reached = 2 * 512**3 / (time.thread_time() - start)
+    torch.set_num_threads(before)
+    assert 0.5 * reached < peak < 1e13
+
+
+def test_more_threads_than_cores_raise_no_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roofline, "_fastest_rate", lambda dtype: 1e9)
+    monkeypatch.setattr(roofline.psutil, "cpu_count", lambda logical: 4)
+    assert measure_cpu_roofline(torch.float32, threads=3) == 3e9
+    assert measure_cpu_roofline(torch.float32, threads=8) == 4e9
