@@ -1,0 +1,245 @@
+"""The documents say what is so: links lead somewhere, commands exist, examples run."""
+
+import importlib.util
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import click
+import pytest
+import torch
+import typer.main
+
+from photon.cli import app
+from photon.config import RunConfig, compose, load, split_overrides
+from photon.state.checkpoint import CheckpointStore
+from photon.state.tensors import load_groups
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = typer.main.get_command(app)
+#: What stands for a folder or a name of the reader's own.
+PLACEHOLDER = re.compile(r"…|\.\.\.")
+
+
+def load_module(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- configuration reference --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    return load_module("configuration_reference", ROOT / "scripts" / "configuration_reference.py")
+
+
+def test_configuration_reference_is_up_to_date(generator: ModuleType) -> None:
+    text = generator.page()
+    assert text == generator.PAGE.read_text(), "run: python scripts/configuration_reference.py"
+    # What it must hold, read from the files by other means.
+    for key in ("`training.batch_size`", "`link=bf16`", "`federation.quorum`", "| `weighting` | `tokens` |"):
+        assert key in text
+    for file in (ROOT / "conf").glob("*/*.yaml"):
+        assert f"{file.parent.name}={file.stem}" in text
+
+
+def test_check_refuses_a_page_that_is_out_of_date(
+    generator: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generator, "page", lambda: "new")
+    monkeypatch.setattr(generator, "PAGE", tmp_path / "page.md")
+    monkeypatch.setattr(sys, "argv", ["configuration_reference.py", "--check"])
+    with pytest.raises(SystemExit, match="1"):
+        generator.main()
+    (tmp_path / "page.md").write_text("old")
+    with pytest.raises(SystemExit, match="1"):
+        generator.main()
+    (tmp_path / "page.md").write_text("new")
+    generator.main()
+
+
+# --- links --------------------------------------------------------------------------------------------
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def links() -> Iterator[tuple[Path, str]]:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if "://" not in target:
+                yield page, target
+
+
+@pytest.mark.parametrize(("page", "target"), [pytest.param(*link, id=link[1]) for link in links()])
+def test_links_lead_somewhere(page: Path, target: str) -> None:
+    name, _, anchor = target.partition("#")
+    file = page.parent / name if name else page
+    assert file.exists()
+    if anchor:
+        assert anchor in anchors(file)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_a_page_exist(page: Path) -> None:
+    examples = {name for name, _ in worked_examples()}
+    for name in re.findall(r"`((?:photon|conf|scripts|tests|docs)/[\w./-]+)[:`]", page.read_text()):
+        assert (ROOT / name).exists() or name in examples, f"{page.name} names {name}"
+
+
+# --- commands -----------------------------------------------------------------------------------------
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield every command shown in a block of shell, or in running text between backticks."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in re.findall(r"^```(?:sh|bash)\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield page.name, line
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        for span in re.findall(r"`([^`]+)`", prose):
+            yield page.name, " ".join(span.split())
+
+
+def words_of(line: str) -> list[str]:
+    return shlex.split(line, comments=True)
+
+
+PHOTON = sorted({(page, line) for page, line in commands() if re.match(r"photon [a-z-]", line)})
+SCRIPTS = sorted({(page, line) for page, line in commands() if re.match(r"(python )?scripts/\w", line)})
+FLWR = sorted({(page, line) for page, line in commands() if line.startswith("flwr run")})
+
+
+def test_the_documents_show_commands() -> None:
+    # The tests below would pass on an empty list.
+    assert len(PHOTON) > 20
+    assert SCRIPTS
+    assert FLWR
+
+
+def overrides_compose(overrides: list[str]) -> None:
+    """Compose overrides as the documents show them; a sweep's values one by one."""
+    if any(PLACEHOLDER.search(override) for override in overrides):
+        return
+    plain = [override for override in overrides if not override.startswith("hydra")]
+    first = [re.sub(r"=([^,\[]+),.*", r"=\1", override) for override in plain]
+    config = compose(first)
+    assert isinstance(config, RunConfig)
+    for place, override in enumerate(plain):
+        key, _, values = override.partition("=")
+        if "," in values and not values.startswith("["):
+            for value in values.split(","):
+                compose([*first[:place], f"{key}={value}", *first[place + 1 :]])
+
+
+@pytest.mark.parametrize(("page", "line"), PHOTON)
+def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> None:
+    command, words = COMMAND, words_of(line)[1:]
+    context = click.Context(command)
+    while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+        found = command.get_command(context, words[0])
+        assert found is not None, f"{page}: no command {words[0]!r}"
+        command, words = found, words[1:]
+    if command.name == "train":
+        overrides = [word for word in words if "=" in word]
+        if "--config" in words:
+            assert all(override.partition("=")[0] in RunConfig.model_fields for override in overrides)
+        else:
+            overrides_compose(overrides)
+        words = [word for word in words if word not in overrides and word != "-m"]
+    if isinstance(command, click.Group) or not words:
+        return
+    if any(PLACEHOLDER.search(word) for word in words):
+        words = [word for word in words if word.startswith("--")]
+        known = {option for parameter in command.params for option in parameter.opts}
+        assert {word.partition("=")[0] for word in words} <= known
+        return
+    # Parsing alone: unknown options and missing arguments are errors.
+    command.make_context(command.name, list(words), resilient_parsing=False)
+
+
+@pytest.mark.parametrize(("page", "line"), SCRIPTS)
+def test_scripts_exist_and_take_their_options(page: str, line: str) -> None:
+    words = [word for word in words_of(line) if word != "python"]
+    script = ROOT / words[0]
+    assert script.exists(), f"{page}: {words[0]}"
+    for option in (word for word in words[1:] if word.startswith("--")):
+        assert option in script.read_text(), f"{page}: {line}"
+    if script.name == "quickstart.sh":
+        overrides_compose([word for word in words[1:] if "=" in word])
+
+
+@pytest.mark.parametrize(("page", "line"), FLWR)
+def test_flwr_run_takes_the_overrides_shown(page: str, line: str) -> None:
+    words = words_of(line)
+    if "--run-config" in words:
+        setting = words[words.index("--run-config") + 1]
+        key, _, value = setting.partition("=")
+        assert key == "overrides", page
+        overrides_compose(split_overrides(value.strip("'\"")))
+
+
+# --- worked examples ----------------------------------------------------------------------------------
+
+
+def worked_examples() -> Iterator[tuple[str, str]]:
+    for page in PAGES:
+        pattern = r"<!-- example: (\S+) -->\n```\w+\n(.*?)^```"
+        yield from re.findall(pattern, page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture
+def with_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the files that the documents show where the documents say they go."""
+    monkeypatch.setattr("photon.config.conf_dir", lambda: tmp_path / "conf")
+    shutil.copytree(ROOT / "conf", tmp_path / "conf")
+    for name, text in worked_examples():
+        file = tmp_path / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        if file.suffix == ".py":
+            module = ".".join(Path(name).with_suffix("").parts)
+            monkeypatch.setitem(sys.modules, module, load_module(module, file))
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_strategy_of_the_contributing_page_trains(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    summary = run_small("strategy=loss-weighted", "cohort=3", "rounds=1")
+    assert summary["strategy"] == "LossWeighted"
+    run_dir = tmp_path / "run"
+    assert load(run_dir / "config.yaml").strategy.as_mapping()["power"] == 2.0
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    losses = {event["silo"]: event["loss"] for event in events if event["event"] == "client_finished"}
+    replies = {
+        silo: load_groups(run_dir / "silos" / silo / "round-000001" / "reply.safetensors")["params"]
+        for silo in losses
+    }
+    total = sum(loss**-2 for loss in losses.values())
+    checkpoint, _ = CheckpointStore(run_dir / "checkpoints").latest()
+    for name, trained in checkpoint.load_params().items():
+        expected = sum(losses[silo] ** -2 / total * replies[silo][name].double() for silo in losses)
+        torch.testing.assert_close(trained.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_optimizer_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
+    summary = run_small("optimizer=radam", "cohort=2", "rounds=2")
+    assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
