@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import click
 import typer
 
 from photon.data.cli import app as data_app
@@ -75,12 +76,12 @@ def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) 
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Show how a finished run ended, with a sample of its text."""
     from photon.config import load
-    from photon.federation.start import show
+    from photon.federation.run import show
 
-    config = load(run_dir / "config.yaml")
+    config = load(run_dir / "config.yaml").model_copy(update={"run_dir": str(run_dir.absolute())})
     if not (run_dir / "summary.json").is_file():
         raise PhotonError(f"{run_dir}: the run is not finished; go on with `photon resume {run_dir}`")
-    show(config, run_dir)
+    show(config)
 
 
 @app.command()
@@ -108,30 +109,22 @@ def export(
 
 
 def main() -> None:
-    """Run the command; bad input exits with 2, anything else that fails with 1."""
+    """Run the command; bad input exits with 2, anything else that stops it with 1."""
     try:
-        app(standalone_mode=False)
+        # Without standalone mode, typer returns the code that an interruption would exit with.
+        interrupted = app(standalone_mode=False)
     except PhotonError as error:
         _say(str(error))
         sys.exit(2)
-    except Exception as error:
-        sys.exit(_exit_code(error))
-
-
-def _exit_code(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.exceptions.Abort):
-        return 1
-    if isinstance(error, click.ClickException):
-        error.show()
-        return 2
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, RunError):
+    except RunError as error:
         _say(str(error))
-        return 1
-    raise error
+        sys.exit(1)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except click.Abort:
+        sys.exit(1)
+    sys.exit(1 if interrupted else 0)
 
 
 def _say(message: Any) -> None:

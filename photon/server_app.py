@@ -13,7 +13,11 @@ def main(grid: Grid, context: Context) -> None:
     The run config brings either ``config``, a resolved configuration, or ``overrides`` for ``conf/``;
     with neither, the default federation trains.
     """
-    from photon.federation.run import prepare_run, run_federation, settings_from
+    from photon.federation.run import prepare_run, run_federation, settings_from, show
 
     config, resume = settings_from(context.run_config)
-    run_federation(prepare_run(config), grid, resume=resume, live=False)
+    config = prepare_run(config)
+    run_federation(config, grid, resume=resume, live=False)
+    if not context.run_config["config"]:
+        # Nobody composed the configuration before us, so nobody shows the result after us.
+        show(config)

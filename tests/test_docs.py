@@ -121,9 +121,18 @@ def words_of(line: str) -> list[str]:
     return shlex.split(line, comments=True)
 
 
-PHOTON = sorted({(page, line) for page, line in commands() if re.match(r"photon [a-z-]", line)})
-SCRIPTS = sorted({(page, line) for page, line in commands() if re.match(r"(python )?scripts/\w", line)})
-FLWR = sorted({(page, line) for page, line in commands() if line.startswith("flwr run")})
+def shown(pattern: str) -> list[tuple[str, str]]:
+    """Return each command that matches once, with a page that shows it."""
+    return sorted(
+        (page, line)
+        for line, page in {line: page for page, line in commands()}.items()
+        if re.match(pattern, line)
+    )
+
+
+PHOTON = shown(r"photon [a-z-]")
+SCRIPTS = shown(r"(python )?scripts/\w")
+FLWR = shown(r"flwr run")
 
 
 def test_the_documents_show_commands() -> None:

@@ -81,13 +81,8 @@ class Simulation:
         """
         events = self._run_dir / "events.jsonl"
         with _terminate_as_interrupt(), self._superlink() as superlink:
-            try:
-                self._submit()
-                reason = self._follow(events, superlink)
-            except KeyboardInterrupt:
-                if self._run_id:
-                    self._flwr("stop", self._run_id, CONNECTION, check=False)
-                raise
+            self._submit()
+            reason = self._follow(events, superlink)
             status = self._status()
             app_log = self._home / "app.log"
             app_log.write_text(self._flwr("log", self._run_id, CONNECTION, "--show", check=False))
@@ -119,11 +114,13 @@ class Simulation:
                 # Ctrl-C reaches the launcher alone, which then stops the rest in order.
                 start_new_session=True,
             )
+        at_once = True
         try:
             self._wait_until_healthy(process)
             yield process
+            at_once = False
         finally:
-            _stop_tree(process)
+            _stop_tree(process, at_once=at_once)
 
     def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -241,21 +238,25 @@ def _dying_with_us() -> list[str]:
     return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 
-def _stop_tree(process: subprocess.Popen[bytes], patience: float = 10.0) -> None:
-    """Stop a process and everything that descends from it, gently first."""
+def _stop_tree(process: subprocess.Popen[bytes], *, at_once: bool, patience: float = 5.0) -> None:
+    """Stop a process and everything that descends from it.
+
+    The root is asked first, so that it can end its children in order; ``at_once`` asks all of them, for a
+    run that is to stop where it is. Whoever does not listen is killed.
+    """
     try:
         root = psutil.Process(process.pid)
         family = [root, *root.children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for member in family[:1]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _, alive = psutil.wait_procs(family, timeout=patience / 2)
-    for member in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            member.terminate()
-    _, alive = psutil.wait_procs(alive, timeout=patience / 2)
+    alive = family
+    for asked in [family] if at_once else [[root], family]:
+        for member in asked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=patience)
+        if not alive:
+            break
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()

@@ -59,7 +59,7 @@ def exchange(
             waiting[participant] = pushed[0]
         else:
             answers[participant] = Failure("unavailable", "the message could not be delivered")
-    may_hold = max(1, HELD_BYTES // max(1, expected_bytes))
+    may_hold = HELD_BYTES // max(1, expected_bytes)
 
     def poll(participant: str) -> bool:
         # A function of its own, so that no reply stays alive in the frame of the suspended generator.

@@ -115,8 +115,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     PhotonError
         If a new run would overwrite one, or there is nothing to go on from.
     """
-    assert config.run_dir is not None, "prepare_run fills it in"
-    run_dir = Path(config.run_dir)
+    run_dir = _run_dir(config)
     has_run = bool(CheckpointStore(run_dir / "checkpoints").rounds())
     if has_run and not resume:
         raise PhotonError(
@@ -125,6 +124,33 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     if resume and not has_run:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
     return run_dir
+
+
+def show(config: RunConfig) -> dict[str, Any]:
+    """Print a finished run's summary and a sample of its text."""
+    run_dir = _run_dir(config)
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    if config.telemetry.display == "none":
+        return summary
+    from photon.telemetry.summary import print_summary
+
+    export = run_dir / "export"
+    report = run_dir / "report.html"
+    sample = None
+    if config.telemetry.sample_tokens and export.is_dir():
+        from photon.evaluation.generate import generate_text
+
+        sample = generate_text(
+            export, config.telemetry.sample_prompt, max_new_tokens=config.telemetry.sample_tokens
+        )
+    print_summary(
+        Console(),
+        summary,
+        report_path=report if report.exists() else None,
+        export_path=export if export.is_dir() else None,
+        sample=sample,
+    )
+    return summary
 
 
 def _data_path(config: RunConfig) -> Path:
@@ -222,6 +248,11 @@ def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: Ev
 
         write_report([run_dir], run_dir / "report.html")
     return summary
+
+
+def _run_dir(config: RunConfig) -> Path:
+    assert config.run_dir is not None, "prepare_run fills it in"
+    return Path(config.run_dir)
 
 
 def _last_round(run_dir: Path) -> int:

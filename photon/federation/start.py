@@ -1,14 +1,12 @@
 """Start a run on the engine that its configuration names, and show how it ended."""
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from photon.config import RunConfig
 from photon.errors import PhotonError
-from photon.federation.run import check_run_dir, prepare_run, run_inprocess
+from photon.federation.run import check_run_dir, prepare_run, run_inprocess, show
 from photon.state.checkpoint import CheckpointStore
 
 
@@ -47,30 +45,4 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
         if CheckpointStore(run_dir / "checkpoints").rounds():
             Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
         raise
-    return show(config, run_dir)
-
-
-def show(config: RunConfig, run_dir: Path) -> dict[str, Any]:
-    """Print a finished run's summary and a sample of its text."""
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    if config.telemetry.display == "none":
-        return summary
-    from photon.telemetry.summary import print_summary
-
-    export = run_dir / "export"
-    report = run_dir / "report.html"
-    sample = None
-    if config.telemetry.sample_tokens and export.is_dir():
-        from photon.evaluation.generate import generate_text
-
-        sample = generate_text(
-            export, config.telemetry.sample_prompt, max_new_tokens=config.telemetry.sample_tokens
-        )
-    print_summary(
-        Console(),
-        summary,
-        report_path=report if report.exists() else None,
-        export_path=export if export.is_dir() else None,
-        sample=sample,
-    )
-    return summary
+    return show(config)

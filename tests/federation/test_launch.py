@@ -1,0 +1,145 @@
+"""Flower's engines, really executed: the same result, the true status, nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from photon.config import compose
+from photon.federation.run import prepare_run, run_inprocess
+from photon.telemetry.events import RoundFinished, RunInterrupted
+from photon.telemetry.log import read_events
+from tests.conftest import SMALL
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+RUN = [*SMALL, "cohort=2", "rounds=8"]
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An environment that a test can recognise its processes by, and the check that none of them is left."""
+    mark = str(tmp_path / "home")
+    yield os.environ | {"PHOTON_HOME": mark, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    end = time.monotonic() + 10
+    while (left := _processes_with(mark)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert left == [], f"stray processes: {left}"
+
+
+def _processes_with(mark: str) -> list[str]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("PHOTON_HOME") == mark and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(process.cmdline()))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
+
+
+def photon(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [str(BIN / "photon"), *arguments],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def rounds_in(run_dir: Path) -> int:
+    path = run_dir / "events.jsonl"
+    return sum(isinstance(e, RoundFinished) for e in read_events(path)) if path.exists() else 0
+
+
+@pytest.mark.timeout(400)
+def test_stopped_and_resumed_simulation_equals_the_inprocess_run(
+    environment: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C leaves a resumable run and no stray process; the engines agree to the bit."""
+    reference = run_inprocess(
+        prepare_run(compose([*RUN, f"data.path={corpus}", f"run_dir={tmp_path / 'reference'}"])), resume=False
+    )
+    run_dir = tmp_path / "run"
+    training = photon(
+        "train", *RUN, "federation=simulation", f"data.path={corpus}", f"run_dir={run_dir}", env=environment
+    )
+    while rounds_in(run_dir) < 1:
+        assert training.poll() is None, training.stdout.read() if training.stdout else ""
+        time.sleep(0.05)
+    training.send_signal(signal.SIGINT)
+    said, _ = training.communicate(timeout=120)
+    assert training.returncode == 1, said
+    assert f"photon resume {run_dir}" in said.replace("\n", "")
+    assert isinstance(read_events(run_dir / "events.jsonl")[-1], RunInterrupted)
+    assert not (run_dir / "summary.json").exists(), "it was stopped before its end"
+    assert _processes_with(environment["PHOTON_HOME"]) == []
+
+    resuming = photon("resume", str(run_dir), env=environment)
+    said, _ = resuming.communicate(timeout=300)
+    assert resuming.returncode == 0, said
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    assert summary["weights_sha256"] == reference["weights_sha256"]
+    assert summary["rounds"] == 8
+    assert summary["engine"] == "simulation"
+
+
+@pytest.mark.timeout(300)
+def test_a_failed_run_is_a_failure(environment: dict[str, str], corpus: Path, tmp_path: Path) -> None:
+    """Flower's command line exits 0 when a run failed; photon says why and exits with 1."""
+    run_dir = tmp_path / "run"
+    training = photon(
+        *("train", *RUN, "federation=simulation", f"data.path={corpus}", f"run_dir={run_dir}"),
+        *("cohort=3", "federation.quorum=3", "training.device=cuda:7"),
+        env=environment,
+    )
+    said, _ = training.communicate(timeout=200)
+    assert training.returncode == 1, said
+    assert "no CUDA device" in " ".join(said.split())
+
+
+@pytest.mark.timeout(300)
+def test_plain_flwr_run_trains_in_the_installed_environment(
+    environment: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    """``flwr run .`` trains, and Flower builds no second environment for it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    home, run_dir = tmp_path / "flower", tmp_path / "run"
+    environment |= {"FLWR_HOME": str(home), "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": port}
+    environment |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
+    environment.pop("FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION", None)
+    overrides = [o for o in RUN if not o.startswith(("federation=", "telemetry.display="))]
+    text = " ".join([*overrides, f"data.path={corpus}", f"run_dir={run_dir}"])
+    try:
+        done = subprocess.run(
+            ["flwr", "run", str(ROOT), "--stream", "--run-config", f"overrides='{text}'"],
+            env=environment,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+        assert (run_dir / "summary.json").is_file(), done.stdout + done.stderr
+        assert "round 8/8: validation perplexity" in done.stdout
+        assert "tokens trained" in done.stdout, "the summary closes the run's log"
+        assert not (home / "runtime-envs").exists(), "Flower built a second environment"
+    finally:
+        for process in psutil.process_iter():
+            try:
+                mine = process.environ().get("PHOTON_HOME") == environment["PHOTON_HOME"]
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+            if mine and "superlink" in " ".join(process.cmdline()):
+                process.terminate()

@@ -1,0 +1,159 @@
+"""Killed at any moment, a run goes on where it was and ends with the very same weights."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from photon.config import RunConfig
+from photon.errors import PhotonError
+from photon.federation.run import prepare_run, run_inprocess
+from photon.state.checkpoint import CheckpointStore
+from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.log import current_history, read_events
+from tests.conftest import SMALL
+from tests.federation.crash import POINTS
+
+RUN = ["cohort=2", "rounds=4", "outer=diloco"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    from photon.config import compose
+
+    run_dir = tmp_path_factory.mktemp("whole") / "run"
+    config = compose([*SMALL, *RUN, f"data.path={corpus}", f"run_dir={run_dir}"])
+    return run_inprocess(prepare_run(config), resume=False)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_and_resumed_equals_uninterrupted(
+    point: str,
+    uninterrupted: dict[str, Any],
+    small_config: Callable[..., RunConfig],
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    run_dir = tmp_path / "run"
+    killed = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.federation.crash",
+            point,
+            *SMALL,
+            *RUN,
+            f"data.path={corpus}",
+            f"run_dir={run_dir}",
+        ],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+    assert killed.returncode == -9, killed.stderr
+    assert not (run_dir / "summary.json").exists()
+    summary = run_inprocess(prepare_run(small_config(*RUN)), resume=True)
+    assert summary["weights_sha256"] == uninterrupted["weights_sha256"]
+    for figure in ("rounds", "tokens", "status", "failures"):
+        assert summary[figure] == uninterrupted[figure], figure
+    assert summary["perplexity"]["final"] == uninterrupted["perplexity"]["final"]
+    history = current_history(read_events(run_dir / "events.jsonl"))
+    assert [e.round for e in history if isinstance(e, RoundFinished)] == [1, 2, 3, 4]
+    assert len([e for e in history if isinstance(e, ClientFinished)]) == 8
+    assert not list(run_dir.rglob("*.tmp")), "a crash's leftovers are removed"
+
+
+def test_a_round_asked_for_twice_is_answered_without_training(
+    small_config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server dies after the silos have trained: their replies come from their own disks."""
+    from photon.federation import federation
+    from photon.training.loop import LocalTrainer
+
+    save = federation.CheckpointStore.save
+
+    def dying(self: Any, state: Any, *rest: Any) -> Any:
+        if state.round == 2:
+            raise RuntimeError("the server dies")
+        return save(self, state, *rest)
+
+    config = prepare_run(small_config(*RUN))
+    with monkeypatch.context() as patch:
+        patch.setattr(federation.CheckpointStore, "save", dying)
+        with pytest.raises(RuntimeError, match="the server dies"):
+            run_inprocess(config, resume=False)
+
+    trained: list[int] = []
+    train = LocalTrainer.train
+
+    def counting(self: Any, *args: Any, **kwargs: Any) -> Any:
+        trained.append(kwargs["global_step"])
+        return train(self, *args, **kwargs)
+
+    monkeypatch.setattr(LocalTrainer, "train", counting)
+    run_inprocess(config, resume=True)
+    assert 4 not in trained, "round 2 starts at step 4 and was trained before the server died"
+    assert sorted(trained) == [8, 8, 12, 12]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(
+    small_config: Callable[..., RunConfig], uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
+    run_inprocess(prepare_run(small_config(*RUN)), resume=False)
+    run_dir = tmp_path / "run"
+    newest = run_dir / "checkpoints" / "round-000004" / "params.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    summary = run_inprocess(prepare_run(small_config(*RUN)), resume=True)
+    assert summary["weights_sha256"] == uninterrupted["weights_sha256"]
+    assert "passed over" in (run_dir / "events.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "checkpoint.json").write_text("{"), "damaged"),
+        (lambda folder: (folder / "checkpoint.json").unlink(), "not a checkpoint"),
+        (lambda folder: (folder / "params.safetensors").write_bytes(b"\xff" * 64), "cannot be read"),
+        (lambda folder: (folder / "params.safetensors").unlink(), "cannot be read"),
+        (
+            lambda folder: (folder / "checkpoint.json").write_text(
+                json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"format": "other/9"})
+            ),
+            "format other/9",
+        ),
+        (
+            lambda folder: (folder / "checkpoint.json").write_text(
+                json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"round": -3})
+            ),
+            "damaged",
+        ),
+    ],
+)
+def test_damaged_checkpoints_end_in_one_clear_error(
+    run_small: Callable[..., Any], tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    run_small("cohort=1", "rounds=1", "checkpoint.keep=1")
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    damage(store.folder / "round-000001")
+    with pytest.raises(PhotonError, match=message):
+        store.latest()
+
+
+def test_two_processes_never_write_one_run(run_small: Callable[..., Any], tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(PhotonError, match="still going on"):
+        run_small("cohort=1")
+
+
+def test_a_run_is_never_overwritten_nor_resumed_from_nothing(run_small: Callable[..., Any]) -> None:
+    with pytest.raises(PhotonError, match="no checkpoint to resume from"):
+        run_small("cohort=1", resume=True)
+    run_small("cohort=1", "rounds=1")
+    with pytest.raises(PhotonError, match="already holds a run"):
+        run_small("cohort=1", "rounds=1")
