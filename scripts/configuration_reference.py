@@ -123,7 +123,7 @@ def _option_table(group: str, default: DictConfig) -> Iterator[str]:
     yield "| Option | What it is | Changes |"
     yield "|---|---|---|"
     for option in [chosen, *(o for o in _options(group) if o != chosen)]:
-        changes = _differences(default, compose("config", overrides=[f"{group}={option}"]))
+        changes = _differences(default, _with_option(group, option, default))
         shown = "<br>".join(f"`{key}={value}`" for key, value in changes.items())
         yield _row(f"`{group}={option}`", _comment(group, option), shown or "—")
     yield ""
@@ -143,7 +143,7 @@ def _models() -> Iterator[str]:
 
 
 def _component(group: str, option: str, default: DictConfig) -> Iterator[str]:
-    composed = compose("config", overrides=[f"{group}={option}"])
+    composed = _with_option(group, option, default)
     mark = " (default)" if option == _default_option(group) else ""
     yield f"### {group}={option}{mark}\n"
     if comment := _comment(group, option):
@@ -194,6 +194,10 @@ def _row(*cells: str) -> str:
 
 def _options(group: str) -> list[str]:
     return sorted((file.stem for file in (conf_dir() / group).glob("*.yaml")), key=_natural)
+
+
+def _with_option(group: str, option: str, default: DictConfig) -> DictConfig:
+    return default if option == _default_option(group) else compose("config", overrides=[f"{group}={option}"])
 
 
 def _natural(option: str) -> tuple[str, float, str]:
