@@ -42,6 +42,8 @@ from photon.training.schedule import Schedule, build_schedule
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 @dataclass(frozen=True)
 class SiloSite:
@@ -233,7 +235,7 @@ def evaluate(
 
 def _device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
     """Return the device in words, and its peak in FLOP/s: measured on a CPU, documented on a GPU."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = _DTYPES[precision]
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return f"{name}, {precision}", gpu_peak(name, dtype)
@@ -250,7 +252,7 @@ def _trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrain
     if batch_size not in bench.trainers:
         micro = config.training.micro_batch_size
         if micro == "auto":
-            micro = find_micro_batch_size(_probe_step(bench, config), batch_size)
+            micro = _probe_micro_batch(bench, config, batch_size)
         bench.trainers[batch_size] = LocalTrainer(
             bench.model,
             bench.optimizer,
@@ -265,14 +267,39 @@ def _trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrain
     return bench.trainers[batch_size]
 
 
+def _probe_micro_batch(bench: Workbench, config: RunConfig, batch_size: int) -> int:
+    """Probe beside all that training holds: gradients, as from the second micro-batch on, and local state."""
+    for parameter in bench.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    fresh = not bench.optimizer.state
+    if fresh:
+        _allocate_optimizer_state(bench)
+    try:
+        return find_micro_batch_size(_probe_step(bench, config), batch_size)
+    finally:
+        bench.optimizer.zero_grad(set_to_none=True)
+        if fresh:
+            reset_optimizer(bench.optimizer)
+
+
+def _allocate_optimizer_state(bench: Workbench) -> None:
+    """Take a local step and undo what it does to the parameters: only the optimizer knows what it keeps."""
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in read_params(bench.model).items()}
+    bench.optimizer.step()
+    write_params(bench.model, before)
+
+
 def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     """Return a forward and backward pass of a given number of sequences, for the batch probe."""
 
     def step(sequences: int) -> None:
         windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
         bench.model.train()
-        causal_loss(bench.model, windows.to(bench.device)).backward()
-        bench.optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(
+            bench.device.type, dtype=_DTYPES[bench.precision], enabled=bench.precision != "fp32"
+        ):
+            loss = causal_loss(bench.model, windows.to(bench.device))
+        loss.backward()
 
     return step
 
