@@ -69,9 +69,11 @@ def decode_groups(records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
     header = _read_header(records)
     groups: dict[str, dict[str, torch.Tensor]] = {}
     for group, entries in header.items():
-        if not isinstance(records.get(group), ArrayRecord):
+        # Not records.array_records: that view is a reference cycle, which keeps the whole message in memory
+        # until the garbage collector happens to run.
+        arrays = records.get(group)
+        if not isinstance(arrays, ArrayRecord):
             raise PhotonError(f"link: the message lacks the group '{group}' that its header lists")
-        arrays = records.array_records[group]
         groups[group] = {
             name: decode(_to_tensor(array, f"{group}/{name}"), entries.get(name, []))
             for name, array in arrays.items()

@@ -55,6 +55,11 @@ class WeightedMean:
             for name, tensor in tensors.items():
                 accumulator[name].lerp_(tensor.to(torch.float32), share)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the accumulator."""
+        return sum(tensor.nbytes for tensors in self._mean.values() for tensor in tensors.values())
+
     def result(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the mean; the accumulator itself, not a copy."""
         return self._mean

@@ -46,8 +46,9 @@ class OuterOptimizer:
     ) -> tuple[OuterStep, dict[str, Tensors], dict[str, float]]:
         """Update ``params`` in place.
 
-        ``mean`` is overwritten by the pseudo-gradient. SGD with learning rate 1 and nothing else is plain
-        averaging and takes the mean itself, because θ − (θ − mean) rounds.
+        ``mean`` is used up. SGD with learning rate 1 and nothing else is plain averaging and takes the mean
+        itself, because θ − (θ − mean) rounds. Any other optimizer steps one tensor after another, so it must
+        treat tensors alike whether they come together or alone, as torch's own do (L-BFGS excepted).
 
         Parameters
         ----------
@@ -69,16 +70,17 @@ class OuterOptimizer:
             write_optimizer(_Named(parameters), optimizer, state, scalars)
         averaging = _is_plain_averaging(optimizer)
         square = 0.0
+        # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
         for name, parameter in parameters.items():
+            of_clients = mean.pop(name)
             if averaging:
-                square += float(torch.linalg.vector_norm(parameter.detach() - mean[name])) ** 2
-                parameter.data.copy_(mean[name])
-            else:
-                parameter.grad = mean[name].neg_().add_(parameter.detach())
-                square += float(torch.linalg.vector_norm(parameter.grad)) ** 2
-        if not averaging:
+                square += float(torch.linalg.vector_norm(parameter.detach() - of_clients)) ** 2
+                params[name] = of_clients
+                continue
+            parameter.grad = of_clients.neg_().add_(parameter.detach())
+            square += float(torch.linalg.vector_norm(parameter.grad)) ** 2
             optimizer.step()
-        for name, parameter in parameters.items():
+            parameter.grad = None
             params[name] = parameter.detach()
         norm = math.sqrt(sum(float(torch.linalg.vector_norm(t)) ** 2 for t in params.values()))
         groups, numbers = read_optimizer(_Named(parameters), optimizer)

@@ -12,9 +12,13 @@ from typing import Literal
 
 from photon.config import RunConfig
 from photon.state.checkpoint import Checkpoint
+from photon.state.memory import release_freed
 from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
 from photon.strategy.fold import WeightedMean
 from photon.strategy.outer import OuterOptimizer
+
+#: From this size of the mean on, what the replies leave behind in the allocator is worth releasing.
+LARGE_BYTES = 256 * 2**20
 
 
 class Photon(Strategy):
@@ -67,6 +71,8 @@ class Photon(Strategy):
             fold_seconds += time.perf_counter() - begin
             # Drop the reply before the next one is pulled: one reply in memory, not two.
             del reply
+        if mean.nbytes > LARGE_BYTES:
+            release_freed()
         begin = time.perf_counter()
         params = checkpoint.load_params()
         outer = OuterOptimizer(self.config.outer.as_mapping())

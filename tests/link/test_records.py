@@ -1,6 +1,8 @@
 """Records carry state groups exactly, count their bytes, and refuse what does not add up."""
 
+import gc
 import json
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -96,3 +98,17 @@ def set_header(text: str) -> Callable[[RecordDict], None]:
 def test_malformed_records_are_refused(change: Callable[[RecordDict], None], message: str) -> None:
     with pytest.raises(PhotonError, match=message):
         decode_groups(broken(change))
+
+
+def test_a_message_is_freed_with_its_last_reference() -> None:
+    """A reply is as large as the model; it must not wait for the garbage collector."""
+    records = encode_groups({"params": {"w": torch.ones(8)}})
+    record = weakref.ref(records["params"])
+    gc.disable()
+    try:
+        groups = decode_groups(records)
+        del records
+        assert record() is None
+        assert groups["params"]["w"].sum() == 8
+    finally:
+        gc.enable()
