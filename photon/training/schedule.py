@@ -147,8 +147,8 @@ def stretch(steps: int, warmup_steps: int, tuned_batch_size: int, batch_size: in
     return round(steps * ratio), round(warmup_steps * ratio)
 
 
-def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int) -> Schedule:
-    """Build the schedule that a configuration section names, in local steps.
+def resolve_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int) -> dict[str, Any]:
+    """Return a configuration section with its lengths in local steps.
 
     Parameters
     ----------
@@ -159,23 +159,27 @@ def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int
         Local steps of the whole run.
     batch_size
         Sequences per local step.
+    """
+    arguments = dict(section)
+    tuned = arguments.pop("tuned_batch_size", None) or batch_size
+    if "steps" in arguments and arguments["steps"] is None:
+        return arguments | {"steps": total_steps}
+    steps, warmup_steps = stretch(
+        arguments.get("steps", 0), arguments.get("warmup_steps", 0), tuned, batch_size
+    )
+    lengths = {"steps": steps, "warmup_steps": warmup_steps}
+    return arguments | {name: lengths[name] for name in lengths.keys() & arguments.keys()}
+
+
+def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int) -> Schedule:
+    """Build the schedule that a configuration section names (see `resolve_schedule`).
 
     Raises
     ------
     PhotonError
         When the target refuses its arguments.
     """
-    arguments = dict(section)
-    tuned = arguments.pop("tuned_batch_size", None) or batch_size
-    if "steps" in arguments and arguments["steps"] is None:
-        arguments["steps"] = total_steps
-    else:
-        steps, warmup_steps = stretch(
-            arguments.get("steps", 0), arguments.get("warmup_steps", 0), tuned, batch_size
-        )
-        lengths = {"steps": steps, "warmup_steps": warmup_steps}
-        arguments |= {name: lengths[name] for name in lengths.keys() & arguments.keys()}
-    schedule: Schedule = build(arguments, "schedule")
+    schedule: Schedule = build(resolve_schedule(section, total_steps, batch_size), "schedule")
     return schedule
 
 

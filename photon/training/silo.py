@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from photon.config import RunConfig, parse
+from photon.config import Component, RunConfig, parse
 from photon.data.loader import WindowStream
-from photon.data.prepared import PreparedData
+from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
@@ -27,6 +27,7 @@ from photon.models.build import build_model, causal_loss
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
+from photon.training.devices import GroupJob, GroupResult, train_in_group
 from photon.training.groups import (
     StateGroups,
     read_optimizer,
@@ -37,7 +38,7 @@ from photon.training.groups import (
 )
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
 from photon.training.precision import Precision, resolve_precision
-from photon.training.schedule import Schedule, build_schedule
+from photon.training.schedule import Schedule, build_schedule, resolve_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -159,51 +160,41 @@ def train(
         return reply, TrainReport.model_validate_json(state.report)
 
     data = PreparedData.open(site.data)
-    bench = workbench(config.text, data.manifest.vocab_size)
-    write_params(bench.model, groups["params"])
-    state_lost = _restore_optimizer(bench, store, order)
-    stream = WindowStream(
-        [data.windows(member, "train") for member in order.members],
-        stream_seed(config.seed, order.members),
-        order.position,
-    )
-    loaded = time.perf_counter()
-    result = _trainer(bench, config, order.batch_size).train(
-        stream, global_step=order.global_step, steps=order.steps
-    )
+    before, state_lost = _local_state(store, order)
+    fit = _fit_here if config.training.processes == 1 else _fit_in_group
+    fitted = fit(order, groups["params"], before, data, config, site)
     trained = time.perf_counter()
-    params = read_params(bench.model)
+    result = fitted.result
     report = TrainReport(
         round=order.round,
         silo=order.silo,
         steps=result.steps,
         tokens=result.tokens,
-        position=stream.position,
+        position=fitted.position,
         loss=result.loss,
         loss_last=result.loss_last,
         learning_rate=result.learning_rate,
         gradient_norm=result.gradient_norm,
-        update_norm=_distance(params, groups["params"]),
+        update_norm=_distance(fitted.params, groups["params"]),
         seconds={
-            "load": loaded - begin,
-            "training": trained - loaded,
+            "load": trained - begin - result.seconds,
+            "training": result.seconds,
             "save": 0.0,
             "total": trained - begin,
         },
         state_lost=state_lost,
     )
-    reply = {"params": params}
-    optimizer_groups, scalars = read_optimizer(bench.model, bench.optimizer)
+    reply = {"params": fitted.params}
     kept = order.local_state == "keep"
     store.save(
         SiloState(
             run_id=order.run_id,
             model_id=order.model_id,
             round=order.round,
-            position=stream.position,
-            scalars=scalars if kept else {},
+            position=fitted.position,
+            scalars=fitted.scalars if kept else {},
             report=report.model_dump_json(),
-            groups=optimizer_groups if kept else {},
+            groups=fitted.groups if kept else {},
         ),
         reply,
     )
@@ -304,16 +295,79 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     return step
 
 
-def _restore_optimizer(bench: Workbench, store: SiloStore, order: TrainOrder) -> bool:
-    """Put the silo's local optimizer state in place; return whether a state that should exist is gone."""
-    reset_optimizer(bench.optimizer)
+def _local_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
+    """Return the silo's state to go on from, and whether one that should exist is gone."""
     if order.local_state == "reset" or order.last_round == 0:
-        return False
+        return None, False
     state = store.load(order.run_id, order.last_round)
     if state is None or state.position != order.position:
-        return True
-    write_optimizer(bench.model, bench.optimizer, state.groups, state.scalars)
-    return False
+        return None, True
+    return state, False
+
+
+def _fit_here(
+    order: TrainOrder,
+    params: Mapping[str, torch.Tensor],
+    before: SiloState | None,
+    data: PreparedData,
+    config: RunConfig,
+    _: SiloSite,
+) -> GroupResult:
+    """Train in this process, on the workbench that it keeps."""
+    bench = workbench(config.text, data.manifest.vocab_size)
+    write_params(bench.model, params)
+    reset_optimizer(bench.optimizer)
+    if before is not None:
+        write_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
+    windows = [data.windows(member, "train") for member in order.members]
+    stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
+    result = _trainer(bench, config, order.batch_size).train(
+        stream, global_step=order.global_step, steps=order.steps
+    )
+    groups, scalars = read_optimizer(bench.model, bench.optimizer)
+    return GroupResult(read_params(bench.model), groups, scalars, stream.position, result)
+
+
+def _fit_in_group(
+    order: TrainOrder,
+    params: Mapping[str, torch.Tensor],
+    before: SiloState | None,
+    data: PreparedData,
+    config: RunConfig,
+    site: SiloSite,
+) -> GroupResult:
+    """Train in ``training.processes`` processes, one per device."""
+    training = config.training
+    device = resolve_device(training.device)
+    if training.micro_batch_size == "auto":
+        raise PhotonError(
+            "training.micro_batch_size=auto works with training.processes=1; give a number or null"
+        )
+    job = GroupJob(
+        model=config.model,
+        vocab_size=data.manifest.vocab_size,
+        optimizer=config.optimizer,
+        schedule=Component.model_validate(
+            resolve_schedule(config.schedule.as_mapping(), config.total_steps, training.batch_size)
+        ),
+        total_steps=config.total_steps,
+        batch_size=order.batch_size,
+        micro_batch_size=training.micro_batch_size,
+        clip_norm=training.clip_norm,
+        precision=resolve_precision(training.precision, device),
+        compile=training.compile,
+        activation_checkpointing=training.activation_checkpointing,
+        parallel=training.parallel,
+        device="cuda" if device.type == "cuda" else "cpu",
+        windows=[silo_file(data.path, member, "train") for member in order.members],
+        stream_seed=stream_seed(config.seed, order.members),
+        position=order.position,
+        global_step=order.global_step,
+        steps=order.steps,
+    )
+    groups, scalars = (before.groups, before.scalars) if before else ({}, {})
+    folder = site.state / order.silo / "group"
+    return train_in_group(job, params, groups, scalars, processes=training.processes, folder=folder)
 
 
 def _distance(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
