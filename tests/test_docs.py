@@ -1,5 +1,6 @@
 """The documents say what is so: links lead somewhere, commands exist, examples run."""
 
+import ast
 import importlib.util
 import json
 import re
@@ -102,6 +103,62 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
         assert (ROOT / name).exists() or name in examples, f"{page.name} names {name}"
 
 
+# --- architecture -------------------------------------------------------------------------------------
+
+LAYERS = [
+    {"cli", "sweep", "server_app", "client_app"},
+    {"federation"},
+    {"strategy", "training", "evaluation"},
+    {"link", "data", "models"},
+    {"telemetry", "state"},
+    {"config", "components", "errors", "__init__"},
+]
+KNOW_FLOWER = {"server_app", "client_app", "federation", "link"}
+
+
+def imports() -> Iterator[tuple[Path, str, str]]:
+    """Yield file, part of the package and imported module of every import at the top of a module."""
+    for file in sorted((ROOT / "photon").rglob("*.py")):
+        name = file.relative_to(ROOT / "photon").parts[0].removesuffix(".py")
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom) and node.module:
+                yield file, name, node.module
+            elif isinstance(node, ast.Import):
+                yield from ((file, name, alias.name) for alias in node.names)
+
+
+def test_imports_go_down_as_the_architecture_page_says() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    stated = re.search(r"Imports go down: entry points → (.*?)\. Only", page, re.DOTALL)
+    assert stated is not None
+    assert [set(re.findall(r"`(\w+)`", layer)) for layer in stated[1].split("→")] == [
+        layer - {"__init__"} for layer in LAYERS[1:]
+    ]
+    depth = {name: number for number, layer in enumerate(LAYERS) for name in layer}
+    for file, name, module in imports():
+        if module.startswith("photon."):
+            # The command line of a part belongs to the entry points.
+            own = 0 if file.name == "cli.py" else depth[name]
+            assert own <= depth[module.split(".")[1]], f"{file} imports {module}"
+        if module.partition(".")[0] == "flwr":
+            assert name in KNOW_FLOWER, f"{file} imports {module}"
+
+
+def test_functions_named_in_the_architecture_page_exist() -> None:
+    source = "\n".join(file.read_text() for file in (ROOT / "photon").rglob("*.py"))
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    # `Class`, `Class.method`, `_function` and `some_function`; keys of the configuration have a group.
+    names = re.findall(r"`([A-Z]\w+(?:\.\w+)?|_?[a-z]+(?:_[a-z]+)+|_[a-z]+)`", page)
+    assert len(names) > 25
+    events = re.findall(r"^class (\w+)\(Event\)", source, re.MULTILINE)
+    events = [re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower() for name in events]
+    known = {*RunConfig.model_fields, *events, "exp_avg"}
+    flower = {"ArrayRecord"}
+    for name in set(names) - known - flower:
+        last = name.rpartition(".")[2]
+        assert re.search(rf"^\s*(?:def|class) {last}\b", source, re.MULTILINE), name
+
+
 # --- commands -----------------------------------------------------------------------------------------
 
 
@@ -171,6 +228,9 @@ def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> N
             assert all(override.partition("=")[0] in RunConfig.model_fields for override in overrides)
         else:
             overrides_compose(overrides)
+        # Words that are no overrides would reach Hydra; typer lets them pass.
+        options = [word for word in words if word.startswith("-")]
+        assert set(options) <= {"-m", "--show", "--config", "--help"}, f"{page}: {line}"
         words = [word for word in words if word not in overrides and word != "-m"]
     if isinstance(command, click.Group) or not words:
         return
