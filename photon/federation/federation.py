@@ -5,7 +5,7 @@ import math
 import random
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -236,7 +236,7 @@ class Federation:
 
         def finish() -> None:
             now = time.perf_counter()
-            training = max(report.seconds["training"] for report in replies.values())
+            training = self._training_seconds(replies.values())
             seconds = {
                 "round": now - begin,
                 "training": training,
@@ -434,6 +434,13 @@ class Federation:
         )
 
     # --- events -----------------------------------------------------------------------------------
+
+    def _training_seconds(self, reports: Collection[TrainReport]) -> float:
+        """Return the seconds in which clients trained: side by side on own machines, else in turn."""
+        federation = self.config.federation
+        side_by_side = {"inprocess": 1, "simulation": federation.clients_in_parallel}
+        each = [report.seconds["training"] for report in reports]
+        return max(max(each), sum(each) / side_by_side.get(federation.engine, len(each)))
 
     def _client_finished(self, reply: Reply, bytes_down: int) -> None:
         report = reply.report

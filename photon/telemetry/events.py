@@ -50,7 +50,8 @@ class ClientSeconds(TypedDict):
 class RoundSeconds(TypedDict):
     """Where a round's time went, in seconds.
 
-    ``round`` is the whole, ``training`` the slowest client's training, ``overhead`` the rest of the whole.
+    ``round`` is the whole, ``overhead`` what is not training. ``training`` is the slowest client's where
+    clients train side by side, and their sum where one machine trains them in turn.
     """
 
     round: _Number

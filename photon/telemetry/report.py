@@ -475,8 +475,8 @@ def _phases(run: _Run) -> _Figure | None:
     ]
     return _Figure(
         "Time of each round",
-        "Training is that of the slowest client; other is what is left of the round: sending, and waiting "
-        "for clients that share a machine.",
+        "Training is the time in which clients trained, one after the other where they share a machine; "
+        "other is what is left of the round.",
         plots.stacked_bars([event.round for event in run.rounds], layers, _ROUND, Axis("time", "seconds")),
         ["round", *(f"{phase} (s)" for phase, _ in _PHASES)],
         _thinned(rows),
@@ -773,7 +773,7 @@ def _compare_phases(runs: _Named) -> _Figure | None:
     ]
     return _Figure(
         "Where the time went",
-        "Summed over the rounds; training is that of the slowest client of each round.",
+        "Summed over the rounds; training is the time in which clients trained.",
         plots.lying_bars(list(runs), layers, _TIME),
         ["run", *(f"{phase} (s)" for phase, _ in _PHASES)],
         rows,

@@ -31,7 +31,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     """Compute the content of ``summary.json`` from a run's events.
 
     Seconds count the time at work on what stands: pauses and work lost with an interruption are left out.
-    ``training`` sums the slowest client of each round, ``overhead`` is everything else.
+    ``training`` sums the time in which clients trained, ``overhead`` is everything else.
     ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
 
@@ -263,7 +263,7 @@ def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path 
     seconds = summary["seconds"]
     rows = [
         ("tokens trained", f"{summary['tokens']:,} in {summary['rounds']} rounds"),
-        ("training", f"{format_seconds(seconds['training'])} (slowest client of each round)"),
+        ("training", f"{format_seconds(seconds['training'])} "),
         ("everything else", f"{format_seconds(seconds['overhead'])} of {format_seconds(seconds['total'])}"),
         ("throughput", f"{format_count(summary['tokens_per_second'])} tokens/s"),
     ]
