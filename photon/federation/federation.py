@@ -440,7 +440,7 @@ class Federation:
         federation = self.config.federation
         side_by_side = {"inprocess": 1, "simulation": federation.clients_in_parallel}
         each = [report.seconds["training"] for report in reports]
-        return max(max(each), sum(each) / side_by_side.get(federation.engine, len(each)))
+        return max(*each, sum(each) / side_by_side.get(federation.engine, len(each)))
 
     def _client_finished(self, reply: Reply, bytes_down: int) -> None:
         report = reply.report
