@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -280,8 +280,11 @@ def split_overrides(text: str) -> list[str]:
         raise PhotonError(f"overrides: cannot split {text!r} ({error}); check its quotes") from error
 
 
+@lru_cache(maxsize=8)
 def parse(text: str) -> RunConfig:
     """Read a resolved configuration back from its YAML text.
+
+    The result is kept: every message brings the same text, and reading it costs more than a small round.
 
     Raises
     ------
