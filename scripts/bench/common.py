@@ -1,14 +1,23 @@
-"""Compare two ways to do the same work on a machine that others use too.
+"""Compare ways to do the same work on a machine that others use too.
 
-The two run in turn, A B B A …, so a change of the machine's load meets both. Every pair gives one ratio, and
-the median of the ratios counts. CPU time of the process is the measure where the work is bound to the CPU;
-wall time is shown beside it.
+The cases run in turn, forwards and then backwards, so a change of the machine's load meets all of them.
+Every turn gives one ratio, and the median of the ratios counts. CPU time of the process is the measure where
+the work is bound to the CPU; wall time is shown beside it.
 """
 
+import argparse
+import json
+import os
+import platform
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -19,44 +28,115 @@ class Timing:
     wall: float
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Timings of A and B, pair by pair."""
-
-    a: list[Timing]
-    b: list[Timing]
-
-    def cpu_ratio(self) -> float:
-        """Median over the pairs of A's CPU seconds / B's: above 1 means that B is faster."""
-        return statistics.median(a.cpu / b.cpu for a, b in zip(self.a, self.b, strict=True))
-
-    def wall_ratio(self) -> float:
-        """Median over the pairs of A's wall seconds / B's."""
-        return statistics.median(a.wall / b.wall for a, b in zip(self.a, self.b, strict=True))
-
-    def table(self, name_a: str, name_b: str, work: float, unit: str) -> str:
-        """Return a Markdown table: median rates of ``work`` (per run, in ``unit``) and the ratios B / A."""
-        rows = [f"| {unit} per second | CPU time | wall time |", "|---|---|---|"]
-        for name, timings in ((name_a, self.a), (name_b, self.b)):
-            cpu = work / statistics.median(timing.cpu for timing in timings)
-            wall = work / statistics.median(timing.wall for timing in timings)
-            rows.append(f"| {name} | {cpu:,.0f} | {wall:,.0f} |")
-        rows.append(f"| {name_b} / {name_a} | {self.cpu_ratio():.3f} | {self.wall_ratio():.3f} |")
-        return "\n".join(rows)
-
-
 def timed(work: Callable[[], object]) -> Timing:
     cpu, wall = time.process_time(), time.perf_counter()
     work()
     return Timing(time.process_time() - cpu, time.perf_counter() - wall)
 
 
-def compare(a: Callable[[], object], b: Callable[[], object], pairs: int) -> Comparison:
-    """Time ``a`` and ``b`` in turn, ``pairs`` times each, after one run of each that does not count."""
-    a()
-    b()
-    timings_a, timings_b = [], []
-    for pair in range(pairs):
-        for this in "ab" if pair % 2 == 0 else "ba":
-            (timings_a if this == "a" else timings_b).append(timed(a if this == "a" else b))
-    return Comparison(timings_a, timings_b)
+def interleave(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[Timing]]:
+    """Time every case ``repeats`` times, in turn, after one run of each that does not count."""
+    for work in cases.values():
+        work()
+    timings: dict[str, list[Timing]] = {name: [] for name in cases}
+    for repeat in range(repeats):
+        for name in list(cases) if repeat % 2 == 0 else reversed(cases):
+            timings[name].append(timed(cases[name]))
+    return timings
+
+
+def spread(values: Sequence[float], digits: int = 2, unit: str = "") -> str:
+    """Return ``median (min – max)``."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:,.{digits}f}{unit} ({low:,.{digits}f} – {high:,.{digits}f})"
+
+
+def ratio(of: Sequence[Timing], to: Sequence[Timing], clock: str) -> float:
+    """Return the median over the turns of rate / reference rate; above 1 means faster than the reference."""
+    return statistics.median(getattr(b, clock) / getattr(a, clock) for a, b in zip(of, to, strict=True))
+
+
+class Report:
+    """The tables of one script: printed as they come, and written as JSON if a file was named.
+
+    Parameters
+    ----------
+    arguments
+        Of the script; ``arguments.json`` is the file, or None.
+    """
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self._console = Console(width=None if os.isatty(1) else 140)
+        self._json: Path | None = arguments.json
+        self._content: dict[str, Any] = {
+            "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+            "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
+            "load_before": os.getloadavg(),
+            "tables": [],
+        }
+        self.say(f"load average before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False)
+
+    def rates(
+        self,
+        title: str,
+        work: Mapping[str, float],
+        unit: str,
+        timings: Mapping[str, list[Timing]],
+        digits: int,
+    ) -> None:
+        """Show rates of the cases; the first one is the reference of the ratios.
+
+        Parameters
+        ----------
+        work
+            What one run of each case gets done, in ``unit``.
+        """
+        reference = next(iter(timings))
+        self.table(
+            title,
+            ["case", f"{unit} / CPU second", f"{unit} / second", f"CPU ratio to {reference}", "wall ratio"],
+            [
+                [
+                    name,
+                    spread([work[name] / timing.cpu for timing in measured], digits),
+                    spread([work[name] / timing.wall for timing in measured], digits),
+                    *(
+                        f"{ratio(measured, timings[reference], clock) * work[name] / work[reference]:.3f}"
+                        for clock in ("cpu", "wall")
+                    ),
+                ]
+                for name, measured in timings.items()
+            ],
+            raw={name: [asdict(timing) for timing in measured] for name, measured in timings.items()},
+        )
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], raw: Any = None
+    ) -> None:
+        """Show a table; ``raw`` (JSON values) goes to the file with it."""
+        table = Table(title=title, title_justify="left")
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="left" if number == 0 else "right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+        self._content["tables"].append({"title": title, "columns": columns, "rows": rows, "raw": raw})
+
+    def close(self) -> None:
+        """Say the load once more and write the file."""
+        self._content["load_after"] = os.getloadavg()
+        self.say(f"load average after: {os.getloadavg()[0]:.1f}")
+        if self._json:
+            self._json.write_text(json.dumps(self._content, indent=1) + "\n")
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose help is the script's docstring, with the arguments that all scripts have."""
+    made = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument("--json", type=Path, metavar="FILE", help="write tables and raw timings to FILE")
+    return made

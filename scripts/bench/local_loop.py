@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import compare
+from common import Report, interleave, parser
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.data.loader import WindowStream
@@ -36,19 +36,26 @@ def main() -> None:
     )
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tokens = arguments.steps * arguments.batch_size * arguments.sequence_length
-    print(
+    report = Report(arguments)
+    title = (
         f"{parameters:,} parameters, batch {arguments.batch_size} x {arguments.sequence_length}, "
-        f"{arguments.steps} steps a run, {arguments.pairs} pairs, {arguments.threads} threads\n"
+        f"{arguments.steps} steps a run, {arguments.pairs} pairs, {arguments.threads} threads"
     )
+    cases: dict[str, Callable[[], None]]
     if arguments.compare == "fused":
-        foreach = bare_loop(copy.deepcopy(model), {**ADAMW, "foreach": True}, windows, arguments)
-        fused = bare_loop(copy.deepcopy(model), {**ADAMW, "fused": True}, windows, arguments)
-        print(compare(foreach, fused, arguments.pairs).table("foreach", "fused", tokens, "tokens"))
+        cases = {
+            name: bare_loop(copy.deepcopy(model), {**ADAMW, name: True}, windows, arguments)
+            for name in ("foreach", "fused")
+        }
     else:
         loss = causal_loss if arguments.compare == "overhead" else transformers_loss
-        bare = bare_loop(copy.deepcopy(model), ADAMW, windows, arguments, loss)
-        photon = photon_loop(copy.deepcopy(model), windows, arguments)
-        print(compare(bare, photon, arguments.pairs).table("bare loop", "Photon", tokens, "tokens"))
+        cases = {
+            "bare loop": bare_loop(copy.deepcopy(model), ADAMW, windows, arguments, loss),
+            "Photon": photon_loop(copy.deepcopy(model), windows, arguments),
+        }
+    timings = interleave(cases, arguments.pairs)
+    report.rates(title, dict.fromkeys(cases, tokens), "tokens", timings, digits=0)
+    report.close()
 
 
 def transformers_loss(model: GPT2LMHeadModel, batch: torch.Tensor) -> torch.Tensor:
@@ -122,19 +129,17 @@ def build_model(arguments: argparse.Namespace) -> GPT2LMHeadModel:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--compare", choices=["bare", "overhead", "fused"], default="bare")
-    parser.add_argument("--width", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--vocabulary", type=int, default=2048)
-    parser.add_argument("--sequence-length", type=int, default=128)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--pairs", type=int, default=12)
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--compare", choices=["bare", "overhead", "fused"], default="bare")
+    made.add_argument("--width", type=int, default=128)
+    made.add_argument("--layers", type=int, default=4)
+    made.add_argument("--vocabulary", type=int, default=2048)
+    made.add_argument("--sequence-length", type=int, default=128)
+    made.add_argument("--batch-size", type=int, default=8)
+    made.add_argument("--steps", type=int, default=10)
+    made.add_argument("--pairs", type=int, default=12)
+    made.add_argument("--threads", type=int, default=1)
+    return made.parse_args()
 
 
 if __name__ == "__main__":

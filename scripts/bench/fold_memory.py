@@ -1,0 +1,428 @@
+"""The server of one round in a process of its own, watched from outside: the memory part of ``fold.py``."""
+
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common import Report
+
+MEBI = 2**20
+SEQUENCE_LENGTH = 128
+
+# --- replies ----------------------------------------------------------------------------------------
+
+
+def shapes_of_model(size_mb: int) -> dict[str, int]:
+    """Split ``size_mb`` MiB of float32 as a language model does: a quarter is embedding."""
+    numbers = size_mb * MEBI // 4
+    matrices = 48
+    matrix = (numbers - numbers // 4) // matrices
+    return {"embedding": numbers - matrix * matrices} | {f"h.{i}.weight": matrix for i in range(matrices)}
+
+
+def value_of(client: int) -> float:
+    """Return what every parameter of a client's reply is; the mean over the clients is known then."""
+    return 0.001 * (client + 1)
+
+
+def filled(client: int, numbers: int) -> bytes:
+    """Return float32 bytes without a temporary array; every page is really written."""
+    return struct.pack("<f", value_of(client)) * numbers
+
+
+def photon_records(client: int, shapes: dict[str, int]) -> Any:
+    from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+    from photon.link.records import FORMAT, HEADER, RAW
+
+    arrays = {name: Array("float32", (n,), RAW, filled(client, n)) for name, n in shapes.items()}
+    header = json.dumps({"format": FORMAT, "groups": {"params": {}}})
+    return RecordDict({"params": ArrayRecord(arrays), HEADER: ConfigRecord({"header": header})})
+
+
+def flower_arrays(client: int, shapes: dict[str, int]) -> Any:
+    """Return what ``ArrayRecord`` of numpy arrays would be, made without the arrays."""
+    import io
+
+    import numpy as np
+    from flwr.app import Array, ArrayRecord
+
+    arrays = {}
+    for name, numbers in shapes.items():
+        begin = io.BytesIO()
+        header = {"descr": "<f4", "fortran_order": False, "shape": (numbers,)}
+        np.lib.format.write_array_header_1_0(begin, header)
+        data = b"".join([begin.getvalue(), filled(client, numbers)])
+        arrays[name] = Array("float32", (numbers,), "numpy.ndarray", data)
+    return ArrayRecord(arrays)
+
+
+def flower_records(client: int, shapes: dict[str, int]) -> Any:
+    from flwr.app import MetricRecord, RecordDict
+
+    return RecordDict(
+        {"arrays": flower_arrays(client, shapes), "metrics": MetricRecord({"num-examples": 1.0})}
+    )
+
+
+def check_mean(params: dict[str, Any], clients: int) -> None:
+    expected = statistics.fmean(value_of(client) for client in range(clients))
+    for name, tensor in params.items():
+        for end in (0, -1):
+            assert math.isclose(float(tensor[end]), expected, rel_tol=1e-5), (
+                name,
+                float(tensor[end]),
+                expected,
+            )
+
+
+# --- memory -----------------------------------------------------------------------------------------
+
+
+def compare_memory(report: Report, size: int, cohorts: list[int], outers: list[str]) -> None:
+    """Measure Photon with every outer optimizer and Flower, for every size of cohort."""
+    rows, raw = [], []
+    with tempfile.TemporaryDirectory(prefix="photon-bench-") as folder:
+        for outer in outers:
+            for clients in cohorts:
+                raw.append(measure({"who": "Photon", "clients": clients, "outer": outer}, size, folder))
+        for clients in cohorts:
+            case = {"who": "Flower", "clients": clients, "outer": "FedAvg"}
+            # Every reply, the model, the accumulator, and room for the rest of the machine.
+            needed = (clients + 4) * size * MEBI + 1024 * MEBI
+            if available_memory() < needed:
+                raw.append({**case, "left_out": f"needs {needed / 1e9:.0f} GB of free memory"})
+                continue
+            raw.append(measure(case, size, folder))
+    for case in raw:
+        name = [str(case["who"]), str(case["outer"]), str(case["clients"])]
+        if "left_out" in case:
+            rows.append([*name, case["left_out"], "", "", ""])
+            continue
+        rows.append(
+            [
+                *name,
+                f"{case['total'] / size / MEBI:.2f}",
+                f"{case['anonymous'] / size / MEBI:.2f}",
+                f"{case['cpu']:.1f}",
+                f"{case['wall']:.1f}",
+            ]
+        )
+    report.table(
+        f"Peak memory of the server over its baseline, in models of {size} MiB (goal: 2.5)",
+        ["server", "outer step", "clients", "total", "anonymous", "CPU s", "wall s"],
+        rows,
+        raw=raw,
+    )
+
+
+def available_memory() -> int:
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def measure(case: dict[str, Any], size_mb: int, folder: str) -> dict[str, Any]:
+    """Run one case in its own process and watch its memory from outside."""
+    case = {**case, "size_mb": size_mb, "folder": folder}
+    process = subprocess.Popen(
+        [sys.executable, __file__, json.dumps(case)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdin is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{case}: the process ended early")
+        baseline = json.loads(line)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        anonymous = 0
+        # The child's answer closes the measurement; till then its memory is sampled.
+        os.set_blocking(process.stdout.fileno(), False)
+        while not (line := process.stdout.readline()):
+            if process.poll() is not None:
+                raise SystemExit(f"{case}: the process ended with {process.returncode}")
+            anonymous = max(anonymous, memory_of(process.pid, "RssAnon"))
+            time.sleep(0.005)
+        result = json.loads(line)
+    finally:
+        process.kill()
+        process.wait()
+    return {
+        **case,
+        "total": result["peak"] - baseline["total"],
+        "anonymous": anonymous - baseline["anonymous"],
+        "cpu": result["cpu"],
+        "wall": result["wall"],
+        "baseline": baseline,
+    }
+
+
+def memory_of(pid: int | str, key: str) -> int:
+    """Return a memory figure of a process in bytes."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def play(case: dict[str, Any]) -> None:
+    """Be the server of one case: import, say the baseline, run, say the peak."""
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    work, check = (photon_server if case["who"] == "Photon" else flower_server)(case)
+    print(
+        json.dumps({"total": memory_of("self", "VmRSS"), "anonymous": memory_of("self", "RssAnon")}),
+        flush=True,
+    )
+    sys.stdin.readline()
+    # Forget the high-water mark of the preparation. (ru_maxrss cannot be reset, and begins at the parent's.)
+    Path("/proc/self/clear_refs").write_text("5")
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    result = {
+        "cpu": time.process_time() - cpu,
+        "wall": time.perf_counter() - wall,
+        "peak": memory_of("self", "VmHWM"),
+    }
+    check()
+    print(json.dumps(result), flush=True)
+
+
+def photon_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    import torch
+
+    from photon.config import compose
+    from photon.federation.federation import Federation
+    from photon.state.checkpoint import CheckpointStore
+    from photon.telemetry.events import EventStream
+
+    torch.set_num_threads(1)
+    shapes = shapes_of_model(case["size_mb"])
+    run_dir = Path(case["folder"]) / f"{case['outer']}-{case['clients']}"
+    config = compose(
+        [
+            *("federation=inprocess", "data=prepared", "data.path=/nowhere", f"run_dir={run_dir}"),
+            *(
+                "rounds=2",
+                "local_steps=1",
+                "schedule.warmup_steps=0",
+                "training.batch_size=1",
+                f"cohort={case['clients']}",
+            ),
+            *(f"outer={case['outer']}", "checkpoint.keep=1", "telemetry.display=none"),
+        ]
+    )
+    write_checkpoint(Path(case["folder"]), run_dir, case)
+    grid = scripted_grid(case["clients"], lambda client: photon_records(client, shapes), photon=True)
+    federation = Federation(config, grid, run_dir, EventStream([]))
+
+    def check() -> None:
+        checkpoint, _ = CheckpointStore(run_dir / "checkpoints").latest()
+        assert checkpoint.state.round == 2
+        if case["outer"] == "fedavg":
+            check_mean(checkpoint.load_params(), case["clients"])
+        shutil.rmtree(run_dir)
+
+    return lambda: federation.run(resume=True), check
+
+
+def write_checkpoint(folder: Path, run_dir: Path, case: dict[str, Any]) -> None:
+    """Put the checkpoint after round 1 in place, written by a process of its own.
+
+    The outer optimizer has its state by then: the second round is like all that follow.
+    """
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import fold_memory;"
+        f"fold_memory.make_checkpoint({str(run_dir)!r}, {case['size_mb']}, {case['outer']!r})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], check=True, cwd=folder)
+
+
+def make_checkpoint(run_dir: str, size_mb: int, outer: str) -> None:
+    import torch
+
+    from photon.config import compose
+    from photon.state.checkpoint import CheckpointStore, ServerState
+    from photon.strategy.outer import OuterOptimizer
+
+    params = {name: torch.full((n,), 0.5) for name, n in sorted(shapes_of_model(size_mb).items())}
+    mean = {name: torch.full_like(tensor, 0.4) for name, tensor in params.items()}
+    optimizer = OuterOptimizer(compose([f"outer={outer}"]).outer.as_mapping())
+    _, groups, scalars = optimizer.step(params, mean, {}, {})
+    state = ServerState(
+        run_id="bench",
+        round=1,
+        global_step=1,
+        tokens=1,
+        outer_scalars=scalars,
+        vocab_size=8192,
+        sequence_length=SEQUENCE_LENGTH,
+        tokenizer_sha256="0",
+    )
+    CheckpointStore(Path(run_dir) / "checkpoints").save(state, params, groups)
+
+
+def flower_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
+    import torch  # noqa: F401  (the baseline of both servers holds it)
+    from flwr.serverapp.strategy import FedAvg
+
+    import photon.federation.federation  # noqa: F401
+
+    shapes = shapes_of_model(case["size_mb"])
+    clients = case["clients"]
+    grid = scripted_grid(clients, lambda client: flower_records(client, shapes), photon=False)
+    results = []
+
+    def work() -> None:
+        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        results.append(strategy.start(grid, flower_arrays(0, shapes), num_rounds=1))
+
+    def check() -> None:
+        arrays = results[0].arrays
+        assert arrays is not None
+        check_mean({"embedding": arrays["embedding"].numpy()}, clients)
+
+    return work, check
+
+
+def order_of(client: int) -> Any:
+    """Return a train order, for replies that answer no message."""
+    from photon.link.messages import TrainOrder
+
+    return TrainOrder(
+        run_id="bench",
+        model_id="bench",
+        round=1,
+        silo=f"silo-{client:03d}",
+        members=[f"silo-{client:03d}"],
+        global_step=0,
+        steps=1,
+        batch_size=1,
+        local_state="keep",
+        last_round=0,
+        position=0,
+    )
+
+
+def report_on(order: Any) -> Any:
+    """Return the report that answers ``order``."""
+    from photon.link.messages import TrainReport
+
+    return TrainReport(
+        round=order.round,
+        silo=order.silo,
+        steps=order.steps,
+        tokens=order.steps * order.batch_size * SEQUENCE_LENGTH,
+        position=order.position + order.steps * order.batch_size,
+        loss=1.0,
+        loss_last=1.0,
+        learning_rate=1e-3,
+        gradient_norm=1.0,
+        update_norm=1.0,
+        seconds={"total": 1.0, "training": 1.0, "load": 0.0, "save": 0.0},
+        state_lost=False,
+    )
+
+
+def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) -> Any:
+    """Return a grid that keeps nothing of what it is sent and makes replies when they are pulled."""
+    from flwr.app import Message, RecordDict
+
+    from photon.federation.flower_compat import assign_message_id
+    from photon.federation.grid import InProcessGrid
+    from photon.link.messages import (
+        BODY,
+        Describe,
+        Description,
+        EvaluateOrder,
+        EvaluateReport,
+        SiloInfo,
+        TrainOrder,
+        pack,
+        unpack,
+    )
+
+    def silo(client: int) -> SiloInfo:
+        return SiloInfo(
+            name=f"silo-{client:03d}",
+            train_tokens=10**6,
+            validation_tokens=10**4,
+            unigram_loss=7.0,
+            vocab_size=8192,
+            sequence_length=SEQUENCE_LENGTH,
+            tokenizer_sha256="0",
+            device="none",
+            roofline_flops=None,
+        )
+
+    class ScriptedGrid(InProcessGrid):
+        def __init__(self) -> None:
+            super().__init__(None, {})  # type: ignore[arg-type]
+            self._waiting: dict[str, tuple[Message, Any]] = {}
+            self._polls = 0
+
+        def get_node_ids(self) -> list[int]:
+            return list(range(1, clients + 1))
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            identifiers = []
+            for message in messages:
+                identifier = assign_message_id(message)
+                kind = {"query": Describe, "train": TrainOrder, "evaluate": EvaluateOrder}
+                order = unpack(message.content, kind[message.metadata.message_type]) if photon else None
+                # What was sent is gone; of the message, only the address for its reply stays.
+                self._waiting[identifier] = (Message(content=RecordDict(), metadata=message.metadata), order)
+                identifiers.append(identifier)
+                del message
+            self._polls = 0
+            return identifiers
+
+        def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+            self._polls += 1
+            # The last in the cohort arrives first, then one more with every second poll.
+            arrived = set(list(self._waiting)[-1 - self._polls // 2 :])
+            for identifier in message_ids:
+                if identifier in arrived:
+                    message, order = self._waiting.pop(identifier)
+                    yield Message(self._answer(message.metadata.dst_node_id - 1, order), reply_to=message)
+
+        def _answer(self, client: int, order: Any) -> RecordDict:
+            if isinstance(order, Describe):
+                return RecordDict({BODY: pack(Description(silos=[silo(client)]))})
+            if isinstance(order, EvaluateOrder):
+                answer = EvaluateReport(round=order.round, silo=order.silo, loss=1.0, tokens=1)
+                return RecordDict({BODY: pack(answer)})
+            records = content(client)
+            if order is not None:
+                records[BODY] = pack(report_on(order))
+            return records
+
+        def send_and_receive(
+            self, messages: Iterable[Message], *, timeout: float | None = None
+        ) -> list[Message]:
+            identifiers = self.push_messages(messages)
+            replies: list[Message] = []
+            while len(replies) < len(identifiers):
+                replies.extend(self.pull_messages(identifiers))
+            return replies
+
+    return ScriptedGrid()
+
+
+if __name__ == "__main__":
+    play(json.loads(sys.argv[1]))
