@@ -41,6 +41,7 @@ class RecipeSection(Section):
 
     learning_rate: float = Field(gt=0, description="Peak learning rate, tuned at `batch_size`.")
     batch_size: int = Field(ge=1, description="Sequences per optimizer step that the rate was tuned at.")
+    local_batch_size: int = Field(ge=1, description="Sequences per local step of a federated client.")
     steps: int | None = Field(
         ge=1, description="Length of the schedule in steps of `batch_size`; null: the whole run, unstretched."
     )
@@ -120,8 +121,7 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     """What is kept to go on after a crash."""
 
-    every: int = Field(ge=1, description="Rounds between checkpoints; the last round is always saved.")
-    keep: int = Field(ge=1, description="Checkpoints kept; older ones are removed.")
+    keep: int = Field(ge=1, description="Newest checkpoints kept; every round makes one.")
 
 
 class FederationSection(Section):
@@ -176,7 +176,9 @@ class LinkSection(Section):
 class RunConfig(Section):
     """Everything that defines a run."""
 
-    run_dir: str | None = Field(description="Folder of the run; null: a new one under runs/.")
+    run_dir: str | None = Field(
+        description="Folder of the run; null: a new one in runs/, or for `flwr run` in runs/ of $PHOTON_HOME."
+    )
     seed: int = Field(ge=0, description="Seed of initial weights, cohorts and data order.")
     rounds: int = Field(ge=1, description="Rounds to train.")
     local_steps: int = Field(ge=1, description="Local steps of each client in a round (H).")
@@ -263,6 +265,11 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    for override in overrides:
+        if override.startswith("-"):
+            raise PhotonError(
+                f"{override}: no such option; overrides look like key=value, see `photon train --help`"
+            )
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -33,6 +33,9 @@ def sweep(arguments: list[str]) -> None:
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
     check_sweep(overrides)
     folder = next((o.removeprefix(SWEEP_DIR) for o in overrides if o.startswith(SWEEP_DIR)), None)
+    fixed = [o.partition("=")[0].lstrip("+~") for o in overrides if not _is_sweep(o)]
+    # Folders are named after what differs; everything else stands in config.yaml.
+    overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
     if folder is None:
         folder = f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
         overrides.append(f"{SWEEP_DIR}{folder}")
@@ -44,6 +47,12 @@ def sweep(arguments: list[str]) -> None:
     runs = sorted(path.parent for path in Path(folder).glob("*/events.jsonl"))
     write_report(runs, Path(folder) / "report.html")
     Console().print(f"{len(runs)} runs side by side: {Path(folder) / 'report.html'}", soft_wrap=True)
+
+
+def _is_sweep(override: str) -> bool:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override).is_sweep_override()
 
 
 def train_one(composed: Any) -> None:

@@ -228,7 +228,7 @@ class Federation:
             checkpoint,
             self._train(server_round, checkpoint, cohort, replies, traffic),
         )
-        after = self._advance(before, replies)
+        after = self._advance(before, replies, aggregate.outer_scalars)
         evaluate_begin = time.perf_counter()
         if server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds:
             self._evaluate(after, {"params": aggregate.params})
@@ -370,7 +370,12 @@ class Federation:
             f"({reasons})"
         )
 
-    def _advance(self, before: ServerState, reports: Mapping[str, TrainReport]) -> ServerState:
+    def _advance(
+        self,
+        before: ServerState,
+        reports: Mapping[str, TrainReport],
+        outer_scalars: Mapping[str, float],
+    ) -> ServerState:
         server_round = before.round + 1
         ledger = dict(before.ledger)
         for name, report in reports.items():
@@ -383,6 +388,7 @@ class Federation:
                 "tokens": before.tokens + sum(report.tokens for report in reports.values()),
                 "model_id": uuid.uuid4().hex,
                 "ledger": ledger,
+                "outer_scalars": dict(outer_scalars),
             }
         )
 

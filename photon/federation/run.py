@@ -45,14 +45,19 @@ def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
     return config, bool(run_config.get("resume", False))
 
 
+def new_run_name(config: RunConfig) -> str:
+    """Return a name for a run that was given none."""
+    strategy = config.strategy.target.rpartition(".")[2].lower()
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{strategy}-{config.model.name}"
+
+
 def prepare_run(config: RunConfig) -> RunConfig:
     """Fill in what depends on this machine: the run's folder and the prepared data.
 
     A relative ``run_dir`` is taken from the current folder; without one, the run goes to ``runs/`` in
     Photon's home. Embedded and hub text is prepared on first use.
     """
-    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{config.model.name}"
-    run_dir = Path(config.run_dir).absolute() if config.run_dir else photon_home() / "runs" / name
+    run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
     if config.federation.engine != "deployment":
         changes["data"] = config.data.model_copy(update={"path": str(_data_path(config))})

@@ -1,12 +1,13 @@
 """Start a run on the engine that its configuration names, and show how it ended."""
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from photon.config import RunConfig
 from photon.errors import PhotonError
-from photon.federation.run import check_run_dir, prepare_run, run_inprocess, show
+from photon.federation.run import check_run_dir, new_run_name, prepare_run, run_inprocess, show
 from photon.state.checkpoint import CheckpointStore
 
 
@@ -22,6 +23,8 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
     KeyboardInterrupt
         If the user stopped it.
     """
+    if config.run_dir is None:
+        config = config.model_copy(update={"run_dir": str(Path("runs") / new_run_name(config))})
     config = prepare_run(config)
     run_dir = check_run_dir(config, resume)
     engine = config.federation.engine

@@ -46,10 +46,10 @@ class SiloStore:
     folder
         The silo's own folder for this run.
     keep
-        Newest rounds to keep; two, so that a lost reply can be trained again.
+        Newest rounds to keep: at least two, so that a lost reply can be trained again.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self._keep = keep
 

@@ -56,6 +56,10 @@ class Photon(Strategy):
         groups = {"params": checkpoint.load_params()}
         return {participant.name: groups for participant in cohort}
 
+    def weight(self, reply: Reply) -> float:
+        """Return the positive weight of a reply in the mean, up to a common factor."""
+        return float(reply.report.tokens) if self.weighting == "tokens" else 1.0
+
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
@@ -65,7 +69,7 @@ class Photon(Strategy):
         fold_seconds = 0.0
         for reply in replies:
             begin = time.perf_counter()
-            weight = float(reply.report.tokens) if self.weighting == "tokens" else 1.0
+            weight = self.weight(reply)
             mean.add(reply.groups, weight)
             weights[reply.participant] = weight
             fold_seconds += time.perf_counter() - begin

@@ -154,7 +154,8 @@ def train(
         If the silo's data, state or the groups do not fit the order.
     """
     begin = time.perf_counter()
-    store = SiloStore(site.state / order.silo)
+    # One more than the server's checkpoints, so that a run can go on from any of them.
+    store = SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
     if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
         state, reply = done
         return reply, TrainReport.model_validate_json(state.report)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
+from photon.components import import_target
 from photon.config import RunConfig
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData
@@ -20,6 +21,7 @@ from photon.link.messages import BODY, TrainReport, pack, unpack
 from photon.link.records import RAW
 from photon.models.build import build_model, causal_loss
 from photon.state.checkpoint import CheckpointStore
+from photon.state.tensors import load_groups
 from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RoundFinished
 from photon.telemetry.log import read_events
 from photon.training.silo import stream_seed
@@ -170,6 +172,32 @@ def test_local_state_decides_what_the_silo_keeps(run_small: Run, tmp_path: Path,
     kept = tmp_path / "run" / "silos" / "alpha" / "round-000002" / "state.json"
     scalars = json.loads(kept.read_text())["scalars"]
     assert scalars == ({"step": 8.0} if local_state == "keep" else {})
+
+
+@pytest.mark.parametrize("outer", ["fedadam", "fedmom", "diloco"])
+def test_outer_optimizers_go_on_from_their_own_state(
+    run_small: Run, small_config: Make, tmp_path: Path, outer: str
+) -> None:
+    """Rounds of a run equal the torch optimizer stepping on the recorded pseudo-gradients."""
+    run_small("cohort=3", "rounds=3", f"outer={outer}", "checkpoint.keep=9")
+    config = small_config("cohort=3", "rounds=3", f"outer={outer}")
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    params = {name: t.clone().requires_grad_() for name, t in store.load(0).load_params().items()}
+    settings = config.outer.as_mapping()
+    optimizer = import_target(settings.pop("_target_"), "outer")(list(params.values()), **settings)
+    for server_round in (1, 2, 3):
+        replies = [
+            load_groups(tmp_path / "run" / "silos" / silo / f"round-{server_round:06d}" / "reply.safetensors")
+            for silo in ("alpha", "beta", "gamma")
+        ]
+        for name, parameter in params.items():
+            first, second, third = (reply["params"][name] for reply in replies)
+            mean = first.lerp(second, 1 / 2).lerp(third, 1 / 3)
+            parameter.grad = parameter.detach() - mean
+        optimizer.step()
+        after = store.load(server_round).load_params()
+        for name, parameter in params.items():
+            torch.testing.assert_close(after[name], parameter.detach(), rtol=1e-4, atol=2e-5, msg=name)
 
 
 def test_bf16_link_halves_the_bytes_and_still_learns(run_small: Run) -> None:
