@@ -31,7 +31,7 @@ def preset(name: str, *overrides: str) -> ModelSection:
 def small(**architecture: Any) -> ModelSection:
     tiny = preset("tiny")
     assert tiny.architecture is not None
-    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2} | architecture
+    shape = {"n_layer": 2, "n_embd": 16, "n_head": 2, "initializer_range": 0.02} | architecture
     return tiny.model_copy(update={"architecture": tiny.architecture | shape, "sequence_length": 16})
 
 
