@@ -1,0 +1,92 @@
+"""The command line: exit codes, sweeps, and a run as a newcomer starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from photon.cli import main
+from tests.conftest import SMALL
+
+PHOTON = str(Path(sys.executable).parent / "photon")
+
+
+def photon(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PHOTON, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "rouds=3"], "did you mean 'rounds'"),
+        (["trian"], "No such command"),
+        (["resume", "nowhere"], "is nowhere the folder of a run?"),
+        (["report", "nowhere", "--output", "report.html"], "nowhere"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere"),
+        (["data", "inspect", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["photon", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Traceback" not in said
+
+
+def test_help_explains_every_command_quickly(tmp_path: Path) -> None:
+    done = photon("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ("train", "resume", "evaluate", "generate", "export", "report", "data"):
+        assert command in done.stdout
+    heavy = (
+        "import photon.cli, sys; sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'flwr')))"
+    )
+    assert subprocess.run([sys.executable, "-c", heavy]).returncode == 0, (
+        "a light command imports heavy modules"
+    )
+
+
+def test_a_sweep_trains_every_combination_and_compares_them(corpus: Path, tmp_path: Path) -> None:
+    done = photon(
+        *("train", "-m", *SMALL, f"data.path={corpus}", "cohort=2", "rounds=2"),
+        *("outer=fedavg,diloco", "strategy=photon"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (sweep,) = (tmp_path / "runs").iterdir()
+    runs = sorted(path.name for path in sweep.iterdir() if path.is_dir())
+    assert runs == ["0-outer=fedavg", "1-outer=diloco"]
+    hashes = {json.loads((sweep / run / "summary.json").read_text())["weights_sha256"] for run in runs}
+    assert len(hashes) == 2
+    report = (sweep / "report.html").read_text()
+    assert all(run in report for run in runs)
+
+
+def test_a_sweep_with_a_wrong_value_trains_nothing(corpus: Path, tmp_path: Path) -> None:
+    done = photon("train", "-m", *SMALL, f"data.path={corpus}", "outer=fedavg,dilocco", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "did you mean 'diloco'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+def test_a_sweep_in_parallel_with_joblib(corpus: Path, tmp_path: Path) -> None:
+    done = photon(
+        *("train", "-m", *SMALL, f"data.path={corpus}", "cohort=2", "rounds=2", "seed=0,1"),
+        *("hydra/launcher=joblib", "hydra.launcher.n_jobs=2"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs").glob("*/*/summary.json"))) == 2

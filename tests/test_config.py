@@ -1,0 +1,103 @@
+"""Configuration: bad input is one clear line, the three ways of giving it mean the same run."""
+
+from pathlib import Path
+
+import pytest
+
+from photon.config import compose, conf_dir, parse, split_overrides, with_overrides
+from photon.errors import PhotonError
+from photon.federation.run import settings_from
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rouds=3", r"^rouds: unknown key; did you mean 'rounds'\?$"),
+        ("training.batch_sise=3", "did you mean 'training.batch_size'"),
+        ("+training.batch_sise=3", "did you mean 'training.batch_size'"),
+        ("strategy=dilico", "no such option; did you mean 'diloco'"),
+        ("strategi=photon", "did you mean 'strategy'"),
+        ("optimizer.learning_rate=3", "did you mean 'optimizer.lr'|optimizer.learning_rate: unknown key"),
+        ("+optimizer.lrr=3", "optimizer.lrr: unknown key; did you mean 'lr'"),
+        ("strategy.weighting=alphabetical", "should be 'tokens' or 'uniform'"),
+        ("strategy.local_state=sync", "should be 'keep' or 'reset'"),
+        ("rounds=abc", "rounds='abc': input should be a valid integer"),
+        ("rounds=true", "rounds=True: input should be a valid integer"),
+        ("rounds=0", "greater than or equal to 1"),
+        ("rounds=1.5", "valid integer"),
+        ("optimizer.lr=-1", "refused its settings"),
+        ("optimizer.lr=high", "optimizer.lr='high'"),
+        ("optimizer.lr=nan", "not a finite number"),
+        ("optimizer._target_=torch.optim.AdamWW", "cannot import 'torch.optim.AdamWW'"),
+        ("outer.momentun=0.9", "did you mean 'outer.momentum'"),
+        ("training.micro_batch_size=3", "does not divide training.batch_size=4"),
+        ("training.processes=3", "does not divide training.batch_size=4"),
+        ("training.precision=fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
+        ("schedule.warmup_steps=100000", "must lie between 0 and schedule.steps"),
+        ("data=prepared", "data.path is not set"),
+        ("federation.quorum=9", "larger than cohort=3"),
+        ("rounds", "rounds"),
+        ("--rounds=3", "no such option"),
+        ("cohort=[1,2]", "cohort"),
+    ],
+)
+def test_bad_overrides_end_in_one_clear_line(override: str, message: str) -> None:
+    with pytest.raises(PhotonError, match=message) as caught:
+        compose([override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "group", ["model", "outer", "schedule", "strategy", "link", "federation", "telemetry"]
+)
+def test_every_option_of_every_group_composes(group: str) -> None:
+    options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))
+    assert options
+    for option in options:
+        # Recipes with long warm-ups need a run to match.
+        compose([f"{group}={option}", "rounds=100"])
+
+
+def test_a_strategy_may_bring_its_outer_optimizer_and_still_be_overridden() -> None:
+    assert compose(["strategy=diloco"]).outer.as_mapping()["nesterov"] is True
+    assert compose(["strategy=diloco", "outer=fedadam"]).outer.target == "torch.optim.Adam"
+    assert compose([]).outer.as_mapping() == {"_target_": "torch.optim.SGD", "lr": 1.0, "momentum": 0.0}
+
+
+def test_a_model_brings_its_recipe() -> None:
+    config = compose(["model=photon-125m"])
+    assert config.training.batch_size == 32
+    assert config.optimizer.as_mapping()["lr"] == 6e-4
+    assert config.schedule.as_mapping()["tuned_batch_size"] == 256
+
+
+def test_the_three_ways_mean_the_same_run(tmp_path: Path) -> None:
+    overrides = ["strategy=diloco", "rounds=7", "optimizer.betas=[0.9,0.99]", "run_dir='/x y/run'"]
+    direct = compose(overrides)
+    text = " ".join(f'"{override}"' for override in overrides)
+    through_flower, resume = settings_from({"overrides": text, "config": "", "resume": False})
+    resolved, _ = settings_from({"overrides": "", "config": direct.text, "resume": False})
+    (tmp_path / "config.yaml").write_text(direct.text)
+    assert direct == through_flower == resolved == with_overrides(tmp_path / "config.yaml", [])
+    assert resume is False
+    assert with_overrides(tmp_path / "config.yaml", ["seed=5"]).seed == 5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("sead=5", "did you mean 'seed'"), ("seed", "KEY=VALUE"), ("strategy=photon", "single keys")],
+)
+def test_changes_to_a_stored_configuration_are_checked(tmp_path: Path, override: str, message: str) -> None:
+    (tmp_path / "config.yaml").write_text(compose([]).text)
+    with pytest.raises(PhotonError, match=message):
+        with_overrides(tmp_path / "config.yaml", [override])
+
+
+def test_malformed_texts_are_refused() -> None:
+    for text in ("", "rounds: [", "- 1", "rounds: 3", compose([]).text + "extra: 1\n"):
+        with pytest.raises(PhotonError):
+            parse(text)
+    with pytest.raises(PhotonError, match="quotes"):
+        split_overrides("run_dir='x")
+    with pytest.raises(PhotonError, match="both set"):
+        settings_from({"overrides": "rounds=1", "config": "rounds: 1"})
