@@ -223,7 +223,7 @@ class RunConfig(Section):
         """Local steps of the whole run: rounds times local steps."""
         return self.rounds * self.local_steps
 
-    @cached_property
+    @property
     def text(self) -> str:
         """The configuration as YAML: what is stored with the run and sent to the silos."""
         from omegaconf import OmegaConf
@@ -339,7 +339,10 @@ def load(path: Path) -> RunConfig:
     """Read ``config.yaml`` of a run."""
     if not path.is_file():
         raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
-    return parse(path.read_text())
+    try:
+        return parse(path.read_text())
+    except PhotonError as error:
+        raise PhotonError(f"{path}: {error}") from error
 
 
 def validate(composed: Any) -> RunConfig:

@@ -101,3 +101,9 @@ def test_malformed_texts_are_refused() -> None:
         split_overrides("run_dir='x")
     with pytest.raises(PhotonError, match="both set"):
         settings_from({"overrides": "rounds=1", "config": "rounds: 1"})
+
+
+def test_a_changed_copy_has_a_text_of_its_own() -> None:
+    config = compose([])
+    assert config.text
+    assert parse(config.model_copy(update={"rounds": 77}).text).rounds == 77
