@@ -1,0 +1,79 @@
+"""The two scripts refuse early, in one line, and reuse what exists."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OLD_PYTHON = """#!/bin/sh
+case "$*" in
+  *sys.exit*) exit 1 ;;
+  *) echo "Python 3.9.2" ;;
+esac
+"""
+FULL_DISK = "#!/bin/sh\necho header\necho /dev/disk 1000 990 10 99% /\n"
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """What the scripts need of a checkout, without an environment."""
+    folder = tmp_path / "clone"
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def call(clone: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(clone / "scripts" / script)], env=os.environ | environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_an_old_python_is_refused_in_one_line(clone: Path, script: str) -> None:
+    done = call(clone, script, PYTHON=str(program(clone / "bin" / "python3.9", OLD_PYTHON)))
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Python 3.9.2; Photon needs 3.11 or newer" in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+def test_a_missing_python_and_a_full_disk_are_refused_in_one_line(clone: Path, script: str) -> None:
+    done = call(clone, script, PYTHON="python-that-is-not-there")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "not found; install Python 3.11" in done.stderr
+    program(clone / "bin" / "df", FULL_DISK)
+    path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = call(clone, script, PYTHON=sys.executable, PATH=path)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "only 10 MB free" in done.stderr
+    assert not (clone / ".venv").exists()
+
+
+def test_a_second_call_resumes_or_shows_what_exists(clone: Path) -> None:
+    """With the environment in place, the state of the run folder decides what the script does."""
+    said = 'echo "photon $*"\n'
+    program(clone / ".venv" / "bin" / "photon", f"#!/bin/sh\n{said}")
+    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
+    program(clone / ".venv" / "bin" / "python", python)
+    content = (clone / "pyproject.toml").read_bytes() + (clone / "constraints.txt").read_bytes()
+    (clone / ".venv" / ".photon-installed").write_text(hashlib.sha256(content).hexdigest())
+    assert call(clone, "quickstart.sh").stdout.strip() == "photon train run_dir=runs/quickstart"
+    (clone / "runs" / "quickstart" / "checkpoints" / "round-000001").mkdir(parents=True)
+    assert "photon resume runs/quickstart" in call(clone, "quickstart.sh").stdout
+    (clone / "runs" / "quickstart" / "summary.json").write_text("{}")
+    assert "photon summary runs/quickstart" in call(clone, "quickstart.sh").stdout
