@@ -33,18 +33,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
+def atomic_directory(path: Path, *, flush: bool = True) -> Iterator[Path]:
     """Yield an empty folder beside ``path`` that becomes ``path`` when the block ends well.
 
     An existing ``path`` is replaced. When the block raises, the folder is removed and ``path`` is left
-    as it was.
+    as it was. Without ``flush`` the content survives the death of any process, but a power cut may take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     beside.mkdir()
     try:
         yield beside
-        sync_files(beside)
+        if flush:
+            sync_files(beside)
         if path.exists():
             old = _beside(path)
             os.rename(path, old)
@@ -52,7 +53,8 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             os.rename(beside, path)
-        _sync_folder(path.parent)
+        if flush:
+            _sync_folder(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 

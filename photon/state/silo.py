@@ -57,7 +57,8 @@ class SiloStore:
         """Write the state after a round and the reply that goes with it."""
         numbers = asdict(replace(state, groups={}))
         del numbers["groups"]
-        with atomic_directory(self._path(state.round)) as folder:
+        # Not flushed: a power cut costs the silo its moments, which it then says, and never a finished round.
+        with atomic_directory(self._path(state.round), flush=False) as folder:
             save_groups(folder / "optimizer.safetensors", state.groups)
             save_groups(folder / "reply.safetensors", reply)
             (folder / "state.json").write_text(json.dumps(numbers))
