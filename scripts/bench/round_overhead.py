@@ -118,6 +118,7 @@ def config_of(size: int, engine: str, cohort: int, data: Path, run_dir: Path, ro
             *(f"model.architecture.{key}={value}" for key, value in MODELS[size].items()),
             *("model.architecture.n_head=2", f"model.sequence_length={SEQUENCE_LENGTH}"),
             *(f"rounds={rounds}", "local_steps=1", "training.batch_size=1", "training.threads=1"),
+            "federation.clients_in_parallel=2",
             *(f"cohort={cohort}", "schedule.warmup_steps=0", "training.precision=fp32"),
             *("evaluation.every=1000000", "evaluation.sequences=1", "telemetry.display=none"),
             *("telemetry.report=false", "telemetry.export=false"),
@@ -301,6 +302,7 @@ def flower_inprocess(shapes: dict[str, list[int]], rounds: int) -> list[Timing]:
 def compare_simulation(
     report: Report, size: int, data: Path, folder: Path, arguments: argparse.Namespace
 ) -> None:
+    from photon.errors import RunError
     from photon.federation.launch import Simulation
     from photon.federation.run import prepare_run
 
@@ -316,7 +318,11 @@ def compare_simulation(
         from photon.telemetry.events import ClientFinished, RoundFinished
         from photon.telemetry.log import read_events
 
-        Simulation(config(), resume=False).run()
+        try:
+            Simulation(config(), resume=False).run()
+        except RunError as error:
+            log = run_dir / "flower" / "app.log"
+            raise SystemExit(f"{error}\n{log.read_text()[-3000:] if log.exists() else ''}") from error
         photon.extend(overheads(run_dir))
         events = list(read_events(run_dir / "events.jsonl"))
         saves: dict[int, float] = defaultdict(float)
@@ -379,7 +385,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from flwr.serverapp.strategy import FedAvg
 
-client, server = ClientApp(), ServerApp()
+# Flower looks for these names in the text; each needs a line of its own.
+client = ClientApp()
+server = ServerApp()
 
 
 @client.train()
