@@ -35,7 +35,7 @@ from photon.telemetry.log import EventLog, follow, read_events
 
 CONNECTION = "photon"
 START_SECONDS = 90.0
-STATUS_SECONDS = 20.0
+STATUS_SECONDS = 60.0
 
 
 class Simulation:
