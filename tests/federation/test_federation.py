@@ -1,8 +1,9 @@
 """Whole runs against independent references: plain training, one large batch, a schedule, a bad reply."""
 
+import itertools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RunError
 from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import BODY, TrainReport, pack, unpack
+from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
 from photon.link.records import RAW
 from photon.models.build import build_model, causal_loss
 from photon.state.checkpoint import CheckpointStore
@@ -164,6 +165,36 @@ def test_summary_holds_the_measured_figures(run_small: Run, tmp_path: Path) -> N
     assert summary["seconds"]["total"] > summary["seconds"]["training"] > 0
     assert len(summary["weights_sha256"]) == 64
     assert [event.round for event in evaluated] == [0, 1, 2, 3]
+
+
+class ArrivingGrid(InProcessGrid):
+    """Lets train replies arrive in a given order of silos, whatever order they are asked for in."""
+
+    def __init__(self, arrival: Sequence[str]) -> None:
+        from photon.client_app import app
+
+        super().__init__(app, {1: {}})
+        self._arrival = list(arrival)
+
+    def pull_messages(self, message_ids: Any) -> Any:
+        for identifier in list(message_ids):
+            message = self._mailbox.get(identifier)
+            if message is not None and message.metadata.message_type == "train":
+                if unpack(message.content, TrainOrder).silo != self._arrival[0]:
+                    continue
+                self._arrival.append(self._arrival.pop(0))
+            yield from super().pull_messages([identifier])
+
+
+def test_the_result_is_the_same_for_every_order_of_arrival(small_config: Make, tmp_path: Path) -> None:
+    hashes = set()
+    for arrival in itertools.permutations(["alpha", "beta", "gamma"]):
+        name = "-".join(arrival)
+        config = prepare_run(small_config("cohort=3", "rounds=1", "strategy.weighting=uniform", name=name))
+        summary = run_federation(config, ArrivingGrid(arrival), resume=False, live=False)
+        assert [e.silo for e in events_of(tmp_path / name, ClientFinished)] == ["alpha", "beta", "gamma"]
+        hashes.add(summary["weights_sha256"])
+    assert len(hashes) == 1
 
 
 @pytest.mark.parametrize("local_state", ["keep", "reset"])
