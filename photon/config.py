@@ -8,8 +8,8 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,12 +223,18 @@ class RunConfig(Section):
         """Local steps of the whole run: rounds times local steps."""
         return self.rounds * self.local_steps
 
-    @property
+    @cached_property
     def text(self) -> str:
         """The configuration as YAML: what is stored with the run and sent to the silos."""
         from omegaconf import OmegaConf
 
         return OmegaConf.to_yaml(OmegaConf.create(self.model_dump(by_alias=True)))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "RunConfig":
+        """Return a copy with some fields changed; its text is its own."""
+        copy = super().model_copy(update=update, deep=deep)
+        copy.__dict__.pop("text", None)
+        return copy
 
 
 def photon_home() -> Path:

@@ -59,7 +59,7 @@ PARTS = {
     "client: parameters into the model": ["photon.training.silo.write_params"],
     "client: state of the local optimizer into it": ["photon.training.silo.write_optimizer"],
     "client: norm of the update": ["photon.training.silo._distance"],
-    (STATE := "client: state and reply to disk, flushed"): ["photon.state.silo.SiloStore.save"],
+    (STATE := "client: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
     "client: encode the reply": ["photon.link.records.encode_groups"],
 }
 
