@@ -7,4 +7,4 @@ ensure_environment
 ruff check .
 ruff format --check .
 mypy
-exec pytest "$@"
+exec pytest -n auto --dist loadfile "$@"
