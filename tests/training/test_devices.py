@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_lm import VOCABULARY, random_windows
 
 from photon.config import Component, ModelSection
 from photon.data.loader import WindowStream
@@ -16,6 +15,7 @@ from photon.training.devices import GroupJob, run_processes, train_in_group
 from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, build_optimizer
 from photon.training.schedule import build_schedule
+from tests.training.tiny_lm import VOCABULARY, random_windows
 
 OPTIMIZER = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}
 SCHEDULE = {"_target_": "photon.training.schedule.CosineSchedule", "steps": 20, "warmup_steps": 4}

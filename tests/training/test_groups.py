@@ -3,7 +3,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from tiny_lm import LENGTH, VOCABULARY, TinyLM, exact_loss
 from torch import Tensor
 
 from photon.errors import PhotonError
@@ -15,6 +14,7 @@ from photon.training.groups import (
     write_optimizer,
     write_params,
 )
+from tests.training.tiny_lm import LENGTH, VOCABULARY, TinyLM, exact_loss
 
 OPTIMIZERS: dict[str, Callable[[TinyLM], torch.optim.Optimizer]] = {
     "adamw-fused": lambda m: torch.optim.AdamW(m.parameters(), lr=0.01, fused=True),

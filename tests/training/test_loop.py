@@ -2,7 +2,6 @@ import math
 
 import pytest
 import torch
-from tiny_lm import LENGTH, TinyLM, exact_loss, stream
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.errors import PhotonError
@@ -15,6 +14,7 @@ from photon.training.loop import (
     enable_activation_checkpointing,
 )
 from photon.training.schedule import ConstantSchedule, CosineSchedule
+from tests.training.tiny_lm import LENGTH, TinyLM, exact_loss, stream
 
 CPU = torch.device("cpu")
 CONSTANT = ConstantSchedule()
