@@ -36,7 +36,13 @@ MODEL = ModelSection.model_validate(
         "vocab_size": VOCABULARY,
         "sequence_length": 8,
         "warm_start": None,
-        "recipe": {"learning_rate": 0.01, "batch_size": 4, "steps": 20, "warmup_steps": 4},
+        "recipe": {
+            "learning_rate": 0.01,
+            "batch_size": 4,
+            "local_batch_size": 4,
+            "steps": 20,
+            "warmup_steps": 4,
+        },
     }
 )
 
