@@ -317,8 +317,9 @@ def _fit_here(
     """Train in this process, on the workbench that it keeps."""
     bench = workbench(config.text, data.manifest.vocab_size)
     write_params(bench.model, params)
-    reset_optimizer(bench.optimizer)
-    if before is not None:
+    if before is None:
+        reset_optimizer(bench.optimizer)
+    else:
         write_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
