@@ -48,7 +48,7 @@ from photon.telemetry.events import (
     SiloEvaluation,
 )
 
-#: Seconds an evaluation may take when rounds have no deadline of their own.
+#: Seconds that Flower keeps a message when rounds have no deadline.
 NO_DEADLINE_TTL = 7 * 86400.0
 
 

@@ -21,9 +21,6 @@ from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFin
 from photon.telemetry.log import EventLog, read_events
 from photon.telemetry.summary import build_summary
 
-#: Simulated nodes all host every silo, so their number does not matter; two are Flower's default.
-INPROCESS_NODES = 1
-
 
 def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
     """Read the configuration from Flower's run config.
@@ -108,8 +105,8 @@ def run_inprocess(config: RunConfig, *, resume: bool, live: bool = True) -> dict
     from photon.client_app import app
     from photon.federation.grid import InProcessGrid
 
-    nodes = {node: {"partition-id": node} for node in range(1, INPROCESS_NODES + 1)}
-    return run_federation(config, InProcessGrid(app, nodes), resume=resume, live=live)
+    # One node is enough: outside a deployment a node hosts every silo.
+    return run_federation(config, InProcessGrid(app, {1: {}}), resume=resume, live=live)
 
 
 def check_run_dir(config: RunConfig, resume: bool) -> Path:
