@@ -107,13 +107,13 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
 
 LAYERS = [
     {"cli", "sweep", "server_app", "client_app"},
-    {"federation"},
+    {"federation", "silo"},
     {"strategy", "training", "evaluation"},
     {"link", "data", "models"},
     {"telemetry", "state"},
     {"config", "components", "errors", "__init__"},
 ]
-KNOW_FLOWER = {"server_app", "client_app", "federation", "link"}
+KNOW_FLOWER = {"server_app", "client_app", "federation", "silo", "link"}
 
 
 def imports() -> Iterator[tuple[Path, str, str]]:

@@ -28,8 +28,8 @@ def evaluate(
     from photon.data.prepared import PreparedData
     from photon.evaluation.load import check_tokenizer, open_trained
     from photon.evaluation.perplexity import evaluate_data
+    from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
-    from photon.training.silo import resolve_device
 
     prepared = PreparedData.open(data)
     trained = open_trained(model)
@@ -57,7 +57,7 @@ def generate(
 ) -> None:
     """Continue a prompt with an exported model."""
     from photon.evaluation.generate import generate_text
-    from photon.training.silo import resolve_device
+    from photon.training.hardware import resolve_device
 
     text = generate_text(
         export,

@@ -21,11 +21,11 @@ from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
 from photon.link.records import RAW
 from photon.models.build import build_model, causal_loss
+from photon.silo.work import stream_seed
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
 from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RoundFinished
 from photon.telemetry.log import read_events
-from photon.training.silo import stream_seed
 
 Run = Callable[..., dict[str, Any]]
 Make = Callable[..., RunConfig]

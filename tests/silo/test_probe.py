@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from photon.training import silo
+from photon.silo import work
+from photon.silo.work import Workbench
 from photon.training.groups import read_optimizer, read_params
-from photon.training.silo import Workbench
 
 CONFIG = SimpleNamespace(model=SimpleNamespace(sequence_length=8))
 
@@ -50,9 +50,9 @@ def test_the_probe_holds_gradients_and_optimizer_state_and_leaves_nothing(monkey
             assert all(parameter.grad is not None for parameter in made.model.parameters())
         return batch_size
 
-    monkeypatch.setattr(silo, "find_micro_batch_size", find)
+    monkeypatch.setattr(work, "find_micro_batch_size", find)
     tensors, scalars = snapshot(made)
-    assert silo._probe_micro_batch(made, CONFIG, 4) == 4
+    assert work._probe_micro_batch(made, CONFIG, 4) == 4
     assert held == [{"step", "exp_avg", "exp_avg_sq"}] * 2
     after, scalars_after = snapshot(made)
     assert scalars_after == scalars
@@ -67,9 +67,9 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
     def find(step, batch_size):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(silo, "find_micro_batch_size", find)
+    monkeypatch.setattr(work, "find_micro_batch_size", find)
     with pytest.raises(RuntimeError, match="shapes"):
-        silo._probe_micro_batch(made, CONFIG, 4)
+        work._probe_micro_batch(made, CONFIG, 4)
     assert not made.optimizer.state
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
@@ -78,5 +78,5 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
 def test_the_probe_runs_in_the_format_of_the_training(precision, dtype):
     made, seen = bench(precision), []
     made.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    assert silo._probe_micro_batch(made, CONFIG, 2) == 2
+    assert work._probe_micro_batch(made, CONFIG, 2) == 2
     assert set(seen) == {dtype}

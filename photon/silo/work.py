@@ -6,13 +6,11 @@ read from its own disk before the work and written back after it.
 """
 
 import math
-import os
 import time
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,7 +22,7 @@ from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
 from photon.models.build import build_model, causal_loss
-from photon.models.roofline import gpu_peak, measure_cpu_roofline
+from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
@@ -36,30 +34,13 @@ from photon.training.groups import (
     write_optimizer,
     write_params,
 )
+from photon.training.hardware import DTYPES, device_facts, resolve_device, use_threads
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
 from photon.training.precision import Precision, resolve_precision
 from photon.training.schedule import Schedule, build_schedule, resolve_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class SiloSite:
-    """Where a silo's things lie on its own machine.
-
-    Attributes
-    ----------
-    data
-        Prepared data folder with the silo's text.
-    state
-        Folder for what silos keep between rounds.
-    """
-
-    data: Path
-    state: Path
 
 
 @dataclass
@@ -74,30 +55,11 @@ class Workbench:
     trainers: dict[int, LocalTrainer]
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise PhotonError(f"training.device={name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise PhotonError(f"training.device={name}: this machine has no CUDA device; use training.device=cpu")
-    return device
-
-
-def use_threads(config: RunConfig) -> None:
-    """Give this process its share of the CPU cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.training.threads or max(1, cores // config.federation.clients_in_parallel))
-
-
 @lru_cache(maxsize=1)
 def workbench(config_text: str, vocab_size: int) -> Workbench:
     """Build model, optimizer and loop for a configuration; the last one is kept."""
     config = parse(config_text)
-    use_threads(config)
+    use_threads(config.training.threads, config.federation.clients_in_parallel)
     device = resolve_device(config.training.device)
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
     if config.training.activation_checkpointing:
@@ -110,11 +72,11 @@ def workbench(config_text: str, vocab_size: int) -> Workbench:
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
-    use_threads(config)
+    use_threads(config.training.threads, config.federation.clients_in_parallel)
     data = PreparedData.open(site.data)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
-    name, flops = _device_facts(device, precision)
+    name, flops = device_facts(device, precision)
     return [
         SiloInfo(
             name=silo,
@@ -225,16 +187,6 @@ def evaluate(
     return EvaluateReport(round=order.round, silo=order.silo, loss=nll / tokens, tokens=tokens)
 
 
-def _device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
-    """Return the device in words, and its peak in FLOP/s: measured on a CPU, documented on a GPU."""
-    dtype = _DTYPES[precision]
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return f"{name}, {precision}", gpu_peak(name, dtype)
-    threads = torch.get_num_threads()
-    return f"CPU, {threads} threads, {precision}", measure_cpu_roofline(dtype, threads)
-
-
 def stream_seed(seed: int, members: list[str]) -> int:
     """Return the seed of the order in which the text of ``members`` is read."""
     return (seed << 32) + zlib.crc32("+".join(members).encode())
@@ -288,7 +240,7 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
         windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
         bench.model.train()
         with torch.autocast(
-            bench.device.type, dtype=_DTYPES[bench.precision], enabled=bench.precision != "fp32"
+            bench.device.type, dtype=DTYPES[bench.precision], enabled=bench.precision != "fp32"
         ):
             loss = causal_loss(bench.model, windows.to(bench.device))
         loss.backward()

@@ -1,0 +1,72 @@
+"""What a silo does with a message: read the order, let the silo work, pack the answer."""
+
+from typing import Literal
+
+from flwr.app import RecordDict
+
+from photon.components import build
+from photon.config import RunConfig, parse
+from photon.link.messages import (
+    BODY,
+    Description,
+    EvaluateOrder,
+    TrainOrder,
+    pack,
+    unpack,
+    unpack_config,
+)
+from photon.link.records import decode_groups, encode_groups
+from photon.silo import work
+from photon.silo.site import NodeConfig, SiloSite, find_site
+
+#: Flower's categories of messages, and what each of them asks a silo for: its description, local steps, or
+#: the loss of the model on its validation text.
+MessageType = Literal["query", "train", "evaluate"]
+
+
+def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Do what a message asks for.
+
+    Parameters
+    ----------
+    message_type
+        What kind of message it is.
+    content
+        Its content: a body, the run's configuration, and state groups where the order brings any.
+    node_config
+        What the silo's operator has set.
+
+    Returns
+    -------
+    RecordDict
+        The content of the reply.
+
+    Raises
+    ------
+    PhotonError
+        If the message, the silo's data or its state do not fit.
+    """
+    config = parse(unpack_config(content))
+    site = find_site(node_config, config)
+    return _SERVICES[message_type](content, site, config)
+
+
+def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
+    return RecordDict({BODY: pack(Description(silos=work.describe(site, config)))})
+
+
+def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
+    order = unpack(content, TrainOrder)
+    groups, report = work.train(order, decode_groups(content), site, config)
+    codecs = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
+    reply = encode_groups(groups, codecs)
+    reply[BODY] = pack(report)
+    return reply
+
+
+def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
+    order = unpack(content, EvaluateOrder)
+    return RecordDict({BODY: pack(work.evaluate(order, decode_groups(content), site, config))})
+
+
+_SERVICES = {"query": _describe, "train": _train, "evaluate": _evaluate}

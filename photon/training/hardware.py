@@ -1,0 +1,40 @@
+"""The hardware that local training runs on: device, threads and their peak speed."""
+
+import os
+
+import torch
+
+from photon.errors import PhotonError
+from photon.models.roofline import gpu_peak, measure_cpu_roofline
+from photon.training.precision import Precision
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that ``training.device`` names; ``auto`` takes a GPU if there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise PhotonError(f"training.device={name!r}: expected auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise PhotonError(f"training.device={name}: this machine has no CUDA device; use training.device=cpu")
+    return device
+
+
+def use_threads(threads: int | None, processes: int) -> None:
+    """Use ``threads`` CPU threads here; None: a share of the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // processes))
+
+
+def device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
+    """Return the device in words, and its peak in FLOP/s: measured on a CPU, documented on a GPU."""
+    dtype = DTYPES[precision]
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, {precision}", gpu_peak(name, dtype)
+    threads = torch.get_num_threads()
+    return f"CPU, {threads} threads, {precision}", measure_cpu_roofline(dtype, threads)
