@@ -188,6 +188,25 @@ def inspect_data(
     Console().print(inspect(folder, samples=samples, verify=verify))
 
 
+@app.command()
+def separate(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of prepared data.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the parts, one per silo.")],
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace parts that are there already.")
+    ] = False,
+) -> None:
+    """Cut prepared data into one folder per silo, for silos that do not share a disk.
+
+    photon data separate data/two --output data/parts
+    """
+    from photon.data.prepared import PreparedData
+    from photon.data.separate import separate as separate_data
+
+    for part in separate_data(PreparedData.open(folder), output, overwrite=overwrite):
+        typer.echo(str(part))
+
+
 def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
     sources: dict[str, list[Path]] = {}
     for value in values:
