@@ -8,6 +8,7 @@ import click
 import typer
 
 from photon.data.cli import app as data_app
+from photon.deployment.cli import keys
 from photon.errors import PhotonError, RunError
 from photon.evaluation.cli import evaluate, generate
 
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(keys, name="keys")
 app.command()(evaluate)
 app.command()(generate)
 

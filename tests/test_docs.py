@@ -107,6 +107,7 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
 
 LAYERS = [
     {"cli", "sweep", "server_app", "client_app"},
+    {"deployment"},
     {"federation", "silo"},
     {"strategy", "training", "evaluation"},
     {"link", "data", "models"},

@@ -8,11 +8,38 @@ from photon.data.prepared import MANIFEST_NAME, PreparedData
 from photon.state.atomic import atomic_directory
 
 
+def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: bool = False) -> None:
+    """Write one silo's part of ``data`` as prepared data of its own.
+
+    It holds the one tokenizer, the arrays of the silo and a manifest that lists this silo alone, with the same
+    figures.
+
+    Parameters
+    ----------
+    data
+        The prepared data of all silos.
+    silo
+        Name of one of them.
+    output
+        Folder of the part.
+    overwrite
+        Replace it if it is prepared data already.
+
+    Raises
+    ------
+    PhotonError
+        If something is there that is not to be replaced.
+    """
+    check_output(output, overwrite=overwrite)
+    manifest = data.manifest.model_copy(update={"silos": {silo: data.manifest.silos[silo]}})
+    with atomic_directory(output.resolve()) as folder:
+        shutil.copytree(data.tokenizer_path, folder / "tokenizer")
+        shutil.copytree(data.path / "silos" / silo, folder / "silos" / silo)
+        (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
 def separate(data: PreparedData, output: Path, *, overwrite: bool = False) -> list[Path]:
     """Write each silo's part of ``data`` as prepared data of its own, ``output/NAME``.
-
-    Every part holds the one tokenizer, the arrays of its silo and a manifest that lists this silo alone, with
-    the same figures.
 
     Parameters
     ----------
@@ -37,9 +64,5 @@ def separate(data: PreparedData, output: Path, *, overwrite: bool = False) -> li
     for part in parts.values():
         check_output(part, overwrite=overwrite)
     for name, part in parts.items():
-        manifest = data.manifest.model_copy(update={"silos": {name: data.manifest.silos[name]}})
-        with atomic_directory(part.resolve()) as folder:
-            shutil.copytree(data.tokenizer_path, folder / "tokenizer")
-            shutil.copytree(data.path / "silos" / name, folder / "silos" / name)
-            (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        separate_silo(data, name, part, overwrite=overwrite)
     return list(parts.values())

@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` atomically, making parent folders as needed."""
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write ``data`` to ``path`` atomically, making parent folders as needed.
+
+    Not even for a moment does the file have permissions that ``mode``, less the process's umask, lacks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
-        with open(beside, "wb") as file:
+        with open(beside, "wb", opener=lambda file, flags: os.open(file, flags, mode)) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -414,7 +414,7 @@ def main(grid, context):
 
 def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> list[float]:
     """Run Flower's FedAvg under a SuperLink of its own; return milliseconds of the rounds that count."""
-    from photon.federation.launch import CONNECTION, Simulation, _terminate_as_interrupt
+    from photon.federation.launch import CONNECTION, Simulation, terminate_as_interrupt
 
     (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
     (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
@@ -432,18 +432,16 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
 
     class Baseline(Simulation):
         def run(self) -> None:
-            with _terminate_as_interrupt(), self._superlink():
-                answer = self._flwr(
+            with terminate_as_interrupt(), self.superlink():
+                answer = self.connection.flwr(
                     *("run", str(app), CONNECTION, "--federation-config", resources, "--format", "json"),
                     *("--run-config", f"settings='{run_dir / 'settings.json'}'"),
                 )
-                self._run_id = str(json.loads(answer)["run-id"])
-                while not self._status().startswith("finished"):
+                run_id = str(json.loads(answer)["run-id"])
+                while not self.connection.status(run_id).startswith("finished"):
                     time.sleep(1)
                 if not output.exists():
-                    raise SystemExit(
-                        self._flwr("log", self._run_id, CONNECTION, "--show", check=False)[-3000:]
-                    )
+                    raise SystemExit(self.connection.log(run_id)[-3000:])
 
     Baseline(config, resume=False).run()
     ends = json.loads(output.read_text())

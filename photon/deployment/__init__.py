@@ -1,0 +1,1 @@
+"""Real silos: keys, a federation of processes on one machine, and the check of a silo before it joins."""

@@ -1,0 +1,163 @@
+"""A SuperLink as ``flwr`` reaches it: submit a run, follow it, ask how it ended.
+
+The command line of Flower exits with 0 when a run failed, so its status is asked for.
+"""
+
+import itertools
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import tomli_w
+
+from photon.config import RunConfig
+from photon.errors import RunError
+from photon.federation.assemble import app_folder
+from photon.federation.run import display
+from photon.telemetry.events import Event, RunFinished, RunInterrupted
+from photon.telemetry.log import follow, read_events
+
+#: Seconds between questions for a run's status while its events tell nothing.
+STATUS_SECONDS = 60.0
+
+#: Flower's status of a run that came to its end.
+COMPLETED = "finished:completed"
+
+
+class Connection:
+    """A connection of ``$FLWR_HOME/config.toml``.
+
+    Parameters
+    ----------
+    name
+        Its name there.
+    environment
+        Environment for ``flwr``; ``FLWR_HOME`` in it names the folder.
+    """
+
+    def __init__(self, name: str, environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._environment = dict(environment)
+
+    def submit(self, config: RunConfig, *, resume: bool, settings: Path, resources: str | None = None) -> str:
+        """Start a run and return its id.
+
+        Parameters
+        ----------
+        config
+            The resolved configuration.
+        resume
+            Go on from the newest checkpoint.
+        settings
+            File to write what the run is started with.
+        resources
+            Flower's ``--federation-config``, for a simulation.
+
+        Raises
+        ------
+        RunError
+            If Flower does not take the run.
+        """
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(tomli_w.dumps({"config": config.text, "resume": resume}))
+        simulation = [] if resources is None else ["--federation-config", resources]
+        answer = self.flwr(
+            *("run", str(app_folder()), self.name, "--run-config", str(settings)),
+            *(*simulation, "--format", "json"),
+        )
+        try:
+            return str(json.loads(answer)["run-id"])
+        except (ValueError, KeyError) as error:
+            raise RunError(f"flwr run did not start the run: {answer.strip()[-500:]}") from error
+
+    def status(self, run_id: str) -> str:
+        """Return Flower's word for a run, such as ``running`` or ``finished:failed``."""
+        answer = self.flwr("list", self.name, "--run-id", run_id, "--format", "json", check=False)
+        try:
+            return str(json.loads(answer)["runs"][0]["status"])
+        except (ValueError, KeyError, IndexError):
+            return "unknown"
+
+    def follow(self, config: RunConfig, run_id: str, alive: Callable[[], bool], earlier: int) -> str:
+        """Show a run's events until it ends.
+
+        Parameters
+        ----------
+        config
+            The run's configuration; ``run_dir`` is on this machine.
+        run_id
+            As :meth:`submit` returned it.
+        alive
+            Whether there is still somebody who could go on with the run.
+        earlier
+            What :func:`earlier_events` counted before the run was submitted.
+
+        Returns
+        -------
+        str
+            ``COMPLETED``, or why the run did not complete.
+        """
+        events = Path(str(config.run_dir)) / "events.jsonl"
+        end: list[Event] = []
+        next_check = time.monotonic() + STATUS_SECONDS
+
+        def over() -> bool:
+            nonlocal next_check
+            if end or not alive():
+                return True
+            if time.monotonic() > next_check:
+                next_check = time.monotonic() + STATUS_SECONDS
+                return self.status(run_id).startswith("finished")
+            return False
+
+        history = read_events(events)[:earlier] if earlier else []
+        with display(config, live=True, history=history) as show:
+            for event in itertools.islice(follow(events, over), earlier, None):
+                show(event)
+                if isinstance(event, RunFinished | RunInterrupted):
+                    end.append(event)
+        if end and isinstance(end[-1], RunInterrupted):
+            return end[-1].reason
+        status = self._final_status(run_id)
+        return status if status == COMPLETED else f"Flower reports {status}"
+
+    def log(self, run_id: str) -> str:
+        """Return what the run's ServerApp has written so far."""
+        return self.flwr("log", run_id, self.name, "--show", check=False)
+
+    def flwr(self, *arguments: str, check: bool = True) -> str:
+        """Run a command of ``flwr`` and return what it writes to standard output.
+
+        Raises
+        ------
+        RunError
+            If it fails and ``check`` is set.
+        """
+        done = subprocess.run(
+            ["flwr", *arguments],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            start_new_session=True,
+        )
+        if check and done.returncode != 0:
+            said = (done.stderr or done.stdout).strip()
+            raise RunError(f"flwr {arguments[0]} failed: {said[-500:]}")
+        return done.stdout
+
+    def _final_status(self, run_id: str) -> str:
+        """Give Flower a moment to note that the ServerApp has returned."""
+        end = time.monotonic() + 30
+        while not (status := self.status(run_id)).startswith("finished") and time.monotonic() < end:
+            time.sleep(0.5)
+        return status
+
+
+def earlier_events(run_dir: Path) -> int:
+    """Count the events of the attempts before the one that is about to start."""
+    events = run_dir / "events.jsonl"
+    return len(read_events(events)) if events.exists() else 0

@@ -1,0 +1,129 @@
+"""Start and stop Flower's processes so that they meet no surprises and leave nothing behind."""
+
+import contextlib
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+
+from photon.errors import RunError
+
+START_SECONDS = 90.0
+
+
+def flower_settings(home: Path) -> dict[str, str]:
+    """Return the environment variables that every process of Flower is started with.
+
+    Parameters
+    ----------
+    home
+        A folder of its own for Flower: connections, unpacked apps.
+    """
+    return {
+        "FLWR_HOME": str(home),
+        # Photon's environment is complete, and no run may change it.
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Flower's HTTP client would send requests to this very machine through a proxy.
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return this process's environment with Flower's settings, and its own programs first on the PATH."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return os.environ | flower_settings(home) | {"PATH": path}
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def is_healthy(address: str, authority: Path | None = None, *, timeout: float = 1.0) -> bool:
+    """Ask a SuperLink or SuperNode whether it is up.
+
+    Parameters
+    ----------
+    address
+        ``host:port``.
+    authority
+        Certificate that its own must be signed by; None: it speaks plain HTTP.
+    timeout
+        Seconds to wait for the answer.
+    """
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if authority is not None:
+        context = ssl.create_default_context(cafile=str(authority))
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    scheme = "http" if authority is None else "https"
+    try:
+        urllib.request.build_opener(*handlers).open(f"{scheme}://{address}/health", timeout=timeout).close()
+    except (urllib.error.URLError, OSError):
+        return False
+    return True
+
+
+def wait_until_healthy(
+    process: subprocess.Popen[bytes], address: str, log: Path, authority: Path | None = None
+) -> None:
+    """Wait until a process that was just started answers.
+
+    Raises
+    ------
+    RunError
+        If it exits, or does not answer within ``START_SECONDS``.
+    """
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end:
+        if process.poll() is not None:
+            raise RunError(f"{log.stem} exited with {process.returncode}; see {log}")
+        if is_healthy(address, authority):
+            return
+        time.sleep(0.2)
+    raise RunError(f"{address} did not answer within {START_SECONDS:g} s; see {log}")
+
+
+def dying_with_us() -> list[str]:
+    """Have the kernel end a command with its starter, even when that is killed outright (Linux)."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+
+
+def stop_tree(
+    process: subprocess.Popen[bytes] | psutil.Process, *, at_once: bool, patience: float = 5.0
+) -> None:
+    """Stop a process and everything that descends from it.
+
+    The root is asked first, so that it can end its children in order; ``at_once`` asks all of them, for a
+    run that is to stop where it is. Whoever does not listen is killed.
+    """
+    try:
+        root = psutil.Process(process.pid)
+        family = [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    alive = family
+    for asked in [family] if at_once else [[root], family]:
+        for member in asked:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.terminate()
+        _, alive = psutil.wait_procs(family, timeout=patience)
+        if not alive:
+            break
+    for member in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            member.kill()
+    process.wait()
