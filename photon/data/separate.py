@@ -11,8 +11,8 @@ from photon.state.atomic import atomic_directory
 def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: bool = False) -> None:
     """Write one silo's part of ``data`` as prepared data of its own.
 
-    It holds the one tokenizer, the arrays of the silo and a manifest that lists this silo alone, with the same
-    figures.
+    It holds the one tokenizer, the arrays of the silo and a manifest that lists this silo alone, with the
+    same figures.
 
     Parameters
     ----------
