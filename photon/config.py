@@ -8,7 +8,7 @@ import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -199,7 +199,7 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":
         micro = self.training.micro_batch_size
-        if isinstance(micro, int) and self.training.batch_size % micro:
+        if isinstance(micro, int) and (micro < 1 or self.training.batch_size % micro):
             raise ValueError(
                 f"training.micro_batch_size={micro} does not divide "
                 f"training.batch_size={self.training.batch_size}; choose a divisor"
@@ -208,6 +208,10 @@ class RunConfig(Section):
             raise ValueError(
                 f"training.processes={self.training.processes} does not divide "
                 f"training.batch_size={self.training.batch_size}; choose a divisor"
+            )
+        if micro == "auto" and self.training.processes > 1:
+            raise ValueError(
+                "training.micro_batch_size=auto works with training.processes=1; give a number or null"
             )
         if self.data.source == "prepared" and not self.data.path:
             raise ValueError("data.path is not set; name a folder made by `photon data prepare`")
@@ -365,7 +369,7 @@ def validate(composed: Any) -> RunConfig:
     try:
         config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise PhotonError(_explain_validation(error)) from error
+        raise PhotonError(explain_validation(error, set(known_keys()))) from error
     for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
     for where, codecs in (("link.up", config.link.up), ("link.down", config.link.down)):
@@ -450,12 +454,13 @@ def _default_keys() -> set[str]:
     return {key for key in keys if not key.endswith("_target_")}
 
 
-def _explain_validation(error: ValidationError) -> str:
+def explain_validation(error: ValidationError, known: Collection[str]) -> str:
+    """Return one line for a value that does not fit its schema, whose keys are ``known``."""
     problems = []
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown key{nearest(where, set(known_keys()))}")
+            problems.append(f"{where}: unknown key{nearest(where, known)}")
         elif item["type"] == "missing":
             problems.append(f"{where}: missing; every key has a default in conf/, so remove the deletion")
         elif item["type"] == "value_error":

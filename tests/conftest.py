@@ -32,8 +32,8 @@ SMALL = [
 ]
 
 
-def write_corpus(folder: Path, silos: dict[str, str]) -> Path:
-    """Write one text file per silo, made of words over its own alphabet, and prepare them."""
+def write_corpus(folder: Path, silos: dict[str, str], tokenizer: Path | None = None) -> Path:
+    """Write text files for each silo, made of words over its own alphabet, and prepare them."""
     from photon.data.prepare import prepare
 
     sources = {}
@@ -53,6 +53,7 @@ def write_corpus(folder: Path, silos: dict[str, str]) -> Path:
         sources,
         output,
         vocab_size=300,
+        tokenizer=tokenizer,
         sequence_length=SEQUENCE_LENGTH,
         validation_fraction=0.2,
         seed=0,
@@ -67,6 +68,15 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(
         tmp_path_factory.mktemp("corpus"), {"alpha": "abcdefgh", "beta": "ijklmnop", "gamma": "qrstuvwxyz"}
     )
+
+
+@pytest.fixture(scope="session")
+def silo_folders(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Prepared data of two silos in folders of their own, with one tokenizer."""
+    return {
+        name: write_corpus(tmp_path_factory.mktemp(name), {name: alphabet}, corpus / "tokenizer")
+        for name, alphabet in {"alpha": "abcdefgh", "beta": "ijklmnop"}.items()
+    }
 
 
 @pytest.fixture(scope="session")

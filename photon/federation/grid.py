@@ -14,6 +14,8 @@ from flwr.supercore.run import Run
 
 from photon.federation.flower_compat import assign_message_id, ensure_task_identity, with_own_records
 
+NodeValue = str | int | float | bool
+
 #: Flower's code for a ClientApp that raised.
 CLIENT_APP_RAISED = 2
 
@@ -26,17 +28,22 @@ class InProcessGrid(Grid):
     client_app
         The app of every node.
     nodes
-        Node id to node config.
+        Node id to node config; ``partition-id`` and ``num-partitions``
+        are added, as in a simulation of Flower's.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, str | int]]) -> None:
+    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, NodeValue]]) -> None:
         ensure_task_identity()
         self._app = client_app
         self._contexts = {
             node: Context(
-                run_id=1, node_id=node, node_config=dict(settings), state=RecordDict(), run_config={}
+                run_id=1,
+                node_id=node,
+                node_config={"partition-id": index, "num-partitions": len(nodes), **settings},
+                state=RecordDict(),
+                run_config={},
             )
-            for node, settings in nodes.items()
+            for index, (node, settings) in enumerate(nodes.items())
         }
         self._mailbox: dict[str, Message] = {}
         self._run: Run | None = None

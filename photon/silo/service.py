@@ -46,8 +46,7 @@ def answer(message_type: MessageType, content: RecordDict, node_config: NodeConf
     PhotonError
         If the message, the silo's data or its state do not fit.
     """
-    config = parse(unpack_config(content))
-    site = find_site(node_config, config)
+    site, config = find_site(node_config, parse(unpack_config(content)))
     return _SERVICES[message_type](content, site, config)
 
 

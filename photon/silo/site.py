@@ -1,14 +1,49 @@
-"""Where a silo's things lie on its own machine."""
+"""What a silo's operator sets: where its things lie on its machine, its devices, and what it accepts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, Literal
 
-from photon.config import RunConfig
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from photon.config import RunConfig, explain_validation, parse
 from photon.errors import PhotonError
 
-#: What an operator may say to a SuperNode with --node-config.
+#: What an operator may say to a SuperNode with --node-config; :class:`NodeSettings` says what it means.
 NodeConfig = Mapping[str, str | int | float | bool]
+
+
+class NodeSettings(BaseModel):
+    """The node config of a SuperNode; keys are written with hyphens, as in ``data-dir``."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+    data_dir: Path | None = Field(None, description="Prepared data folder with the silo's text.")
+    state_dir: Path | None = Field(None, description="Folder for what the silo keeps between rounds.")
+    store_url: str | None = Field(
+        None, description="Shared folder or URL of the store for large payloads, as the silo reaches it."
+    )
+    device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
+    processes: int | None = Field(None, ge=1, description="Devices that train together.")
+    parallel: Literal["ddp", "fsdp"] | None = Field(None, description="How they share the work.")
+    threads: int | None = Field(None, ge=1, description="CPU threads.")
+    micro_batch_size: int | Literal["auto"] | None = Field(
+        None, description="Sequences per forward pass; auto: probe."
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] | None = Field(
+        None, description="Precision of forward and backward pass."
+    )
+    partition_id: int | None = Field(None, description="Set by Flower on simulated nodes.")
+    num_partitions: int | None = Field(None, description="Set by Flower on simulated nodes.")
+
+    def training(self) -> dict[str, Any]:
+        """Return the keys of the run's ``training`` section that the operator has set."""
+        own = {"device", "processes", "parallel", "threads", "micro_batch_size", "precision"}
+        return self.model_dump(include=own, exclude_none=True)
 
 
 @dataclass(frozen=True)
@@ -21,29 +56,67 @@ class SiloSite:
         Prepared data folder with the silo's text.
     state
         Folder for what silos keep between rounds.
+    store
+        Shared folder or URL of the store for large payloads, as this machine reaches it; None: no access.
     """
 
     data: Path
     state: Path
+    store: str | None
 
 
-def find_site(node_config: NodeConfig, config: RunConfig) -> SiloSite:
-    """Find a node's data and state folders.
+def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, RunConfig]:
+    """Find a node's site, and the run's configuration as it is carried out there.
 
     A deployed silo names its folders in its own node config, and no word of the server changes them. A
-    simulated node has none and lives in the run's folder, on the machine where the run was started.
+    simulated node, which Flower gives a ``partition-id``, lives in the run's folder on the machine where the
+    run was started. Devices and processes belong to the silo, so what the operator sets of them goes
+    before the run's ``training`` section.
 
     Raises
     ------
     PhotonError
-        If the folders are not set.
+        If the node config has an unknown key (the nearest valid one is named) or a wrong value, lacks the
+        folders, or does not go together with the run.
     """
-    data = node_config.get("data-dir")
-    if data is not None:
-        state = node_config.get("state-dir")
-        if state is None:
+    settings = read_settings(node_config)
+    return _folders(settings, config), _carried_out(config.text, settings)
+
+
+def read_settings(node_config: NodeConfig) -> NodeSettings:
+    """Check a node config.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key (the nearest valid one is named) or a wrong value.
+    """
+    try:
+        return NodeSettings.model_validate(node_config)
+    except ValidationError as error:
+        known = {field.alias or name for name, field in NodeSettings.model_fields.items()}
+        raise PhotonError(f"node config: {explain_validation(error, known)}") from error
+
+
+def _folders(settings: NodeSettings, config: RunConfig) -> SiloSite:
+    if settings.data_dir is not None:
+        if settings.state_dir is None:
             raise PhotonError("node config: data-dir is set but state-dir is not; set both")
-        return SiloSite(Path(str(data)), Path(str(state)))
-    if config.data.path is None or config.run_dir is None:
+        return SiloSite(settings.data_dir, settings.state_dir, settings.store_url)
+    if settings.partition_id is None or config.data.path is None or config.run_dir is None:
         raise PhotonError("node config: data-dir and state-dir are not set")
-    return SiloSite(Path(config.data.path), Path(config.run_dir) / "silos")
+    return SiloSite(Path(config.data.path), Path(config.run_dir) / "silos", settings.store_url)
+
+
+@lru_cache(maxsize=8)
+def _carried_out(text: str, settings: NodeSettings) -> RunConfig:
+    """Put the operator's settings before the run's. Kept, because every message asks for the same."""
+    config = parse(text)
+    own = settings.training()
+    if not own:
+        return config
+    values = config.model_dump(by_alias=True)
+    try:
+        return RunConfig.model_validate(values | {"training": values["training"] | own})
+    except ValidationError as error:
+        raise PhotonError(f"node config: {explain_validation(error, own)}") from error

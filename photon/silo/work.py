@@ -18,7 +18,6 @@ import torch
 from photon.config import Component, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
-from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
 from photon.models.build import build_model, causal_loss
@@ -293,10 +292,7 @@ def _fit_in_group(
     """Train in ``training.processes`` processes, one per device."""
     training = config.training
     device = resolve_device(training.device)
-    if training.micro_batch_size == "auto":
-        raise PhotonError(
-            "training.micro_batch_size=auto works with training.processes=1; give a number or null"
-        )
+    assert training.micro_batch_size != "auto", "the configuration refuses it"
     job = GroupJob(
         model=config.model,
         vocab_size=data.manifest.vocab_size,

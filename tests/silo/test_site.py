@@ -1,0 +1,134 @@
+"""What an operator sets: it is checked, stays on the silo, and goes before what the server says."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from photon.client_app import app
+from photon.config import RunConfig
+from photon.errors import PhotonError
+from photon.federation.grid import InProcessGrid
+from photon.federation.run import prepare_run, run_federation
+from photon.silo.site import SiloSite, find_site
+from photon.state.checkpoint import CheckpointStore
+
+Make = Callable[..., RunConfig]
+OWN = {"data-dir": "/data", "state-dir": "/state"}
+SIMULATED = {"partition-id": 0, "num-partitions": 1}
+
+
+def test_a_deployed_silo_names_its_own_folders(small_config: Make) -> None:
+    site, config = find_site(OWN | {"store-url": "s3://bucket/run"}, small_config())
+    assert site == SiloSite(Path("/data"), Path("/state"), store="s3://bucket/run")
+    assert config == small_config()
+
+
+def test_a_simulated_silo_lives_in_the_run(small_config: Make, corpus: Path, tmp_path: Path) -> None:
+    site, _ = find_site(SIMULATED, small_config())
+    assert site == SiloSite(corpus, tmp_path / "run" / "silos", store=None)
+
+
+@pytest.mark.parametrize("node_config", [{}, {"state-dir": "/state"}])
+def test_the_server_cannot_name_a_folder_of_a_deployed_silo(small_config: Make, node_config: Any) -> None:
+    with pytest.raises(PhotonError, match="data-dir and state-dir are not set"):
+        find_site(node_config, small_config())
+
+
+def test_what_the_operator_sets_goes_before_the_run(small_config: Make) -> None:
+    own: dict[str, Any] = {
+        "device": "cpu",
+        "processes": 2,
+        "parallel": "fsdp",
+        "threads": 3,
+        "micro-batch-size": 2,
+        "precision": "bf16",
+    }
+    run = small_config("training.device=auto", "training.threads=1")
+    _, config = find_site(OWN | own, run)
+    for key, value in own.items():
+        assert getattr(config.training, key.replace("-", "_")) == value
+    untouched = set(type(run.training).model_fields) - {key.replace("-", "_") for key in own}
+    for key in untouched:
+        assert getattr(config.training, key) == getattr(run.training, key)
+    assert config.model_copy(update={"training": run.training}) == run
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"micro_batch_size": 2}, "micro_batch_size: unknown key; did you mean 'micro-batch-size'?"),
+        ({"proceses": 2}, "proceses: unknown key; did you mean 'processes'?"),
+        ({"processes": 0}, "processes=0: input should be greater than or equal to 1"),
+        ({"processes": "many"}, "processes='many'"),
+        ({"parallel": "dp"}, "parallel='dp': input should be 'ddp' or 'fsdp'"),
+        ({"micro-batch-size": "all"}, "micro-batch-size"),
+        ({"processes": 3}, "training.processes=3 does not divide training.batch_size=4"),
+        ({"micro-batch-size": 3}, "micro_batch_size=3 does not divide"),
+        ({"micro-batch-size": 0}, "micro_batch_size=0 does not divide"),
+        ({"micro-batch-size": "auto", "processes": 2}, "micro_batch_size=auto works with"),
+        ({"state-dir": None}, "state-dir is not; set both"),
+    ],
+)
+def test_a_wrong_setting_is_one_clear_line(small_config: Make, own: Any, message: str) -> None:
+    with pytest.raises(PhotonError) as error:
+        find_site(OWN | own, small_config())
+    assert str(error.value).startswith("node config: ")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# --- silos of different machines in one federation ----------------------------------------------------
+
+
+Federate = Callable[..., Path]
+
+
+@pytest.fixture
+def federate(small_config: Make, silo_folders: dict[str, Path], tmp_path: Path) -> Federate:
+    """Train two silos, each on a node with settings of its own, and return the run's folder."""
+
+    def run(name: str, own: dict[str, dict[str, Any]]) -> Path:
+        nodes = {
+            number: {
+                "data-dir": str(data),
+                "state-dir": str(tmp_path / f"{name}-state" / silo),
+                **own.get(silo, {}),
+            }
+            for number, (silo, data) in enumerate(silo_folders.items(), start=1)
+        }
+        config = prepare_run(small_config("cohort=2", "rounds=2", "local_steps=2", name=name))
+        run_federation(config, InProcessGrid(app, nodes), resume=False, live=False)
+        return tmp_path / name
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "own", [{"processes": 2}, {"micro-batch-size": 1}, {"micro-batch-size": "auto"}], ids=str
+)
+def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
+    federate: Federate, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However beta gets through its batches, the federation ends with the same weights and figures."""
+    from photon.silo import work
+
+    probed: list[int] = []
+
+    def probe(step: Any, batch_size: int) -> int:
+        probed.append(batch_size)
+        return 2
+
+    monkeypatch.setattr(work, "find_micro_batch_size", probe)
+    alike, different = federate("alike", {}), federate("different", {"beta": own})
+    assert probed == ([4] if own.get("micro-batch-size") == "auto" else [])
+    expected, found = (CheckpointStore(run / "checkpoints").latest()[0] for run in (alike, different))
+    assert expected.state.ledger.keys() == {"alpha", "beta"}
+    for name in ("alpha", "beta"):
+        for figure in ("last_round", "position", "tokens"):
+            assert getattr(found.state.ledger[name], figure) == getattr(expected.state.ledger[name], figure)
+    weights = found.load_params()
+    for name, tensor in expected.load_params().items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
