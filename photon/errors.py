@@ -1,4 +1,4 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
 
 
 class PhotonError(Exception):
@@ -7,6 +7,10 @@ class PhotonError(Exception):
     The message is one line that says what is wrong, where, and how to mend it. The command line prints
     it without a traceback and exits with code 2.
     """
+
+
+class RefusedError(PhotonError):
+    """A silo's own policy forbids what it was asked."""
 
 
 class RunError(Exception):

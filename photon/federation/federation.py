@@ -77,6 +77,7 @@ class Federation:
         self._up: list[Codec] = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
         self._down: list[Codec] = [build(codec.as_mapping(), "link.down") for codec in config.link.down]
         self._roster = Roster(grid, config.text, lambda text: self._notice("warning", text))
+        self._not_evaluating: set[str] = set()
         self._sent_config = config.text
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
@@ -275,17 +276,14 @@ class Federation:
         traffic: dict[str, int],
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
-        orders = {p.name: self._order(checkpoint.state, server_round, p) for p in cohort}
+        orders = {p.name: self._order(checkpoint.state, server_round, p, len(cohort)) for p in cohort}
         messages, expected = self._train_messages(server_round, checkpoint, cohort, orders)
         down = {name: count_bytes(message.content) for name, message in messages.items()}
         length = checkpoint.state.sequence_length
 
         def receive(name: str, message: Message) -> Reply | Failure:
-            try:
-                report = unpack(message.content, TrainReport)
-                groups = decode_groups(message.content)
-            except PhotonError as error:
-                return Failure("rejected", str(error))
+            report = unpack(message.content, TrainReport)
+            groups = decode_groups(message.content)
             problem = problem_with(report, groups, orders[name], expected[name], length)
             if problem:
                 return Failure("rejected", problem)
@@ -306,7 +304,9 @@ class Federation:
             yield answer
             del answer
 
-    def _order(self, state: ServerState, server_round: int, participant: Participant) -> TrainOrder:
+    def _order(
+        self, state: ServerState, server_round: int, participant: Participant, cohort: int
+    ) -> TrainOrder:
         entry = state.ledger.get(participant.name, LedgerEntry())
         return TrainOrder(
             run_id=state.run_id,
@@ -320,6 +320,7 @@ class Federation:
             local_state=self._strategy.local_state,
             last_round=entry.last_round,
             position=entry.position,
+            cohort=cohort,
         )
 
     def _train_messages(
@@ -400,27 +401,31 @@ class Federation:
         records = encode_groups(groups, self._down)
         messages = {}
         for silo in self._roster.silos():
+            if silo.validation_tokens is None:
+                self._does_not_evaluate(silo.name, "it keeps its validation figures")
+                continue
             content = RecordDict(dict(records))
             content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self._sent_config)
             messages[silo.name] = self._message(content, [silo.name], "evaluate", f"evaluate-{state.round}")
+        if not messages:
+            return
         traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
 
         def receive(name: str, message: Message) -> EvaluateReport | Failure:
             traffic["up"] += count_bytes(message.content)
-            try:
-                report = unpack(message.content, EvaluateReport)
-            except PhotonError as error:
-                return Failure("rejected", str(error))
+            report = unpack(message.content, EvaluateReport)
             if (report.round, report.silo) != (state.round, name) or not math.isfinite(report.loss):
                 return Failure("rejected", f"its evaluation is not one of round {state.round}")
             return report
 
         per_silo: dict[str, SiloEvaluation] = {}
         for name, answer in exchange(self._grid, messages, receive, deadline=self.config.federation.deadline):
-            if isinstance(answer, Failure):
-                self._failed(state.round, name, answer)
-            else:
+            if not isinstance(answer, Failure):
                 per_silo[name] = _evaluation(answer.loss, answer.tokens)
+            elif answer.kind == "refused":
+                self._does_not_evaluate(name, answer.reason)
+            else:
+                self._failed(state.round, name, answer)
         if not per_silo:
             self._notice("warning", f"round {state.round}: no silo could evaluate the model")
             return
@@ -480,6 +485,12 @@ class Federation:
     def _failed(self, server_round: int, name: str, failure: Failure) -> None:
         reason = " ".join(failure.reason.split())
         self._stream.emit(ClientFailed(round=server_round, silo=name, kind=failure.kind, reason=reason))
+
+    def _does_not_evaluate(self, name: str, reason: str) -> None:
+        """Say once that a silo's policy leaves it out of the perplexities; that is no failure."""
+        if name not in self._not_evaluating:
+            self._not_evaluating.add(name)
+            self._notice("info", f"{name} does not evaluate the model: {reason}")
 
     def _notice(self, level: Any, message: str) -> None:
         self._stream.emit(Notice(level=level, message=message))

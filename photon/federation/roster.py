@@ -111,8 +111,5 @@ class Roster:
         return nodes[names.index(members[0]) % len(nodes)]
 
 
-def _receive(_: str, reply: Message) -> list[SiloInfo] | Failure:
-    try:
-        return unpack(reply.content, Description).silos
-    except PhotonError as error:
-        return Failure("rejected", str(error))
+def _receive(_: str, reply: Message) -> list[SiloInfo]:
+    return unpack(reply.content, Description).silos

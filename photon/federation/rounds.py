@@ -8,12 +8,13 @@ from typing import Literal, TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from photon.errors import PhotonError, RefusedError
 from photon.link.records import count_bytes
 
 #: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
 HELD_BYTES = 256 * 2**20
 
-FailureKind = Literal["error", "rejected", "deadline", "unavailable"]
+FailureKind = Literal["error", "rejected", "refused", "deadline", "unavailable"]
 Answer = TypeVar("Answer")
 
 
@@ -44,7 +45,8 @@ def exchange(
         Participant to message, in cohort order. Emptied as they are sent, so that no copy of the model
         stays behind.
     receive
-        Turns a reply that carries no error into an answer or a failure. Called once per reply, on arrival.
+        Turns a reply that carries no error into an answer or a failure. Called once per reply, on arrival. A
+        PhotonError that it raises is a failure, too.
     deadline
         Seconds after which missing replies count as failures; None waits for ever.
     """
@@ -98,4 +100,9 @@ def _accept(
         reason = reply.error.reason or f"error code {reply.error.code}"
         # Flower's code 5 is a node that went away; every other code is the app's own failure.
         return Failure("unavailable" if reply.error.code == 5 else "error", reason)
-    return receive(participant, reply)
+    try:
+        return receive(participant, reply)
+    except RefusedError as error:
+        return Failure("refused", str(error))
+    except PhotonError as error:
+        return Failure("rejected", str(error))

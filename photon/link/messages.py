@@ -3,15 +3,21 @@
 They travel as one JSON string in a ``ConfigRecord``, beside the records of the state groups.
 """
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
-from photon.errors import PhotonError
+from photon.data.prepared import SILO_NAME
+from photon.errors import PhotonError, RefusedError
+
+#: It becomes the name of a folder, on the server's word.
+SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
+#: Time that something has really taken.
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Body(BaseModel):
@@ -27,12 +33,16 @@ class Describe(Body):
 
 
 class SiloInfo(Body):
-    """What a silo tells about its data; the data itself never leaves."""
+    """What a silo tells about its data; the data itself never leaves.
+
+    A silo that keeps its validation figures tells neither ``validation_tokens`` nor ``unigram_loss``, and is
+    not asked to evaluate.
+    """
 
     name: str
     train_tokens: int = Field(ge=0)
-    validation_tokens: int = Field(ge=0)
-    unigram_loss: float
+    validation_tokens: int | None = Field(ge=0)
+    unigram_loss: float | None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
@@ -59,26 +69,29 @@ class TrainOrder(Body):
     last_round, position
         The last round whose reply the server accepted from this participant (0: none), and the windows it
         had taken from its text by then. The silo goes on from there.
+    cohort
+        Participants of the round.
     """
 
     run_id: str
     model_id: str
     round: int = Field(ge=1)
-    silo: str
-    members: list[str] = Field(min_length=1)
+    silo: SiloName
+    members: list[SiloName] = Field(min_length=1)
     global_step: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     local_state: Literal["keep", "reset"]
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
+    cohort: int = Field(ge=1)
 
 
 class ClientSeconds(TypedDict):
     """Where a client's time went, in seconds; ``save`` and ``total`` are known once the state is saved."""
 
-    total: float
-    training: float
+    total: Seconds
+    training: Seconds
     load: float
     save: float
 
@@ -104,7 +117,7 @@ class EvaluateOrder(Body):
     """Ask for the validation loss of the global model on one silo."""
 
     round: int = Field(ge=0)
-    silo: str
+    silo: SiloName
 
 
 class EvaluateReport(Body):
@@ -128,6 +141,11 @@ def pack(body: Body, config: str | None = None) -> ConfigRecord:
     return record
 
 
+def pack_refusal(error: RefusedError) -> ConfigRecord:
+    """Put a silo's refusal in a record, in the place of a body."""
+    return ConfigRecord({"refused": str(error)})
+
+
 def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
     """Read the body of a message.
 
@@ -135,8 +153,12 @@ def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
     ------
     PhotonError
         If it is missing or is not a ``kind``.
+    RefusedError
+        If a silo has refused what it was asked.
     """
     record = records.get(BODY)
+    if isinstance(record, ConfigRecord) and "refused" in record:
+        raise RefusedError(str(record["refused"]))
     text = record.get("body") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
         raise PhotonError("message: it has no photon body; server and silos must run the same photon")

@@ -6,12 +6,14 @@ from flwr.app import RecordDict
 
 from photon.components import build
 from photon.config import RunConfig, parse
+from photon.errors import RefusedError
 from photon.link.messages import (
     BODY,
     Description,
     EvaluateOrder,
     TrainOrder,
     pack,
+    pack_refusal,
     unpack,
     unpack_config,
 )
@@ -39,7 +41,7 @@ def answer(message_type: MessageType, content: RecordDict, node_config: NodeConf
     Returns
     -------
     RecordDict
-        The content of the reply.
+        The content of the reply; a refusal where the silo's policy forbids what is asked.
 
     Raises
     ------
@@ -47,7 +49,10 @@ def answer(message_type: MessageType, content: RecordDict, node_config: NodeConf
         If the message, the silo's data or its state do not fit.
     """
     site, config = find_site(node_config, parse(unpack_config(content)))
-    return _SERVICES[message_type](content, site, config)
+    try:
+        return _SERVICES[message_type](content, site, config)
+    except RefusedError as refusal:
+        return RecordDict({BODY: pack_refusal(refusal)})
 
 
 def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
@@ -56,6 +61,7 @@ def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
 
 def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, TrainOrder)
+    work.check_order(order, site, config)  # before any tensor is read
     groups, report = work.train(order, decode_groups(content), site, config)
     codecs = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
     reply = encode_groups(groups, codecs)
@@ -65,6 +71,7 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
+    work.check_evaluation(order, site, config)
     return RecordDict({BODY: pack(work.evaluate(order, decode_groups(content), site, config))})
 
 

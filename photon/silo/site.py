@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.config import RunConfig, explain_validation, parse
 from photon.errors import PhotonError
+from photon.silo.policy import SiloPolicy, read_policy
 
 #: What an operator may say to a SuperNode with --node-config; :class:`NodeSettings` says what it means.
 NodeConfig = Mapping[str, str | int | float | bool]
@@ -24,6 +25,7 @@ class NodeSettings(BaseModel):
 
     data_dir: Path | None = Field(None, description="Prepared data folder with the silo's text.")
     state_dir: Path | None = Field(None, description="Folder for what the silo keeps between rounds.")
+    policy: Path | None = Field(None, description="YAML file with what the silo accepts; none: everything.")
     store_url: str | None = Field(
         None, description="Shared folder or URL of the store for large payloads, as the silo reaches it."
     )
@@ -58,11 +60,14 @@ class SiloSite:
         Folder for what silos keep between rounds.
     store
         Shared folder or URL of the store for large payloads, as this machine reaches it; None: no access.
+    policy
+        What the silo accepts.
     """
 
     data: Path
     state: Path
     store: str | None
+    policy: SiloPolicy
 
 
 def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, RunConfig]:
@@ -77,10 +82,10 @@ def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, Run
     ------
     PhotonError
         If the node config has an unknown key (the nearest valid one is named) or a wrong value, lacks the
-        folders, or does not go together with the run.
+        folders, or does not go together with the run; or if the policy is wrong.
     """
     settings = read_settings(node_config)
-    return _folders(settings, config), _carried_out(config.text, settings)
+    return _site(settings, config), _carried_out(config.text, settings)
 
 
 def read_settings(node_config: NodeConfig) -> NodeSettings:
@@ -98,14 +103,20 @@ def read_settings(node_config: NodeConfig) -> NodeSettings:
         raise PhotonError(f"node config: {explain_validation(error, known)}") from error
 
 
-def _folders(settings: NodeSettings, config: RunConfig) -> SiloSite:
+def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
+    data, state = _folders(settings, config)
+    # The file is read for every message, so that a change of it holds from the next one on.
+    return SiloSite(data, state, settings.store_url, read_policy(settings.policy))
+
+
+def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:
     if settings.data_dir is not None:
         if settings.state_dir is None:
             raise PhotonError("node config: data-dir is set but state-dir is not; set both")
-        return SiloSite(settings.data_dir, settings.state_dir, settings.store_url)
+        return settings.data_dir, settings.state_dir
     if settings.partition_id is None or config.data.path is None or config.run_dir is None:
         raise PhotonError("node config: data-dir and state-dir are not set")
-    return SiloSite(Path(config.data.path), Path(config.run_dir) / "silos", settings.store_url)
+    return Path(config.data.path), Path(config.run_dir) / "silos"
 
 
 @lru_cache(maxsize=8)

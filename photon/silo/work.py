@@ -76,12 +76,13 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)
+    shares = site.policy.share_validation
     return [
         SiloInfo(
             name=silo,
             train_tokens=entry.train.tokens,
-            validation_tokens=entry.validation.tokens,
-            unigram_loss=entry.unigram_loss,
+            validation_tokens=entry.validation.tokens if shares else None,
+            unigram_loss=entry.unigram_loss if shares else None,
             vocab_size=data.manifest.vocab_size,
             sequence_length=data.manifest.sequence_length,
             tokenizer_sha256=data.manifest.tokenizer_sha256,
@@ -90,6 +91,33 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
         )
         for silo, entry in sorted(data.manifest.silos.items())
     ]
+
+
+def check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
+    """Let the silo's policy judge a train order.
+
+    Raises
+    ------
+    RefusedError
+        If a rule forbids it.
+    """
+    manifest = PreparedData.open(site.data).manifest
+    site.policy.check_run(order.silo, config, manifest.vocab_size)
+    store = _store(order, site, config)
+    if store.reply(order.run_id, order.model_id, order.round) is None:
+        site.policy.check_order(order, manifest.sequence_length, store.trained_tokens(order.run_id))
+
+
+def check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) -> None:
+    """Let the silo's policy judge an evaluate order.
+
+    Raises
+    ------
+    RefusedError
+        If a rule forbids it.
+    """
+    site.policy.check_evaluation(order.silo)
+    site.policy.check_run(order.silo, config, PreparedData.open(site.data).manifest.vocab_size)
 
 
 def train(
@@ -115,8 +143,7 @@ def train(
         If the silo's data, state or the groups do not fit the order.
     """
     begin = time.perf_counter()
-    # One more than the server's checkpoints, so that a run can go on from any of them.
-    store = SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
+    store = _store(order, site, config)
     if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
         state, reply = done
         return reply, TrainReport.model_validate_json(state.report)
@@ -148,6 +175,8 @@ def train(
     )
     reply = {"params": fitted.params}
     kept = order.local_state == "keep"
+    # Before the round is saved: a crash between the two counts it twice, and never not at all.
+    store.count_tokens(order.run_id, result.tokens)
     store.save(
         SiloState(
             run_id=order.run_id,
@@ -245,6 +274,11 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
         loss.backward()
 
     return step
+
+
+def _store(order: TrainOrder, site: SiloSite, config: RunConfig) -> SiloStore:
+    # One more than the server's checkpoints, so that a run can go on from any of them.
+    return SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
 
 
 def _local_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:

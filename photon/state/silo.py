@@ -10,8 +10,10 @@ import shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory, remove_leftovers
+from photon.state.atomic import atomic_directory, remove_leftovers, write_text
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 
@@ -85,6 +87,35 @@ class SiloStore:
             return state, load_groups(self._path(server_round) / "reply.safetensors")
         except PhotonError:
             return None
+
+    def trained_tokens(self, run_id: str) -> int:
+        """Return the tokens that the silo has trained in a run, accepted by the server or not.
+
+        Raises
+        ------
+        PhotonError
+            If the count cannot be read.
+        """
+        return self._counts().get(run_id, 0)
+
+    def count_tokens(self, run_id: str, tokens: int) -> None:
+        """Add to the tokens that the silo has trained in a run."""
+        counts = self._counts()
+        counts[run_id] = counts.get(run_id, 0) + tokens
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / "tokens.json", json.dumps(counts))
+
+    def _counts(self) -> dict[str, int]:
+        path = self.folder / "tokens.json"
+        try:
+            return TypeAdapter(dict[str, int]).validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            raise PhotonError(
+                f"{path}: the count of trained tokens cannot be read; put it back, or remove the file to "
+                "count anew"
+            ) from error
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))

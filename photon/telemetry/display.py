@@ -33,6 +33,7 @@ from photon.telemetry.summary import (
     format_count,
     format_perplexity,
     format_seconds,
+    silo_unigram_perplexity,
     unigram_perplexity,
 )
 
@@ -249,7 +250,7 @@ class _State:
             f"{loss:.3f}" if loss is not None else "",
             _silo_perplexity(self.first, name),
             _silo_perplexity(self.latest, name),
-            format_perplexity(math.exp(facts["unigram_loss"])) if facts else "",
+            format_perplexity(silo_unigram_perplexity(facts)) if facts else "",
         ]
 
     def total_row(self) -> list[str]:

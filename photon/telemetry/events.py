@@ -30,12 +30,15 @@ _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is No
 
 
 class SiloFacts(TypedDict):
-    """What the manifest says of one silo: tokens of both splits, unigram loss in nats per token."""
+    """What the manifest says of one silo: tokens of both splits, unigram loss in nats per token.
+
+    ``None`` where the silo keeps its validation figures.
+    """
 
     name: str
     train_tokens: int
-    validation_tokens: int
-    unigram_loss: _Number
+    validation_tokens: int | None
+    unigram_loss: float | None
 
 
 class ClientSeconds(TypedDict):
@@ -144,7 +147,7 @@ class ClientFailed(Event):
 
     round: int
     silo: str
-    kind: Literal["error", "rejected", "deadline", "unavailable"]
+    kind: Literal["error", "rejected", "refused", "deadline", "unavailable"]
     reason: str
 
 

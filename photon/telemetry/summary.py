@@ -22,6 +22,7 @@ from photon.telemetry.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    SiloFacts,
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
@@ -98,16 +99,24 @@ def unigram_perplexity(started: RunStarted, evaluation: Evaluated | None) -> flo
     """Return the perplexity of the unigram model over all silos, to stand beside that of ``evaluation``.
 
     The silos are weighted by the tokens ``evaluation`` predicted, so that both figures mean the same
-    mixture of text; without an evaluation, by all their validation tokens.
+    mixture of text; without an evaluation, by all their validation tokens. Silos that keep their figures are
+    left out.
     """
-    facts = {silo["name"]: silo for silo in started.silos}
-    if evaluation is None:
-        weights = {name: silo["validation_tokens"] for name, silo in facts.items()}
-    else:
-        weights = {name: found["tokens"] for name, found in evaluation.per_silo.items() if name in facts}
+    losses, weights = {}, {}
+    for silo in started.silos:
+        name = silo["name"]
+        tokens = silo["validation_tokens"]
+        if evaluation is not None:
+            tokens = evaluation.per_silo[name]["tokens"] if name in evaluation.per_silo else None
+        if silo["unigram_loss"] is not None and tokens is not None:
+            losses[name], weights[name] = silo["unigram_loss"], tokens
     whole = sum(weights.values())
-    nats = math.fsum(facts[name]["unigram_loss"] * weight for name, weight in weights.items())
-    return math.exp(nats / whole) if whole else None
+    return math.exp(math.fsum(losses[name] * weights[name] for name in losses) / whole) if whole else None
+
+
+def silo_unigram_perplexity(silo: SiloFacts) -> float | None:
+    """Return the perplexity of the unigram model on a silo, ``None`` where the silo keeps it."""
+    return None if silo["unigram_loss"] is None else math.exp(silo["unigram_loss"])
 
 
 def print_summary(
@@ -202,7 +211,7 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
             silo["name"]: {
                 "initial": of_silo(initial, silo["name"]),
                 "final": of_silo(final, silo["name"]),
-                "unigram": math.exp(silo["unigram_loss"]),
+                "unigram": silo_unigram_perplexity(silo),
             }
             for silo in started.silos
         },

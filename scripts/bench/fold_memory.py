@@ -315,6 +315,7 @@ def order_of(client: int) -> Any:
         local_state="keep",
         last_round=0,
         position=0,
+        cohort=1,
     )
 
 

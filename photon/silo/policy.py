@@ -1,0 +1,138 @@
+"""What a silo accepts: rules of its own, in a file of its own.
+
+A rule is judged by what the silo sees for itself wherever that is possible: the parameters of the model that
+it would build, the steps and the batch of the order, the sequence length of its own data, and the tokens
+that it has counted on its own disk. Names and the size of the cohort are what the aggregator says.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from photon.config import RunConfig, Section, explain_validation
+from photon.errors import PhotonError, RefusedError
+from photon.link.messages import TrainOrder
+from photon.models.build import build_model, parameter_count
+
+
+class SiloPolicy(Section):
+    """The rules of a silo; one that is not set allows everything."""
+
+    strategies: list[str] | None = Field(
+        None, description="Strategies to take part in, by class (Photon) or by dotted path."
+    )
+    models: list[str] | None = Field(
+        None, description="Models to train, by preset (photon-125m) or by transformers type (gpt2)."
+    )
+    optimizers: list[str] | None = Field(
+        None, description="Local optimizers to run, by class (AdamW) or by dotted path."
+    )
+    max_parameters: int | None = Field(None, ge=1, description="Largest model to train, in parameters.")
+    max_local_steps: int | None = Field(None, ge=1, description="Most local steps in a round.")
+    max_round_tokens: int | None = Field(None, ge=1, description="Most tokens to train in a round.")
+    max_run_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to train in a run, whether or not the aggregator accepted them."
+    )
+    min_cohort: int | None = Field(
+        None, ge=1, description="Fewest participants of a round; a mean over few says more of each."
+    )
+    share_validation: bool = Field(
+        True, description="Whether figures of the validation text may leave: its size and losses on it."
+    )
+
+    def check_run(self, silo: str, config: RunConfig, vocab_size: int) -> None:
+        """Check what every order of a run asks for.
+
+        Raises
+        ------
+        RefusedError
+            If a rule forbids the strategy, the model or the optimizer.
+        """
+        for rule, found in (
+            ("strategies", _names(config.strategy.target)),
+            ("models", _model_names(config)),
+            ("optimizers", _names(config.optimizer.target)),
+        ):
+            allowed = getattr(self, rule)
+            if allowed is not None and not set(found) & set(allowed):
+                raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
+        if self.max_parameters is not None:
+            model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+            self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
+
+    def check_order(self, order: TrainOrder, sequence_length: int, trained: int) -> None:
+        """Check a train order.
+
+        Parameters
+        ----------
+        sequence_length
+            Tokens in a window of the silo's data.
+        trained
+            Tokens that the silo has trained in this run.
+
+        Raises
+        ------
+        RefusedError
+            If the order goes beyond a limit.
+        """
+        tokens = order.steps * order.batch_size * sequence_length
+        self._at_most(order.silo, "max_local_steps", order.steps, "{:,} local steps")
+        self._at_most(order.silo, "max_round_tokens", tokens, "{:,} tokens in a round")
+        self._at_most(order.silo, "max_run_tokens", trained + tokens, "{:,} tokens in this run so far")
+        if self.min_cohort is not None and order.cohort < self.min_cohort:
+            raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
+
+    def check_evaluation(self, silo: str) -> None:
+        """Check an evaluate order.
+
+        Raises
+        ------
+        RefusedError
+            If validation figures may not leave.
+        """
+        if not self.share_validation:
+            raise _refused(silo, "share_validation", "false", "a loss on validation text")
+
+    def _at_most(self, silo: str, rule: str, value: int, what: str) -> None:
+        limit = getattr(self, rule)
+        if limit is not None and value > limit:
+            raise _refused(silo, rule, f"{limit:,}", what.format(value))
+
+
+def read_policy(path: Path | None) -> SiloPolicy:
+    """Read a silo's policy; without a file everything is allowed.
+
+    Raises
+    ------
+    PhotonError
+        If the file cannot be read, is not YAML, or has an unknown key (the nearest valid one is named) or a
+        wrong value.
+    """
+    if path is None:
+        return SiloPolicy()
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PhotonError(f"policy {path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict):
+        raise PhotonError(f"policy {path}: expected a mapping of rules; remove `policy` to allow everything")
+    try:
+        return SiloPolicy.model_validate(values)
+    except ValidationError as error:
+        problem = explain_validation(error, SiloPolicy.model_fields)
+        raise PhotonError(f"policy {path}: {problem}") from error
+
+
+def _refused(silo: str, rule: str, limit: str, asked: str) -> RefusedError:
+    return RefusedError(f"refused by {silo}'s policy: {rule}={limit}, and the order asks for {asked}")
+
+
+def _names(target: str) -> tuple[str, str]:
+    return target, target.rpartition(".")[2]
+
+
+def _model_names(config: RunConfig) -> list[str]:
+    """Return the names that a model goes by: the aggregator's, and the type that is really built."""
+    return [config.model.name, str((config.model.architecture or {}).get("model_type"))]
