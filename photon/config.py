@@ -134,6 +134,15 @@ class FederationSection(Section):
     clients_in_parallel: int = Field(ge=1, description="Silos that train at the same time (simulation).")
     gpus_per_client: float = Field(ge=0, description="Share of a GPU per silo (simulation).")
     deadline: float | None = Field(gt=0, description="Seconds a round may take; null: no limit.")
+    patience: float | None = Field(
+        ge=1,
+        description="Wait no longer than so many times what the slowest silo of the cohort last took, as "
+        "long as the round can do without those that are missing; null: until the deadline.",
+    )
+    match_speed: bool = Field(
+        description="Give a slower silo fewer local steps, by the speed of its last accepted round, so that "
+        "the cohort is done at about the same time."
+    )
     quorum: int = Field(ge=1, description="Silos that must answer for a round to count.")
     accepted_failures: int | None = Field(
         ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."

@@ -17,6 +17,7 @@ from photon.config import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
 from photon.federation.checks import Shapes, problem_with, shapes_of
+from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
 from photon.link.codecs import Codec
@@ -223,13 +224,14 @@ class Federation:
             RoundStarted(round=server_round, cohort=[p.name for p in cohort], global_step=before.global_step)
         )
         replies: dict[str, TrainReport] = {}
+        arrivals: dict[str, float] = {}
         traffic = {"up": 0, "down": 0}
         aggregate = self._strategy.aggregate_train(
             server_round,
             checkpoint,
-            self._train(server_round, checkpoint, cohort, replies, traffic),
+            self._train(server_round, checkpoint, cohort, replies, arrivals, traffic),
         )
-        after = self._advance(before, replies, aggregate.outer_scalars)
+        after = self._advance(before, replies, arrivals, aggregate.outer_scalars)
         evaluate_begin = time.perf_counter()
         if server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds:
             self._evaluate(after, {"params": aggregate.params})
@@ -273,25 +275,35 @@ class Federation:
         checkpoint: Checkpoint,
         cohort: Sequence[Participant],
         reports: dict[str, TrainReport],
+        arrivals: dict[str, float],
         traffic: dict[str, int],
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
-        orders = {p.name: self._order(checkpoint.state, server_round, p, len(cohort)) for p in cohort}
+        orders = self._orders(checkpoint.state, server_round, cohort)
         messages, expected = self._train_messages(server_round, checkpoint, cohort, orders)
         down = {name: count_bytes(message.content) for name, message in messages.items()}
         length = checkpoint.state.sequence_length
 
         def receive(name: str, message: Message) -> Reply | Failure:
+            arrived = time.monotonic() - begin
             report = unpack(message.content, TrainReport)
             groups = decode_groups(message.content)
             problem = problem_with(report, groups, orders[name], expected[name], length)
             if problem:
                 return Failure("rejected", problem)
+            # A silo that had trained the round before a crash answers at once; that is not what it takes.
+            arrivals[name] = max(arrived, report.seconds["total"])
             return Reply(name, report, groups, count_bytes(message.content))
 
         failures: dict[str, Failure] = {}
-        deadline = self.config.federation.deadline
-        for name, answer in exchange(self._grid, messages, receive, deadline=deadline):
+        federation = self.config.federation
+        patience = learnt_patience(
+            federation.patience, orders, checkpoint.state.ledger, self._bearable_failures(len(cohort))
+        )
+        begin = time.monotonic()
+        for name, answer in exchange(
+            self._grid, messages, receive, deadline=federation.deadline, patience=patience
+        ):
             if isinstance(answer, Failure):
                 failures[name] = answer
                 self._failed(server_round, name, answer)
@@ -304,24 +316,30 @@ class Federation:
             yield answer
             del answer
 
-    def _order(
-        self, state: ServerState, server_round: int, participant: Participant, cohort: int
-    ) -> TrainOrder:
-        entry = state.ledger.get(participant.name, LedgerEntry())
-        return TrainOrder(
-            run_id=state.run_id,
-            model_id=state.model_id,
-            round=server_round,
-            silo=participant.name,
-            members=list(participant.members),
-            global_step=state.global_step,
-            steps=self.config.local_steps,
-            batch_size=participant.batch_size,
-            local_state=self._strategy.local_state,
-            last_round=entry.last_round,
-            position=entry.position,
-            cohort=cohort,
-        )
+    def _orders(
+        self, state: ServerState, server_round: int, cohort: Sequence[Participant]
+    ) -> dict[str, TrainOrder]:
+        steps = dict.fromkeys((participant.name for participant in cohort), self.config.local_steps)
+        if self.config.federation.match_speed:
+            steps = matched_steps(self.config.local_steps, steps, state.ledger)
+        orders = {}
+        for participant in cohort:
+            entry = state.ledger.get(participant.name, LedgerEntry())
+            orders[participant.name] = TrainOrder(
+                run_id=state.run_id,
+                model_id=state.model_id,
+                round=server_round,
+                silo=participant.name,
+                members=list(participant.members),
+                global_step=state.global_step,
+                steps=steps[participant.name],
+                batch_size=participant.batch_size,
+                local_state=self._strategy.local_state,
+                last_round=entry.last_round,
+                position=entry.position,
+                cohort=len(cohort),
+            )
+        return orders
 
     def _train_messages(
         self,
@@ -358,13 +376,20 @@ class Federation:
             group_id=group,
         )
 
+    def _bearable_failures(self, cohort: int) -> int:
+        """Return how many participants of a cohort may fail in a round that counts."""
+        federation = self.config.federation
+        without = cohort - min(federation.quorum, cohort)
+        accepted = federation.accepted_failures
+        return without if accepted is None else min(without, accepted)
+
     def _check_failures(self, server_round: int, cohort: int, failures: Mapping[str, Failure]) -> None:
+        if len(failures) <= self._bearable_failures(cohort):
+            return
         federation = self.config.federation
         accepted = federation.accepted_failures
-        too_many = accepted is not None and len(failures) > accepted
-        if not too_many and cohort - len(failures) >= min(federation.quorum, cohort):
-            return
         reasons = "; ".join(f"{name}: {failure.reason}" for name, failure in failures.items())
+        too_many = accepted is not None and len(failures) > accepted
         limit = f"accepted_failures={accepted}" if too_many else f"quorum={federation.quorum}"
         raise RunError(
             f"round {server_round}: {len(failures)} of {cohort} clients failed, beyond federation.{limit} "
@@ -375,17 +400,24 @@ class Federation:
         self,
         before: ServerState,
         reports: Mapping[str, TrainReport],
+        arrivals: Mapping[str, float],
         outer_scalars: Mapping[str, float],
     ) -> ServerState:
         server_round = before.round + 1
         ledger = dict(before.ledger)
         for name, report in reports.items():
             tokens = ledger.get(name, LedgerEntry()).tokens + report.tokens
-            ledger[name] = LedgerEntry(last_round=server_round, position=report.position, tokens=tokens)
+            ledger[name] = LedgerEntry(
+                last_round=server_round,
+                position=report.position,
+                tokens=tokens,
+                steps_per_second=report.steps / report.seconds["training"],
+                arrival_seconds=arrivals[name],
+            )
         return before.model_copy(
             update={
                 "round": server_round,
-                "global_step": before.global_step + max(report.steps for report in reports.values()),
+                "global_step": before.global_step + self.config.local_steps,
                 "tokens": before.tokens + sum(report.tokens for report in reports.values()),
                 "model_id": uuid.uuid4().hex,
                 "ledger": ledger,

@@ -26,12 +26,33 @@ class Failure:
     reason: str
 
 
+@dataclass(frozen=True)
+class Patience:
+    """An end of the wait before the deadline.
+
+    Attributes
+    ----------
+    seconds
+        After which a missing reply counts as a failure.
+    may_fail
+        Failures up to which it holds. For a reply that the round cannot do without, the server waits until
+        the deadline.
+    reason
+        How ``seconds`` came about, for the reader of the failure.
+    """
+
+    seconds: float
+    may_fail: int
+    reason: str
+
+
 def exchange(
     grid: Grid,
     messages: dict[str, Message],
     receive: Callable[[str, Message], Answer | Failure],
     *,
     deadline: float | None,
+    patience: Patience | None = None,
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """Send one message to each participant and yield the answers in the order of ``messages``.
 
@@ -49,6 +70,8 @@ def exchange(
         PhotonError that it raises is a failure, too.
     deadline
         Seconds after which missing replies count as failures; None waits for ever.
+    patience
+        An earlier end of the wait; None: the deadline alone.
     """
     waiting: dict[str, str] = {}
     answers: dict[str, Answer | Failure] = {}
@@ -74,6 +97,7 @@ def exchange(
             del waiting[participant]
         return moved
 
+    failures = 0
     begin = time.monotonic()
     for turn in cohort:
         while turn not in answers:
@@ -85,12 +109,24 @@ def exchange(
             if moved:
                 continue
             elapsed = time.monotonic() - begin
-            if deadline is not None and elapsed > deadline:
+            failed = failures + sum(isinstance(answer, Failure) for answer in answers.values())
+            late = _late(elapsed, deadline, patience if patience and failed < patience.may_fail else None)
+            if late:
                 del waiting[turn]
-                answers[turn] = Failure("deadline", f"no reply within {deadline:g} s")
+                answers[turn] = Failure("deadline", late)
             else:
                 time.sleep(min(0.5, max(0.02, 0.02 * elapsed)))
+        failures += isinstance(answers[turn], Failure)
         yield turn, answers.pop(turn)
+
+
+def _late(elapsed: float, deadline: float | None, patience: Patience | None) -> str | None:
+    """Return why a reply that is missing after ``elapsed`` seconds is too late, or None if it is not."""
+    if deadline is not None and elapsed > deadline:
+        return f"no reply within {deadline:g} s (federation.deadline)"
+    if patience is not None and elapsed > patience.seconds:
+        return f"no reply within {patience.seconds:.3g} s ({patience.reason})"
+    return None
 
 
 def _accept(

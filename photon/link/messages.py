@@ -16,8 +16,8 @@ from photon.errors import PhotonError, RefusedError
 
 #: It becomes the name of a folder, on the server's word.
 SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
-#: Time that something has really taken.
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+#: Time that something has really taken, by a clock: speeds are computed from it.
+Seconds = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 
 
 class Body(BaseModel):

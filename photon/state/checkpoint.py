@@ -33,12 +33,18 @@ class LedgerEntry(BaseModel):
         Windows of its text that the participant had taken by then.
     tokens
         Tokens it has trained in accepted rounds.
+    steps_per_second
+        Its local steps per second of training in the last of them.
+    arrival_seconds
+        Seconds from the round's first message to its reply in the last of them.
     """
 
     model_config = ConfigDict(extra="forbid")
     last_round: int = Field(default=0, ge=0)
     position: int = Field(default=0, ge=0)
     tokens: int = Field(default=0, ge=0)
+    steps_per_second: float | None = Field(default=None, gt=0)
+    arrival_seconds: float | None = Field(default=None, gt=0)
 
 
 class ServerState(BaseModel):

@@ -88,9 +88,7 @@ def test_the_largest_model_is_judged_by_what_would_be_built(small_config: Make) 
     config = small_config()
     size = sum(parameter.numel() for parameter in build_model(config.model, 300, seed=0).parameters())
     SiloPolicy(max_parameters=size).check_run("alpha", config, 300)
-    with pytest.raises(
-        RefusedError, match=rf"{size - 1:,}, .* a model of {size:,} parameters"
-    ):
+    with pytest.raises(RefusedError, match=rf"{size - 1:,}, .* a model of {size:,} parameters"):
         SiloPolicy(max_parameters=size - 1).check_run("alpha", config, 300)
 
 

@@ -12,6 +12,7 @@ from photon.config import RunConfig
 from photon.errors import PhotonError
 from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
+from photon.silo.policy import SiloPolicy
 from photon.silo.site import SiloSite, find_site
 from photon.state.checkpoint import CheckpointStore
 
@@ -22,13 +23,13 @@ SIMULATED = {"partition-id": 0, "num-partitions": 1}
 
 def test_a_deployed_silo_names_its_own_folders(small_config: Make) -> None:
     site, config = find_site(OWN | {"store-url": "s3://bucket/run"}, small_config())
-    assert site == SiloSite(Path("/data"), Path("/state"), store="s3://bucket/run")
+    assert site == SiloSite(Path("/data"), Path("/state"), store="s3://bucket/run", policy=SiloPolicy())
     assert config == small_config()
 
 
 def test_a_simulated_silo_lives_in_the_run(small_config: Make, corpus: Path, tmp_path: Path) -> None:
     site, _ = find_site(SIMULATED, small_config())
-    assert site == SiloSite(corpus, tmp_path / "run" / "silos", store=None)
+    assert site == SiloSite(corpus, tmp_path / "run" / "silos", store=None, policy=SiloPolicy())
 
 
 @pytest.mark.parametrize("node_config", [{}, {"state-dir": "/state"}])
@@ -83,6 +84,8 @@ def test_a_wrong_setting_is_one_clear_line(small_config: Make, own: Any, message
 # --- silos of different machines in one federation ----------------------------------------------------
 
 
+#: Adam divides by its own moments and so enlarges the rounding of gradients that are zero but for rounding.
+PLAIN_SGD = ["optimizer=sgd", "optimizer.lr=0.5"]
 Federate = Callable[..., Path]
 
 
@@ -99,7 +102,7 @@ def federate(small_config: Make, silo_folders: dict[str, Path], tmp_path: Path) 
             }
             for number, (silo, data) in enumerate(silo_folders.items(), start=1)
         }
-        config = prepare_run(small_config("cohort=2", "rounds=2", "local_steps=2", name=name))
+        config = prepare_run(small_config("cohort=2", "rounds=2", "local_steps=2", *PLAIN_SGD, name=name))
         run_federation(config, InProcessGrid(app, nodes), resume=False, live=False)
         return tmp_path / name
 
@@ -123,7 +126,7 @@ def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
 
     monkeypatch.setattr(work, "find_micro_batch_size", probe)
     alike, different = federate("alike", {}), federate("different", {"beta": own})
-    assert probed == ([4] if own.get("micro-batch-size") == "auto" else [])
+    assert set(probed) == ({4} if own.get("micro-batch-size") == "auto" else set())
     expected, found = (CheckpointStore(run / "checkpoints").latest()[0] for run in (alike, different))
     assert expected.state.ledger.keys() == {"alpha", "beta"}
     for name in ("alpha", "beta"):
@@ -131,4 +134,4 @@ def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
             assert getattr(found.state.ledger[name], figure) == getattr(expected.state.ledger[name], figure)
     weights = found.load_params()
     for name, tensor in expected.load_params().items():
-        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-5, atol=1e-6, msg=name)

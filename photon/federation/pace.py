@@ -1,0 +1,61 @@
+"""How long a round takes: local steps by a silo's speed, and how long the server waits for replies.
+
+Both are functions of what the checkpoint's ledger holds, so a resumed run orders and waits as one that
+never stopped.
+"""
+
+from collections.abc import Collection, Mapping
+
+from photon.federation.rounds import Patience
+from photon.state.checkpoint import LedgerEntry
+
+
+def matched_steps(
+    local_steps: int, cohort: Collection[str], ledger: Mapping[str, LedgerEntry]
+) -> dict[str, int]:
+    """Return local steps for each participant, so that all of them train about equally long.
+
+        steps_k = clamp(round(H · s_k / max_j s_j), 1, H),   s: local steps per second when last accepted
+
+    A participant that was never accepted gets H: its speed is not known yet.
+
+    Parameters
+    ----------
+    local_steps
+        H, which the fastest participant of the cohort gets.
+    """
+    speeds = {name: ledger[name].steps_per_second for name in cohort if name in ledger}
+    known = {name: speed for name, speed in speeds.items() if speed is not None}
+    fastest = max(known.values(), default=0.0)
+    return {
+        name: max(1, min(local_steps, round(local_steps * known[name] / fastest)))
+        if name in known
+        else local_steps
+        for name in cohort
+    }
+
+
+def learnt_patience(
+    factor: float | None, cohort: Collection[str], ledger: Mapping[str, LedgerEntry], may_fail: int
+) -> Patience | None:
+    """Return how long to wait by the replies of earlier rounds; None: not to be learnt from them.
+
+    That is ``factor`` times the longest that a participant of this cohort took when it was last accepted.
+    While one of them was never accepted, nobody knows how long it takes.
+
+    Parameters
+    ----------
+    may_fail
+        Failures that the round can bear.
+    """
+    seconds = [ledger[name].arrival_seconds if name in ledger else None for name in cohort]
+    known = [value for value in seconds if value is not None]
+    if factor is None or len(known) < len(seconds):
+        return None
+    longest = max(known)
+    return Patience(
+        seconds=factor * longest,
+        may_fail=may_fail,
+        reason=f"federation.patience={factor:g} times the {longest:.3g} s that the slowest silo of "
+        "this cohort last took",
+    )
