@@ -19,6 +19,8 @@ import typer.main
 
 from photon.cli import app
 from photon.config import RunConfig, compose, load, split_overrides
+from photon.silo.policy import SiloPolicy, read_policy
+from photon.silo.site import NodeSettings
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
 
@@ -69,6 +71,24 @@ def test_check_refuses_a_page_that_is_out_of_date(
         generator.main()
     (tmp_path / "page.md").write_text("new")
     generator.main()
+
+
+# --- what a silo's operator writes ---------------------------------------------------------------------
+
+
+def table_keys(text: str) -> set[str]:
+    return set(re.findall(r"`([\w-]+)`", " ".join(re.findall(r"^\| (`[^|]+) \|", text, re.MULTILINE))))
+
+
+def test_the_silo_page_names_every_setting_and_every_rule(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "silo.md").read_text()
+    settings, policy = page.split("## Policy")[0], page.split("## Policy")[1].split("### ")[0]
+    keys = {field.alias for field in NodeSettings.model_fields.values()}
+    assert table_keys(settings) == keys - {"partition-id", "num-partitions"}
+    example = tmp_path / "policy.yaml"
+    example.write_text(dict(worked_examples())["policy.yaml"])
+    assert read_policy(example).model_fields_set == set(SiloPolicy.model_fields)
+    assert table_keys(policy) == set(SiloPolicy.model_fields) - {"share_validation"}
 
 
 # --- links --------------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ class NodeSettings(BaseModel):
     store_url: str | None = Field(
         None, description="Shared folder or URL of the store for large payloads, as the silo reaches it."
     )
+    worker: bool = Field(True, description="Train in a process that stays from round to round.")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
     processes: int | None = Field(None, ge=1, description="Devices that train together.")
     parallel: Literal["ddp", "fsdp"] | None = Field(None, description="How they share the work.")
