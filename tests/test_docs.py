@@ -130,7 +130,7 @@ LAYERS = [
     {"deployment"},
     {"federation", "silo"},
     {"strategy", "training", "evaluation"},
-    {"link", "data", "models"},
+    {"link", "data", "models", "optim"},
     {"telemetry", "state"},
     {"config", "components", "errors", "__init__"},
 ]

@@ -339,10 +339,13 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
             f"optimizer._target_={config['_target_']} is not a torch.optim.Optimizer; name one, such as "
             "torch.optim.AdamW"
         )
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    fused = _runs_fused(optimizer_class, parameters) and config.keys().isdisjoint(_IMPLEMENTATIONS)
+    # With their names, because some optimizers treat embeddings unlike hidden matrices.
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    fused = _runs_fused(optimizer_class, [parameter for _, parameter in named]) and config.keys().isdisjoint(
+        _IMPLEMENTATIONS
+    )
     optimizer: torch.optim.Optimizer = build(
-        {"fused": True, **config} if fused else config, "optimizer", parameters
+        {"fused": True, **config} if fused else config, "optimizer", named
     )
     return optimizer
 
