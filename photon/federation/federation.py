@@ -35,7 +35,7 @@ from photon.link.records import count_bytes, decode_groups, encode_groups
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.strategy.base import Aggregate, Participant, Reply, Strategy
 from photon.telemetry.events import (
     Checkpointed,
     ClientFailed,
@@ -173,8 +173,9 @@ class Federation:
         )
         checkpoint = Checkpoint(self.run_dir / "checkpoints", state)
         self._started(checkpoint, silos, resumed_from=None)
-        self._evaluate(state, {"params": params})
-        return self._checkpoints.save(state, params, {})
+        with self._checkpoints.writing(state, params, {}) as written:
+            self._evaluate(written)
+        return self._checkpoints.load(state.round)
 
     def _started(self, checkpoint: Checkpoint, silos: Sequence[SiloInfo], resumed_from: int | None) -> None:
         state, config = checkpoint.state, self.config
@@ -232,32 +233,34 @@ class Federation:
             self._train(server_round, checkpoint, cohort, replies, arrivals, traffic),
         )
         after = self._advance(before, replies, arrivals, aggregate.outer_scalars)
-        evaluate_begin = time.perf_counter()
-        if server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds:
-            self._evaluate(after, {"params": aggregate.params})
-        checkpoint_begin = time.perf_counter()
+        evaluated = server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds
+        clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 
         def finish() -> None:
             now = time.perf_counter()
+            clock["checkpoint"] += now
             training = self._training_seconds(replies.values())
             seconds = {
                 "round": now - begin,
                 "training": training,
                 "fold": aggregate.fold_seconds,
                 "outer": aggregate.outer_seconds,
-                "evaluate": checkpoint_begin - evaluate_begin,
-                "checkpoint": now - checkpoint_begin,
+                **clock,
                 "overhead": now - begin - training,
             }
             self._stream.emit(_round_finished(after, aggregate, replies, traffic, seconds))
 
-        saved = self._checkpoints.save(after, aggregate.params, aggregate.outer, finish)
+        with self._checkpoints.writing(after, aggregate.params, aggregate.outer, finish) as written:
+            if evaluated:
+                clock["evaluate"] = self._evaluate(written)
+                clock["checkpoint"] -= clock["evaluate"]
+        saved = self._checkpoints.load(server_round)
         self._stream.emit(
             Checkpointed(
                 round=server_round,
                 path=str(saved.path.relative_to(self.run_dir)),
                 bytes=sum(file.stat().st_size for file in saved.path.iterdir()),
-                seconds=time.perf_counter() - checkpoint_begin,
+                seconds=clock["checkpoint"],
             )
         )
         return saved
@@ -427,10 +430,11 @@ class Federation:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def _evaluate(self, state: ServerState, groups: StateGroups) -> None:
-        """Let every online silo evaluate the global model on its own validation text."""
+    def _evaluate(self, checkpoint: Checkpoint) -> float:
+        """Let every online silo evaluate a model on its own validation text; return the seconds it took."""
         begin = time.perf_counter()
-        records = encode_groups(groups, self._down)
+        state = checkpoint.state
+        records = encode_groups({"params": checkpoint.load_params()}, self._down)
         messages = {}
         for silo in self._roster.silos():
             if silo.validation_tokens is None:
@@ -460,9 +464,10 @@ class Federation:
                 self._failed(state.round, name, answer)
         if not per_silo:
             self._notice("warning", f"round {state.round}: no silo could evaluate the model")
-            return
+            return time.perf_counter() - begin
         tokens = sum(silo["tokens"] for silo in per_silo.values())
         loss = math.fsum(silo["loss"] * silo["tokens"] for silo in per_silo.values()) / tokens
+        seconds = time.perf_counter() - begin
         self._stream.emit(
             Evaluated(
                 round=state.round,
@@ -472,9 +477,10 @@ class Federation:
                 tokens_trained=state.tokens,
                 bytes_up=traffic["up"],
                 bytes_down=traffic["down"],
-                seconds=time.perf_counter() - begin,
+                seconds=seconds,
             )
         )
+        return seconds
 
     # --- events -----------------------------------------------------------------------------------
 

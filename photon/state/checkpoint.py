@@ -8,7 +8,9 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,29 +105,51 @@ class CheckpointStore:
         """Return the rounds that have a checkpoint, ascending."""
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))
 
-    def save(
+    def save(self, state: ServerState, params: dict[str, torch.Tensor], outer: StateGroups) -> Checkpoint:
+        """Write a checkpoint and remove the ones beyond ``keep``."""
+        with self.writing(state, params, outer):
+            pass
+        return Checkpoint(self._path(state.round), state)
+
+    @contextmanager
+    def writing(
         self,
         state: ServerState,
         params: dict[str, torch.Tensor],
         outer: StateGroups,
         before_commit: Callable[[], None] = lambda: None,
-    ) -> Checkpoint:
-        """Write a checkpoint and remove the ones beyond ``keep``.
+    ) -> Iterator[Checkpoint]:
+        """Write a checkpoint that counts when the block ends well.
 
-        ``before_commit`` is called when all bytes are on the disk and before the checkpoint counts, so
-        that what it records is never behind the checkpoint.
+        The block works on the written files while they are flushed to the disk.
+
+        Parameters
+        ----------
+        state, params, outer
+            What to write. It is used up: ``params`` and ``outer`` are empty within the block, so that
+            the server holds no model that is on its disk.
+        before_commit
+            Called when all bytes are on the disk and before the checkpoint counts, so that what it records is
+            never behind the checkpoint.
+
+        Yields
+        ------
+        Checkpoint
+            The written checkpoint, at its place for the time of the block.
         """
-        path = self._path(state.round)
-        with atomic_directory(path) as folder:
+        with atomic_directory(self._path(state.round)) as folder, ThreadPoolExecutor(1) as background:
             save_groups(folder / "params.safetensors", {"params": params})
+            params.clear()
             if outer:
                 save_groups(folder / "outer.safetensors", outer)
+                outer.clear()
             (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
-            sync_files(folder)
+            flushed = background.submit(sync_files, folder)
+            yield Checkpoint(folder, state)
+            flushed.result()
             before_commit()
         for old in self.rounds()[: -self._keep]:
             shutil.rmtree(self._path(old), ignore_errors=True)
-        return Checkpoint(path, state)
 
     def load(self, server_round: int) -> Checkpoint:
         """Open the checkpoint of a round.

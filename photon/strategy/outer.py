@@ -67,7 +67,8 @@ class OuterOptimizer:
         parameters = {name: torch.nn.Parameter(tensor) for name, tensor in params.items()}
         optimizer = build(self._section, "outer", list(parameters.values()))
         if state or scalars:
-            write_optimizer(_Named(parameters), optimizer, state, scalars)
+            # Private maps of the checkpoint's file: only what is stepped on takes memory.
+            write_optimizer(_Named(parameters), optimizer, state, scalars, adopt=True)
         averaging = _is_plain_averaging(optimizer)
         square = 0.0
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.

@@ -101,12 +101,23 @@ def write_optimizer(
     optimizer: torch.optim.Optimizer,
     groups: Mapping[str, Mapping[str, Tensor]],
     scalars: Mapping[str, float],
+    *,
+    adopt: bool = False,
 ) -> None:
     """Replace the whole state of ``optimizer`` by what `read_optimizer` returned.
 
     The optimizer then goes on bit for bit like the one that was read. The scalars go to every parameter
     that has a tensor in some group. A scalar that the optimizer does not hold yet becomes a zero-dimensional
     float32 tensor, as torch's own optimizers keep it.
+
+    Parameters
+    ----------
+    model, optimizer
+        Whose state to replace.
+    groups, scalars
+        The state groups and scalars.
+    adopt
+        Let the optimizer work on the tensors of ``groups`` themselves instead of on copies.
 
     Raises
     ------
@@ -120,7 +131,7 @@ def write_optimizer(
     for name, parameter in own.items():
         old: Mapping[str, Any] = optimizer.state.pop(parameter, {})
         new: dict[str, Any] = {
-            group: _restore_tensor(tensors[name], old.get(group), parameter)
+            group: tensors[name] if adopt else _restore_tensor(tensors[name], old.get(group), parameter)
             for group, tensors in groups.items()
             if name in tensors
         }

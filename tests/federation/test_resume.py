@@ -74,16 +74,16 @@ def test_a_round_asked_for_twice_is_answered_without_training(
     from photon.federation import federation
     from photon.training.loop import LocalTrainer
 
-    save = federation.CheckpointStore.save
+    writing = federation.CheckpointStore.writing
 
     def dying(self: Any, state: Any, *rest: Any) -> Any:
         if state.round == 2:
             raise RuntimeError("the server dies")
-        return save(self, state, *rest)
+        return writing(self, state, *rest)
 
     config = prepare_run(small_config(*RUN))
     with monkeypatch.context() as patch:
-        patch.setattr(federation.CheckpointStore, "save", dying)
+        patch.setattr(federation.CheckpointStore, "writing", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
             run_inprocess(config, resume=False)
 
