@@ -3,6 +3,7 @@
 import contextlib
 import math
 import random
+import re
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ from photon.telemetry.events import (
     Checkpointed,
     ClientFailed,
     ClientFinished,
+    Diagnostics,
     Evaluated,
     EventStream,
     Notice,
@@ -232,7 +234,7 @@ class Federation:
             checkpoint,
             self._train(server_round, checkpoint, cohort, replies, arrivals, traffic),
         )
-        after = self._advance(before, replies, arrivals, aggregate.outer_scalars)
+        after = self._advance(before, replies, arrivals, aggregate)
         evaluated = server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 
@@ -249,6 +251,7 @@ class Federation:
                 "overhead": now - begin - training,
             }
             self._stream.emit(_round_finished(after, aggregate, replies, traffic, seconds))
+            self._stream.emit(_diagnostics(after, aggregate, replies))
 
         with self._checkpoints.writing(after, aggregate.params, aggregate.outer, finish) as written:
             if evaluated:
@@ -404,7 +407,7 @@ class Federation:
         before: ServerState,
         reports: Mapping[str, TrainReport],
         arrivals: Mapping[str, float],
-        outer_scalars: Mapping[str, float],
+        aggregate: Aggregate,
     ) -> ServerState:
         server_round = before.round + 1
         ledger = dict(before.ledger)
@@ -424,7 +427,10 @@ class Federation:
                 "tokens": before.tokens + sum(report.tokens for report in reports.values()),
                 "model_id": uuid.uuid4().hex,
                 "ledger": ledger,
-                "outer_scalars": dict(outer_scalars),
+                "outer_scalars": dict(aggregate.outer_scalars),
+                "noise": before.noise.add(
+                    aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
+                ),
             }
         )
 
@@ -560,6 +566,30 @@ def _round_finished(
         bytes_down=traffic["down"],
         seconds=seconds,
     )
+
+
+def _diagnostics(after: ServerState, aggregate: Aggregate, reports: Mapping[str, TrainReport]) -> Diagnostics:
+    step = aggregate.step
+    values = {f"noise/{name}": value for name, value in after.noise.figures().items()}
+    values |= {f"outer_{group}_norm/all": norm for group, norm in step.state_norms.items()}
+    for figure, norms in (
+        ("pseudo_gradient_norm", step.pseudo_gradient_norms),
+        ("parameter_norm", step.parameter_norms),
+    ):
+        for layer, of_layer in _by_layer(norms).items():
+            values[f"{figure}/{layer}"] = math.hypot(*of_layer)
+    for silo, report in reports.items():
+        values |= {f"{figure}/{silo}": value for figure, value in report.diagnostics.items()}
+    return Diagnostics(round=after.round, values=values)
+
+
+def _by_layer(norms: Mapping[str, float]) -> dict[str, list[float]]:
+    """Gather the norms of parameters by layer: the numbered block, or else the module."""
+    layers: dict[str, list[float]] = {}
+    for name, norm in norms.items():
+        block = re.match(r".*?\.\d+(?=\.)", name)
+        layers.setdefault(block[0] if block else name.rpartition(".")[0] or name, []).append(norm)
+    return layers
 
 
 def _perplexity(loss: float) -> float:

@@ -19,6 +19,9 @@ SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
 #: Time that something has really taken, by a clock: speeds are computed from it.
 Seconds = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 
+#: Figures that a report may bring beside the usual ones.
+MAX_DIAGNOSTICS = 1000
+
 
 class Body(BaseModel):
     """A typed message body."""
@@ -97,7 +100,10 @@ class ClientSeconds(TypedDict):
 
 
 class TrainReport(Body):
-    """What local training did; the trained state groups travel beside it."""
+    """What local training did; the trained state groups travel beside it.
+
+    ``diagnostics`` holds further figures by name, where the run asks for them.
+    """
 
     round: int
     silo: str
@@ -111,6 +117,7 @@ class TrainReport(Body):
     update_norm: float
     seconds: ClientSeconds
     state_lost: bool
+    diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
 class EvaluateOrder(Body):

@@ -25,6 +25,7 @@ from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
+from photon.training.diagnostics import activation_norms, state_norms
 from photon.training.groups import (
     StateGroups,
     read_optimizer,
@@ -40,6 +41,10 @@ from photon.training.schedule import Schedule, build_schedule, resolve_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+#: Windows on which activations are measured.
+DIAGNOSTIC_WINDOWS = 4
 
 
 @dataclass
@@ -172,6 +177,7 @@ def train(
             "total": trained - begin,
         },
         state_lost=state_lost,
+        diagnostics=_diagnose(fitted, data, order, config) if config.telemetry.diagnostics else {},
     )
     reply = {"params": fitted.params}
     kept = order.local_state == "keep"
@@ -352,6 +358,22 @@ def _fit_in_group(
     groups, scalars = (before.groups, before.scalars) if before else ({}, {})
     folder = site.state / order.silo / "group"
     return train_in_group(job, params, groups, scalars, processes=training.processes, folder=folder)
+
+
+def _diagnose(
+    fitted: GroupResult, data: PreparedData, order: TrainOrder, config: RunConfig
+) -> dict[str, float]:
+    """Measure the trained state, and activations on the same few windows in every round.
+
+    A group of processes leaves no model here to measure activations on.
+    """
+    figures = state_norms(fitted.groups)
+    if config.training.processes == 1:
+        bench = workbench(config.text, data.manifest.vocab_size)
+        windows = data.windows(order.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
+        bench.model.eval()
+        figures |= activation_norms(bench.model, torch.from_numpy(windows).to(bench.device))
+    return figures
 
 
 def _distance(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory, remove_leftovers, sync_files
 from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.telemetry.noise_scale import NoiseScale
 
 FORMAT = "photon-checkpoint/1"
 
@@ -61,6 +62,7 @@ class ServerState(BaseModel):
     model_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     ledger: dict[str, LedgerEntry] = Field(default_factory=dict)
     outer_scalars: dict[str, float] = Field(default_factory=dict)
+    noise: NoiseScale = Field(default_factory=NoiseScale)
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str

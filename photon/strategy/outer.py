@@ -19,14 +19,27 @@ class OuterStep:
 
     Attributes
     ----------
-    pseudo_gradient_norm
-        ‖Δ‖ with Δ = θ − mean_k θ_k, over all parameters.
-    parameter_norm
-        ‖θ‖ after the step.
+    pseudo_gradient_norms
+        ‖Δ‖ with Δ = θ − mean_k θ_k, for each parameter.
+    parameter_norms
+        ‖θ‖ after the step, for each parameter.
+    state_norms
+        Norm of each state group of the outer optimizer after the step.
     """
 
-    pseudo_gradient_norm: float
-    parameter_norm: float
+    pseudo_gradient_norms: dict[str, float]
+    parameter_norms: dict[str, float]
+    state_norms: dict[str, float]
+
+    @property
+    def pseudo_gradient_norm(self) -> float:
+        """‖Δ‖ over all parameters."""
+        return math.hypot(*self.pseudo_gradient_norms.values())
+
+    @property
+    def parameter_norm(self) -> float:
+        """‖θ‖ over all parameters."""
+        return math.hypot(*self.parameter_norms.values())
 
 
 class OuterOptimizer:
@@ -70,22 +83,30 @@ class OuterOptimizer:
             # Private maps of the checkpoint's file: only what is stepped on takes memory.
             write_optimizer(_Named(parameters), optimizer, state, scalars, adopt=True)
         averaging = _is_plain_averaging(optimizer)
-        square = 0.0
+        gradient_norms: dict[str, float] = {}
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
         for name, parameter in parameters.items():
             of_clients = mean.pop(name)
             if averaging:
-                square += float(torch.linalg.vector_norm(parameter.detach() - of_clients)) ** 2
+                gradient_norms[name] = _norm(parameter.detach() - of_clients)
                 params[name] = of_clients
                 continue
             parameter.grad = of_clients.neg_().add_(parameter.detach())
-            square += float(torch.linalg.vector_norm(parameter.grad)) ** 2
+            gradient_norms[name] = _norm(parameter.grad)
             optimizer.step()
             parameter.grad = None
             params[name] = parameter.detach()
-        norm = math.sqrt(sum(float(torch.linalg.vector_norm(t)) ** 2 for t in params.values()))
         groups, numbers = read_optimizer(_Named(parameters), optimizer)
-        return OuterStep(math.sqrt(square), norm), groups, numbers
+        step = OuterStep(
+            gradient_norms,
+            {name: _norm(tensor) for name, tensor in params.items()},
+            {group: math.hypot(*map(_norm, tensors.values())) for group, tensors in groups.items()},
+        )
+        return step, groups, numbers
+
+
+def _norm(tensor: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor))
 
 
 class _Named(torch.nn.Module):

@@ -174,6 +174,18 @@ class RoundFinished(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Diagnostics(Event):
+    """Further figures of a round, under ``figure/of what`` names.
+
+    ``parameter_norm/LAYER``, ``pseudo_gradient_norm/LAYER``, ``outer_GROUP_norm/all``, ``noise/scale``; where
+    ``telemetry.diagnostics`` is on also what the clients measure, such as ``exp_avg_norm/SILO``.
+    """
+
+    round: int
+    values: dict[str, _Number]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Evaluated(Event):
     """The global model was validated; round 0 is before any training, overall is weighted by tokens.
 
@@ -229,6 +241,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     ClientFinished,
     ClientFailed,
     RoundFinished,
+    Diagnostics,
     Evaluated,
     Checkpointed,
     RunFinished,

@@ -11,6 +11,7 @@ import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from photon.telemetry import plots
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
+    Diagnostics,
     Evaluated,
     Event,
     Notice,
@@ -59,6 +61,13 @@ _PHASES = (
     ("checkpoint", Style("c5")),
     ("other", Style("muted")),
 )
+_DIAGNOSTICS = {
+    "noise": "Gradient noise scale: trace of the covariance of updates, squared norm of the true one, ratio.",
+    "pseudo_gradient_norm": "By layer.",
+    "parameter_norm": "By layer, after the outer step.",
+    "activation_norm_in": "Root mean square over tokens, leaving the embedding, on each client's own text.",
+    "activation_norm_out": "Root mean square over tokens, entering the head, on each client's own text.",
+}
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -191,6 +200,12 @@ class _Run:
         return [event for event in self.history if isinstance(event, ClientFinished)]
 
     @property
+    def diagnosed(self) -> list[str]:
+        """What figures the `Diagnostics` tell of, such as ``parameter_norm``."""
+        events = [event for event in self.history if isinstance(event, Diagnostics)]
+        return list(dict.fromkeys(name.partition("/")[0] for event in events for name in event.values))
+
+    @property
     def evaluations(self) -> list[tuple[Evaluated, float]]:
         """The last evaluation of each round with the seconds at work until then."""
         found: dict[int, tuple[Evaluated, float]] = {}
@@ -248,10 +263,11 @@ def _run_page(run: _Run) -> _Page:
         f"{started.engine} engine on {started.device}",
         f"started {begun:%Y-%m-%d %H:%M} UTC",
     ]
-    sections = [
+    sections: list[tuple[str, list[Callable[[_Run], _Figure | None]]]] = [
         ("Learning", [_perplexity_by_tokens, _perplexity_by_time, _train_loss, _gradient_norm]),
         ("Rounds", [_cohorts, _update_norms, _agreement, _learning_rate]),
         ("Cost", [_bytes, _phases, _throughput, _utilisation]),
+        ("Diagnostics", [partial(_diagnostics, figure=figure) for figure in run.diagnosed]),
     ]
     return _Page(
         title=started.name,
@@ -520,6 +536,24 @@ def _utilisation(run: _Run) -> _Figure | None:
     note = f"Model FLOPs of a client's training by the device's roofline of {format_count(roofline)}FLOP/s."
     axis = Axis("utilisation", "share")
     return _by_round("Model FLOPs utilisation", note, series, axis, format_share)
+
+
+def _diagnostics(run: _Run, figure: str) -> _Figure | None:
+    events = [event for event in run.history if isinstance(event, Diagnostics)]
+    names = dict.fromkeys(name for event in events for name in event.values)
+    of_what = [name.partition("/")[2] for name in names if name.partition("/")[0] == figure]
+    series = [
+        Series(
+            label,
+            [event.round for event in events],
+            [event.values.get(f"{figure}/{label}") for event in events],
+            run.participants.get(label) or Style.of(number),
+        )
+        for number, label in enumerate(of_what)
+    ]
+    title = figure.replace("_", " ")
+    note = _DIAGNOSTICS.get(figure, "")
+    return _by_round(title[0].upper() + title[1:], note, series, Axis(title), "{:.4g}".format)
 
 
 def _client_series(run: _Run, value: Callable[[ClientFinished], float | None]) -> list[Series]:

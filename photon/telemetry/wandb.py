@@ -7,6 +7,7 @@ from photon.errors import PhotonError
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
+    Diagnostics,
     Evaluated,
     Event,
     RoundFinished,
@@ -90,6 +91,9 @@ class WandbListener:
             metrics = _round_metrics(event) | _client_metrics(self._clients, self._failures)
             self._run.log({key: value for key, value in metrics.items() if value is not None})
             self._clients, self._failures = [], 0
+        elif isinstance(event, Diagnostics):
+            values = {f"diagnostics/{name}": value for name, value in event.values.items()}
+            self._run.log({"round": event.round, **values})
         elif isinstance(event, Evaluated):
             self._run.log(_evaluation_metrics(event))
         elif isinstance(event, RunFinished):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
 from photon.components import import_target
@@ -24,8 +25,17 @@ from photon.models.build import build_model, causal_loss
 from photon.silo.work import stream_seed
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RoundFinished
+from photon.telemetry.events import (
+    ClientFailed,
+    ClientFinished,
+    Diagnostics,
+    Evaluated,
+    Event,
+    Notice,
+    RoundFinished,
+)
 from photon.telemetry.log import read_events
+from photon.training.diagnostics import activation_norms
 
 Run = Callable[..., dict[str, Any]]
 Make = Callable[..., RunConfig]
@@ -423,3 +433,39 @@ def test_rounds_report_what_the_outer_step_did(run_small: Run, tmp_path: Path) -
         assert -1 <= event.client_cosine <= 1
         assert 0 < event.consensus <= 1 + 1e-6
         assert event.seconds["round"] >= event.seconds["training"] > 0
+
+
+def test_diagnostics_tell_the_norms_of_layers_states_and_activations(run_small: Run, tmp_path: Path) -> None:
+    run_small("telemetry.diagnostics=true", "telemetry.report=true", "outer=diloco")
+    run_dir = tmp_path / "run"
+    told, finished = events_of(run_dir, Diagnostics)[-1], events_of(run_dir, RoundFinished)[-1]
+    last = CheckpointStore(run_dir / "checkpoints").latest()[0]
+    for figure in ("parameter_norm", "pseudo_gradient_norm"):
+        layers = {k: v for k, v in told.values.items() if k.startswith(f"{figure}/")}
+        assert {f"{figure}/transformer.wte", f"{figure}/transformer.h.0"} < set(layers)
+        assert math.hypot(*layers.values()) == pytest.approx(getattr(finished, figure))
+    embedding = last.load_params()["transformer.wte.weight"]
+    assert told.values["parameter_norm/transformer.wte"] == pytest.approx(float(embedding.norm()), rel=1e-5)
+    momentum = last.load_outer()["momentum_buffer"].values()
+    assert told.values["outer_momentum_buffer_norm/all"] == pytest.approx(
+        math.sqrt(sum(float(t.double().square().sum()) for t in momentum)), rel=1e-5
+    )
+    assert told.values["noise/trace"] > 0
+    silo = events_of(run_dir, ClientFinished)[-1].silo
+    for figure in ("exp_avg_norm", "exp_avg_sq_norm", "activation_norm_in", "activation_norm_out"):
+        assert told.values[f"{figure}/{silo}"] > 0
+    report = (run_dir / "report.html").read_text()
+    assert "Exp avg norm" in report
+    assert "transformer.h.0" in report
+
+
+def test_activation_norms_of_a_known_model() -> None:
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=11, n_positions=8, n_embd=4, n_layer=1, n_head=1)
+    ).eval()
+    torch.nn.init.constant_(model.transformer.wte.weight, 0.5)
+    torch.nn.init.normal_(model.transformer.wpe.weight)
+    figures = activation_norms(model, torch.zeros((2, 8), dtype=torch.int64))
+    assert figures["activation_norm_in"] == pytest.approx(1.0)
+    # What enters the head has passed a layer norm with unit gain: its norm is √d.
+    assert figures["activation_norm_out"] == pytest.approx(2.0, rel=1e-2)
