@@ -450,7 +450,7 @@ class Federation:
             content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self._sent_config)
             messages[silo.name] = self._message(content, [silo.name], "evaluate", f"evaluate-{state.round}")
         if not messages:
-            return
+            return time.perf_counter() - begin
         traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
 
         def receive(name: str, message: Message) -> EvaluateReport | Failure:
