@@ -57,6 +57,7 @@ FIELDS = {
             NAMES, st.builds(SiloEvaluation, loss=FINITE, perplexity=FINITE, tokens=COUNT), max_size=3
         )
     },
+    "diagnostics": {"values": st.dictionaries(NAMES, FINITE, max_size=3)},
     "run_finished": {"summary": st.dictionaries(st.text(), JSON, max_size=4)},
 }
 NAMES_IN_ORDER = [
@@ -65,6 +66,7 @@ NAMES_IN_ORDER = [
     "client_finished",
     "client_failed",
     "round_finished",
+    "diagnostics",
     "evaluated",
     "checkpointed",
     "run_finished",
