@@ -132,7 +132,7 @@ LAYERS = [
     {"strategy", "training", "evaluation"},
     {"link", "data", "models", "optim"},
     {"telemetry", "state"},
-    {"config", "components", "errors", "__init__"},
+    {"config", "components", "code", "errors", "__init__"},
 ]
 KNOW_FLOWER = {"server_app", "client_app", "federation", "silo", "link"}
 

@@ -1,8 +1,10 @@
 """Several devices of one silo that train together as if they were one.
 
 Every process takes its rows of each batch, and gradients are averaged over the processes, so the result is
-that of one process with the whole batch. The group lives for one call: it is started with a job folder, and
-leaves the trained state groups there. A silo with one device pays nothing for all this.
+that of one process with the whole batch. The group is kept from one fit to the next, with model, compiled
+graph and process group. It gets each job as the name of a folder on its standard input, and leaves the
+trained state groups there. When that input is closed, for whatever reason, the processes end: they cannot
+outlive the one that started them. A silo with one device pays nothing for all this.
 
 The job folder::
 
@@ -13,17 +15,23 @@ The job folder::
     trained/                params.safetensors, optimizer.safetensors, scalars.json, result.json
 """
 
+import atexit
+import contextlib
 import dataclasses
+import io
 import json
 import os
+import queue
+import selectors
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -35,7 +43,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-import photon
+from photon.code import command, environment
 from photon.config import Component, ModelSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
@@ -46,6 +54,7 @@ from photon.training.groups import (
     StateGroups,
     read_optimizer,
     read_params,
+    reset_optimizer,
     write_optimizer,
     write_params,
 )
@@ -61,8 +70,10 @@ from photon.training.schedule import build_schedule
 
 _USER_ERROR, _DIVERGED = 2, 3
 _LAST_LINES = 8
-_POLL_SECONDS = 0.05
 _GRACE_SECONDS = 5.0
+#: One process's failure takes others with it; waited for, so that the one that says why is among them.
+_SETTLE_SECONDS = 0.3
+_DONE = b"done\n"
 
 
 class GroupJob(BaseModel):
@@ -113,6 +124,13 @@ class GroupJob(BaseModel):
     position: int
     global_step: int
     steps: int
+
+    #: What the same processes can be given anew.
+    PER_FIT: ClassVar = frozenset({"windows", "stream_seed", "position", "global_step", "steps"})
+
+    def fixed(self) -> str:
+        """Return, as text, the part of the job that the processes are built for."""
+        return self.model_dump_json(by_alias=True, exclude=set(self.PER_FIT))
 
 
 @dataclass(frozen=True)
@@ -177,48 +195,184 @@ def train_in_group(
     shutil.rmtree(folder, ignore_errors=True)
     _save_state(folder, params, groups, scalars)
     write_text(folder / "job.json", job.model_dump_json(by_alias=True, indent=1))
-    # The processes meet at a store that lives here: its port is taken when they start, not only chosen.
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    command = [sys.executable, "-m", "photon.training.devices", str(folder)]
-    environments = [_environment(rank, processes, store.port) for rank in range(processes)]
-    run_processes(command, environments, folder)
+    _kept.group(job, processes, folder).work(folder)
     trained = folder / "trained"
     outcome = json.loads((trained / "result.json").read_text())
     return GroupResult(*_load_state(trained), outcome["position"], TrainResult(**outcome["result"]))
 
 
-def run_processes(command: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path) -> None:
-    """Run ``command`` once per environment until all have ended well; when one fails, stop the others.
+def stop_group() -> None:
+    """End the processes that were kept for the next fit, if there are any."""
+    _kept.stop()
 
-    Raises
-    ------
-    TrainingDiverged, PhotonError
-        When a process fails, with what it wrote last to ``folder/rank-N.log``.
+
+class ProcessGroup:
+    """Processes that take one job after the other, all of them together.
+
+    Parameters
+    ----------
+    command
+        What each process runs. It reads lines from its standard input, each the JSON text of a folder, writes
+        ``done`` to its standard output after each job, and ends when its standard input is closed.
+    environments
+        One per process.
+    folder
+        Where the processes log until the first job names its folder.
     """
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
-        for rank, environment in enumerate(environments):
-            with open(_log(folder, rank), "wb") as log:
-                processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-        while True:
-            codes = [process.poll() for process in processes]
-            if failed := [rank for rank, code in enumerate(codes) if code]:
-                raise _failure(processes, failed, folder)
-            if None not in codes:
-                return
-            time.sleep(_POLL_SECONDS)
-    finally:
-        _stop(processes)
+
+    def __init__(
+        self, command: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
+    ) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank, variables in enumerate(environments):
+                with open(_log(folder, rank), "wb") as log:
+                    process = subprocess.Popen(
+                        command,
+                        env=variables,
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=log,
+                        bufsize=0,
+                    )
+                self._processes.append(process)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def alive(self) -> bool:
+        """Whether all processes are there for another job."""
+        return bool(self._processes) and all(process.poll() is None for process in self._processes)
+
+    def work(self, folder: Path) -> None:
+        """Have the processes do the job in ``folder``; when one fails, stop the others.
+
+        Raises
+        ------
+        TrainingDiverged, PhotonError
+            When a process fails, with what it wrote last to ``folder/rank-N.log``.
+        """
+        try:
+            for process in self._processes:
+                # One that is gone already is found below.
+                with contextlib.suppress(BrokenPipeError):
+                    _pipe(process.stdin).write(f"{json.dumps(str(folder))}\n".encode())
+            if not self._all_done():
+                raise _failure(self._processes, self._ended(), folder)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the processes."""
+        for process in self._processes:
+            _pipe(process.stdin).close()
+            # One that is still importing does not listen yet.
+            process.terminate()
+        deadline = time.monotonic() + _GRACE_SECONDS
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            _pipe(process.stdout).close()
+        self._processes = []
+
+    def _all_done(self) -> bool:
+        """Wait for all answers; return False as soon as a process has ended instead."""
+        with selectors.DefaultSelector() as waiting:
+            for process in self._processes:
+                waiting.register(_pipe(process.stdout), selectors.EVENT_READ)
+            while waiting.get_map():
+                for key, _ in waiting.select():
+                    said = os.read(key.fd, 4096)
+                    if not said:
+                        return False
+                    if _DONE in said:
+                        waiting.unregister(key.fileobj)
+        return True
+
+    def _ended(self) -> list[int]:
+        deadline = time.monotonic() + _GRACE_SECONDS
+        while not any(process.poll() is not None for process in self._processes):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        time.sleep(_SETTLE_SECONDS)
+        return [rank for rank, process in enumerate(self._processes) if process.poll() is not None]
 
 
-def main(folder: Path) -> int:
+def _pipe(stream: Any) -> io.RawIOBase:
+    assert isinstance(stream, io.RawIOBase), "the processes have pipes"
+    return stream
+
+
+class _Kept:
+    """The group that this process keeps from one fit to the next."""
+
+    def __init__(self) -> None:
+        self._group: ProcessGroup | None = None
+        self._built_for: tuple[str, int] | None = None
+        self._store: dist.TCPStore | None = None
+
+    def group(self, job: GroupJob, processes: int, folder: Path) -> ProcessGroup:
+        """Return the group that is there if it fits the job, else a new one."""
+        built_for = (job.fixed(), processes)
+        if self._group is None or not self._group.alive or built_for != self._built_for:
+            self.stop()
+            # They meet at a store that lives here: its port is taken when they start, not only chosen.
+            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            environments = [_environment(rank, processes, self._store.port) for rank in range(processes)]
+            self._group = ProcessGroup(command("photon.training.devices"), environments, folder)
+            self._built_for = built_for
+        return self._group
+
+    def stop(self) -> None:
+        if self._group is not None:
+            self._group.stop()
+        self._group = self._built_for = self._store = None
+
+
+_kept = _Kept()
+atexit.register(_kept.stop)
+
+
+def main() -> int:
     """Be one process of the group; the environment says which. Returns the exit code."""
+    # Libraries may print; what they print goes to the log, like everything else.
+    answers = os.dup(1)
+    os.dup2(2, 1)
+    jobs: queue.SimpleQueue[Path] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    member: _Member | None = None
     try:
-        _train_as_rank(folder, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+        while True:
+            folder = jobs.get()
+            _log_to(_log(folder, int(os.environ["RANK"])))
+            job = _load_job(folder)
+            member = member or _Member(job, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+            member.train(job, folder)
+            os.write(answers, _DONE)
     except PhotonError as error:
         sys.stderr.write(f"{error}\n")
         return _DIVERGED if isinstance(error, TrainingDiverged) else _USER_ERROR
-    return 0
+
+
+def _listen(jobs: "queue.SimpleQueue[Path]") -> None:
+    """Pass on jobs until the process that sends them is gone, and then end this one, whatever it is doing."""
+    # Unbuffered: a buffered reader must not be held by a thread when the interpreter ends.
+    with io.FileIO(0, closefd=False) as lines:
+        for line in lines:
+            jobs.put(Path(json.loads(line)))
+    os._exit(0)
+
+
+def _log_to(path: Path) -> None:
+    with open(path, "ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
 
 
 class _GroupTrainer(LocalTrainer):
@@ -287,17 +441,15 @@ def _check(job: GroupJob, processes: int) -> None:
 
 def _environment(rank: int, world: int, port: int) -> dict[str, str]:
     loopback = "lo0" if sys.platform == "darwin" else "lo"
-    code = str(Path(photon.__file__).parents[1])
     here = {
         "RANK": str(rank),
         "WORLD_SIZE": str(world),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // world)),
-        "PYTHONPATH": os.pathsep.join(filter(None, (code, os.environ.get("PYTHONPATH")))),
     }
     # Without a name, gloo and NCCL look for an interface by the machine's host name, which need not resolve.
-    return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | dict(os.environ) | here
+    return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | environment() | here
 
 
 def _failure(
@@ -318,44 +470,51 @@ def _log(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.log"
 
 
-def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-    deadline = time.monotonic() + _GRACE_SECONDS
-    for process in processes:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+class _Member:
+    """One process of a group: what it keeps from one job to the next.
 
+    Parameters
+    ----------
+    job
+        The first job; its fixed part holds for all.
+    """
 
-def _train_as_rank(folder: Path, rank: int, world: int) -> None:
-    job = _load_job(folder)
-    device = torch.device("cuda", rank) if job.device == "cuda" else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    port = int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], port, is_master=False)
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    def __init__(self, job: GroupJob, rank: int, world: int) -> None:
+        self._rank, self._world = rank, world
+        self._device = torch.device("cuda", rank) if job.device == "cuda" else torch.device("cpu")
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+        backend = "nccl" if self._device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+        self._model = _build(job, self._device)
+        self._optimizer = build_optimizer(job.optimizer.as_mapping(), self._model)
+        self._trainer = _GroupTrainer(self._model, self._optimizer, job, rank, world, self._device)
 
-    params, groups, scalars = _load_state(folder)
-    model = _build(job, params, device)
-    optimizer = build_optimizer(job.optimizer.as_mapping(), model)
-    write_optimizer(model, optimizer, _placed_like(model, groups), scalars)
-    # Dropout must not draw the same mask for the rows of different processes.
-    torch.manual_seed(job.global_step * world + rank)
-    stream = WindowStream(
-        [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.windows],
-        job.stream_seed,
-        job.position,
-    )
-    trainer = _GroupTrainer(model, optimizer, job, rank, world, device)
-    result = trainer.train(stream, global_step=job.global_step, steps=job.steps)
-    _save_result(folder, model, optimizer, _mean_over_ranks(result, device), stream.position)
-    dist.destroy_process_group()
+    def train(self, job: GroupJob, folder: Path) -> None:
+        """Train from the state in ``folder`` and leave the trained state there."""
+        self._load(folder)
+        # Dropout must not draw the same mask for the rows of different processes.
+        torch.manual_seed(job.global_step * self._world + self._rank)
+        stream = WindowStream(
+            [np.load(path, mmap_mode="r", allow_pickle=False) for path in job.windows],
+            job.stream_seed,
+            job.position,
+        )
+        result = self._trainer.train(stream, global_step=job.global_step, steps=job.steps)
+        result = _mean_over_ranks(result, self._device)
+        _save_result(folder, self._model, self._optimizer, result, stream.position)
+        if self._device.type == "cuda":
+            # Until the next job the device may serve the process that evaluates.
+            torch.cuda.empty_cache()
+
+    def _load(self, folder: Path) -> None:
+        params, groups, scalars = _load_state(folder)
+        write_params(self._model, _placed_like(self._model, {"params": params})["params"])
+        if groups:
+            write_optimizer(self._model, self._optimizer, _placed_like(self._model, groups), scalars)
+        else:
+            reset_optimizer(self._optimizer)
 
 
 def _load_job(folder: Path) -> GroupJob:
@@ -365,9 +524,8 @@ def _load_job(folder: Path) -> GroupJob:
         raise PhotonError(f"{folder / 'job.json'}: not a job ({' '.join(str(error).split())})") from error
 
 
-def _build(job: GroupJob, params: Mapping[str, Tensor], device: torch.device) -> PreTrainedModel:
+def _build(job: GroupJob, device: torch.device) -> PreTrainedModel:
     model = build_model(job.model, job.vocab_size, seed=0)
-    write_params(model, params)
     if job.activation_checkpointing:
         enable_activation_checkpointing(model)
     if job.parallel == "fsdp":
@@ -408,7 +566,7 @@ def _place(tensor: Tensor, parameter: Tensor | None, name: str, group: str) -> T
         return tensor
     if tensor.shape != parameter.shape:
         raise PhotonError(
-            f"optimizer state {group} of {name} has not its parameter's shape and cannot be sharded; "
+            f"{group} of {name} has not its parameter's shape and cannot be sharded; "
             "use training.parallel=ddp"
         )
     local = tensor.to(parameter.device)
@@ -471,4 +629,4 @@ def _load_state(folder: Path) -> tuple[dict[str, Tensor], StateGroups, dict[str,
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main())

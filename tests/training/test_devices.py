@@ -1,9 +1,13 @@
 import os
+import signal
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -11,7 +15,8 @@ from photon.config import Component, ModelSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model
-from photon.training.devices import GroupJob, run_processes, train_in_group
+from photon.state.tensors import save_groups
+from photon.training.devices import GroupJob, ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, build_optimizer
 from photon.training.schedule import build_schedule
@@ -45,6 +50,35 @@ MODEL = ModelSection.model_validate(
         },
     }
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def group_is_stopped() -> Iterator[None]:
+    yield
+    stop_group()
+
+
+def group_pids() -> set[int]:
+    """Return the processes of the group that this process keeps."""
+    return {
+        child.pid
+        for child in psutil.Process().children()
+        if "photon.training.devices" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
+    }
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def wait_until_gone(pids: set[int], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not all(gone(pid) for pid in pids):
+        assert time.monotonic() < end, f"{pids} live on"
+        time.sleep(0.02)
 
 
 def job(folder: Path, **changes: object) -> GroupJob:
@@ -133,20 +167,88 @@ def test_two_processes_continue_like_one(tmp_path, parallel, micro):
         assert getattr(trained.result, field) == pytest.approx(getattr(expected, field), rel=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_a_group_continues_a_group(tmp_path, parallel):
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_the_same_processes_take_the_next_job_and_forget_the_last(tmp_path, parallel):
     one = OneProcess()
     params = one.state()[0]
-    first = train_in_group(
-        job(tmp_path, parallel=parallel), params, {}, {}, processes=2, folder=tmp_path / "job"
-    )
-    task = job(tmp_path, parallel=parallel, position=first.position, global_step=3, steps=2)
-    second = train_in_group(
-        task, first.params, first.groups, first.scalars, processes=2, folder=tmp_path / "job"
-    )
+
+    def fit(state, folder, **changes):
+        return train_in_group(
+            job(tmp_path, parallel=parallel, **changes), *state, processes=2, folder=tmp_path / folder
+        )
+
+    first = fit((params, {}, {}), "first")
+    pids = group_pids()
+    assert len(pids) == 2
+    state = (first.params, first.groups, first.scalars)
+    second = fit(state, "second", position=first.position, global_step=3, steps=2)
     one.train(5)
     assert_state_equal(one, second.params, second.groups, second.scalars)
+    # From the start once more, with neither moments nor parameters nor text of the jobs in between.
+    again = fit((params, {}, {}), "first")
+    assert group_pids() == pids
+    assert again.result.loss == first.result.loss
+    assert all(torch.equal(again.params[name], first.params[name]) for name in params)
+    assert (tmp_path / "second" / "rank-1.log").exists()
+
+
+@pytest.mark.parametrize("why", ["a process died", pytest.param("another job", marks=pytest.mark.slow)])
+def test_a_group_that_no_longer_serves_is_replaced(tmp_path, why):
+    params = OneProcess().state()[0]
+
+    def fit(**changes):
+        trained = train_in_group(
+            job(tmp_path, steps=1, **changes), params, {}, {}, processes=2, folder=tmp_path / "job"
+        )
+        return trained.params, group_pids()
+
+    first, pids = fit()
+    if why == "another job":
+        other, others = fit(optimizer=Component.model_validate({"_target_": "torch.optim.SGD", "lr": 0.1}))
+        assert not torch.equal(other["transformer.wte.weight"], first["transformer.wte.weight"])
+    else:
+        os.kill(min(pids), signal.SIGKILL)
+        wait_until_gone({min(pids)})
+        again, others = fit()
+        assert all(torch.equal(again[name], first[name]) for name in params)
+    assert len(others) == 2
+    assert not others & pids
+    wait_until_gone(pids)
+
+
+PARENT = """
+import pathlib, sys, time
+from photon.training.devices import GroupJob, train_in_group
+from photon.state.tensors import load_groups
+folder = pathlib.Path(sys.argv[1])
+job = GroupJob.model_validate_json((folder / "job.json").read_text())
+params = load_groups(folder / "start.safetensors")["params"]
+train_in_group(job, params, {}, {}, processes=2, folder=folder / "job")
+print("trained", flush=True)
+if sys.argv[2] == "stay":
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["killed", pytest.param("ends", marks=pytest.mark.slow)])
+def test_the_processes_end_with_the_one_that_started_them(tmp_path, way):
+    save_groups(tmp_path / "start.safetensors", {"params": OneProcess().state()[0]})
+    (tmp_path / "job.json").write_text(job(tmp_path, steps=1).model_dump_json(by_alias=True))
+    command = [*python(PARENT), str(tmp_path), "stay" if way == "killed" else "end"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        seen: set[int] = set()
+        if way == "killed":
+            assert parent.stdout.readline() == "trained\n"
+            seen = {child.pid for child in psutil.Process(parent.pid).children()}
+            assert len(seen) == 2
+            parent.kill()
+        else:
+            while parent.poll() is None:
+                seen |= {child.pid for child in psutil.Process(parent.pid).children()}
+                time.sleep(0.05)
+            assert len(seen) == 2
+            assert parent.returncode == 0
+    wait_until_gone(seen)
 
 
 @pytest.mark.slow
@@ -180,7 +282,7 @@ time.sleep(60)
     with pytest.raises(
         PhotonError, match=r"process 1 of 3 ended with exit code 1; .*ValueError: the disk is on fire"
     ):
-        run_processes(python(code), ranks(3), tmp_path)
+        ProcessGroup(python(code), ranks(3), tmp_path).work(tmp_path)
     assert time.monotonic() - started < 30
     for rank in (0, 2):
         with pytest.raises(ProcessLookupError):
@@ -189,13 +291,18 @@ time.sleep(60)
 
 def test_a_killed_process_is_told(tmp_path):
     with pytest.raises(PhotonError, match=r"process 0 of 1 was killed by signal 9; .* it said: nothing"):
-        run_processes(python("import os; os.kill(os.getpid(), 9)"), ranks(1), tmp_path)
+        ProcessGroup(python("import os; os.kill(os.getpid(), 9)"), ranks(1), tmp_path).work(tmp_path)
+
+
+def test_a_process_that_leaves_without_an_answer_is_told(tmp_path):
+    with pytest.raises(PhotonError, match=r"process 0 of 2 ended with exit code 0; .* it said: nothing"):
+        ProcessGroup(python("import sys; print('done?')"), ranks(2), tmp_path).work(tmp_path)
 
 
 def test_user_errors_come_through_as_they_were_said(tmp_path):
     code = "import sys; sys.stderr.write('some noise\\nset x=1\\n'); sys.exit(2)"
     with pytest.raises(PhotonError, match=r"^set x=1$"):
-        run_processes(python(code), ranks(2), tmp_path)
+        ProcessGroup(python(code), ranks(2), tmp_path).work(tmp_path)
 
 
 @pytest.mark.parametrize(

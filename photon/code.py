@@ -1,0 +1,34 @@
+"""Which code runs here, so that a process that this one starts runs the very same."""
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+CODE_ROOT = Path(__file__).resolve().parents[1]
+
+
+def command(module: str) -> list[str]:
+    """Return the command that runs one of Photon's modules with this interpreter."""
+    # -P: a package of the same name in the current folder is not what is meant.
+    return [sys.executable, "-P", "-m", module]
+
+
+def environment() -> dict[str, str]:
+    """Return this process's environment, with the folder that Photon was imported from first on the path.
+
+    Flower runs a bundle of the code that it unpacks to a folder of its own, whatever else is installed.
+    """
+    path = [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+
+
+def fingerprint() -> str:
+    """Return a hash of Photon's source, of where it lies, and of the interpreter that runs it."""
+    digest = hashlib.sha256(f"{sys.executable}\0{sys.version}\0{CODE_ROOT}".encode())
+    package = Path(__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"\0{file.relative_to(package)}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
