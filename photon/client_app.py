@@ -1,6 +1,7 @@
 """Photon's ClientApp: hand each message to the silo, and its answer back.
 
-Nothing heavy is imported here: a deployed SuperNode starts a new process for every message.
+Nothing heavy is imported here: a deployed SuperNode starts a new process for every message, and that one
+hands the work to the silo's worker, which stays.
 """
 
 import traceback
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
+
+from photon.errors import PhotonError
+from photon.silo.worker_client import ask_worker, has_worker
 
 if TYPE_CHECKING:
     from photon.silo.service import MessageType
@@ -38,11 +42,14 @@ def evaluate(message: Message, context: Context) -> Message:
 
 def _answer(message_type: "MessageType", message: Message, context: Context) -> Message:
     """Return the silo's answer, or an error that the server shows by its reason."""
-    from photon.errors import PhotonError
-    from photon.silo.service import answer
-
     try:
-        return Message(answer(message_type, message.content, context.node_config), reply_to=message)
+        if has_worker(message.content, context.node_config):
+            content = ask_worker(message_type, message.content, context.node_config)
+        else:
+            from photon.silo.service import answer
+
+            content = answer(message_type, message.content, context.node_config)
+        return Message(content, reply_to=message)
     except PhotonError as error:
         return Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
     except Exception as error:

@@ -79,9 +79,9 @@ class Federation:
         self._strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
         self._up: list[Codec] = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
         self._down: list[Codec] = [build(codec.as_mapping(), "link.down") for codec in config.link.down]
-        self._roster = Roster(grid, config.text, lambda text: self._notice("warning", text))
+        self._roster = Roster(grid, config, lambda text: self._notice("warning", text))
         self._not_evaluating: set[str] = set()
-        self._sent_config = config.text
+        self._sent_config = config
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
 
@@ -104,10 +104,9 @@ class Federation:
         silos = self._roster.silos()
         self._check_silos(silos)
         # Silos build the model without the server's disk, and start from weights that the server sends.
-        sent = self.config.model_copy(
+        self._sent_config = self.config.model_copy(
             update={"model": self_contained(self.config.model, silos[0].vocab_size)}
         )
-        self._sent_config = sent.text
         if resume:
             checkpoint, passed_over = self._checkpoints.latest()
             for line in passed_over:

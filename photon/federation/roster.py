@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from photon.config import RunConfig
 from photon.errors import PhotonError
 from photon.federation.rounds import Failure, exchange
 from photon.link.messages import BODY, Describe, Description, SiloInfo, pack, unpack
@@ -24,15 +25,15 @@ class Roster:
     ----------
     grid
         Where the nodes are.
-    config_text
+    config
         The run's configuration, for nodes that need it.
     on_problem
         Called with a line for the user when a node cannot describe itself.
     """
 
-    def __init__(self, grid: Grid, config_text: str, on_problem: Callable[[str], None]) -> None:
+    def __init__(self, grid: Grid, config: RunConfig, on_problem: Callable[[str], None]) -> None:
         self._grid = grid
-        self._config_text = config_text
+        self._config = config
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
         self._last_problem = ""
@@ -46,7 +47,7 @@ class Roster:
             return
         messages = {
             str(node): Message(
-                RecordDict({BODY: pack(Describe(), self._config_text)}),
+                RecordDict({BODY: pack(Describe(), self._config)}),
                 dst_node_id=node,
                 message_type="query",
                 ttl=2 * DESCRIBE_DEADLINE,

@@ -3,7 +3,7 @@
 They travel as one JSON string in a ``ConfigRecord``, beside the records of the state groups.
 """
 
-from typing import Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -13,6 +13,10 @@ from typing_extensions import TypedDict
 
 from photon.data.prepared import SILO_NAME
 from photon.errors import PhotonError, RefusedError
+from photon.link import BODY
+
+if TYPE_CHECKING:
+    from photon.config import RunConfig
 
 #: It becomes the name of a folder, on the server's word.
 SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
@@ -136,15 +140,16 @@ class EvaluateReport(Body):
     tokens: int = Field(ge=1)
 
 
-BODY = "photon"
 Kind = TypeVar("Kind", bound=Body)
 
 
-def pack(body: Body, config: str | None = None) -> ConfigRecord:
+def pack(body: Body, config: "RunConfig | None" = None) -> ConfigRecord:
     """Put ``body``, and the run's configuration if given, in a record."""
     record = ConfigRecord({"body": body.model_dump_json()})
     if config is not None:
-        record["config"] = config
+        record["config"] = config.text
+        # For the ClientApp, which decides by it who does the work and reads no configuration.
+        record["engine"] = config.federation.engine
     return record
 
 

@@ -38,7 +38,11 @@ def test_a_deployed_run_equals_the_inprocess_run(pair: Path, tmp_path: Path, sec
     assert summary["engine"] == "deployment"
     for silo in ("alpha", "beta"):
         state = deployment.state_folder(silo)
-        assert [path.name for path in state.iterdir()] == [silo], "a silo keeps its own state and no other's"
+        folders = [path.name for path in state.iterdir() if path.is_dir()]
+        assert folders == [silo], "a silo keeps its own state and no other's"
+        log = (state / "worker.log").read_text()
+        assert log.count(" serves for process ") == 1, "one worker serves all rounds"
+        assert log.count("train: done") == 2
 
 
 def test_a_run_whose_server_died_is_resumed(pair: Path, tmp_path: Path) -> None:
