@@ -75,6 +75,19 @@ def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) 
 
 
 @app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run, on this machine.")],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a run that has yet to start.")
+    ] = 60.0,
+) -> None:
+    """Show a run that another process trains; exits with 0 when it finishes, with 1 when it stops."""
+    from photon.federation.watch import watch as watch_run
+
+    watch_run(run_dir, wait=wait)
+
+
+@app.command()
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Show how a finished run ended, with a sample of its text."""
     from photon.config import load

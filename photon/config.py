@@ -149,6 +149,10 @@ class FederationSection(Section):
     )
     wait_for_silos: float = Field(ge=0, description="Seconds to wait at the start for silos.")
     silos: int | None = Field(ge=1, description="Silos expected at the start; null: those online.")
+    connection: str | None = Field(
+        description="Connection of $FLWR_HOME/config.toml that `photon train` gives a deployed run to; "
+        "null: Flower's default one."
+    )
 
 
 class WandbSection(Section):

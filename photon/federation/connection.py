@@ -5,16 +5,19 @@ The command line of Flower exits with 0 when a run failed, so its status is aske
 
 import itertools
 import json
+import os
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import tomli_w
 
 from photon.config import RunConfig
-from photon.errors import RunError
+from photon.errors import PhotonError, RunError
 from photon.federation.assemble import app_folder
+from photon.federation.processes import flower_environment
 from photon.federation.run import display
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow, read_events
@@ -155,6 +158,39 @@ class Connection:
         while not (status := self.status(run_id)).startswith("finished") and time.monotonic() < end:
             time.sleep(0.5)
         return status
+
+
+def deployed_connection(name: str | None) -> Connection:
+    """Return the connection that a deployed run is given to.
+
+    Parameters
+    ----------
+    name
+        Its name in ``$FLWR_HOME/config.toml``; None: the default one there.
+
+    Raises
+    ------
+    PhotonError
+        If it is not there, or is a simulation's.
+    """
+    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    file = home / "config.toml"
+    mend = "see docs/deployment.md for how to make a connection, and set FLWR_HOME to its folder"
+    try:
+        known = tomllib.loads(file.read_text())["superlink"]
+    except FileNotFoundError:
+        raise PhotonError(f"federation=deployment: {file} does not exist; {mend}") from None
+    except (KeyError, tomllib.TOMLDecodeError):
+        raise PhotonError(f"{file}: names no SuperLinks; {mend}") from None
+    chosen = name or str(known.get("default"))
+    address = str(known.get(chosen, {}).get("address", ""))
+    if not address or address.startswith(":"):
+        others = [each for each in known if each != "default"]
+        raise PhotonError(
+            f"federation.connection={chosen}: no SuperLink of that name in {file} "
+            f"(there are: {', '.join(others)}); {mend}"
+        )
+    return Connection(chosen, flower_environment(home))
 
 
 def earlier_events(run_dir: Path) -> int:

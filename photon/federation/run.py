@@ -21,6 +21,9 @@ from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFin
 from photon.telemetry.log import EventLog, read_events
 from photon.telemetry.summary import build_summary
 
+#: Held by the process that trains the run.
+LOCK = ".lock"
+
 
 def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
     """Read the configuration from Flower's run config.
@@ -176,7 +179,8 @@ def _alone(run_dir: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock", timeout=0)
+    # Whoever asks whether the run is going on holds the lock for a moment.
+    lock = FileLock(run_dir / LOCK, timeout=1.0)
     try:
         lock.acquire()
     except Timeout:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 
 from photon.config import RunConfig
-from photon.errors import PhotonError
+from photon.errors import RunError
 from photon.federation.run import check_run_dir, new_run_name, prepare_run, run_inprocess, show
 from photon.state.checkpoint import CheckpointStore
 
@@ -28,24 +28,40 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
     config = prepare_run(config)
     run_dir = check_run_dir(config, resume)
     engine = config.federation.engine
-    if engine == "deployment":
-        raise PhotonError(
-            "federation=deployment: start it with `flwr run . CONNECTION --run-config \"overrides='…'\"`, "
-            "where the SuperLink is"
-        )
     try:
         if engine == "inprocess":
             run_inprocess(config, resume=resume)
-        else:
+        elif engine == "simulation":
             from photon.federation.launch import Simulation
 
             Simulation(config, resume=resume).run()
+        else:
+            _run_deployed(config, resume=resume)
     except KeyboardInterrupt:
         if engine == "simulation":
             from photon.federation.launch import note_interruption
 
             note_interruption(run_dir, "stopped by the user")
-        if CheckpointStore(run_dir / "checkpoints").rounds():
+        if engine != "deployment" and CheckpointStore(run_dir / "checkpoints").rounds():
             Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
         raise
     return show(config)
+
+
+def _run_deployed(config: RunConfig, *, resume: bool) -> None:
+    """Give the run to a SuperLink whose ServerApps run on this machine, and follow it."""
+    from photon.federation.connection import COMPLETED, deployed_connection, earlier_events
+
+    connection = deployed_connection(config.federation.connection)
+    run_dir = Path(str(config.run_dir))
+    earlier = earlier_events(run_dir)
+    run_id = connection.submit(config, resume=resume, settings=run_dir / "run-config.toml")
+    say = Console(stderr=True, soft_wrap=True).print
+    say(f"run {run_id}; stop it with: flwr stop {run_id} {connection.name}")
+    try:
+        end = connection.follow(config, run_id, lambda: True, earlier)
+    except KeyboardInterrupt:
+        say(f"the run goes on without you; look with: photon watch {run_dir}")
+        raise
+    if end != COMPLETED:
+        raise RunError(f"{end}; see `flwr log {run_id} {connection.name} --show`")
