@@ -8,7 +8,7 @@ import click
 import typer
 
 from photon.data.cli import app as data_app
-from photon.deployment.cli import keys
+from photon.deployment.cli import doctor, keys
 from photon.errors import PhotonError, RunError
 from photon.evaluation.cli import evaluate, generate
 
@@ -27,6 +27,8 @@ app.command()(evaluate)
 app.command()(generate)
 
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+app.command(context_settings=OVERRIDES)(doctor)
 
 
 @app.command(context_settings=OVERRIDES)

@@ -1,4 +1,4 @@
-"""``photon keys``: the keys and certificates of a federation."""
+"""``photon keys`` and ``photon doctor``."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from photon.deployment import keys as key_files
+from photon.errors import PhotonError, RunError
 
 keys = typer.Typer(
     name="keys",
@@ -65,3 +66,67 @@ def show(file: Annotated[Path, typer.Argument(metavar="FILE", help="A certificat
 def _tell(files: list[Path]) -> None:
     for file in files:
         typer.echo(str(file))
+
+
+def doctor(
+    context: typer.Context,
+    superlink: Annotated[str, typer.Option(metavar="HOST:PORT", help="The aggregator.")],
+    root_certificates: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its authority.crt; none with --insecure.")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Connect without TLS.")] = False,
+    key: Annotated[
+        Path | None,
+        typer.Option("--auth-supernode-private-key", metavar="FILE", help="The node's private key."),
+    ] = None,
+    node_config: Annotated[
+        str, typer.Option(metavar="TEXT", help="What the SuperNode gets as --node-config.")
+    ] = "",
+    run_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_HASH", help="The run's tokenizer.json, or its SHA-256."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="The run's config.yaml, if you have it.")
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="Take a few local steps to see how fast they are.")] = True,
+) -> None:
+    """Check a silo before it joins, and say what to mend; exits with 1 when something fails.
+
+    The options are those of `flower-supernode`; arguments are Hydra overrides that describe the run:
+
+        photon doctor --superlink aggregator.example.org:8000 --root-certificates authority.crt
+        --auth-supernode-private-key keys/site-a --node-config 'data-dir="/srv/data" state-dir="/srv/state"'
+        model=photon-125m local_steps=500
+    """
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from photon.config import compose, with_overrides
+    from photon.deployment.doctor import Silo, examine
+    from photon.federation.flower_compat import parse_node_config
+
+    if insecure == (root_certificates is not None):
+        raise PhotonError("give either --root-certificates FILE or --insecure")
+    overrides = list(context.args)
+    silo = Silo(
+        superlink=superlink,
+        authority=root_certificates,
+        key=key,
+        node_config=parse_node_config(node_config),
+        config=with_overrides(base, overrides) if base else compose(["federation=deployment", *overrides]),
+        tokenizer=run_tokenizer,
+        probe=probe,
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    levels = []
+    for finding in examine(silo):
+        levels.append(finding.level)
+        table.add_row(finding.check, _LEVELS[finding.level], escape(finding.said))
+    Console().print(table)
+    if "fail" in levels:
+        raise RunError(f"{levels.count('fail')} of {len(levels)} checks failed; mend them and ask again")
+
+
+_LEVELS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}

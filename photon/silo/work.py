@@ -226,7 +226,8 @@ def stream_seed(seed: int, members: list[str]) -> int:
     return (seed << 32) + zlib.crc32("+".join(members).encode())
 
 
-def _trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrainer:
+def trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrainer:
+    """Return the local loop for a batch size; it is made, and ``auto`` probed for, on first use."""
     if batch_size not in bench.trainers:
         micro = config.training.micro_batch_size
         if micro == "auto":
@@ -314,7 +315,7 @@ def _fit_here(
         write_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
-    result = _trainer(bench, config, order.batch_size).train(
+    result = trainer(bench, config, order.batch_size).train(
         stream, global_step=order.global_step, steps=order.steps
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
