@@ -182,11 +182,45 @@ class CodecSection(Component):
     """A codec of the link."""
 
 
+class StoreSection(Section):
+    """The shared folder or object store of `transport` store and auto."""
+
+    url: str | None = Field(
+        description="Absolute folder or fsspec URL, such as s3://bucket/prefix, as the server reaches it. "
+        "Credentials and endpoint come from the environment. A deployed silo names it by `store-url` in its "
+        "node config."
+    )
+    presigned: bool = Field(
+        description="The server signs the silos' requests, so that they need no credentials (S3)."
+    )
+
+
 class LinkSection(Section):
     """How state groups travel."""
 
     up: list[CodecSection] = Field(description="Codecs from silo to server, applied in order.")
     down: list[CodecSection] = Field(description="Codecs from server to silo, applied in order.")
+    transport: Literal["inline", "store", "auto"] = Field(
+        description="inline: inside messages; store: by reference through `link.store`; auto: through the "
+        "store, if there is one, from `inline_limit_mb` on."
+    )
+    inline_limit_mb: float = Field(
+        gt=0, description="Largest payload that travels inside messages with transport=auto, in MiB."
+    )
+    store: StoreSection
+
+    @model_validator(mode="after")
+    def _possible(self) -> "LinkSection":
+        url = self.store.url
+        if self.transport == "store" and url is None:
+            raise ValueError(
+                "link.transport=store needs link.store.url: a shared folder or s3://bucket/prefix"
+            )
+        if self.store.presigned and (url is None or not url.startswith("s3://")):
+            raise ValueError(f"link.store.presigned=true works with link.store.url=s3://…, not with {url}")
+        if url is not None and "://" not in url and not url.startswith("/"):
+            raise ValueError(f"link.store.url={url}: give an absolute folder or a URL")
+        return self
 
 
 class RunConfig(Section):

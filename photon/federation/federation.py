@@ -21,7 +21,6 @@ from photon.federation.checks import Shapes, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
-from photon.link.codecs import Codec
 from photon.link.messages import (
     BODY,
     EvaluateOrder,
@@ -32,7 +31,8 @@ from photon.link.messages import (
     pack,
     unpack,
 )
-from photon.link.records import count_bytes, decode_groups, encode_groups
+from photon.link.records import count_bytes
+from photon.link.transport import ServerLink, Ticket
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
@@ -77,8 +77,7 @@ class Federation:
         self._stream = stream
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self._strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
-        self._up: list[Codec] = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
-        self._down: list[Codec] = [build(codec.as_mapping(), "link.down") for codec in config.link.down]
+        self._link = ServerLink(config.link, run_dir, self._time_to_live)
         self._roster = Roster(grid, config, lambda text: self._notice("warning", text))
         self._not_evaluating: set[str] = set()
         self._sent_config = config
@@ -113,11 +112,14 @@ class Federation:
                 self._notice("warning", f"a damaged checkpoint was passed over: {line}")
             self._checkpoints.discard_after(checkpoint.state.round)
             self._check_same_data(checkpoint, silos)
+            self._collect(checkpoint.state, all_rounds=True)
             self._started(checkpoint, silos, resumed_from=checkpoint.state.round)
         else:
             checkpoint = self._initialise(silos)
         while checkpoint.state.round < self.config.rounds:
             checkpoint = self._round(checkpoint)
+            self._collect(checkpoint.state, all_rounds=False)
+        self._collect(checkpoint.state, all_rounds=True)
         return checkpoint
 
     # --- before the first round -------------------------------------------------------------------
@@ -285,14 +287,14 @@ class Federation:
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
         orders = self._orders(checkpoint.state, server_round, cohort)
-        messages, expected = self._train_messages(server_round, checkpoint, cohort, orders)
+        messages, expected, tickets = self._train_messages(server_round, checkpoint, cohort, orders)
         down = {name: count_bytes(message.content) for name, message in messages.items()}
         length = checkpoint.state.sequence_length
 
         def receive(name: str, message: Message) -> Reply | Failure:
             arrived = time.monotonic() - begin
             report = unpack(message.content, TrainReport)
-            groups = decode_groups(message.content)
+            groups = self._link.receive(message.content, tickets[name])
             problem = problem_with(report, groups, orders[name], expected[name], length)
             if problem:
                 return Failure("rejected", problem)
@@ -352,32 +354,46 @@ class Federation:
         checkpoint: Checkpoint,
         cohort: Sequence[Participant],
         orders: Mapping[str, TrainOrder],
-    ) -> tuple[dict[str, Message], dict[str, Shapes]]:
+    ) -> tuple[dict[str, Message], dict[str, Shapes], dict[str, Ticket | None]]:
+        run_id = checkpoint.state.run_id
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
         encoded: dict[int, RecordDict] = {}
         messages: dict[str, Message] = {}
         expected: dict[str, Shapes] = {}
+        tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
             own = groups[participant.name]
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if id(own) not in encoded:
-                encoded[id(own)] = encode_groups(own, self._down)
+                encoded[id(own)] = self._link.send(own, run_id, server_round)
             content = RecordDict(dict(encoded[id(own)]))
+            tickets[participant.name] = self._link.admit(content, own, run_id, server_round)
             content[BODY] = pack(orders[participant.name], self._sent_config)
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
             expected[participant.name] = shapes_of(own)
-        return messages, expected
+        return messages, expected, tickets
+
+    @property
+    def _time_to_live(self) -> float:
+        """Seconds that a message is good for: longer than the deadline, it is ours to say what is late."""
+        deadline = self.config.federation.deadline
+        return 2 * deadline + 600 if deadline else NO_DEADLINE_TTL
+
+    def _collect(self, state: ServerState, *, all_rounds: bool) -> None:
+        """Remove from the store what finished rounds left there."""
+        try:
+            self._link.collect(state.run_id, None if all_rounds else state.round)
+        except PhotonError as error:
+            self._notice("warning", f"the store could not be cleaned: {error}")
 
     def _message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
-        deadline = self.config.federation.deadline
         return Message(
             content,
             dst_node_id=self._roster.node_of(members),
             message_type=kind,
-            # Longer than the deadline: it is ours to say when a reply is late.
-            ttl=2 * deadline + 600 if deadline else NO_DEADLINE_TTL,
+            ttl=self._time_to_live,
             group_id=group,
         )
 
@@ -439,7 +455,8 @@ class Federation:
         """Let every online silo evaluate a model on its own validation text; return the seconds it took."""
         begin = time.perf_counter()
         state = checkpoint.state
-        records = encode_groups({"params": checkpoint.load_params()}, self._down)
+        # The next round trains from what is evaluated here.
+        records = self._link.send({"params": checkpoint.load_params()}, state.run_id, state.round + 1)
         messages = {}
         for silo in self._roster.silos():
             if silo.validation_tokens is None:

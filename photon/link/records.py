@@ -22,6 +22,8 @@ from photon.link.codecs import DTYPES, Codec, decode, dtype_name, encode
 RAW = "photon.raw"
 HEADER = "link"
 FORMAT = 1
+#: Key of the header where the tensors lie in a store: how many bytes that are.
+STORED_BYTES = "stored-bytes"
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -59,7 +61,7 @@ def encode_groups(groups: Groups, codecs: Sequence[Codec] = ()) -> RecordDict:
 def decode_groups(records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
     """Turn records back into state groups.
 
-    The tensors of undecorated groups share the records' memory and must not be written to.
+    The tensors to which no codec was applied share the records' memory and must not be written to.
 
     Raises
     ------
@@ -84,9 +86,10 @@ def decode_groups(records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
 def count_bytes(records: RecordDict) -> int:
     """Return the bytes of ``records`` on the wire: tensor bytes, array headers and all other records.
 
-    Flower's own framing around the message comes on top.
+    What the records refer to in a store counts as if it were inside. Flower's own framing around the message
+    comes on top.
     """
-    total = 0
+    total = _bytes_in_store(records)
     for name, record in records.items():
         total += len(name)
         if isinstance(record, ArrayRecord):
@@ -97,6 +100,12 @@ def count_bytes(records: RecordDict) -> int:
         else:
             total += sum(len(key) + _value_bytes(value) for key, value in record.items())
     return total
+
+
+def _bytes_in_store(records: RecordDict) -> int:
+    header = records.get(HEADER)
+    count = header.get(STORED_BYTES) if isinstance(header, ConfigRecord) else None
+    return count if isinstance(count, int) else 0
 
 
 def _value_bytes(value: object) -> int:

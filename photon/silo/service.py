@@ -4,7 +4,6 @@ from typing import Literal
 
 from flwr.app import RecordDict
 
-from photon.components import build
 from photon.config import RunConfig, parse
 from photon.errors import RefusedError
 from photon.link.messages import (
@@ -17,7 +16,7 @@ from photon.link.messages import (
     unpack,
     unpack_config,
 )
-from photon.link.records import decode_groups, encode_groups
+from photon.link.transport import SiloLink
 from photon.silo import work
 from photon.silo.site import NodeConfig, SiloSite, find_site
 
@@ -62,9 +61,9 @@ def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
 def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, TrainOrder)
     work.check_order(order, site, config)  # before any tensor is read
-    groups, report = work.train(order, decode_groups(content), site, config)
-    codecs = [build(codec.as_mapping(), "link.up") for codec in config.link.up]
-    reply = encode_groups(groups, codecs)
+    link = _link(site, config)
+    groups, report = work.train(order, link.receive(content), site, config)
+    reply = link.send(groups, content)
     reply[BODY] = pack(report)
     return reply
 
@@ -72,7 +71,12 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
     work.check_evaluation(order, site, config)
-    return RecordDict({BODY: pack(work.evaluate(order, decode_groups(content), site, config))})
+    groups = _link(site, config).receive(content)
+    return RecordDict({BODY: pack(work.evaluate(order, groups, site, config))})
+
+
+def _link(site: SiloSite, config: RunConfig) -> SiloLink:
+    return SiloLink(config.link, site.store, site.state)
 
 
 _SERVICES = {"query": _describe, "train": _train, "evaluate": _evaluate}

@@ -106,8 +106,10 @@ def read_settings(node_config: NodeConfig) -> NodeSettings:
 
 def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     data, state = _folders(settings, config)
+    # Like its folders, a deployed silo's store is its own to name.
+    store = settings.store_url if settings.data_dir is not None else config.link.store.url
     # The file is read for every message, so that a change of it holds from the next one on.
-    return SiloSite(data, state, settings.store_url, read_policy(settings.policy))
+    return SiloSite(data, state, store, read_policy(settings.policy))
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

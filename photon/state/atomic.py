@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
@@ -17,17 +18,30 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
     Not even for a moment does the file have permissions that ``mode``, less the process's umask, lacks.
     """
+    with atomic_file(path, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def atomic_file(path: Path, *, mode: int = 0o666, flush: bool = True) -> Iterator[BinaryIO]:
+    """Yield a file beside ``path`` that becomes ``path`` when the block ends well.
+
+    Parent folders are made as needed. When the block raises, the file is removed and ``path`` is left as it
+    was. Without ``flush`` the content survives the death of any process, but a power cut may take it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = _beside(path)
     try:
         with open(beside, "wb", opener=lambda file, flags: os.open(file, flags, mode)) as file:
-            file.write(data)
+            yield file
             file.flush()
-            os.fsync(file.fileno())
+            if flush:
+                os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    if flush:
+        _sync_folder(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -47,8 +47,8 @@ CLOCKS = ("cpu", "wall")
 PARTS = {
     WHOLE: ["photon.federation.federation.Federation._round"],
     TRAINING: ["photon.training.loop.LocalTrainer.train"],
-    "server: load and encode the model": ["photon.federation.federation.encode_groups"],
-    "server: decode the reply": ["photon.federation.federation.decode_groups"],
+    "server: load and encode the model": ["photon.link.transport.ServerLink.send"],
+    "server: decode the reply": ["photon.link.transport.ServerLink.receive"],
     "server: check every value": ["photon.federation.federation.problem_with"],
     "server: fold": ["photon.strategy.fold.WeightedMean.add"],
     "server: outer step": ["photon.strategy.outer.OuterOptimizer.step"],
@@ -60,7 +60,7 @@ PARTS = {
     "client: state of the local optimizer into it": ["photon.silo.work.write_optimizer"],
     "client: norm of the update": ["photon.silo.work._distance"],
     (STATE := "client: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
-    "client: encode the reply": ["photon.link.records.encode_groups"],
+    "client: encode the reply": ["photon.link.transport.SiloLink.send"],
 }
 
 ON_DISK = (CHECKPOINT, STATE)

@@ -1,0 +1,485 @@
+"""How state groups get from server to silo and back: inside messages, or by reference through a store.
+
+Flower's message path copies a payload several times and moves some ten megabytes a second; a file moves ten
+times that. So a large payload is written to a store as one object, and the message carries a reference: where
+the object is, and for every tensor its place in it, its hash and the codecs that were applied. Nothing is
+taken from a store that does not agree with its reference.
+"""
+
+import hashlib
+import math
+import mmap
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+from urllib.parse import urlsplit
+
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from pydantic import Field, ValidationError
+
+from photon.components import build
+from photon.config import CodecSection, LinkSection
+from photon.errors import PhotonError, RunError
+from photon.link.codecs import DTYPES, Codec, decode, dtype_name, encode
+from photon.link.messages import Body
+from photon.link.records import HEADER, STORED_BYTES, decode_groups, encode_groups
+from photon.link.store import (
+    ObjectStore,
+    Store,
+    Write,
+    open_store,
+    read_presigned,
+    write_presigned,
+)
+
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
+
+#: Name of the record that says where a silo may write its reply.
+TICKET = "ticket"
+#: Every tensor begins at a multiple of this many bytes, so that it can be used where it is mapped.
+ALIGNMENT = 64
+#: Bytes that are hashed and written at a time.
+CHUNK = 4 * 2**20
+#: A presigned request of S3 is good for a week at most.
+LONGEST_SIGNATURE = 7 * 86400
+
+
+class StoredTensor(Body):
+    """Where a tensor lies in an object, and what it must be."""
+
+    dtype: str
+    shape: list[int] = Field(max_length=16)
+    offset: int = Field(ge=0)
+    nbytes: int = Field(ge=0)
+    sha256: str
+    codecs: list[dict[str, Any]]
+
+
+class StoredObject(Body):
+    """A payload in a store: what a message carries in place of tensors.
+
+    Attributes
+    ----------
+    key, nbytes
+        The object and its length.
+    groups
+        Group name to tensor name to place, in the order in which they lie.
+    url
+        Where it can be read without credentials.
+    etags
+        The parts of an upload by presigned requests, which the server still has to finish.
+    """
+
+    format: Literal[1] = 1
+    key: str
+    nbytes: int = Field(ge=0)
+    groups: dict[str, dict[str, StoredTensor]]
+    url: str | None = None
+    etags: list[str] | None = None
+
+
+class Ticket(Body):
+    """Where a silo may write its reply, and nowhere else.
+
+    Attributes
+    ----------
+    limit
+        Most bytes that the server takes.
+    part_urls
+        Presigned requests, one for each part; None if the silo has credentials of its own.
+    """
+
+    key: str
+    limit: int = Field(ge=0)
+    part_urls: list[str] | None = None
+
+
+class ServerLink:
+    """The server's end of the link.
+
+    Parameters
+    ----------
+    link
+        Codecs and transport of the run.
+    spool
+        Folder for downloads.
+    seconds
+        How long a silo may take to answer.
+
+    Raises
+    ------
+    PhotonError
+        If the store cannot be opened.
+    """
+
+    def __init__(self, link: LinkSection, spool: Path, seconds: float) -> None:
+        self._down = _build(link.down, "link.down")
+        _build(link.up, "link.up")
+        self._spool = spool
+        self._seconds = min(int(seconds), LONGEST_SIGNATURE)
+        self._limit = link.inline_limit_mb * 2**20 if link.transport == "auto" else 0.0
+        self._store: Store | None = None
+        if link.transport != "inline" and link.store.url is not None:
+            self._store = open_store(link.store.url)
+        self._signing = self._store if link.store.presigned and isinstance(self._store, ObjectStore) else None
+        self._sent: dict[str, list[StoredObject]] = {}
+        self._uploads: dict[str, str] = {}
+
+    def send(self, groups: Groups, run_id: str, server_round: int) -> RecordDict:
+        """Return the records of a message that brings ``groups`` to silos.
+
+        Through a store they are written once for all silos; and once for all messages of a round, so the
+        model that silos have evaluated is not written again when they train from it.
+
+        Raises
+        ------
+        RunError
+            If the store cannot be written.
+        """
+        if self._store is None or _nbytes(groups) <= self._limit:
+            return encode_groups(groups, self._down)
+        folder = _folder(run_id, server_round)
+        known = self._sent.setdefault(folder, [])
+        stored = None
+        if known:
+            layout, _ = _lay_out(groups, self._down, None)
+            stored = next((entry for entry in known if entry.groups == layout), None)
+        try:
+            if stored is None:
+                stored = _write(self._store, f"{folder}/down-{uuid.uuid4().hex}", groups, self._down)
+                known.append(stored)
+            if self._signing is None:
+                return _refer(stored)
+            return _refer(
+                stored.model_copy(update={"url": self._signing.read_url(stored.key, self._seconds)})
+            )
+        except PhotonError as error:
+            raise RunError(str(error)) from error
+
+    def admit(self, order: RecordDict, groups: Groups, run_id: str, server_round: int) -> Ticket | None:
+        """Put a ticket for the reply into an order that brings its tensors by reference.
+
+        Parameters
+        ----------
+        order
+            Content of the message; changed in place.
+        groups
+            Tensors of the sizes that the reply will have.
+
+        Returns
+        -------
+        Ticket or None
+            The ticket; None if the reply is to come inside its message.
+        """
+        if STORED_BYTES not in order[HEADER]:
+            return None
+        # A new name for every attempt: a late reply to an earlier one is never taken for this one's.
+        key = f"{_folder(run_id, server_round)}/up-{uuid.uuid4().hex}"
+        # Twice the plain size, because codecs may also add to what is sent.
+        limit = 2 * _nbytes(groups) + 2**20
+        urls = None
+        if self._signing is not None:
+            try:
+                self._uploads[key], urls = self._signing.begin_upload(key, limit, self._seconds)
+            except PhotonError as error:
+                raise RunError(str(error)) from error
+        ticket = Ticket(key=key, limit=limit, part_urls=urls)
+        order[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
+        return ticket
+
+    def receive(self, records: RecordDict, ticket: Ticket | None) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the state groups of a reply.
+
+        Raises
+        ------
+        PhotonError
+            If the records are malformed, or refer to anything but an intact object at the ticket's key.
+        """
+        stored = _reference(records)
+        if stored is None:
+            return decode_groups(records)
+        if ticket is None or self._store is None or stored.key != ticket.key:
+            raise PhotonError(f"link: the reply refers to {stored.key!r}, which it was not asked to write")
+        if stored.nbytes > ticket.limit:
+            raise PhotonError(f"link: the reply has {stored.nbytes} bytes, the server takes {ticket.limit}")
+        _check(stored)
+        if self._signing is not None:
+            self._signing.finish_upload(stored.key, self._uploads[stored.key], stored.etags or [])
+        return _read(stored, self._store.reading(stored.key, stored.nbytes, self._spool))
+
+    def collect(self, run_id: str, finished_round: int | None) -> None:
+        """Remove what lies in the store for rounds up to ``finished_round``; with None, for all of the run.
+
+        That takes late replies to earlier rounds along.
+
+        Raises
+        ------
+        PhotonError
+            If the store cannot be reached.
+        """
+        self._uploads.clear()
+        if self._store is None:
+            return
+        if finished_round is None:
+            self._sent.clear()
+            self._store.remove(run_id)
+            return
+        last = _folder(run_id, finished_round)
+        for name in self._store.folders(run_id):
+            if (folder := f"{run_id}/{name}") <= last:
+                self._sent.pop(folder, None)
+                self._store.remove(folder)
+
+
+class SiloLink:
+    """A silo's end of the link.
+
+    Parameters
+    ----------
+    link
+        Codecs of the run.
+    store
+        Where this silo finds the store: a URL or a folder. None if it has no access of its own; what the
+        server signs is still open to it.
+    spool
+        Folder for downloads.
+    """
+
+    def __init__(self, link: LinkSection, store: str | None, spool: Path) -> None:
+        self._up = link.up
+        self._url = store
+        self._spool = spool
+
+    def receive(self, records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
+        """Return the state groups that an order brings.
+
+        Raises
+        ------
+        PhotonError
+            If the records are malformed, or do not agree with the object that they refer to.
+        """
+        stored = _reference(records)
+        if stored is None:
+            return decode_groups(records)
+        _check(stored)
+        if stored.url is None:
+            return _read(stored, self._store().reading(stored.key, stored.nbytes, self._spool))
+        self._check_url(stored.url)
+        return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool))
+
+    def send(self, groups: Groups, order: RecordDict) -> RecordDict:
+        """Return the records of the reply to ``order``, which takes the way that the order came.
+
+        Raises
+        ------
+        PhotonError
+            If the store cannot be written.
+        """
+        codecs = _build(self._up, "link.up")
+        ticket = _ticket(order)
+        if ticket is None:
+            return encode_groups(groups, codecs)
+        if ticket.part_urls is None:
+            return _refer(_write(self._store(), ticket.key, groups, codecs))
+        for url in ticket.part_urls:
+            self._check_url(url)
+        with write_presigned(ticket.part_urls) as (write, etags):
+            layout, nbytes = _lay_out(groups, codecs, write)
+        return _refer(StoredObject(key=ticket.key, nbytes=nbytes, groups=layout, etags=etags))
+
+    def _store(self) -> Store:
+        if self._url is None:
+            raise PhotonError(
+                "node config: this run's tensors go through a store, but store-url is not set; name the "
+                "shared folder or the bucket as this machine reaches it"
+            )
+        return open_store(self._url)
+
+    def _check_url(self, url: str) -> None:
+        """Follow a server's URL only to where the operator lets it, or else over TLS."""
+        parts = urlsplit(url)
+        if self._url is not None and urlsplit(self._url).scheme in ("http", "https"):
+            if not url.startswith(self._url.rstrip("/") + "/"):
+                raise PhotonError(
+                    f"link: the server names {parts.hostname}, and the node config's store-url another place"
+                )
+        elif parts.scheme != "https" and parts.hostname not in ("127.0.0.1", "localhost"):
+            raise PhotonError(
+                f"link: {parts.scheme}://{parts.hostname} is not encrypted; use https, or name the address "
+                "as store-url in the node config"
+            )
+
+
+# --- objects ------------------------------------------------------------------------------------------
+
+
+def _lay_out(
+    groups: Groups, codecs: Sequence[Codec], write: Write | None
+) -> tuple[dict[str, dict[str, StoredTensor]], int]:
+    """Encode tensor by tensor, hash what comes out, and write it if there is a place to write to.
+
+    Returns
+    -------
+    tuple
+        Where each tensor lies, and the object's length.
+    """
+    layout: dict[str, dict[str, StoredTensor]] = {}
+    end = 0
+    for group, tensors in groups.items():
+        layout[group] = {}
+        for name, tensor in tensors.items():
+            sent, steps = encode(tensor, codecs if tensor.is_floating_point() else ())
+            data = sent.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+            offset = _aligned(end)
+            if write is not None:
+                write(memoryview(bytes(offset - end)))
+            digest = hashlib.sha256()
+            for start in range(0, len(data), CHUNK):
+                digest.update(data[start : start + CHUNK])
+                if write is not None:
+                    write(data[start : start + CHUNK])
+            layout[group][name] = StoredTensor(
+                dtype=dtype_name(sent.dtype),
+                shape=list(sent.shape),
+                offset=offset,
+                nbytes=len(data),
+                sha256=digest.hexdigest(),
+                codecs=steps,
+            )
+            end = offset + len(data)
+    return layout, end
+
+
+def _write(store: Store, key: str, groups: Groups, codecs: Sequence[Codec]) -> StoredObject:
+    with store.writing(key) as write:
+        layout, nbytes = _lay_out(groups, codecs, write)
+    return StoredObject(key=key, nbytes=nbytes, groups=layout)
+
+
+def _check(stored: StoredObject) -> None:
+    """Check that the tensors of a reference add up to its object, before anything is read or allocated."""
+    end = 0
+    for where, tensor in _tensors(stored):
+        dtype = DTYPES.get(tensor.dtype)
+        if dtype is None:
+            raise PhotonError(f"link: {where} has the unknown type {tensor.dtype!r}")
+        if any(not 0 <= size < 2**48 for size in tensor.shape):
+            raise PhotonError(f"link: {where} has the impossible shape {tensor.shape}")
+        expected = math.prod(tensor.shape) * dtype.itemsize
+        if tensor.nbytes != expected:
+            raise PhotonError(
+                f"link: {where} has {tensor.nbytes} bytes, but its shape {tensor.shape} of {tensor.dtype} "
+                f"needs {expected}"
+            )
+        if tensor.offset != _aligned(end):
+            raise PhotonError(f"link: {where} is said to begin at {tensor.offset}, not at {_aligned(end)}")
+        end = tensor.offset + tensor.nbytes
+    if end != stored.nbytes:
+        raise PhotonError(
+            f"link: {stored.key} is said to have {stored.nbytes} bytes, its tensors end at {end}"
+        )
+
+
+def _read(stored: StoredObject, file: BinaryIO) -> dict[str, dict[str, torch.Tensor]]:
+    """Verify every tensor of an object whose reference was checked, map the file and undo the codecs.
+
+    The tensors to which no codec was applied are private maps of the file: they take no memory that the
+    system cannot take back.
+    """
+    with file:
+        for where, tensor in _tensors(stored):
+            if _sha256(file, tensor) != tensor.sha256:
+                raise PhotonError(
+                    f"link: {where} in {stored.key} is not what was sent (its SHA-256 differs); it was "
+                    "damaged or changed in the store"
+                )
+        mapped = mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_COPY) if stored.nbytes else None
+    return {
+        group: {name: decode(_view(mapped, tensor), tensor.codecs) for name, tensor in tensors.items()}
+        for group, tensors in stored.groups.items()
+    }
+
+
+def _sha256(file: BinaryIO, tensor: StoredTensor) -> str:
+    # Read, not mapped: pages that were only hashed do not stay in this process.
+    digest = hashlib.sha256()
+    file.seek(tensor.offset)
+    left = tensor.nbytes
+    buffer = memoryview(bytearray(min(left, CHUNK)))
+    while left and (count := file.readinto(buffer[: min(left, CHUNK)])):  # type: ignore[attr-defined]
+        digest.update(buffer[:count])
+        left -= count
+    return digest.hexdigest()
+
+
+def _view(mapped: mmap.mmap | None, tensor: StoredTensor) -> torch.Tensor:
+    dtype = DTYPES[tensor.dtype]
+    if mapped is None or tensor.nbytes == 0:
+        return torch.empty(tensor.shape, dtype=dtype)
+    count = tensor.nbytes // dtype.itemsize
+    return torch.frombuffer(mapped, dtype=dtype, count=count, offset=tensor.offset).reshape(tensor.shape)
+
+
+def _tensors(stored: StoredObject) -> Iterator[tuple[str, StoredTensor]]:
+    for group, tensors in stored.groups.items():
+        for name, tensor in tensors.items():
+            yield f"{group}/{name}", tensor
+
+
+# --- records ------------------------------------------------------------------------------------------
+
+
+def _refer(stored: StoredObject) -> RecordDict:
+    header = ConfigRecord({"object": stored.model_dump_json()})
+    header[STORED_BYTES] = stored.nbytes
+    return RecordDict({HEADER: header})
+
+
+def _reference(records: RecordDict) -> StoredObject | None:
+    """Read the reference of a message; None if it brings its tensors inside."""
+    record = records.get(HEADER)
+    if not isinstance(record, ConfigRecord) or STORED_BYTES not in record:
+        return None
+    stored = _parsed(StoredObject, record.get("object"))
+    if record[STORED_BYTES] != stored.nbytes:
+        raise PhotonError(
+            f"link: the message counts {record[STORED_BYTES]!r} bytes, its reference {stored.nbytes}"
+        )
+    return stored
+
+
+def _ticket(order: RecordDict) -> Ticket | None:
+    record = order.get(TICKET)
+    return _parsed(Ticket, record.get("ticket")) if isinstance(record, ConfigRecord) else None
+
+
+def _parsed(kind: Callable[..., Any], text: object) -> Any:
+    try:
+        return kind.model_validate_json(text)  # type: ignore[attr-defined]
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "it"
+        raise PhotonError(
+            f"link: the message's reference is malformed ({where}: {problem['msg']})"
+        ) from error
+
+
+# --- small things -------------------------------------------------------------------------------------
+
+
+def _build(codecs: Sequence[CodecSection], where: str) -> list[Codec]:
+    return [build(codec.as_mapping(), where) for codec in codecs]
+
+
+def _folder(run_id: str, server_round: int) -> str:
+    return f"{run_id}/round-{server_round:06d}"
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def _nbytes(groups: Groups) -> int:
+    return sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())

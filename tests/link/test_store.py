@@ -1,0 +1,677 @@
+"""Large payloads go through a store: whole, verified, and to the place that was meant, or not at all."""
+
+import hashlib
+import http.client
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import torch
+from flwr.app import ConfigRecord, RecordDict
+from moto.server import ThreadedMotoServer
+
+from photon.config import CodecSection, LinkSection, StoreSection
+from photon.errors import PhotonError, RunError
+from photon.link import store as store_module
+from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
+from photon.link.store import FolderStore, ObjectStore, download, open_store
+from photon.link.transport import TICKET, ServerLink, SiloLink, Ticket
+from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.log import read_events
+
+RUN = "run0"
+Groups = dict[str, dict[str, torch.Tensor]]
+
+
+def groups(seed: int = 0) -> Groups:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "params": {
+            "a.weight": torch.randn(3, 5, generator=generator),
+            "b": torch.randn(7, generator=generator).to(torch.bfloat16),
+            "empty": torch.empty(0, 3),
+            "scalar": torch.tensor(2.5, dtype=torch.float64),
+        },
+        "exp_avg": {"a.weight": torch.randn(5, 3, generator=generator).T},
+    }
+
+
+def assert_equal(received: Any, sent: Groups) -> None:
+    assert {g: list(t) for g, t in received.items()} == {g: list(t) for g, t in sent.items()}
+    for group, tensors in sent.items():
+        for name, tensor in tensors.items():
+            assert received[group][name].dtype == tensor.dtype
+            assert torch.equal(received[group][name], tensor), f"{group}/{name}"
+
+
+def section(url: str | None, *, presigned: bool = False, transport: str = "store", cast: bool = False) -> Any:
+    codecs = [CodecSection.model_validate({"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"})]
+    return LinkSection(
+        up=codecs if cast else [],
+        down=codecs if cast else [],
+        transport=transport,  # type: ignore[arg-type]
+        inline_limit_mb=1.0,
+        store=StoreSection(url=url, presigned=presigned),
+    )
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """An S3 server that speaks HTTP, with a bucket; the environment names it, as an operator would."""
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", endpoint)
+        patch.setenv("AWS_ACCESS_KEY_ID", "key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("NO_PROXY", "127.0.0.1")
+        client = boto3.client("s3")
+        client.create_bucket(Bucket="photon")
+        yield client
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3: Any) -> Iterator[Any]:
+    yield s3
+    for entry in s3.list_objects_v2(Bucket="photon").get("Contents", []):
+        s3.delete_object(Bucket="photon", Key=entry["Key"])
+    for upload in s3.list_multipart_uploads(Bucket="photon").get("Uploads", []):
+        s3.abort_multipart_upload(Bucket="photon", Key=upload["Key"], UploadId=upload["UploadId"])
+
+
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "FIRST_WAIT", 0.01)
+
+
+@pytest.fixture(params=["folder", "s3", "presigned"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, bool]:
+    """URL of a store, and whether the server signs the silos' requests."""
+    if request.param == "folder":
+        return str(tmp_path / "store"), False
+    request.getfixturevalue("bucket")
+    return "s3://photon/runs", request.param == "presigned"
+
+
+class Sides:
+    """Server and silo with their own spool folders, and a message between them."""
+
+    def __init__(self, tmp_path: Path, url: str, *, presigned: bool = False, cast: bool = False) -> None:
+        link = section(url, presigned=presigned, cast=cast)
+        self.server = ServerLink(link, tmp_path / "server", 600)
+        self.silo = SiloLink(link, None if presigned else url, tmp_path / "silo")
+
+    def order(self, sent: Groups, server_round: int = 1) -> tuple[RecordDict, Ticket | None]:
+        records = RecordDict(dict(self.server.send(sent, RUN, server_round)))
+        return records, self.server.admit(records, sent, RUN, server_round)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def sides(tmp_path: Path, folder: Path) -> Sides:
+    return Sides(tmp_path, str(folder))
+
+
+def keys(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+# --- there and back -----------------------------------------------------------------------------------
+
+
+def test_round_trip_is_exact_and_counted(place: tuple[str, bool], tmp_path: Path) -> None:
+    url, presigned = place
+    sides = Sides(tmp_path, url, presigned=presigned)
+    sent, trained = groups(0), groups(1)
+    order, ticket = sides.order(sent)
+    assert_equal(sides.silo.receive(order), sent)
+    reply = sides.silo.send(trained, order)
+    assert_equal(sides.server.receive(reply, ticket), trained)
+    for records in (order, reply):
+        assert list(records.array_records) == []
+        # 64 bytes of alignment between tensors at most.
+        raw = sum(t.nbytes for tensors in sent.values() for t in tensors.values())
+        assert raw <= records[HEADER][STORED_BYTES] <= raw + 5 * 64
+        text = sum(len(str(v)) for r in records.values() for v in r.values())
+        assert abs(count_bytes(records) - text - records[HEADER][STORED_BYTES]) < 100
+    assert not [path for path in tmp_path.glob("*/*") if path.is_file() and "store" not in str(path)]
+    sides.server.collect(RUN, 1)
+    assert sides.server._store.folders(RUN) == []  # type: ignore[union-attr]
+
+
+def test_an_object_of_many_parts_and_ranges(
+    place: tuple[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "PART_BYTES", 5 * 2**20)
+    monkeypatch.setattr(store_module, "RANGE_BYTES", 2**20 + 7)
+    url, presigned = place
+    sides = Sides(tmp_path, url, presigned=presigned)
+    sent = {"params": {str(i): torch.full((2_000_003,), float(i)) for i in range(2)}}
+    order, ticket = sides.order(sent)
+    assert_equal(sides.silo.receive(order), sent)
+    assert_equal(sides.server.receive(sides.silo.send(sent, order), ticket), sent)
+
+
+def test_codecs_give_the_same_through_a_store_as_inside_messages(tmp_path: Path, folder: Path) -> None:
+    sides = Sides(tmp_path, str(folder), cast=True)
+    sent = groups()
+    order, ticket = sides.order(sent)
+    expected = {
+        g: {n: t.to(torch.bfloat16).to(t.dtype) for n, t in tensors.items()} for g, tensors in sent.items()
+    }
+    assert_equal(sides.silo.receive(order), expected)
+    assert_equal(sides.server.receive(sides.silo.send(sent, order), ticket), expected)
+
+
+def test_the_object_is_the_tensors_bytes_one_after_another(sides: Sides, folder: Path) -> None:
+    """Read back with numpy-free means, from the reference alone."""
+    sent = groups()
+    order, _ = sides.order(sent)
+    reference = json.loads(order[HEADER]["object"])
+    data = (folder / reference["key"]).read_bytes()
+    for group, tensors in reference["groups"].items():
+        for name, entry in tensors.items():
+            raw = data[entry["offset"] : entry["offset"] + entry["nbytes"]]
+            assert hashlib.sha256(raw).hexdigest() == entry["sha256"]
+            values = sent[group][name].contiguous().reshape(-1)
+            assert raw == bytes(values.view(torch.uint8).tolist())
+
+
+def test_a_shared_folder_is_mapped_and_a_write_to_a_tensor_stays_private(sides: Sides, folder: Path) -> None:
+    order, _ = sides.order(groups())
+    received = sides.silo.receive(order)
+    received["params"]["a.weight"].zero_()
+    assert_equal(sides.silo.receive(order), groups())
+    assert "store" in Path("/proc/self/maps").read_text() or not Path("/proc/self/maps").exists()
+
+
+# --- which way ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("transport", "url", "elements", "stored"),
+    [
+        ("auto", "set", 2**18, False),
+        ("auto", "set", 2**18 + 1, True),
+        ("auto", None, 2**20, False),
+        ("inline", "set", 2**20, False),
+        ("store", "set", 1, True),
+    ],
+)
+def test_transport_and_size_decide_the_way(
+    tmp_path: Path, transport: str, url: str | None, elements: int, stored: bool
+) -> None:
+    link = section(url and str(tmp_path / "store"), transport=transport)
+    server = ServerLink(link, tmp_path, 60)
+    silo = SiloLink(link, link.store.url, tmp_path)
+    sent = {"params": {"w": torch.ones(elements)}}
+    order = server.send(sent, RUN, 1)
+    ticket = server.admit(order, sent, RUN, 1)
+    assert (TICKET in order, ticket is not None, "params" not in order) == (stored,) * 3
+    reply = silo.send(silo.receive(order), order)
+    assert ("params" not in reply) == stored, "a reply takes the way that its order came"
+    assert_equal(server.receive(reply, ticket), sent)
+
+
+def test_the_model_of_a_round_is_written_once(sides: Sides, folder: Path) -> None:
+    first = sides.server.send(groups(), RUN, 2)
+    again = sides.server.send(groups(), RUN, 2)
+    assert first[HEADER]["object"] == again[HEADER]["object"]
+    assert len(keys(folder)) == 1
+    sides.server.send(groups(1), RUN, 2)
+    assert len(keys(folder)) == 2, "another model is another object"
+
+
+def test_a_silo_finds_the_store_where_its_operator_says(tmp_path: Path) -> None:
+    (tmp_path / "seen-by-server").mkdir()
+    (tmp_path / "seen-by-silo").symlink_to(tmp_path / "seen-by-server")
+    server = ServerLink(section(str(tmp_path / "seen-by-server")), tmp_path, 60)
+    order = server.send(groups(), RUN, 1)
+    silo = SiloLink(section(None, transport="auto"), str(tmp_path / "seen-by-silo"), tmp_path)
+    assert_equal(silo.receive(order), groups())
+    with pytest.raises(PhotonError, match="store-url is not set"):
+        SiloLink(section("/elsewhere"), None, tmp_path).receive(order)
+
+
+# --- what does not add up is refused ------------------------------------------------------------------
+
+
+def changed(records: RecordDict, change: Callable[[dict[str, Any]], Any]) -> RecordDict:
+    """Return ``records`` with a changed reference."""
+    reference = json.loads(records[HEADER]["object"])
+    change(reference)
+    header = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: reference["nbytes"]})
+    return RecordDict({**records, HEADER: header})
+
+
+def weight(reference: dict[str, Any]) -> dict[str, Any]:
+    entry: dict[str, Any] = reference["groups"]["params"]["a.weight"]
+    return entry
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda r: weight(r).update(dtype="object"), "params/a.weight has the unknown type 'object'"),
+        (lambda r: weight(r).update(shape=[3, 6]), r"params/a.weight has 60 bytes.* needs 72"),
+        (lambda r: weight(r).update(shape=[-3, -5]), "impossible shape"),
+        (lambda r: weight(r).update(shape=[0, 2**62, 2**62]), "impossible shape"),
+        (lambda r: weight(r).update(nbytes=64), r"64 bytes.* needs 60"),
+        (lambda r: weight(r).update(offset=64), "is said to begin at 64, not at 0"),
+        (lambda r: weight(r).update(offset=-64), "malformed.*offset"),
+        (lambda r: weight(r).update(sha256="0" * 64), "params/a.weight in .* is not what was sent"),
+        (lambda r: weight(r).update(codecs=[{"codec": "casst"}]), "did you mean 'cast'"),
+        (lambda r: weight(r).update(extra=1), "malformed.*extra"),
+        (lambda r: r.update(nbytes=r["nbytes"] + 64), "its tensors end at"),
+        (lambda r: r["groups"].pop("exp_avg"), "its tensors end at"),
+        (lambda r: r.update(format=99), "malformed.*format"),
+        (lambda r: r.update(key="../../etc/passwd"), "is not a key of the store"),
+        (lambda r: r.update(key="/etc/passwd"), "is not a key of the store"),
+        (lambda r: r.update(key="run0/../../secret"), "is not a key of the store"),
+        (lambda r: r.update(key="run0/round-000001/absent"), "cannot read .*absent"),
+    ],
+)
+def test_a_reference_that_does_not_add_up_is_refused(
+    sides: Sides, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    order, _ = sides.order(groups())
+    with pytest.raises(PhotonError, match=message) as refused:
+        sides.silo.receive(changed(order, change))
+    assert "\n" not in str(refused.value)
+
+
+def test_malformed_headers_are_refused(sides: Sides) -> None:
+    order, _ = sides.order(groups())
+    for header in (
+        {"object": "{", STORED_BYTES: 3},
+        {STORED_BYTES: 3},
+        {"object": 7, STORED_BYTES: 3},
+        {"object": order[HEADER]["object"], STORED_BYTES: 3},
+    ):
+        with pytest.raises(PhotonError, match=r"malformed|counts 3 bytes"):
+            sides.silo.receive(RecordDict({HEADER: ConfigRecord(header)}))
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+def replace_by_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (flip_last_byte, "exp_avg/a.weight in .* is not what was sent"),
+        (lambda path: os.truncate(path, 100), "holds 100 bytes, its reference says"),
+        (lambda path: path.write_bytes(path.read_bytes() + b"more"), "its reference says"),
+        (lambda path: path.unlink(), "cannot read"),
+        (replace_by_link, "cannot read"),
+        (replace_by_pipe, "holds 0 bytes"),
+    ],
+)
+def test_a_damaged_object_is_refused_and_named(
+    sides: Sides, folder: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    order, ticket = sides.order(groups())
+    reply = sides.silo.send(groups(1), order)
+    key = json.loads(reply[HEADER]["object"])["key"]
+    damage(folder / key)
+    with pytest.raises(PhotonError, match=message):
+        sides.server.receive(reply, ticket)
+
+
+@pytest.mark.parametrize("presigned", [False, True])
+def test_a_damaged_object_of_s3_is_refused(tmp_path: Path, bucket: Any, presigned: bool) -> None:
+    sides = Sides(tmp_path, "s3://photon/runs", presigned=presigned)
+    order, _ = sides.order(groups())
+    key = "runs/" + json.loads(order[HEADER]["object"])["key"]
+    data = bucket.get_object(Bucket="photon", Key=key)["Body"].read()
+    bucket.put_object(Bucket="photon", Key=key, Body=b"\xff" + data[1:])
+    with pytest.raises(PhotonError, match=r"params/a.weight in .* is not what was sent"):
+        sides.silo.receive(order)
+    bucket.put_object(Bucket="photon", Key=key, Body=data[:-1])
+    with pytest.raises(PhotonError, match=f"holds {len(data) - 1} bytes, its reference says {len(data)}"):
+        sides.silo.receive(order)
+    bucket.delete_object(Bucket="photon", Key=key)
+    with pytest.raises(PhotonError, match=r"404|cannot read"):
+        sides.silo.receive(order)
+
+
+def test_a_folder_that_leads_out_of_the_store_is_refused(sides: Sides, folder: Path, tmp_path: Path) -> None:
+    order, _ = sides.order(groups())
+    reference = json.loads(order[HEADER]["object"])
+    (folder / RUN).rename(tmp_path / "outside")
+    (folder / RUN).symlink_to(tmp_path / "outside")
+    assert (folder / reference["key"]).exists()
+    with pytest.raises(PhotonError, match="leads out of the store"):
+        sides.silo.receive(order)
+
+
+def test_a_reply_counts_only_at_the_place_of_its_ticket(sides: Sides, tmp_path: Path) -> None:
+    order, ticket = sides.order(groups())
+    _, other_ticket = sides.order(groups())
+    reply = sides.silo.send(groups(1), order)
+    with pytest.raises(PhotonError, match="which it was not asked to write"):
+        sides.server.receive(reply, other_ticket)
+    with pytest.raises(PhotonError, match="which it was not asked to write"):
+        sides.server.receive(changed(reply, lambda r: r.update(key="../outside")), ticket)
+    with pytest.raises(PhotonError, match="which it was not asked to write"):
+        sides.server.receive(reply, None)
+    assert_equal(sides.server.receive(reply, ticket), groups(1))
+    assert_equal(sides.server.receive(encode_groups(groups(1)), other_ticket), groups(1))
+
+
+def test_a_reply_beyond_the_limit_is_refused_before_it_is_read(sides: Sides) -> None:
+    order, ticket = sides.order({"params": {"w": torch.ones(1)}})
+    assert ticket is not None
+    reply = sides.silo.send({"params": {"w": torch.ones(2**19)}}, order)
+    with pytest.raises(PhotonError, match=f"the server takes {ticket.limit}"):
+        sides.server.receive(reply, ticket)
+
+
+def test_a_silo_does_not_follow_every_url(tmp_path: Path) -> None:
+    link = section("s3://photon/runs", presigned=True)
+    order = RecordDict({HEADER: ConfigRecord({"object": "", STORED_BYTES: 64})})
+    reference = {"key": "run0/a", "nbytes": 4, "url": "http://internal.example.org/x", "groups": {}}
+    reference["groups"] = {"params": {"w": {"dtype": "float32", "shape": [1], "offset": 0, "nbytes": 4}}}
+    reference["groups"]["params"]["w"] |= {"sha256": "", "codecs": []}  # type: ignore[index]
+    order[HEADER] = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: 4})
+    with pytest.raises(PhotonError, match="is not encrypted"):
+        SiloLink(link, None, tmp_path).receive(order)
+    with pytest.raises(PhotonError, match="store-url another place"):
+        SiloLink(link, "https://bucket.example.org", tmp_path).receive(order)
+
+
+# --- trouble that passes, and trouble that stays ------------------------------------------------------
+
+
+class Flaky(BaseHTTPRequestHandler):
+    """Pass requests on to the S3 server, but fail the first ones of each kind."""
+
+    upstream: tuple[str, int]
+    failures: dict[str, int]
+    seen: list[str]
+
+    def _pass_on(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        type(self).seen.append(self.command)
+        left = self.failures.get(self.command, 0)
+        type(self).failures[self.command] = max(0, left - 1)
+        if left % 2:
+            self.send_error(503)
+            return
+        connection = http.client.HTTPConnection(*self.upstream)
+        connection.request(self.command, self.path, body, dict(self.headers))
+        answer = connection.getresponse()
+        data = answer.read()
+        self.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in ("transfer-encoding", "connection", "server", "date", "content-length"):
+                self.send_header(name, value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        # An even number of failures left: the connection breaks in the middle of the answer.
+        self.wfile.write(data[: len(data) // 2] if left else data)
+        self.close_connection = True
+
+    do_GET = do_PUT = _pass_on
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def flaky(bucket: Any) -> Iterator[tuple[str, type[Flaky]]]:
+    host, _, port = bucket.meta.endpoint_url.removeprefix("http://").partition(":")
+    handler = type("Here", (Flaky,), {"upstream": (host, int(port)), "failures": {}, "seen": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def through(url: str, order: RecordDict, endpoint: str) -> RecordDict:
+    """Return ``order`` with its presigned requests led through ``url``."""
+    moved = RecordDict(dict(order))
+    for record, key in ((HEADER, "object"), (TICKET, "ticket")):
+        text = str(order[record][key]).replace(endpoint, url)
+        moved[record] = ConfigRecord({**order[record], key: text})
+    return moved
+
+
+def test_requests_are_tried_again_after_trouble_that_passes(
+    tmp_path: Path, bucket: Any, flaky: tuple[str, type[Flaky]]
+) -> None:
+    url, handler = flaky
+    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
+    order, ticket = sides.order(groups())
+    order = through(url, order, bucket.meta.endpoint_url)
+    handler.failures = {"GET": 3, "PUT": 3}
+    assert_equal(sides.silo.receive(order), groups())
+    assert_equal(sides.server.receive(sides.silo.send(groups(1), order), ticket), groups(1))
+    # A part whose answer is empty arrives even when the connection then breaks.
+    assert handler.seen[:4] == ["GET"] * 4
+    assert handler.seen[4:] in (["PUT"] * 2, ["PUT"] * 4)
+
+
+def test_trouble_that_stays_ends_in_one_line(
+    tmp_path: Path, bucket: Any, flaky: tuple[str, type[Flaky]]
+) -> None:
+    url, handler = flaky
+    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
+    order, _ = sides.order(groups())
+    order = through(url, order, bucket.meta.endpoint_url)
+    handler.failures = {"GET": 99}
+    with pytest.raises(PhotonError, match=r"link: cannot read the object at 127.0.0.1"):
+        sides.silo.receive(order)
+    assert len(handler.seen) == store_module.TRIES
+
+
+def test_a_download_is_refused_when_the_disk_cannot_hold_it(tmp_path: Path) -> None:
+    with pytest.raises(PhotonError, match="make room"):
+        download(lambda _a, _b: b"", 2**60, tmp_path, "the object")
+
+
+def test_a_server_that_cannot_write_stops_resumably(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sides = Sides(tmp_path, str(tmp_path / "file" / "store"))
+    with pytest.raises(RunError, match="link: cannot write"):
+        sides.order(groups())
+
+
+# --- what is left behind ------------------------------------------------------------------------------
+
+
+def test_a_write_that_fails_leaves_nothing(place: tuple[str, bool]) -> None:
+    store = open_store(place[0])
+
+    def fail() -> None:
+        with store.writing("run0/round-000001/a") as write:
+            write(memoryview(b"half"))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    if isinstance(store, FolderStore):
+        assert keys(Path(place[0])) == []
+    with pytest.raises(PhotonError, match="cannot read"):
+        store.reading("run0/round-000001/a", 4, Path(place[0]))
+
+
+def test_finished_rounds_are_collected_with_late_replies_and_half_written_ones(
+    place: tuple[str, bool], tmp_path: Path
+) -> None:
+    url, presigned = place
+    sides = Sides(tmp_path, url, presigned=presigned)
+    store = open_store(url)
+    old, _ = sides.order(groups(), 1)
+    sides.server.collect(RUN, 1)
+    assert store.folders(RUN) == []
+    # A straggler of round 1 answers during round 2, while round 3's model is already there.
+    if presigned:
+        # S3 answers 404 to the part of an upload that was given up, this server 500.
+        with pytest.raises(PhotonError, match="cannot write the reply"):
+            sides.silo.send(groups(), old)
+    else:
+        sides.silo.send(groups(), old)
+    sides.order(groups(), 2)
+    kept, _ = sides.order(groups(), 3)
+    sides.server.collect(RUN, 2)
+    assert store.folders(RUN) == ["round-000003"]
+    assert_equal(sides.silo.receive(kept), groups())
+    other = Sides(tmp_path, url, presigned=presigned)
+    other.server.collect(RUN, None)
+    assert store.folders(RUN) == []
+    other.server.collect("a-run-that-left-nothing", None)
+
+
+def test_uploads_that_nobody_finished_are_collected(tmp_path: Path, bucket: Any) -> None:
+    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
+    sides.order(groups(), 1)
+    sides.order(groups(), 2)
+    ObjectStore("s3://photon/runs").begin_upload("other-run/round-000001/up", 10, 60)
+
+    def under_way() -> set[str]:
+        uploads = bucket.list_multipart_uploads(Bucket="photon").get("Uploads", [])
+        return {upload["Key"].rpartition("/")[0] for upload in uploads}
+
+    assert under_way() == {"runs/run0/round-000001", "runs/run0/round-000002", "runs/other-run/round-000001"}
+    sides.server.collect(RUN, 1)
+    assert under_way() == {"runs/run0/round-000002", "runs/other-run/round-000001"}
+
+
+def test_a_killed_download_leaves_no_file(tmp_path: Path) -> None:
+    """The file has no name at any moment, so no crash can leave one behind."""
+    seen = []
+
+    def read(start: int, end: int) -> bytes:
+        seen.append(list(tmp_path.iterdir()))
+        return bytes(end - start)
+
+    download(read, 10, tmp_path, "it").close()
+    assert seen == [[]]
+
+
+# --- whole runs ---------------------------------------------------------------------------------------
+
+SMALL_RUN = ["cohort=2", "rounds=2", "outer=diloco"]
+
+
+def test_a_run_through_a_store_equals_one_inside_messages(
+    run_small: Callable[..., dict[str, Any]], place: tuple[str, bool], tmp_path: Path
+) -> None:
+    url, presigned = place
+    inside = run_small(*SMALL_RUN, name="inline")
+    by_reference = run_small(
+        *SMALL_RUN,
+        "link.transport=store",
+        f"link.store.url={url}",
+        f"link.store.presigned={presigned}",
+        name="store",
+    )
+    assert by_reference["weights_sha256"] == inside["weights_sha256"]
+    assert by_reference["perplexity"] == inside["perplexity"]
+    for events in (tmp_path / "inline" / "events.jsonl", tmp_path / "store" / "events.jsonl"):
+        sizes = [(e.bytes_up, e.bytes_down) for e in read_events(events) if isinstance(e, RoundFinished)]
+        assert len(sizes) == 2
+        # Two replies and two orders of a model of 32 kB; references add some kilobytes.
+        parameters = 4 * sum(t.numel() for t in small_params(tmp_path / "inline").values())
+        for up, down in sizes:
+            assert 2 * parameters < up < 2 * parameters + 30_000
+            assert 2 * parameters < down < 2 * parameters + 40_000
+    assert open_store(url).folders(run_id(tmp_path / "store")) == [], "nothing is left in the store"
+
+
+def test_a_run_through_a_store_goes_on_after_a_crash(
+    small_config: Callable[..., Any],
+    run_small: Callable[..., dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from photon.federation import federation
+    from photon.federation.run import prepare_run, run_inprocess
+
+    expected = run_small(*SMALL_RUN, name="inline")
+    folder = tmp_path / "store"
+    config = prepare_run(small_config(*SMALL_RUN, "link.transport=store", f"link.store.url={folder}"))
+    save = federation.CheckpointStore.save
+
+    def dying(self: Any, state: Any, *rest: Any) -> Any:
+        if state.round == 2:
+            raise RuntimeError("the server dies")
+        return save(self, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation.CheckpointStore, "save", dying)
+        with pytest.raises(RuntimeError, match="the server dies"):
+            run_inprocess(config, resume=False)
+    left = keys(folder)
+    assert len([key for key in left if "round-000002/up-" in key]) == 2
+    summary = run_inprocess(config, resume=True)
+    assert summary["weights_sha256"] == expected["weights_sha256"]
+    assert keys(folder) == []
+
+
+def test_a_reply_that_is_changed_in_the_store_is_rejected_and_the_round_goes_on(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = SiloLink.send
+    calls: list[str] = []
+
+    def tampered(self: SiloLink, *args: Any) -> RecordDict:
+        records = send(self, *args)
+        calls.append(json.loads(records[HEADER]["object"])["key"])
+        if len(calls) == 2:
+            flip_last_byte(tmp_path / "store" / calls[-1])
+        return records
+
+    monkeypatch.setattr(SiloLink, "send", tampered)
+    summary = run_small(
+        "cohort=3", "rounds=2", "link.transport=store", f"link.store.url={tmp_path / 'store'}"
+    )
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert summary["failures"] == 1
+    assert '"rejected"' in events
+    assert "is not what was sent" in events
+    assert sum(isinstance(e, ClientFinished) for e in read_events(tmp_path / "run" / "events.jsonl")) == 5
+
+
+def small_params(run_dir: Path) -> dict[str, torch.Tensor]:
+    from photon.state.checkpoint import CheckpointStore
+
+    return CheckpointStore(run_dir / "checkpoints").latest()[0].load_params()
+
+
+def run_id(run_dir: Path) -> str:
+    from photon.state.checkpoint import CheckpointStore
+
+    return CheckpointStore(run_dir / "checkpoints").latest()[0].state.run_id
