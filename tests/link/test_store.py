@@ -623,15 +623,15 @@ def test_a_run_through_a_store_goes_on_after_a_crash(
     expected = run_small(*SMALL_RUN, name="inline")
     folder = tmp_path / "store"
     config = prepare_run(small_config(*SMALL_RUN, "link.transport=store", f"link.store.url={folder}"))
-    save = federation.CheckpointStore.save
+    advance = federation.Federation._advance
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
-        if state.round == 2:
+    def dying(self: Any, before: Any, *rest: Any) -> Any:
+        if before.round == 1:
             raise RuntimeError("the server dies")
-        return save(self, state, *rest)
+        return advance(self, before, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(federation.CheckpointStore, "save", dying)
+        patch.setattr(federation.Federation, "_advance", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
             run_inprocess(config, resume=False)
     left = keys(folder)

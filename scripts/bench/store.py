@@ -1,0 +1,536 @@
+"""What large payloads cost inside Flower's messages and through a store.
+
+    python scripts/bench/store.py --only rounds                     # a deployment, 1 to 500 MB
+    python scripts/bench/store.py --only transport                  # 5.3 GB through a folder
+    python scripts/bench/store.py --only transport --store s3://bucket/prefix [--presigned]
+
+``rounds`` starts a SuperLink and two SuperNodes (subprocess isolation, no TLS, loopback) and trains real
+models of the named sizes for one local step a round, plain SGD, without evaluation. The overhead of a
+round is its wall time less the slowest client's training. Flower's own FedAvg, with a client that returns
+its arrays unchanged, runs on the same deployment. The first round, in which files come from disk for the
+first time, does not count.
+
+``transport`` is the link alone, each side in a process of its own: the server writes a model of 1.3
+billion float32 parameters from a mapped file, two silos read, verify and return it, and the server reads,
+verifies and folds both replies. The mean must equal the model. For S3 the environment names the server
+(AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION); the bucket must exist.
+
+Memory is sampled from /proc/PID/smaps_rollup: the resident set, and its anonymous part, without the clean
+pages of mapped files, which the kernel may drop at any time.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import tomli_w
+from common import Report, parser, spread
+from round_overhead import FLOWER_APP, FLOWER_PYPROJECT, SEQUENCE_LENGTH, prepare_data
+
+MODELS = {
+    1: {"n_layer": 1, "n_embd": 128},
+    10: {"n_layer": 2, "n_embd": 320},
+    50: {"n_layer": 4, "n_embd": 512},
+    200: {"n_layer": 4, "n_embd": 1024},
+    500: {"n_layer": 10, "n_embd": 1024},
+}
+CASES = ("inline", "store", "fedavg")
+CONNECTION = "bench"
+KINDS = {
+    "superlink": "SuperLink",
+    "supernode": "SuperNode",
+    "flwr-serverapp": "ServerApp",
+    "flwr-clientapp": "ClientApp",
+}
+#: Rounds at the start that do not count.
+WARM_UP = 1
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    report = Report(arguments)
+    with tempfile.TemporaryDirectory(prefix="photon-bench-", dir=arguments.folder) as name:
+        if "rounds" in arguments.only:
+            compare_rounds(report, Path(name), arguments)
+        if "transport" in arguments.only:
+            measure_transport(report, Path(name), arguments)
+    report.close()
+
+
+# --- memory -------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Peak:
+    """Most bytes that one process held."""
+
+    resident: int = 0
+    anonymous: int = 0
+
+    def sample(self, pid: int) -> None:
+        with suppress(OSError, ValueError, StopIteration):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+            kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+            self.resident = max(self.resident, 1024 * kilobytes["Rss"])
+            self.anonymous = max(self.anonymous, 1024 * kilobytes["Anonymous"])
+
+    def __str__(self) -> str:
+        return f"{self.resident / 2**20:,.0f} ({self.anonymous / 2**20:,.0f})"
+
+
+@contextmanager
+def sampled(sample: Any, every: float = 0.1) -> Iterator[None]:
+    over = threading.Event()
+
+    def work() -> None:
+        while not over.wait(every):
+            sample()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+# --- rounds on a deployment ---------------------------------------------------------------------------
+
+
+def compare_rounds(report: Report, folder: Path, arguments: argparse.Namespace) -> None:
+    from photon.data.prepared import PreparedData
+    from photon.data.separate import separate
+
+    parts = folder / "parts"
+    separate(PreparedData.open(prepare_data(folder)), parts)
+    rows = []
+    raw = []
+    for size in arguments.size_mb:
+        for case in arguments.case:
+            seconds, peaks, payload = run_case(case, size, parts, folder, arguments)
+            rows.append(
+                [
+                    f"{payload / 1e6:.0f} MB, {case}",
+                    spread(seconds, 1),
+                    *(str(peaks[kind]) for kind in KINDS.values()),
+                ]
+            )
+            raw.append(
+                {
+                    "size": size,
+                    "case": case,
+                    "seconds": seconds,
+                    "peaks": {k: vars(p) for k, p in peaks.items()},
+                }
+            )
+            report.say(" · ".join(rows[-1]))
+    report.table(
+        "Deployment, two silos: seconds of overhead a round; most MiB resident (anonymous) in one process",
+        ["payload", "overhead", *KINDS.values()],
+        rows,
+        raw=raw,
+    )
+
+
+def run_case(
+    case: str, size: int, parts: Path, folder: Path, arguments: argparse.Namespace
+) -> tuple[list[float], dict[str, Peak], int]:
+    """Return seconds of the rounds that count, memory, and bytes of the model."""
+    from photon.federation.assemble import app_folder
+
+    run_dir = folder / "run"
+    store = arguments.store or str(folder / "store")
+    config = config_of(size, case, run_dir, store, arguments.rounds)
+    shapes = shapes_of(config)
+    payload = 4 * sum(_count(shape) for shape in shapes.values())
+    peaks: dict[str, Peak] = defaultdict(Peak)
+    with (
+        deployment(folder, parts, store) as (flwr, family),
+        sampled(lambda: sample_family(family(), peaks), 0.2),
+    ):
+        settings = folder / "run-config.toml"
+        if case == "fedavg":
+            app, ends = folder / "app", folder / "ends.json"
+            (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
+            (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
+            (app / "fedavg_bench" / "__init__.py").write_text(FLOWER_APP)
+            given = {"shapes": shapes, "rounds": arguments.rounds, "output": str(ends)}
+            (folder / "settings.json").write_text(json.dumps(given))
+            settings.write_text(tomli_w.dumps({"settings": str(folder / "settings.json")}))
+        else:
+            app = app_folder()
+            settings.write_text(tomli_w.dumps({"config": config.text}))
+        flwr("run", str(app), CONNECTION, "--run-config", str(settings), "--format", "json")
+        while not (
+            status := json.loads(flwr("list", CONNECTION, "--format", "json"))["runs"][0]["status"]
+        ).startswith("finished"):
+            time.sleep(3)
+        if status != "finished:completed":
+            raise SystemExit(
+                flwr("log", "1", CONNECTION, "--show")[-3000:] + (folder / "flower.log").read_text()[-3000:]
+            )
+    if case == "fedavg":
+        times = json.loads((folder / "ends.json").read_text())
+        seconds = [b - a for a, b in itertools.pairwise(times)][WARM_UP:]
+    else:
+        seconds = overheads(run_dir)
+        shutil.rmtree(run_dir)
+    return seconds, peaks, payload
+
+
+def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int) -> Any:
+    from photon.config import compose
+
+    return compose(
+        [
+            *(
+                "federation=deployment",
+                "federation.silos=2",
+                "cohort=2",
+                f"run_dir={run_dir}",
+                f"rounds={rounds}",
+            ),
+            *(f"model.architecture.{key}={value}" for key, value in MODELS[size].items()),
+            *(
+                "model.architecture.n_head=2",
+                f"model.sequence_length={SEQUENCE_LENGTH}",
+                "schedule.warmup_steps=0",
+            ),
+            *("local_steps=1", "training.batch_size=1", "training.threads=1", "training.precision=fp32"),
+            *("optimizer=sgd", "strategy.local_state=reset", "checkpoint.keep=1"),
+            *("evaluation.every=1000000", "evaluation.sequences=1", "telemetry.display=none"),
+            *("telemetry.report=false", "telemetry.export=false"),
+            *(f"link.transport={'store' if case == 'store' else 'inline'}", f"link.store.url={store}"),
+        ]
+    )
+
+
+def shapes_of(config: Any) -> dict[str, list[int]]:
+    from photon.models.build import build_model
+
+    model = build_model(config.model, 300, seed=0, device="meta")
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _count(shape: list[int]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def overheads(run_dir: Path) -> list[float]:
+    from photon.telemetry.events import RoundFinished
+    from photon.telemetry.log import read_events
+
+    rounds = [event for event in read_events(run_dir / "events.jsonl") if isinstance(event, RoundFinished)]
+    return [r.seconds["overhead"] - r.seconds["evaluate"] for r in rounds[WARM_UP:]]
+
+
+@contextmanager
+def deployment(folder: Path, parts: Path, store: str) -> Iterator[tuple[Any, Any]]:
+    """Start a SuperLink and a SuperNode for each silo; yield ``flwr``, and who has come of them."""
+    home = folder / "flower"
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir()
+    link, *ports = (free_port() for _ in range(3))
+    environment = os.environ | {
+        "FLWR_HOME": str(home),
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    connection = {"address": f"127.0.0.1:{link}", "insecure": True}
+    (home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    )
+    commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]]
+    for silo, port in zip(sorted(parts.iterdir()), ports, strict=True):
+        node = f'data-dir="{silo}" state-dir="{folder / "state" / silo.name}" store-url="{store}"'
+        commands.append(
+            [
+                "flower-supernode",
+                "--insecure",
+                "--superlink",
+                f"127.0.0.1:{link}",
+                "--port",
+                str(port),
+                "--node-config",
+                node,
+            ]
+        )
+    processes: list[psutil.Popen] = []
+
+    def flwr(*words: str) -> str:
+        return command("flwr", *words, environment=environment)
+
+    def family() -> list[psutil.Process]:
+        alive = [process for process in processes if process.poll() is None]
+        return [*alive, *(child for process in alive for child in process.children(recursive=True))]
+
+    with open(folder / "flower.log", "wb") as log:
+        try:
+            for words in commands:
+                processes.append(
+                    psutil.Popen(
+                        words, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    )
+                )
+                if len(processes) == 1:
+                    wait_until_healthy(link)
+            yield flwr, family
+        finally:
+            everybody = family()
+            for process in everybody:
+                with suppress(psutil.NoSuchProcess):
+                    process.terminate()
+            for process in psutil.wait_procs(everybody, timeout=10)[1]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            shutil.rmtree(folder / "state", ignore_errors=True)
+
+
+def sample_family(family: list[psutil.Process], peaks: dict[str, Peak]) -> None:
+    for process in family:
+        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+            words = " ".join(process.cmdline()[:3])
+            for sign, kind in KINDS.items():
+                if sign in words:
+                    peaks[kind].sample(process.pid)
+
+
+def command(*words: str, environment: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(words)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+    return done.stdout
+
+
+def wait_until_healthy(port: int) -> None:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        with suppress(urllib.error.URLError, OSError):
+            opener.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
+            return
+        time.sleep(0.2)
+    raise SystemExit("flower-superlink did not answer within 90 s")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# --- the transport alone ------------------------------------------------------------------------------
+
+
+def measure_transport(report: Report, folder: Path, arguments: argparse.Namespace) -> None:
+    store = arguments.store or str(folder / "store")
+    shapes = big_shapes()
+    make_model(folder / "model", shapes)
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    settings = (store, arguments.presigned, folder, shapes)
+    server = spawn.Process(target=play_server, args=(there, *settings))
+    server.start()
+    orders = take(here, server)
+    replies, rows = [], []
+    for number, order in enumerate(orders):
+        mine, its = spawn.Pipe()
+        silo = spawn.Process(target=play_silo, args=(its, order, number, *settings))
+        silo.start()
+        reply, told = take(mine, silo)
+        silo.join()
+        replies.append(reply)
+        rows.extend([f"silo {number + 1}: {what}", *rest] for what, *rest in told)
+    here.send(replies)
+    told = take(here, server)
+    server.join()
+    rows = [
+        ["server: " + told[0][0], *told[0][1:]],
+        *rows,
+        *(["server: " + what, *rest] for what, *rest in told[1:]),
+    ]
+    payload = 4 * sum(_count(shape) for shape in shapes.values())
+    report.table(
+        f"{payload / 1e9:.2f} GB through {store.partition('://')[0] if '://' in store else 'a folder'}"
+        f"{', presigned' if arguments.presigned else ''}: each side a process of its own",
+        ["phase", "seconds", "MB/s", "peak MiB resident (anonymous)"],
+        [
+            [what, f"{seconds:.1f}", f"{copies * payload / 1e6 / seconds:,.0f}", str(Peak(*peak))]
+            for what, seconds, copies, peak in rows
+        ],
+        raw=rows,
+    )
+
+
+def take(pipe: Any, process: Any) -> Any:
+    while not pipe.poll(1):
+        if not process.is_alive():
+            raise SystemExit(f"a side ended with code {process.exitcode}")
+    return pipe.recv()
+
+
+def big_shapes() -> dict[str, list[int]]:
+    from photon.config import compose
+
+    config = compose(["model=photon-1.3b", "federation=inprocess"])
+    from photon.models.build import build_model
+
+    model = build_model(config.model, 50277, seed=0, device="meta")
+    return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def make_model(path: Path, shapes: dict[str, list[int]]) -> None:
+    """Write random parameters, a tensor at a time."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with open(path, "wb") as file:
+        for shape in shapes.values():
+            file.write(torch.randn(_count(shape), generator=generator).numpy().data)
+
+
+def mapped(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
+    import torch
+
+    flat = torch.from_file(str(path), shared=True, size=path.stat().st_size // 4)
+    parts = flat.split([_count(shape) for shape in shapes.values()])
+    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def section(store: str, presigned: bool) -> Any:
+    from photon.config import LinkSection, StoreSection
+
+    return LinkSection(
+        up=[],
+        down=[],
+        transport="store",
+        inline_limit_mb=1.0,
+        store=StoreSection(url=store, presigned=presigned),
+    )
+
+
+class Watch:
+    """Seconds and memory of the phases of one process, beyond what it held before the first one."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, float, int, tuple[int, int]]] = []
+
+    @contextmanager
+    def phase(self, what: str, copies: int) -> Iterator[None]:
+        peak = Peak()
+        begin = time.perf_counter()
+        with sampled(lambda: peak.sample(os.getpid())):
+            yield
+        self.told.append((what, time.perf_counter() - begin, copies, (peak.resident, peak.anonymous)))
+
+
+def texts(records: Any) -> dict[str, dict[str, Any]]:
+    return {name: dict(record) for name, record in records.items()}
+
+
+def from_texts(content: dict[str, dict[str, Any]]) -> Any:
+    from flwr.app import ConfigRecord, RecordDict
+
+    return RecordDict({name: ConfigRecord(record) for name, record in content.items()})
+
+
+def play_server(pipe: Any, store: str, presigned: bool, folder: Path, shapes: dict[str, list[int]]) -> None:
+    import torch
+
+    from photon.link.transport import ServerLink
+    from photon.strategy.fold import WeightedMean
+
+    torch.set_num_threads(1)
+    watch = Watch()
+    link = ServerLink(section(store, presigned), folder / "server", 3600)
+    groups = {"params": mapped(folder / "model", shapes)}
+    with watch.phase("write the model", 1):
+        records = link.send(groups, "bench", 1)
+    tickets, orders = [], []
+    for _ in range(2):
+        order = from_texts(texts(records))
+        tickets.append(link.admit(order, groups, "bench", 1))
+        orders.append(texts(order))
+    pipe.send(orders)
+    replies = pipe.recv()
+    mean = WeightedMean()
+    with watch.phase("read, verify, fold two replies", 2):
+        for ticket, reply in zip(tickets, replies, strict=True):
+            mean.add(link.receive(from_texts(reply), ticket), 1.0)
+    for name, tensor in mean.result()["params"].items():
+        assert torch.equal(tensor, groups["params"][name]), name
+    link.collect("bench", None)
+    pipe.send(watch.told)
+
+
+def play_silo(
+    pipe: Any,
+    order: Any,
+    number: int,
+    store: str,
+    presigned: bool,
+    folder: Path,
+    shapes: dict[str, list[int]],
+) -> None:
+    import torch
+
+    from photon.link.transport import SiloLink
+
+    torch.set_num_threads(1)
+    watch = Watch()
+    link = SiloLink(section(store, presigned), None if presigned else store, folder / f"silo-{number}")
+    content = from_texts(order)
+    with watch.phase("read and verify the model", 1):
+        groups = link.receive(content)
+    with watch.phase("write the reply", 1):
+        reply = link.send(groups, content)
+    pipe.send((texts(reply), watch.told))
+
+
+def parse_arguments() -> argparse.Namespace:
+    made = parser(__doc__)
+    parts = ["rounds", "transport"]
+    made.add_argument("--only", nargs="+", choices=parts, default=parts)
+    made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
+    made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
+    made.add_argument("--rounds", type=int, default=4, help="rounds of a run; the first one does not count")
+    made.add_argument("--store", help="URL of the store; a folder beside the run by default")
+    made.add_argument(
+        "--presigned", action="store_true", help="the server signs the silos' requests (transport)"
+    )
+    made.add_argument("--folder", type=Path, help="where temporary files go: 27 GB for transport")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
