@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-BLOCK_ELEMENTS = 2**16
-"""Elements of one tensor in a block; with four or five tensors a block in float32 takes about 1 MiB."""
+BLOCK_ELEMENTS = 2**18
+"""Elements of one tensor in a block: 1 MiB in float32, for each of four or five tensors.
+
+Smaller blocks lose more to the interpreter than they win from the cache; see docs/performance.md.
+"""
 
 
 def in_blocks(rows: Iterable[Sequence[Tensor]]) -> Iterator[list[list[Tensor]]]:

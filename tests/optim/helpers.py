@@ -8,7 +8,7 @@ from torch import Tensor, nn
 Make = Callable[[list[tuple[str, nn.Parameter]]], torch.optim.Optimizer]
 
 #: One larger than a block, one with a last piece, small ones, and one that is not contiguous.
-SHAPES = {"embed": (700, 120), "hidden": (24, 32), "tall": (40, 12), "bias": (32,), "scale": (1,)}
+SHAPES = {"embed": (2500, 120), "hidden": (24, 32), "tall": (40, 12), "bias": (32,), "scale": (1,)}
 
 
 def parameters(seed: int = 0, dtype: torch.dtype = torch.float32) -> list[tuple[str, nn.Parameter]]:

@@ -176,7 +176,7 @@ def test_only_hidden_matrices_are_projected():
     assert states["hidden"]["basis"].shape == (24, 5)
     assert states["tall"]["exp_avg_sq"].shape == (40, 5)
     assert states["tall"]["basis"].shape == (12, 5)
-    assert states["embed"]["exp_avg"].shape == (700, 120)
+    assert states["embed"]["exp_avg"].shape == (2500, 120)
 
 
 # --- rotation -----------------------------------------------------------------------------------------

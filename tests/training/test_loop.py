@@ -305,3 +305,13 @@ def test_frozen_parameters_are_not_optimized():
 def test_impossible_optimizers_are_refused(config, message):
     with pytest.raises(PhotonError, match=message):
         build_optimizer(config, TinyLM())
+
+
+def test_optimizers_learn_the_names_of_their_parameters():
+    model = TinyLM()
+    lordo = build_optimizer({"_target_": "photon.optim.LoRDO", "rank": 2}, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    lordo.step()
+    projected = [name for name, one in model.named_parameters() if "basis" in lordo.state[one]]
+    assert projected == ["mix"]
