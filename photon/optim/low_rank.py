@@ -93,7 +93,7 @@ class LoRDO(torch.optim.Optimizer):
             "error_feedback": error_feedback,
             "full_rank_weight": full_rank_weight,
             "excluded": tuple(excluded),
-            "refresh_due": projection == "local",
+            "refresh_due": False,
         }
         super().__init__(params, defaults)
 
@@ -193,13 +193,13 @@ class LoRDO(torch.optim.Optimizer):
                 )
 
     def _step_low_rank(self, parameters: Sequence[Tensor], group: dict[str, Any]) -> None:
+        if group["projection"] == "local":
+            due = group["refresh_due"]
+            chosen = [one for one in parameters if due or "basis" not in self.state[one]]
+            self.rebase({one: leading_singular_vectors(_gradient(one), group["rank"]) for one in chosen})
+            group["refresh_due"] = False
         for parameter in parameters:
             self._low_rank_state(parameter, group)
-        if group["refresh_due"]:
-            self.rebase(
-                {one: leading_singular_vectors(one.grad, group["rank"]) for one in parameters}  # type: ignore[arg-type]
-            )
-            group["refresh_due"] = False
         for done, members in by_steps_done(self.state, parameters, ()):
             for batch in _batches(members):
                 self._update(batch, group, done + 1)
@@ -229,13 +229,11 @@ class LoRDO(torch.optim.Optimizer):
             left, right = _factors(state["basis"], direction, left=_is_left(parameter))
             parameter.addmm_(left, right, beta=1 - lr * group["weight_decay"], alpha=-lr)
             if full_rank:
-                assert parameter.grad is not None
-                parameter.addcdiv_(parameter.grad, denominator.mean(), value=-lr * (1 - weight))
+                parameter.addcdiv_(_gradient(parameter), denominator.mean(), value=-lr * (1 - weight))
 
     def _project(self, parameter: Tensor, state: dict[str, Any]) -> Tensor:
         """Return the gradient, with the error if there is one, in the subspace; keep what is left out."""
-        signal, basis = parameter.grad, state["basis"]
-        assert signal is not None
+        signal, basis = _gradient(parameter), state["basis"]
         error = state.get("error_feedback")
         if error is not None:
             signal = error.add_(signal)
@@ -329,6 +327,11 @@ def _split(group: dict[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
     hidden = hidden_matrices(group, group["excluded"])
     pairs = list(zip(group["params"], hidden, strict=True))
     return [one for one, is_hidden in pairs if is_hidden], [one for one, is_hidden in pairs if not is_hidden]
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _is_left(matrix: Tensor) -> bool:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from photon.components import import_target
 from photon.config import Component, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
@@ -27,11 +28,13 @@ from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
 from photon.training.diagnostics import activation_norms, state_norms
 from photon.training.groups import (
+    RECEIVED,
+    Refreshing,
     StateGroups,
     read_optimizer,
     read_params,
     reset_optimizer,
-    write_optimizer,
+    restore_optimizer,
     write_params,
 )
 from photon.training.hardware import DTYPES, device_facts, resolve_device, use_threads
@@ -191,7 +194,7 @@ def train(
             position=fitted.position,
             scalars=fitted.scalars if kept else {},
             report=report.model_dump_json(),
-            groups=fitted.groups if kept else {},
+            groups=fitted.groups | _kept_beside(groups["params"], config) if kept else {},
         ),
         reply,
     )
@@ -283,6 +286,12 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     return step
 
 
+def _kept_beside(received: Mapping[str, torch.Tensor], config: RunConfig) -> StateGroups:
+    """Return what is kept beside the local optimizer's state groups, for its next sync."""
+    refreshing = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
+    return {RECEIVED: dict(received)} if refreshing else {}
+
+
 def _store(order: TrainOrder, site: SiloSite, config: RunConfig) -> SiloStore:
     # One more than the server's checkpoints, so that a run can go on from any of them.
     return SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
@@ -312,7 +321,7 @@ def _fit_here(
     if before is None:
         reset_optimizer(bench.optimizer)
     else:
-        write_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
+        restore_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(

@@ -55,7 +55,7 @@ from photon.training.groups import (
     read_optimizer,
     read_params,
     reset_optimizer,
-    write_optimizer,
+    restore_optimizer,
     write_params,
 )
 from photon.training.loop import (
@@ -512,7 +512,7 @@ class _Member:
         params, groups, scalars = _load_state(folder)
         write_params(self._model, _placed_like(self._model, {"params": params})["params"])
         if groups:
-            write_optimizer(self._model, self._optimizer, _placed_like(self._model, groups), scalars)
+            restore_optimizer(self._model, self._optimizer, _placed_like(self._model, groups), scalars)
         else:
             reset_optimizer(self._optimizer)
 

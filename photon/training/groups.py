@@ -6,7 +6,7 @@ name, so a group means the same on every silo, whatever order its optimizer hold
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,17 @@ from photon.errors import PhotonError
 
 StateGroups = dict[str, dict[str, Tensor]]
 """Group name → parameter name → tensor."""
+
+RECEIVED = "received"
+"""What a silo keeps beside the state groups of a `Refreshing` optimizer: the parameters it started from."""
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """An optimizer that looks at what a sync changed, as `photon.optim.LoRDO` does."""
+
+    def refresh(self, pseudo_gradient: Mapping[Tensor, Tensor]) -> None:
+        """Take parameter → value at the last sync minus value now."""
 
 
 def read_params(model: nn.Module) -> dict[str, Tensor]:
@@ -140,6 +151,27 @@ def write_optimizer(
         device = parameter.device if parameter in on_device else torch.device("cpu")
         numbers = {key: _restore_scalar(value, old.get(key), device) for key, value in scalars.items()}
         optimizer.state[parameter] = numbers | new
+
+
+def restore_optimizer(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    groups: Mapping[str, Mapping[str, Tensor]],
+    scalars: Mapping[str, float],
+) -> None:
+    """Give ``optimizer`` what a silo kept of it, after a sync.
+
+    As `write_optimizer`; and if the silo kept the parameters that it received before, under `RECEIVED`, the
+    optimizer's ``refresh`` gets what the sync changed: parameter → value before minus value now.
+    """
+    received = groups.get(RECEIVED)
+    write_optimizer(model, optimizer, {k: v for k, v in groups.items() if k != RECEIVED}, scalars)
+    if received is not None:
+        change: dict[Tensor, Tensor] = {
+            parameter: received[name].to(parameter.device) - parameter.detach()
+            for name, parameter in _parameters(model)
+        }
+        cast(Refreshing, optimizer).refresh(change)
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
