@@ -4,11 +4,13 @@
 A run is composed once, in the ServerApp or in ``photon train``, and travels on as resolved YAML.
 """
 
+import inspect
 import math
 import os
 import re
 import shlex
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -331,12 +333,20 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
                 f"{override}: no such option; overrides look like key=value, see `photon train --help`"
             )
     GlobalHydra.instance().clear()
+    _register_resolvers()
     try:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             composed = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise PhotonError(explain_hydra_error(error)) from error
     return validate(composed)
+
+
+def _register_resolvers() -> None:
+    """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("times", lambda factor, value: int(factor) * int(value), replace=True)
 
 
 def split_overrides(text: str) -> list[str]:
@@ -445,6 +455,7 @@ def _try_components(config: RunConfig) -> None:
 
 def _check_component(component: Component, where: str) -> None:
     factory = import_target(component.target, where)
+    _check_kind(factory, component.target, where)
     arguments = dict(component.model_extra or {})
     if where == "schedule":
         # These two are resolved by build_schedule, which knows the run.
@@ -455,6 +466,25 @@ def _check_component(component: Component, where: str) -> None:
     for name, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise PhotonError(f"{where}.{name}={value}: not a finite number")
+
+
+def _check_kind(factory: Any, target: str, where: str) -> None:
+    """Let a section call nothing but what it is for: a configuration may come from another organisation."""
+    if where in ("optimizer", "outer"):
+        from torch.optim import Optimizer
+
+        fits, kind = inspect.isclass(factory) and issubclass(factory, Optimizer), "a torch.optim.Optimizer"
+    elif where == "strategy":
+        from photon.strategy.base import Strategy
+
+        fits, kind = inspect.isclass(factory) and issubclass(factory, Strategy), "a photon Strategy"
+    elif where == "schedule":
+        fits, kind = inspect.isclass(factory) and is_dataclass(factory), "a schedule (a frozen dataclass)"
+    else:
+        needed = ("name", "encode", "decode")
+        fits, kind = inspect.isclass(factory) and all(hasattr(factory, one) for one in needed), "a codec"
+    if not fits:
+        raise PhotonError(f"{where}._target_={target} is not {kind}; see docs/contributing.md for what fits")
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -4,12 +4,14 @@ import contextlib
 import math
 import random
 import re
+import statistics
 import time
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -50,6 +52,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloEvaluation,
 )
+from photon.training.loop import state_shapes
 
 #: Seconds that Flower keeps a message when rounds have no deadline.
 NO_DEADLINE_TTL = 7 * 86400.0
@@ -83,6 +86,7 @@ class Federation:
         self._sent_config = config
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
+        self._state_shapes: dict[str, dict[str, torch.Size]] = {}
 
     def run(self, *, resume: bool) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
@@ -176,7 +180,7 @@ class Federation:
         )
         checkpoint = Checkpoint(self.run_dir / "checkpoints", state)
         self._started(checkpoint, silos, resumed_from=None)
-        with self._checkpoints.writing(state, params, {}) as written:
+        with self._checkpoints.writing(state, params, {}, {}) as written:
             self._evaluate(written)
         return self._checkpoints.load(state.round)
 
@@ -254,7 +258,9 @@ class Federation:
             self._stream.emit(_round_finished(after, aggregate, replies, traffic, seconds))
             self._stream.emit(_diagnostics(after, aggregate, replies))
 
-        with self._checkpoints.writing(after, aggregate.params, aggregate.outer, finish) as written:
+        with self._checkpoints.writing(
+            after, aggregate.params, aggregate.outer, aggregate.averaged, finish
+        ) as written:
             if evaluated:
                 clock["evaluate"] = self._evaluate(written)
                 clock["checkpoint"] -= clock["evaluate"]
@@ -345,6 +351,8 @@ class Federation:
                 last_round=entry.last_round,
                 position=entry.position,
                 cohort=len(cohort),
+                due=self._strategy.due_groups(server_round),
+                scalars=state.local_scalars,
             )
         return orders
 
@@ -372,7 +380,7 @@ class Federation:
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
-            expected[participant.name] = shapes_of(own)
+            expected[participant.name] = self._expected(own["params"], orders[participant.name].due)
         return messages, expected, tickets
 
     @property
@@ -387,6 +395,13 @@ class Federation:
             self._link.collect(state.run_id, None if all_rounds else state.round)
         except PhotonError as error:
             self._notice("warning", f"the store could not be cleaned: {error}")
+
+    def _expected(self, params: Mapping[str, torch.Tensor], due: Sequence[str]) -> Shapes:
+        """Return the shapes of the state groups that a reply must hold."""
+        shapes = shapes_of({"params": params})
+        if len(due) > 1 and not self._state_shapes:
+            self._state_shapes = state_shapes(self.config.optimizer.as_mapping(), shapes["params"])
+        return {group: (shapes | self._state_shapes)[group] for group in due}
 
     def _message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         return Message(
@@ -443,6 +458,8 @@ class Federation:
                 "model_id": uuid.uuid4().hex,
                 "ledger": ledger,
                 "outer_scalars": dict(aggregate.outer_scalars),
+                "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
+                "local_scalars": _typical_scalars(reports.values()),
                 "noise": before.noise.add(
                     aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
                 ),
@@ -582,6 +599,15 @@ def _round_finished(
         bytes_down=traffic["down"],
         seconds=seconds,
     )
+
+
+def _typical_scalars(reports: Collection[TrainReport]) -> dict[str, float]:
+    """Return the median of each scalar state, which a single client cannot distort."""
+    names = {name for report in reports for name in report.scalars}
+    return {
+        name: statistics.median_low([r.scalars[name] for r in reports if name in r.scalars])
+        for name in sorted(names)
+    }
 
 
 def _diagnostics(after: ServerState, aggregate: Aggregate, reports: Mapping[str, TrainReport]) -> Diagnostics:

@@ -78,6 +78,11 @@ class TrainOrder(Body):
         had taken from its text by then. The silo goes on from there.
     cohort
         Participants of the round.
+    due
+        State groups that the reply holds.
+    scalars
+        Scalar states of the local optimizer, such as ``step``, that go with averaged states: a silo that has
+        no state of its own takes both.
     """
 
     run_id: str
@@ -88,10 +93,12 @@ class TrainOrder(Body):
     global_step: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    local_state: Literal["keep", "reset"]
+    local_state: Literal["keep", "reset", "sync"]
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
+    due: list[str] = Field(min_length=1)
+    scalars: dict[str, float]
 
 
 class ClientSeconds(TypedDict):
@@ -106,7 +113,8 @@ class ClientSeconds(TypedDict):
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it.
 
-    ``diagnostics`` holds further figures by name, where the run asks for them.
+    ``scalars`` are the scalar states of the local optimizer, such as ``step``; ``diagnostics`` holds further
+    figures by name, where the run asks for them.
     """
 
     round: int
@@ -121,6 +129,7 @@ class TrainReport(Body):
     update_norm: float
     seconds: ClientSeconds
     state_lost: bool
+    scalars: dict[str, float] = Field(max_length=MAX_DIAGNOSTICS)
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 

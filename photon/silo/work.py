@@ -19,6 +19,7 @@ from photon.components import import_target
 from photon.config import Component, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
+from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
 from photon.models.build import build_model, causal_loss
@@ -38,7 +39,12 @@ from photon.training.groups import (
     write_params,
 )
 from photon.training.hardware import DTYPES, device_facts, resolve_device, use_threads
-from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
+from photon.training.loop import (
+    LocalTrainer,
+    build_optimizer,
+    enable_activation_checkpointing,
+    state_group_names,
+)
 from photon.training.precision import Precision, resolve_precision
 from photon.training.schedule import Schedule, build_schedule, resolve_schedule
 
@@ -48,6 +54,10 @@ if TYPE_CHECKING:
 
 #: Windows on which activations are measured.
 DIAGNOSTIC_WINDOWS = 4
+
+
+#: State groups and scalars of a local optimizer.
+OptimizerState = tuple[StateGroups, dict[str, float]]
 
 
 @dataclass
@@ -153,13 +163,14 @@ def train(
     begin = time.perf_counter()
     store = _store(order, site, config)
     if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
-        state, reply = done
-        return reply, TrainReport.model_validate_json(state.report)
+        trained_before, reply = done
+        return reply, TrainReport.model_validate_json(trained_before.report)
 
     data = PreparedData.open(site.data)
     before, state_lost = _local_state(store, order)
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
-    fitted = fit(order, groups["params"], before, data, config, site)
+    state = _state_to_start_from(before, groups, order, config)
+    fitted = fit(order, groups["params"], state, data, config, site)
     trained = time.perf_counter()
     result = fitted.result
     report = TrainReport(
@@ -180,10 +191,11 @@ def train(
             "total": trained - begin,
         },
         state_lost=state_lost,
+        scalars=fitted.scalars,
         diagnostics=_diagnose(fitted, data, order, config) if config.telemetry.diagnostics else {},
     )
-    reply = {"params": fitted.params}
-    kept = order.local_state == "keep"
+    reply = _reply(fitted, order)
+    kept = order.local_state != "reset"
     # Before the round is saved: a crash between the two counts it twice, and never not at all.
     store.count_tokens(order.run_id, result.tokens)
     store.save(
@@ -307,10 +319,39 @@ def _local_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None,
     return state, False
 
 
+def _state_to_start_from(
+    before: SiloState | None,
+    received: Mapping[str, Mapping[str, torch.Tensor]],
+    order: TrainOrder,
+    config: RunConfig,
+) -> OptimizerState | None:
+    """Join what the silo kept with the averages that it received; None: start with a fresh local optimizer.
+
+    A silo that has kept nothing takes the averages only if they are its whole state: with one moment at zero
+    and a step counter far from it, bias correction would blow up the first steps.
+    """
+    averaged = {group: dict(tensors) for group, tensors in received.items() if group != "params"}
+    if before is not None:
+        return {**before.groups, **averaged}, before.scalars
+    if averaged and set(averaged) == set(state_group_names(config.optimizer.as_mapping())):
+        return averaged, order.scalars
+    return None
+
+
+def _reply(fitted: GroupResult, order: TrainOrder) -> StateGroups:
+    available = {"params": fitted.params, **fitted.groups}
+    if missing := [group for group in order.due if group not in available]:
+        raise PhotonError(
+            f"the order asks for the state group {missing[0]}, which the local optimizer lacks; there "
+            f"are {', '.join(sorted(available))}"
+        )
+    return {group: available[group] for group in order.due}
+
+
 def _fit_here(
     order: TrainOrder,
     params: Mapping[str, torch.Tensor],
-    before: SiloState | None,
+    state: OptimizerState | None,
     data: PreparedData,
     config: RunConfig,
     _: SiloSite,
@@ -318,10 +359,10 @@ def _fit_here(
     """Train in this process, on the workbench that it keeps."""
     bench = workbench(config.text, data.manifest.vocab_size)
     write_params(bench.model, params)
-    if before is None:
+    if state is None:
         reset_optimizer(bench.optimizer)
     else:
-        restore_optimizer(bench.model, bench.optimizer, before.groups, before.scalars)
+        restore_optimizer(bench.model, bench.optimizer, *state)
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
@@ -334,7 +375,7 @@ def _fit_here(
 def _fit_in_group(
     order: TrainOrder,
     params: Mapping[str, torch.Tensor],
-    before: SiloState | None,
+    state: OptimizerState | None,
     data: PreparedData,
     config: RunConfig,
     site: SiloSite,
@@ -365,7 +406,7 @@ def _fit_in_group(
         global_step=order.global_step,
         steps=order.steps,
     )
-    groups, scalars = (before.groups, before.scalars) if before else ({}, {})
+    groups, scalars = state or ({}, {})
     folder = site.state / order.silo / "group"
     return train_in_group(job, params, groups, scalars, processes=training.processes, folder=folder)
 

@@ -51,7 +51,15 @@ class LedgerEntry(BaseModel):
 
 
 class ServerState(BaseModel):
-    """The numbers of a checkpoint; the tensors lie beside it."""
+    """The numbers of a checkpoint; the tensors lie beside it.
+
+    Attributes
+    ----------
+    averaged_rounds
+        State group of the local optimizers to the round at whose end it was last averaged.
+    local_scalars
+        Scalar states of the local optimizers, such as ``step``, after the last round.
+    """
 
     model_config = ConfigDict(extra="forbid")
     format: str = FORMAT
@@ -62,6 +70,8 @@ class ServerState(BaseModel):
     model_id: str = Field(default_factory=lambda: uuid.uuid4().hex)
     ledger: dict[str, LedgerEntry] = Field(default_factory=dict)
     outer_scalars: dict[str, float] = Field(default_factory=dict)
+    averaged_rounds: dict[str, int] = Field(default_factory=dict)
+    local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
@@ -87,6 +97,19 @@ class Checkpoint:
         path = self.path / "outer.safetensors"
         return load_groups(path) if path.exists() else {}
 
+    def load_averaged(self, group: str) -> dict[str, torch.Tensor]:
+        """Return the last average of a state group of the local optimizers, memory-mapped."""
+        path = self.path / averaged_file(group)
+        groups = load_groups(path)
+        if set(groups) != {group}:
+            raise PhotonError(f"{path}: expected the group {group} alone")
+        return groups[group]
+
+
+def averaged_file(group: str) -> str:
+    """Return the name of the file that holds a state group's average."""
+    return f"averaged-{group}.safetensors"
+
 
 class CheckpointStore:
     """The checkpoints of a run.
@@ -109,7 +132,7 @@ class CheckpointStore:
 
     def save(self, state: ServerState, params: dict[str, torch.Tensor], outer: StateGroups) -> Checkpoint:
         """Write a checkpoint and remove the ones beyond ``keep``."""
-        with self.writing(state, params, outer):
+        with self.writing(state, params, outer, {}):
             pass
         return Checkpoint(self._path(state.round), state)
 
@@ -119,6 +142,7 @@ class CheckpointStore:
         state: ServerState,
         params: dict[str, torch.Tensor],
         outer: StateGroups,
+        averaged: StateGroups,
         before_commit: Callable[[], None] = lambda: None,
     ) -> Iterator[Checkpoint]:
         """Write a checkpoint that counts when the block ends well.
@@ -127,9 +151,9 @@ class CheckpointStore:
 
         Parameters
         ----------
-        state, params, outer
-            What to write. It is used up: ``params`` and ``outer`` are empty within the block, so that
-            the server holds no model that is on its disk.
+        state, params, outer, averaged
+            What to write. It is used up: the groups are empty within the block, so that the server holds no
+            model that is on its disk. An average that is older stays as it is in the last checkpoint.
         before_commit
             Called when all bytes are on the disk and before the checkpoint counts, so that what it records is
             never behind the checkpoint.
@@ -145,6 +169,7 @@ class CheckpointStore:
             if outer:
                 save_groups(folder / "outer.safetensors", outer)
                 outer.clear()
+            self._write_averaged(folder, state, averaged)
             (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
             flushed = background.submit(sync_files, folder)
             yield Checkpoint(folder, state)
@@ -152,6 +177,13 @@ class CheckpointStore:
             before_commit()
         for old in self.rounds()[: -self._keep]:
             shutil.rmtree(self._path(old), ignore_errors=True)
+
+    def _write_averaged(self, folder: Path, state: ServerState, averaged: StateGroups) -> None:
+        for group in state.averaged_rounds:
+            if group in averaged:
+                save_groups(folder / averaged_file(group), {group: averaged.pop(group)})
+            else:
+                shutil.copy(self._path(state.round - 1) / averaged_file(group), folder)
 
     def load(self, server_round: int) -> Checkpoint:
         """Open the checkpoint of a round.
@@ -178,6 +210,8 @@ class CheckpointStore:
                 checkpoint = self.load(server_round)
                 checkpoint.load_params()
                 checkpoint.load_outer()
+                for group in checkpoint.state.averaged_rounds:
+                    checkpoint.load_averaged(group)
             except PhotonError as error:
                 passed_over.append(str(error))
                 continue

@@ -18,6 +18,9 @@ from photon.strategy.outer import OuterStep
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 
+#: keep: its state stays in the silo; reset: every round starts anew; sync: averaged as the sync plan says.
+LocalState = Literal["keep", "reset", "sync"]
+
 
 @dataclass(frozen=True)
 class Participant:
@@ -54,11 +57,18 @@ class Aggregate:
 
     Attributes
     ----------
+    params
+        The global parameters.
+    averaged
+        State groups of the local optimizer that were averaged in this round.
+    outer, outer_scalars
+        State of the outer optimizer.
     weights
         Share of each folded participant in the mean; they sum to 1.
     """
 
     params: dict[str, torch.Tensor]
+    averaged: StateGroups
     outer: StateGroups
     outer_scalars: dict[str, float]
     step: OuterStep
@@ -77,7 +87,7 @@ class Strategy(ABC):
     """
 
     #: What the silos do with their local optimizer between rounds.
-    local_state: Literal["keep", "reset"]
+    local_state: LocalState
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -85,6 +95,10 @@ class Strategy(ABC):
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:
         """Return who can be sampled, in name order: by default every silo on its own."""
         return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]
+
+    def due_groups(self, server_round: int) -> list[str]:
+        """Return the state groups that replies of this round hold: ``params``, more under a sync plan."""
+        return ["params"]
 
     @abstractmethod
     def configure_train(

@@ -1,14 +1,14 @@
 """The outer optimizer: any torch optimizer, stepping on the pseudo-gradient."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from photon.components import build
-from photon.training.groups import read_optimizer, write_optimizer
+from photon.training.groups import NamedParameters, read_optimizer, write_optimizer
 
 Tensors = dict[str, torch.Tensor]
 
@@ -81,7 +81,7 @@ class OuterOptimizer:
         optimizer = build(self._section, "outer", list(parameters.values()))
         if state or scalars:
             # Private maps of the checkpoint's file: only what is stepped on takes memory.
-            write_optimizer(_Named(parameters), optimizer, state, scalars, adopt=True)
+            write_optimizer(NamedParameters(parameters), optimizer, state, scalars, adopt=True)
         averaging = _is_plain_averaging(optimizer)
         gradient_norms: dict[str, float] = {}
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
@@ -96,7 +96,7 @@ class OuterOptimizer:
             optimizer.step()
             parameter.grad = None
             params[name] = parameter.detach()
-        groups, numbers = read_optimizer(_Named(parameters), optimizer)
+        groups, numbers = read_optimizer(NamedParameters(parameters), optimizer)
         step = OuterStep(
             gradient_norms,
             {name: _norm(tensor) for name, tensor in params.items()},
@@ -107,17 +107,6 @@ class OuterOptimizer:
 
 def _norm(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor))
-
-
-class _Named(torch.nn.Module):
-    """Parameters under names that a module may not register itself, because they contain dots."""
-
-    def __init__(self, parameters: dict[str, torch.nn.Parameter]) -> None:
-        super().__init__()
-        self._named = parameters
-
-    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, torch.nn.Parameter]]:
-        return iter(self._named.items())
 
 
 def _is_plain_averaging(optimizer: torch.optim.Optimizer) -> bool:

@@ -3,19 +3,22 @@
     θ̄ = Σ_k w_k θ_k,   Δ = θ − θ̄,   θ ← OuterOptimizer(θ, Δ)
 
 With SGD of learning rate 1 this is FedAvg, the recipe of the Photon papers; with Nesterov momentum it is
-DiLoCo; with Adam it is FedAdam.
+DiLoCo; with Adam it is FedAdam. Under a sync plan states of the local optimizer are averaged too, each at
+its own period: all in every round is Local Adam, and longer periods are DES-LOC.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from photon.config import RunConfig
 from photon.state.checkpoint import Checkpoint
 from photon.state.memory import release_freed
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups, Strategy
 from photon.strategy.fold import WeightedMean
 from photon.strategy.outer import OuterOptimizer
+from photon.strategy.sync import SyncPlan
+from photon.training.loop import state_group_names
 
 #: From this size of the mean on, what the replies leave behind in the allocator is worth releasing.
 LARGE_BYTES = 256 * 2**20
@@ -31,7 +34,10 @@ class Photon(Strategy):
     weighting
         ``"tokens"``: clients count by the tokens they trained; ``"uniform"``: alike.
     local_state
-        ``"keep"``: moments of the local optimizer stay in the silo; ``"reset"``: every round starts anew.
+        ``"keep"``: moments of the local optimizer stay in the silo; ``"reset"``: every round starts anew;
+        ``"sync"``: they are averaged over the clients as ``sync`` says.
+    sync
+        State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
     """
 
     def __init__(
@@ -39,22 +45,48 @@ class Photon(Strategy):
         config: RunConfig,
         *,
         weighting: Literal["tokens", "uniform"] = "tokens",
-        local_state: Literal["keep", "reset"] = "keep",
+        local_state: LocalState = "keep",
+        sync: dict[str, int] | None = None,
     ) -> None:
         if weighting not in ("tokens", "uniform"):
             raise ValueError(f"weighting={weighting!r}: expected tokens or uniform")
-        if local_state not in ("keep", "reset"):
-            raise ValueError(f"local_state={local_state!r}: expected keep or reset")
+        if local_state not in get_args(LocalState):
+            raise ValueError(f"local_state={local_state!r}: expected {', '.join(get_args(LocalState))}")
+        if sync is not None and local_state != "sync":
+            raise ValueError(f"local_state={local_state}: a sync plan needs local_state=sync")
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
+        self.plan: SyncPlan | None = None
+        if local_state == "sync":
+            groups = state_group_names(config.optimizer.as_mapping())
+            periods = dict.fromkeys(groups, config.local_steps) if sync is None else sync
+            self.plan = SyncPlan(periods, config.local_steps, groups)
+
+    def due_groups(self, server_round: int) -> list[str]:
+        """Return the groups that the sync plan averages in this round."""
+        return self.plan.due(server_round) if self.plan else ["params"]
 
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> Mapping[str, StateGroups]:
-        """Send the global parameters to everybody."""
-        groups = {"params": checkpoint.load_params()}
-        return {participant.name: groups for participant in cohort}
+        """Send everybody the global parameters, and the averaged states that it has not had yet.
+
+        A participant whose last accepted round is after a group's last average has worked on from that
+        average; it keeps its own. One that was absent since, or is new, receives the average.
+        """
+        params = checkpoint.load_params()
+        state = checkpoint.state
+        sent: dict[frozenset[str], StateGroups] = {}
+        orders: dict[str, StateGroups] = {}
+        for participant in cohort:
+            last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
+            missing = frozenset(group for group, at in state.averaged_rounds.items() if last <= at)
+            if missing not in sent:
+                averaged = {group: checkpoint.load_averaged(group) for group in sorted(missing)}
+                sent[missing] = {"params": params, **averaged}
+            orders[participant.name] = sent[missing]
+        return orders
 
     def weight(self, reply: Reply) -> float:
         """Return the positive weight of a reply in the mean, up to a common factor."""
@@ -80,11 +112,13 @@ class Photon(Strategy):
         begin = time.perf_counter()
         params = checkpoint.load_params()
         outer = OuterOptimizer(self.config.outer.as_mapping())
+        averaged = mean.result()
         step, groups, scalars = outer.step(
-            params, mean.result()["params"], checkpoint.load_outer(), checkpoint.state.outer_scalars
+            params, averaged.pop("params"), checkpoint.load_outer(), checkpoint.state.outer_scalars
         )
         return Aggregate(
             params=params,
+            averaged=averaged,
             outer=groups,
             outer_scalars=scalars,
             step=step,

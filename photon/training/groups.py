@@ -5,7 +5,7 @@ optimizer (``exp_avg``, ``exp_avg_sq``, ``momentum_buffer``, …). Inside a grou
 name, so a group means the same on every silo, whatever order its optimizer holds the parameters in.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -105,6 +105,22 @@ def split_state(
                     "Photon needs an optimizer that steps all parameters together"
                 )
     return groups, scalars
+
+
+class NamedParameters(nn.Module):
+    """Parameters under names that a module may not register itself, because they contain dots."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self._named = dict(parameters)
+
+    def named_parameters(self, *_: Any, **__: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield names and parameters."""
+        return iter(self._named.items())
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """Yield the parameters."""
+        return iter(self._named.values())
 
 
 def write_optimizer(

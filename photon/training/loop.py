@@ -20,6 +20,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from photon.components import build, import_target
 from photon.errors import PhotonError
 from photon.models.build import causal_loss
+from photon.training.groups import NamedParameters, read_optimizer
 from photon.training.precision import Precision
 
 if TYPE_CHECKING:
@@ -355,3 +356,35 @@ def _runs_fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameter
     fused_on = {"cpu"} if optimizer_class is torch.optim.Adagrad else {"cpu", "cuda"}
     known = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}
     return optimizer_class in known and devices <= fused_on
+
+
+def state_shapes(
+    section: Mapping[str, Any], shapes: Mapping[str, torch.Size]
+) -> dict[str, dict[str, torch.Size]]:
+    """Return the shapes of the state groups of an optimizer, without memory for them.
+
+    Parameters
+    ----------
+    section
+        ``_target_`` and arguments of a local optimizer.
+    shapes
+        Parameter name to shape.
+    """
+    model = NamedParameters({name: _meta_parameter(shape) for name, shape in shapes.items()})
+    optimizer = build_optimizer(section, model)
+    optimizer.step()
+    groups, _ = read_optimizer(model, optimizer)
+    return {group: {name: t.shape for name, t in tensors.items()} for group, tensors in groups.items()}
+
+
+def _meta_parameter(shape: torch.Size) -> nn.Parameter:
+    parameter = nn.Parameter(torch.empty(shape, device="meta"))
+    parameter.grad = torch.empty_like(parameter)
+    return parameter
+
+
+def state_group_names(section: Mapping[str, Any]) -> list[str]:
+    """Return the names of the state groups of an optimizer on a language model."""
+    square = torch.Size((128, 128))
+    probe = {"h.0.mlp.weight": square, "h.0.mlp.bias": torch.Size((128,)), "wte.weight": square}
+    return sorted(state_shapes(section, probe))

@@ -1,0 +1,197 @@
+"""Whole runs under a sync plan against local loops written by hand."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from photon.config import RunConfig
+from photon.data.loader import WindowStream
+from photon.data.prepared import PreparedData
+from photon.models.build import build_model, causal_loss
+from photon.silo.work import stream_seed
+from photon.state.checkpoint import CheckpointStore
+from photon.state.silo import SiloStore
+from photon.telemetry.events import ClientFinished
+from photon.telemetry.log import read_events
+
+Run = Callable[..., dict[str, Any]]
+Make = Callable[..., RunConfig]
+
+ADAM = ("exp_avg", "exp_avg_sq")
+#: Large enough that gradients which are zero but for rounding (the key's bias) do not move anything.
+EPS = 1e-3
+PLAIN = (
+    f"optimizer.eps={EPS}",
+    "cohort=3",
+    "schedule=constant",
+    "schedule.warmup_steps=0",
+    "strategy.weighting=uniform",
+)
+
+
+def by_hand(config: RunConfig, data: Path, periods: dict[str, int]) -> dict[str, torch.Tensor]:
+    """Three local AdamW loops; after each step whatever is due is averaged over them."""
+    torch.set_num_threads(1)
+    prepared = PreparedData.open(data)
+    models, optimizers, streams = [], [], []
+    for silo in prepared.silo_names:
+        models.append(build_model(config.model, prepared.manifest.vocab_size, seed=config.seed))
+        optimizers.append(
+            torch.optim.AdamW(
+                models[-1].parameters(),
+                lr=config.model.recipe.learning_rate,
+                betas=(0.9, 0.95),
+                eps=EPS,
+                weight_decay=0.0,
+                fused=True,
+            )
+        )
+        windows = prepared.windows(silo, "train")
+        streams.append(WindowStream([windows], stream_seed(config.seed, [silo])))
+    for step in range(1, config.total_steps + 1):
+        for model, optimizer, stream in zip(models, optimizers, streams, strict=True):
+            optimizer.zero_grad()
+            causal_loss(model, stream.next_batch(4)).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+        for group, period in periods.items():
+            if step % period == 0:
+                _average(models, optimizers, group)
+    return {name: parameter.detach() for name, parameter in models[0].named_parameters()}
+
+
+@torch.no_grad()
+def _average(models: list[Any], optimizers: list[Any], group: str) -> None:
+    for copies in zip(*(model.parameters() for model in models), strict=True):
+        tensors = list(copies)
+        if group != "params":
+            tensors = [o.state[p][group] for o, p in zip(optimizers, copies, strict=True)]
+        mean = torch.stack(tensors).double().mean(0).float()
+        for tensor in tensors:
+            tensor.copy_(mean)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "periods"),
+    [
+        (["strategy=local-adam"], {"params": 4, "exp_avg": 4, "exp_avg_sq": 4}),
+        (["strategy=desloc"], {"params": 4, "exp_avg": 12, "exp_avg_sq": 24}),
+        (
+            ["strategy=desloc", "strategy.sync={exp_avg: 8, exp_avg_sq: 12}"],
+            {"params": 4, "exp_avg": 8, "exp_avg_sq": 12},
+        ),
+        (["strategy=photon"], {"params": 4}),
+    ],
+)
+def test_a_run_equals_local_loops_averaged_by_hand(
+    overrides: list[str],
+    periods: dict[str, int],
+    run_small: Run,
+    small_config: Make,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    chosen = (*overrides, *PLAIN, "rounds=7")
+    run_small(*chosen)
+    expected = by_hand(small_config(*chosen), corpus, periods)
+    trained = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
+
+
+def test_equal_periods_are_local_adam_and_none_is_fedavg_with_kept_states(run_small: Run) -> None:
+    def weights(name: str, *overrides: str) -> str:
+        return str(run_small(*overrides, *PLAIN, "rounds=4", name=name)["weights_sha256"])
+
+    local_adam = weights("a", "strategy=local-adam")
+    assert weights("b", "strategy=desloc", "strategy.sync={exp_avg: 4, exp_avg_sq: 4}") == local_adam
+    kept = weights("c", "strategy=photon")
+    assert weights("d", "strategy=desloc", "~strategy.sync.exp_avg", "~strategy.sync.exp_avg_sq") == kept
+    assert len({local_adam, kept, weights("e", "strategy=fedavg-reset")}) == 3
+
+
+def test_one_client_is_its_local_optimizer_whatever_is_averaged(run_small: Run, lone_corpus: Path) -> None:
+    one = [
+        run_small(f"strategy={strategy}", "cohort=1", data=lone_corpus, name=strategy)["weights_sha256"]
+        for strategy in ("photon", "local-adam", "desloc")
+    ]
+    assert len(set(one)) == 1
+
+
+def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
+    """Periods (1, 3, 6) · K_x: parameters 6 times, first moments twice, second moments once."""
+
+    def sent(name: str, *overrides: str) -> int:
+        run_small(*overrides, *PLAIN, "rounds=6", name=name)
+        events = read_events(tmp_path / name / "events.jsonl")
+        return sum(e.bytes_up for e in events if isinstance(e, ClientFinished) and e.silo == "alpha")
+
+    payload = sent("fedavg", "strategy=photon")
+    assert sent("desloc", "strategy=desloc") == pytest.approx(payload * 9 / 6, rel=0.05)
+    assert sent("local", "strategy=local-adam") == pytest.approx(payload * 3, rel=0.05)
+
+
+def test_all_silos_hold_the_same_states_after_a_round_in_which_everything_is_due(
+    run_small: Run, tmp_path: Path
+) -> None:
+    """One more round, in which nobody moves (rate 0), shows what the silos started from."""
+    run_small("strategy=local-adam", *PLAIN, "rounds=2")
+    checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0]
+    assert checkpoint.state.averaged_rounds == {"exp_avg": 2, "exp_avg_sq": 2}
+    assert checkpoint.state.local_scalars == {"step": 8.0}
+    run_id = checkpoint.state.run_id
+    states = [
+        SiloStore(tmp_path / "run" / "silos" / name, 3).load(run_id, 2) for name in ("alpha", "beta", "gamma")
+    ]
+    for group in ADAM:
+        averaged = checkpoint.load_averaged(group)
+        for name, tensor in averaged.items():
+            mean = torch.stack([state.groups[group][name] for state in states]).double().mean(0)
+            torch.testing.assert_close(tensor.double(), mean, rtol=1e-5, atol=1e-9)
+
+
+def test_an_absent_silo_receives_the_averages_and_a_new_one_the_step_count(
+    run_small: Run, tmp_path: Path
+) -> None:
+    """With two of three silos a round somebody is new later, and starts at the others' step count."""
+    run_small("strategy=local-adam", "cohort=2", "rounds=4", "checkpoint.keep=8")
+    first: dict[str, int] = {}
+    for event in read_events(tmp_path / "run" / "events.jsonl"):
+        if isinstance(event, ClientFinished):
+            first.setdefault(event.silo, event.round)
+    newcomer, joined = max(first.items(), key=lambda item: item[1])
+    assert joined > 1
+    run_id = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].state.run_id
+    state = SiloStore(tmp_path / "run" / "silos" / newcomer, 9).load(run_id, joined)
+    assert state is not None
+    assert state.scalars["step"] == 4 * joined
+
+
+@pytest.mark.parametrize("strategy", ["local-adam", "desloc"])
+def test_a_resumed_run_averages_as_an_uninterrupted_one(run_small: Run, strategy: str) -> None:
+    chosen = (f"strategy={strategy}", "strategy.sync={exp_avg: 8, exp_avg_sq: 12}", "cohort=2")
+    whole = run_small(*chosen, "rounds=6", name="whole")
+    interrupted(run_small, *chosen)
+    assert (
+        run_small(*chosen, "rounds=6", name="parts", resume=True)["weights_sha256"] == whole["weights_sha256"]
+    )
+
+
+def interrupted(run_small: Run, *chosen: str) -> None:
+    """Stop after four rounds, as a crash in round 5 would."""
+    from unittest.mock import patch
+
+    from photon.federation.federation import Federation
+
+    whole_round = Federation._round
+
+    def dying(self: Federation, checkpoint: Any) -> Any:
+        if checkpoint.state.round == 4:
+            raise RuntimeError("the server dies")
+        return whole_round(self, checkpoint)
+
+    with patch.object(Federation, "_round", dying), pytest.raises(RuntimeError, match="dies"):
+        run_small(*chosen, "rounds=6", name="parts")
