@@ -20,7 +20,7 @@ from photon.federation.run import settings_from
         ("optimizer.learning_rate=3", "did you mean 'optimizer.lr'|optimizer.learning_rate: unknown key"),
         ("+optimizer.lrr=3", "optimizer.lrr: unknown key; did you mean 'lr'"),
         ("strategy.weighting=alphabetical", "should be 'tokens' or 'uniform'"),
-        ("strategy.local_state=sync", "should be 'keep' or 'reset'"),
+        ("strategy.local_state=synced", "should be 'keep', 'reset' or 'sync'"),
         ("rounds=abc", "rounds='abc': input should be a valid integer"),
         ("rounds=true", "rounds=True: input should be a valid integer"),
         ("rounds=0", "greater than or equal to 1"),

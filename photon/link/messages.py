@@ -97,8 +97,8 @@ class TrainOrder(Body):
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
-    due: list[str] = Field(min_length=1)
-    scalars: dict[str, float]
+    due: list[str] = Field(default=["params"], min_length=1)
+    scalars: dict[str, float] = Field(default_factory=dict)
 
 
 class ClientSeconds(TypedDict):
@@ -129,7 +129,7 @@ class TrainReport(Body):
     update_norm: float
     seconds: ClientSeconds
     state_lost: bool
-    scalars: dict[str, float] = Field(max_length=MAX_DIAGNOSTICS)
+    scalars: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 

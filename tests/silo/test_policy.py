@@ -190,16 +190,16 @@ def test_a_round_that_is_asked_for_again_is_not_counted_again(
     """The server dies after the silos have trained; their replies still lie within the limit."""
     from photon.federation import federation
 
-    save = federation.CheckpointStore.save
+    writing = federation.CheckpointStore.writing
 
     def dying(self: Any, state: Any, *rest: Any) -> Any:
         if state.round == 1:
             raise RuntimeError("the server dies")
-        return save(self, state, *rest)
+        return writing(self, state, *rest)
 
     rules = {"max_run_tokens": 128}
     with monkeypatch.context() as patch:
-        patch.setattr(federation.CheckpointStore, "save", dying)
+        patch.setattr(federation.CheckpointStore, "writing", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
             federate(rules, "rounds=1")
     federate(rules, "rounds=1", resume=True)
