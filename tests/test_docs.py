@@ -129,7 +129,7 @@ LAYERS = [
     {"cli", "sweep", "server_app", "client_app"},
     {"deployment"},
     {"federation", "silo"},
-    {"strategy", "training", "evaluation"},
+    {"strategy", "training", "evaluation", "walltime"},
     {"link", "data", "models", "optim"},
     {"telemetry", "state"},
     {"config", "components", "code", "errors", "__init__"},
