@@ -134,7 +134,9 @@ def test_the_client_app_imports_nothing_heavy():
 
 def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(config, node, tmp_path):
     alone = {**node, "state-dir": str(tmp_path / "alone")}
+    begin = time.monotonic()
     first = ask_worker("train", train_message(config), node)
+    first_took = time.monotonic() - begin
     assert_same_training(first, answer("train", train_message(config), alone))
     worker = the_worker(node)
     assert worker.cmdline()[0] == sys.executable
@@ -145,10 +147,8 @@ def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(co
     took = time.monotonic() - begin
     assert_same_training(second, answer("train", second_round(config, position), alone))
     assert the_worker(node).pid == worker.pid
-    # Importing torch and building a model alone take longer than a whole round on the workbench that is kept.
-    seconds = unpack(second, TrainReport).seconds
-    assert took - seconds["training"] < 1.0
-    assert seconds["load"] < 0.5
+    # Neither torch is imported nor a model built again; both take seconds.
+    assert took < first_took / 3
 
     silos = unpack(ask_worker("query", query(config), node), Description).silos
     assert [silo.name for silo in silos] == ["alpha", "beta", "gamma"]
@@ -175,20 +175,21 @@ def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its
 
 
 def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config, node, tmp_path):
-    expected = answer(
-        "train", train_message(config, steps=40), {**node, "state-dir": str(tmp_path / "alone")}
-    )
-    greeting(node)
+    alone = {**node, "state-dir": str(tmp_path / "alone")}
+    position = unpack(answer("train", train_message(config), alone), TrainReport).position
+    expected = answer("train", second_round(config, position), alone)
+    ask_worker("train", train_message(config), node)
     worker = the_worker(node)
     log = Path(node["state-dir"]) / LOG
     with ThreadPoolExecutor() as pool:
-        long = pool.submit(ask_worker, "train", train_message(config, steps=100_000), node)
-        wait_until(lambda: "train: begun" in log.read_text())
-        time.sleep(0.3)
+        long = pool.submit(ask_worker, "train", second_round(config, position, steps=100_000), node)
+        wait_until(lambda: log.read_text().count("train: begun") == 2)
+        busy = worker.cpu_times().user
+        wait_until(lambda: worker.cpu_times().user > busy + 1.0)  # at its local steps by now
         worker.kill()
         with pytest.raises(PhotonError, match=rf"process {worker.pid} ended while .* train .*{LOG}.*begun$"):
             long.result(20)
-    reply = ask_worker("train", train_message(config, steps=40), node)
+    reply = ask_worker("train", second_round(config, position), node)
     assert_same_training(reply, expected)
     assert the_worker(node).pid != worker.pid
 
@@ -257,7 +258,7 @@ def test_the_worker_outlives_the_processes_that_ask_and_dies_with_the_supernode(
     supernode.kill()  # and nobody waits for it: a zombie counts as gone
     begin = time.monotonic()
     wait_until(lambda: worker_client.is_gone(worker))
-    assert time.monotonic() - begin < 3.0
+    assert time.monotonic() - begin < 5.0
     assert "SuperNode is gone" in (Path(node["state-dir"]) / LOG).read_text()
 
 
