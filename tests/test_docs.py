@@ -16,6 +16,7 @@ import click
 import pytest
 import torch
 import typer.main
+from flwr.common.config import parse_config_args
 
 from photon.cli import app
 from photon.config import RunConfig, compose, load, split_overrides
@@ -279,10 +280,9 @@ def test_scripts_exist_and_take_their_options(page: str, line: str) -> None:
 def test_flwr_run_takes_the_overrides_shown(page: str, line: str) -> None:
     words = words_of(line)
     if "--run-config" in words:
-        setting = words[words.index("--run-config") + 1]
-        key, _, value = setting.partition("=")
-        assert key == "overrides", page
-        overrides_compose(split_overrides(value.strip("'\"")))
+        settings = parse_config_args([words[words.index("--run-config") + 1]])
+        assert set(settings) <= {"overrides", "resume"}, page
+        overrides_compose(split_overrides(settings["overrides"]))
 
 
 # --- worked examples ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Every command of Flower that is run is printed, so that the same can be done by 
 import argparse
 import contextlib
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -49,6 +50,9 @@ def up(folder: Path, *, silos: str, data: Path | None, secure: bool) -> None:
         raise PhotonError(f"{folder}: a federation is running there; stop it with federation.sh down")
     source = PreparedData.open(data or _embedded())
     federation = LocalFederation.create(folder, _choose(silos, source), secure=secure)
+    # The aggregator has no text; it needs the tokenizer to export a model that others can use.
+    tokenizer = folder / "aggregator" / "tokenizer"
+    shutil.copytree(source.tokenizer_path, tokenizer, dirs_exist_ok=True)
     for silo in federation.silos:
         own = federation.silo_folder(silo) / "data"
         if not is_prepared(own):
@@ -62,11 +66,13 @@ def up(folder: Path, *, silos: str, data: Path | None, secure: bool) -> None:
     print(f"\n{len(federation.silos)} silos are online. Train from the folder of the checkout:\n")
     print(f"export FLWR_HOME={shlex.quote(str(federation.home))}")
     run_dir = federation.folder / "runs" / "first"
-    print(
-        f"flwr run . {CONNECTION} --stream --run-config "
-        f"\"overrides='federation=deployment federation.silos={len(federation.silos)} run_dir={run_dir}'\""
+    overrides = (
+        f"federation=deployment federation.silos={len(federation.silos)} data=prepared "
+        f"data.path={federation.folder / 'aggregator'} run_dir={run_dir}"
     )
-    print(f"photon watch {run_dir}")
+    print(f"flwr run . {CONNECTION} --stream --run-config \"overrides='{overrides}'\"")
+    print(f"\nLook at it from another terminal with photon watch {run_dir}, or do both at once:\n")
+    print(f"photon train {overrides}")
 
 
 def status(folder: Path) -> bool:

@@ -10,6 +10,7 @@
 
 import contextlib
 import json
+import secrets
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ from photon.federation.processes import (
     free_port,
     is_healthy,
 )
-from photon.state.atomic import write_text
+from photon.state.atomic import write_bytes, write_text
 
 CONNECTION = "federation"
 HOST = "127.0.0.1"
@@ -182,6 +183,7 @@ class LocalFederation(BaseModel):
                 *("--ssl-ca-certfile", str(self.authority)),
                 *("--ssl-certfile", str(self.keys / "server.crt")),
                 *("--ssl-keyfile", str(self.keys / "server.key"), "--enable-supernode-auth"),
+                *self._superexec_secret(),
             ]
         else:
             security = ["--insecure"]
@@ -195,7 +197,9 @@ class LocalFederation(BaseModel):
     def superexec(self) -> Program:
         """Return what starts ServerApps: a process of its own, so that runs outlive a SuperLink."""
         return self._program(
-            SUPEREXEC, "flower-superexec", "--runtime-api-address", self.address, *self._trust()
+            SUPEREXEC,
+            *("flower-superexec", "--runtime-api-address", self.address, *self._trust()),
+            *self._superexec_secret(),
         )
 
     def supernode(self, silo: str) -> Program:
@@ -263,6 +267,9 @@ class LocalFederation(BaseModel):
     def _trust(self) -> list[str]:
         return ["--root-certificates", str(self.authority)] if self.secure else ["--insecure"]
 
+    def _superexec_secret(self) -> list[str]:
+        return ["--superexec-auth-secret-file", str(self.keys / "superexec")] if self.secure else []
+
     def _program(self, name: str, *command: str) -> Program:
         folder = self.folder / "aggregator" if name in (SUPERLINK, SUPEREXEC) else self.silo_folder(name)
         return Program(name, command, folder, folder / "flower", self.folder / "logs" / f"{name}.log")
@@ -272,6 +279,8 @@ class LocalFederation(BaseModel):
             make_authority(self.keys)
         if not (self.keys / "server.crt").exists():
             make_server_certificate(self.keys, ["localhost", HOST])
+        if not (self.keys / "superexec").exists():
+            write_bytes(self.keys / "superexec", secrets.token_bytes(32), mode=0o600)
         for silo in self.silos:
             if not self.node_key(silo).exists():
                 make_node_key(self.node_key(silo).parent, silo)

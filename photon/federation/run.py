@@ -61,6 +61,9 @@ def prepare_run(config: RunConfig) -> RunConfig:
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
     if config.federation.engine != "deployment":
         changes["data"] = config.data.model_copy(update={"path": str(_data_path(config))})
+    elif config.data.path is not None:
+        # Where the aggregator has the tokenizer; the ServerApp may work in another folder.
+        changes["data"] = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     return config.model_copy(update=changes)
 
 
