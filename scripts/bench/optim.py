@@ -1,10 +1,13 @@
 """A step of each local optimizer of Photon's own against torch's AdamW (foreach) on the same parameters.
 
-    python scripts/bench/optim.py
+    OMP_WAIT_POLICY=PASSIVE python scripts/bench/optim.py
 
 The parameters have the shapes of photon-125m with fewer layers and a smaller vocabulary. Ratios are those of
 rates: 0.87 means that a step takes 1.15 times as long. LoRDO finds its bases anew once in --period
 steps: every turn does it for the matrices that its share of the period comes to.
+
+Photon lets waiting threads sleep, which has to be said before torch is imported. On a busy machine threads that
+spin make every small operation slow, and an update in blocks has many of them.
 """
 
 import argparse
