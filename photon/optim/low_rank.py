@@ -288,10 +288,8 @@ def leading_singular_vectors(matrix: Tensor, rank: int) -> Tensor:
     width = min(rank + _EXTRA_DIRECTIONS, size)
     start = torch.randn(size, width, generator=torch.Generator().manual_seed(size), dtype=torch.float64)
     space = torch.linalg.qr(start.to(wide.device, dtype)).Q
-    if not (torch.isfinite(scale) and scale > 0):
-        return space[:, :rank].to(matrix.dtype)
-    # Powers of tiny or huge entries must not leave the number format.
-    wide = wide / scale
+    # Powers of tiny or huge entries must not leave the number format. No branch: a GPU would wait for it.
+    wide = torch.where(torch.isfinite(scale) & (scale > 0), wide / scale, 0.0)
     for _ in range(_POWER_ITERATIONS + 1):
         space = torch.linalg.qr(wide @ (wide.T @ space)).Q
     inside = (space.T @ wide).double()

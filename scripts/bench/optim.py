@@ -6,8 +6,8 @@ The parameters have the shapes of photon-125m with fewer layers and a smaller vo
 rates: 0.87 means that a step takes 1.15 times as long. LoRDO finds its bases anew once in --period
 steps: every turn does it for the matrices that its share of the period comes to.
 
-Photon lets waiting threads sleep, which has to be said before torch is imported. On a busy machine threads that
-spin make every small operation slow, and an update in blocks has many of them.
+Photon lets waiting threads sleep, which has to be said before torch is imported. On a busy machine
+threads that spin make every small operation slow, and an update in blocks has many of them.
 """
 
 import argparse

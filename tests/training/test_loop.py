@@ -12,6 +12,7 @@ from photon.training.loop import (
     TrainingDiverged,
     build_optimizer,
     enable_activation_checkpointing,
+    state_group_names,
 )
 from photon.training.schedule import ConstantSchedule, CosineSchedule
 from tests.training.tiny_lm import LENGTH, TinyLM, exact_loss, stream
@@ -315,3 +316,9 @@ def test_optimizers_learn_the_names_of_their_parameters():
     lordo.step()
     projected = [name for name, one in model.named_parameters() if "basis" in lordo.state[one]]
     assert projected == ["mix"]
+
+
+@pytest.mark.parametrize("projection", ["global", "local"])
+def test_state_groups_of_an_optimizer_with_factored_states_are_found_without_memory(projection):
+    section = {"_target_": "photon.optim.LoRDO", "projection": projection}
+    assert state_group_names(section) == ["basis", "exp_avg", "exp_avg_sq"]
