@@ -33,3 +33,13 @@ def test_bases_of_all_silos_are_those_of_the_pseudo_gradient(run_small, tmp_path
             for name, basis in bases.items():
                 delta = theta[number - 2][name] - theta[number - 1][name]
                 assert torch.equal(basis, leading_singular_vectors(delta, 3)), (folder, name)
+
+
+def test_bases_stay_equal_and_orthonormal_when_all_states_are_averaged(run_small, tmp_path):
+    run_small("optimizer=lordo", "optimizer.rank=3", "optimizer.lr=0.01", "strategy=local-adam", "rounds=3")
+    folders = sorted((tmp_path / "run").glob("silos/*/round-000003"))
+    bases = [load_groups(folder / "optimizer.safetensors")["basis"] for folder in folders]
+    assert len(bases) == 3
+    for name, basis in bases[0].items():
+        assert all(torch.equal(basis, other[name]) for other in bases)
+        assert torch.allclose(basis.T @ basis, torch.eye(3), atol=1e-6)
