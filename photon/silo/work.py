@@ -333,7 +333,7 @@ def _state_to_start_from(
     averaged = {group: dict(tensors) for group, tensors in received.items() if group != "params"}
     if before is not None:
         return {**before.groups, **averaged}, before.scalars
-    if averaged and set(averaged) == set(state_group_names(config.optimizer.as_mapping())):
+    if averaged and set(averaged) - {RECEIVED} == set(state_group_names(config.optimizer.as_mapping())):
         return averaged, order.scalars
     return None
 

@@ -97,6 +97,16 @@ class Checkpoint:
         path = self.path / "outer.safetensors"
         return load_groups(path) if path.exists() else {}
 
+    def load_previous_params(self) -> dict[str, torch.Tensor]:
+        """Return the global parameters of the round before, memory-mapped.
+
+        Raises
+        ------
+        PhotonError
+            If that checkpoint is not kept.
+        """
+        return open_checkpoint(self.path.with_name(checkpoint_name(self.state.round - 1))).load_params()
+
     def load_averaged(self, group: str) -> dict[str, torch.Tensor]:
         """Return the last average of a state group of the local optimizers, memory-mapped."""
         path = self.path / averaged_file(group)
@@ -104,6 +114,11 @@ class Checkpoint:
         if set(groups) != {group}:
             raise PhotonError(f"{path}: expected the group {group} alone")
         return groups[group]
+
+
+def checkpoint_name(server_round: int) -> str:
+    """Return the name of a round's checkpoint folder."""
+    return f"round-{server_round:06d}"
 
 
 def averaged_file(group: str) -> str:
@@ -226,7 +241,7 @@ class CheckpointStore:
                 shutil.rmtree(self._path(newer))
 
     def _path(self, server_round: int) -> Path:
-        return self.folder / f"round-{server_round:06d}"
+        return self.folder / checkpoint_name(server_round)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -11,6 +11,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
+import torch
+
+from photon.components import import_target
 from photon.config import RunConfig
 from photon.state.checkpoint import Checkpoint
 from photon.state.memory import release_freed
@@ -18,6 +21,7 @@ from photon.strategy.base import Aggregate, LocalState, Participant, Reply, Stat
 from photon.strategy.fold import WeightedMean
 from photon.strategy.outer import OuterOptimizer
 from photon.strategy.sync import SyncPlan
+from photon.training.groups import RECEIVED, Refreshing
 from photon.training.loop import state_group_names
 
 #: From this size of the mean on, what the replies leave behind in the allocator is worth releasing.
@@ -57,6 +61,9 @@ class Photon(Strategy):
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
+        self._refreshes = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
+        if self._refreshes and config.checkpoint.keep < 2:
+            raise ValueError("this local optimizer needs the last two checkpoints; set checkpoint.keep=2")
         self.plan: SyncPlan | None = None
         if local_state == "sync":
             groups = state_group_names(config.optimizer.as_mapping())
@@ -73,7 +80,9 @@ class Photon(Strategy):
         """Send everybody the global parameters, and the averaged states that it has not had yet.
 
         A participant whose last accepted round is after a group's last average has worked on from that
-        average; it keeps its own. One that was absent since, or is new, receives the average.
+        average; it keeps its own. One that was absent since, or is new, receives the average. If the local
+        optimizer wants to know what a sync changed (LoRDO), one that missed the last round also receives
+        the parameters from which that started.
         """
         params = checkpoint.load_params()
         state = checkpoint.state
@@ -81,12 +90,20 @@ class Photon(Strategy):
         orders: dict[str, StateGroups] = {}
         for participant in cohort:
             last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
-            missing = frozenset(group for group, at in state.averaged_rounds.items() if last <= at)
-            if missing not in sent:
-                averaged = {group: checkpoint.load_averaged(group) for group in sorted(missing)}
-                sent[missing] = {"params": params, **averaged}
-            orders[participant.name] = sent[missing]
+            missing = {group for group, at in state.averaged_rounds.items() if last <= at}
+            if self._refreshes and last < state.round:
+                missing.add(RECEIVED)
+            groups = frozenset(missing)
+            if groups not in sent:
+                sent[groups] = {"params": params} | {g: self._load(checkpoint, g) for g in sorted(groups)}
+            orders[participant.name] = sent[groups]
         return orders
+
+    @staticmethod
+    def _load(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
+        if group == RECEIVED:
+            return checkpoint.load_previous_params()
+        return checkpoint.load_averaged(group)
 
     def weight(self, reply: Reply) -> float:
         """Return the positive weight of a reply in the mean, up to a common factor."""

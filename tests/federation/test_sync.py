@@ -195,3 +195,20 @@ def interrupted(run_small: Run, *chosen: str) -> None:
 
     with patch.object(Federation, "_round", dying), pytest.raises(RuntimeError, match="dies"):
         run_small(*chosen, "rounds=6", name="parts")
+
+
+def test_lordos_bases_are_equal_on_all_silos_even_on_those_that_missed_rounds(
+    run_small: Run, tmp_path: Path
+) -> None:
+    run_small("strategy=lordo", "optimizer.rank=4", "cohort=2", "rounds=6", "checkpoint.keep=8")
+    state = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].state
+    kept = {name: SiloStore(tmp_path / "run" / "silos" / name, 9) for name in state.ledger}
+    missed = False
+    for server_round in range(2, 7):
+        states = {name: store.load(state.run_id, server_round) for name, store in kept.items()}
+        bases = {name: one.groups["basis"] for name, one in states.items() if one is not None}
+        assert len(bases) == 2
+        missed |= any(kept[name].load(state.run_id, server_round - 1) is None for name in bases)
+        first, second = bases.values()
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    assert missed, "with two of three silos a round, somebody has missed one"
