@@ -7,10 +7,13 @@ lost is trained again from the same windows, and a round that is asked for twice
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
+from safetensors import SafetensorError
 
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory, remove_leftovers, write_text
@@ -56,11 +59,17 @@ class SiloStore:
         self._keep = keep
 
     def save(self, state: SiloState, reply: StateGroups) -> None:
-        """Write the state after a round and the reply that goes with it."""
+        """Write the state after a round and the reply that goes with it.
+
+        Raises
+        ------
+        PhotonError
+            If the disk does not take it; the rounds before are as they were.
+        """
         numbers = asdict(replace(state, groups={}))
         del numbers["groups"]
         # Not flushed: a power cut costs the silo its moments, which it then says, and never a finished round.
-        with atomic_directory(self._path(state.round), flush=False) as folder:
+        with _written(self.folder), atomic_directory(self._path(state.round), flush=False) as folder:
             save_groups(folder / "optimizer.safetensors", state.groups)
             save_groups(folder / "reply.safetensors", reply)
             (folder / "state.json").write_text(json.dumps(numbers))
@@ -99,11 +108,17 @@ class SiloStore:
         return self._counts().get(run_id, 0)
 
     def count_tokens(self, run_id: str, tokens: int) -> None:
-        """Add to the tokens that the silo has trained in a run."""
+        """Add to the tokens that the silo has trained in a run.
+
+        Raises
+        ------
+        PhotonError
+            If the count cannot be read or written.
+        """
         counts = self._counts()
         counts[run_id] = counts.get(run_id, 0) + tokens
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / "tokens.json", json.dumps(counts))
+        with _written(self.folder):
+            write_text(self.folder / "tokens.json", json.dumps(counts))
 
     def _counts(self) -> dict[str, int]:
         path = self.folder / "tokens.json"
@@ -122,3 +137,14 @@ class SiloStore:
 
     def _path(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:06d}"
+
+
+@contextmanager
+def _written(folder: Path) -> Iterator[None]:
+    """Say in one line where there is no room; whoever reads it at the aggregator is not at the disk."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise PhotonError(
+            f"{folder}: what was trained cannot be written ({error}); make room on the silo's disk"
+        ) from error

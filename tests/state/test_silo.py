@@ -1,0 +1,50 @@
+"""What a silo says and keeps when its disk takes no more."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from photon.errors import PhotonError
+from photon.state.silo import SiloState, SiloStore
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Let no file grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def _state(server_round: int) -> SiloState:
+    groups = {"exp_avg": {"weight": torch.full((10_000,), float(server_round))}}
+    return SiloState("run", "model", server_round, 4 * server_round, {}, "{}", groups)
+
+
+def test_a_full_disk_is_one_line_and_costs_no_earlier_round(tmp_path: Path) -> None:
+    store = SiloStore(tmp_path / "alpha", keep=2)
+    reply = {"params": {"weight": torch.ones(10_000)}}
+    store.save(_state(1), reply)
+    with full_disk(4096), pytest.raises(PhotonError, match="make room on the silo's disk"):
+        store.save(_state(2), reply)
+    assert [path.name for path in store.folder.iterdir()] == ["round-000001"]
+    kept = store.load("run", 1)
+    assert kept is not None
+    assert torch.equal(kept.groups["exp_avg"]["weight"], torch.ones(10_000))
+    store.save(_state(2), reply)
+    assert store.reply("run", "model", 2) is not None
+
+
+def test_a_count_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
+    store = SiloStore(tmp_path / "alpha", keep=2)
+    store.count_tokens("run", 7)
+    with full_disk(0), pytest.raises(PhotonError, match="make room on the silo's disk"):
+        store.count_tokens("run", 7)
+    assert store.trained_tokens("run") == 7
