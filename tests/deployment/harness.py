@@ -15,7 +15,9 @@ starts. Only the supervisors are left out, unless a test starts a program ``supe
 """
 
 import contextlib
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -54,14 +56,23 @@ class Deployment:
         TLS and node keys, or neither.
     silos
         Which silos there are; None: all of the data's.
+    node_config
+        What the silos' node configs say beside their folders.
     """
 
     def __init__(
-        self, folder: Path, data: Path, *, secure: bool = True, silos: Sequence[str] | None = None
+        self,
+        folder: Path,
+        data: Path,
+        *,
+        secure: bool = True,
+        silos: Sequence[str] | None = None,
+        node_config: str = "",
     ) -> None:
         source = PreparedData.open(data)
         self.federation = LocalFederation.create(folder, list(silos or source.silo_names), secure=secure)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._node_config = node_config
         for silo in self.federation.silos:
             separate_silo(source, silo, self.data_folder(silo))
 
@@ -86,7 +97,11 @@ class Deployment:
 
     def program(self, name: str) -> Program:
         """Return a program by its name: ``superlink``, ``superexec`` or a silo's."""
-        return next(program for program in self.federation.programs() if program.name == name)
+        program = next(program for program in self.federation.programs() if program.name == name)
+        if name in self.federation.silos and self._node_config:
+            *command, own = program.command
+            program = dataclasses.replace(program, command=(*command, f"{own} {self._node_config}"))
+        return program
 
     def up(self, silos: Sequence[str] | None = None) -> None:
         """Start SuperLink and SuperExec, and ``silos`` (None: all), and wait until they are online."""
@@ -142,6 +157,19 @@ class Deployment:
                 if containing in " ".join(child.cmdline()):
                     found.append(child)
         return found
+
+    def worker(self, silo: str) -> psutil.Process:
+        """Return the worker of a silo, which is nobody's child: its log names it."""
+        log = (self.state_folder(silo) / "worker.log").read_text()
+        return psutil.Process(int(re.findall(r"process (\d+) serves for process", log)[-1]))
+
+    def limit_files(self, silo: str, size: int) -> None:
+        """Let no file that a silo's processes write grow beyond ``size`` bytes, as a disk that is full."""
+        root = psutil.Process(self.processes[silo].pid)
+        for process in [root, *root.children(recursive=True), self.worker(silo)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _, most = process.rlimit(psutil.RLIMIT_FSIZE)
+                process.rlimit(psutil.RLIMIT_FSIZE, (size, most))
 
     def wait_online(self, nodes: int) -> None:
         """Wait until exactly so many nodes are online."""
