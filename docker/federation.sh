@@ -82,16 +82,19 @@ make_keys() {
   done
 }
 
-# Silos without text of their own are given the embedded corpus, each one part of it.
+# Silos without text of their own are given a part of the corpus: the embedded one, if there is no other.
 make_data() {
-  local silo part number=0
-  local -a parts=(cpp legal prose python)
+  local silo number=0
+  local -a parts
   for silo in "${silos[@]}"; do
-    part=${parts[$((number++ % ${#parts[@]}))]}
+    number=$((number + 1))
     [ ! -f "$PHOTON_DEPLOYMENT/$silo/data/manifest.json" ] || continue
     [ -f "$PHOTON_DEPLOYMENT/corpus/manifest.json" ] || in_folder photon data prepare --embedded --output corpus
     [ -d "$PHOTON_DEPLOYMENT/parts" ] || in_folder photon data separate corpus --output parts
-    in_folder cp -rT "parts/$part" "$silo/data"
+    parts=("$PHOTON_DEPLOYMENT"/parts/*)
+    [ "$number" -le ${#parts[@]} ] ||
+      fail "the corpus has ${#parts[@]} silos, so there is no text for $silo; put prepared data into its data/"
+    in_folder cp -rT "parts/${parts[$((number - 1))]##*/}" "$silo/data"
   done
 }
 

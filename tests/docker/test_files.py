@@ -119,7 +119,7 @@ def test_a_container_has_no_rights_that_it_does_not_need(name: str) -> None:
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert service["read_only"] is True
-    # SuperExec leaves zombies.
+    # Nobody else would reap orphans.
     assert service["init"] is True
     assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
 
