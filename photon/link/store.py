@@ -34,8 +34,13 @@ FIRST_WAIT = 0.5
 TIMEOUT = (20, 120)
 
 #: Signatures that every region and every compatible server takes. The checksums that the client would add are
-#: unknown to some servers, and every tensor brings its own.
-S3_SETTINGS = {"signature_version": "s3v4", "request_checksum_calculation": "when_required"}
+#: unknown to some servers, and every tensor brings its own. A server may take minutes to put parts together.
+S3_SETTINGS = {
+    "signature_version": "s3v4",
+    "request_checksum_calculation": "when_required",
+    "connect_timeout": TIMEOUT[0],
+    "read_timeout": 600,
+}
 
 #: A key is a relative path of plain names: nothing that a file system or a URL would read otherwise.
 KEY = re.compile(r"[0-9A-Za-z_-]+(/[0-9A-Za-z_-]+)*")
@@ -176,7 +181,8 @@ class ObjectStore(Store):
             try:
                 yield file.write
                 file.close()
-                file.commit()
+                with self._finishing(path):
+                    file.commit()
             except BaseException:
                 # Closing is what would finish the upload.
                 file.closed = True
@@ -210,8 +216,8 @@ class ObjectStore(Store):
         with _explained(f"cannot remove {path}"):
             if self._is_s3:
                 self._abort_uploads(path)
-            with suppress(FileNotFoundError):
-                self._files.rm(path, recursive=True)
+            if objects := self._files.find(path):
+                self._files.rm(objects)
 
     # --- presigned requests: what a silo without credentials may do -------------------------------
 
@@ -251,8 +257,17 @@ class ObjectStore(Store):
         """Make one object of the parts."""
         path = self._path(key)
         parts = [{"PartNumber": number, "ETag": etag} for number, etag in enumerate(etags, 1)]
-        with _explained(f"cannot finish the upload to {path}"):
+        with _explained(f"cannot finish the upload to {path}"), self._finishing(path):
             self._call("complete_multipart_upload", path, UploadId=upload, MultipartUpload={"Parts": parts})
+
+    @contextmanager
+    def _finishing(self, path: str) -> Iterator[None]:
+        """Pass over the error of a second request to finish an upload: the first one's answer was lost."""
+        try:
+            yield
+        except FileNotFoundError:
+            if not self._files.exists(path):
+                raise
 
     def _abort_uploads(self, path: str) -> None:
         bucket, _, prefix = path.partition("/")

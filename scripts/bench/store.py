@@ -23,17 +23,14 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +53,7 @@ MODELS = {
 CASES = ("inline", "store", "fedavg")
 CONNECTION = "bench"
 KINDS = {
+    "photon.silo.worker": "worker",
     "superlink": "SuperLink",
     "supernode": "SuperNode",
     "flwr-serverapp": "ServerApp",
@@ -157,46 +155,55 @@ def run_case(
     case: str, size: int, parts: Path, folder: Path, arguments: argparse.Namespace
 ) -> tuple[list[float], dict[str, Peak], int]:
     """Return seconds of the rounds that count, memory, and bytes of the model."""
-    from photon.federation.assemble import app_folder
-
-    run_dir = folder / "run"
+    run_dir, ends = folder / "run", folder / "ends.json"
     store = arguments.store or str(folder / "store")
     config = config_of(size, case, run_dir, store, arguments.rounds)
     shapes = shapes_of(config)
-    payload = 4 * sum(_count(shape) for shape in shapes.values())
+    settings = folder / "run-config.toml"
+    if case == "fedavg":
+        app, result = fedavg_app(folder / "app"), ends
+        given = {"shapes": shapes, "rounds": arguments.rounds, "output": str(ends)}
+        (folder / "settings.json").write_text(json.dumps(given))
+        settings.write_text(tomli_w.dumps({"settings": str(folder / "settings.json")}))
+    else:
+        from photon.federation.assemble import app_folder
+
+        app, result = app_folder(), run_dir / "summary.json"
+        settings.write_text(tomli_w.dumps({"config": config.text}))
     peaks: dict[str, Peak] = defaultdict(Peak)
     with (
         deployment(folder, parts, store) as (flwr, family),
         sampled(lambda: sample_family(family(), peaks), 0.2),
     ):
-        settings = folder / "run-config.toml"
-        if case == "fedavg":
-            app, ends = folder / "app", folder / "ends.json"
-            (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
-            (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
-            (app / "fedavg_bench" / "__init__.py").write_text(FLOWER_APP)
-            given = {"shapes": shapes, "rounds": arguments.rounds, "output": str(ends)}
-            (folder / "settings.json").write_text(json.dumps(given))
-            settings.write_text(tomli_w.dumps({"settings": str(folder / "settings.json")}))
-        else:
-            app = app_folder()
-            settings.write_text(tomli_w.dumps({"config": config.text}))
-        flwr("run", str(app), CONNECTION, "--run-config", str(settings), "--format", "json")
-        while not (
-            status := json.loads(flwr("list", CONNECTION, "--format", "json"))["runs"][0]["status"]
-        ).startswith("finished"):
-            time.sleep(3)
-        if status != "finished:completed":
-            raise SystemExit(
-                flwr("log", "1", CONNECTION, "--show")[-3000:] + (folder / "flower.log").read_text()[-3000:]
-            )
+        run = json.loads(flwr("run", str(app), CONNECTION, "--run-config", str(settings), "--format", "json"))
+        wait_for(result, flwr, str(run["run-id"]), folder / "flower.log")
     if case == "fedavg":
-        times = json.loads((folder / "ends.json").read_text())
-        seconds = [b - a for a, b in itertools.pairwise(times)][WARM_UP:]
+        seconds = [b - a for a, b in itertools.pairwise(json.loads(ends.read_text()))][WARM_UP:]
+        ends.unlink()
     else:
         seconds = overheads(run_dir)
         shutil.rmtree(run_dir)
-    return seconds, peaks, payload
+    return seconds, peaks, 4 * sum(map(math.prod, shapes.values()))
+
+
+def fedavg_app(app: Path) -> Path:
+    (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
+    (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
+    (app / "fedavg_bench" / "__init__.py").write_text(FLOWER_APP)
+    return app
+
+
+def wait_for(result: Path, flwr: Any, run_id: str, log: Path) -> None:
+    """Wait until a run has written its result. Flower is asked seldom: each question starts a process."""
+    next_question = time.monotonic() + 60
+    while not result.exists():
+        time.sleep(0.5)
+        if time.monotonic() > next_question:
+            next_question = time.monotonic() + 60
+            status = json.loads(flwr("list", CONNECTION, "--run-id", run_id, "--format", "json"))["runs"][0]
+            if status["status"].startswith("finished") and not result.exists():
+                app_log = flwr("log", run_id, CONNECTION, "--show")
+                raise SystemExit(f"{app_log[-3000:]}\n{log.read_text()[-3000:]}")
 
 
 def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int) -> Any:
@@ -233,13 +240,6 @@ def shapes_of(config: Any) -> dict[str, list[int]]:
     return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def _count(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
 def overheads(run_dir: Path) -> list[float]:
     from photon.telemetry.events import RoundFinished
     from photon.telemetry.log import read_events
@@ -251,102 +251,77 @@ def overheads(run_dir: Path) -> list[float]:
 @contextmanager
 def deployment(folder: Path, parts: Path, store: str) -> Iterator[tuple[Any, Any]]:
     """Start a SuperLink and a SuperNode for each silo; yield ``flwr``, and who has come of them."""
+    from photon.federation.processes import (
+        flower_environment,
+        free_port,
+        stop_tree,
+        wait_until_healthy,
+    )
+
     home = folder / "flower"
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir()
-    link, *ports = (free_port() for _ in range(3))
-    environment = os.environ | {
-        "FLWR_HOME": str(home),
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "NO_PROXY": "127.0.0.1,localhost",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-    }
-    connection = {"address": f"127.0.0.1:{link}", "insecure": True}
-    (home / "config.toml").write_text(
-        tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
-    )
-    commands = [["flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(link)]]
-    for silo, port in zip(sorted(parts.iterdir()), ports, strict=True):
-        node = f'data-dir="{silo}" state-dir="{folder / "state" / silo.name}" store-url="{store}"'
-        commands.append(
-            [
-                "flower-supernode",
-                "--insecure",
-                "--superlink",
-                f"127.0.0.1:{link}",
-                "--port",
-                str(port),
-                "--node-config",
-                node,
-            ]
-        )
+    environment = flower_environment(home)
+    address = f"127.0.0.1:{free_port()}"
+    connection = {"address": address, "insecure": True}
+    settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
+    (home / "config.toml").write_text(tomli_w.dumps(settings))
+    log = folder / "flower.log"
     processes: list[psutil.Popen] = []
 
+    def start(*words: str) -> None:
+        with open(log, "ab") as output:
+            processes.append(
+                psutil.Popen(
+                    words, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                )
+            )
+
     def flwr(*words: str) -> str:
-        return command("flwr", *words, environment=environment)
+        done = subprocess.run(
+            ["flwr", *words],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise SystemExit(f"flwr {words[0]}: {done.stderr[-2000:] or done.stdout[-2000:]}")
+        return done.stdout
 
     def family() -> list[psutil.Process]:
         alive = [process for process in processes if process.poll() is None]
-        return [*alive, *(child for process in alive for child in process.children(recursive=True))]
+        # A silo's worker is nobody's child.
+        mine = ("photon.silo.worker", str(folder))
+        workers = [
+            process
+            for process in psutil.process_iter(["cmdline"])
+            if all(any(word in part for part in process.info["cmdline"] or ()) for word in mine)
+        ]
+        return [*alive, *(child for process in alive for child in process.children(recursive=True)), *workers]
 
-    with open(folder / "flower.log", "wb") as log:
-        try:
-            for words in commands:
-                processes.append(
-                    psutil.Popen(
-                        words, env=environment, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-                    )
-                )
-                if len(processes) == 1:
-                    wait_until_healthy(link)
-            yield flwr, family
-        finally:
-            everybody = family()
-            for process in everybody:
-                with suppress(psutil.NoSuchProcess):
-                    process.terminate()
-            for process in psutil.wait_procs(everybody, timeout=10)[1]:
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            shutil.rmtree(folder / "state", ignore_errors=True)
+    try:
+        start("flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", address.rpartition(":")[2])
+        wait_until_healthy(processes[0], address, log)
+        for silo in sorted(parts.iterdir()):
+            node = f'data-dir="{silo}" state-dir="{folder / "state" / silo.name}" store-url="{store}"'
+            port = ("--port", str(free_port()))
+            start("flower-supernode", "--insecure", "--superlink", address, *port, "--node-config", node)
+        yield flwr, family
+    finally:
+        for process in reversed(processes):
+            stop_tree(process, at_once=True)
+        shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 def sample_family(family: list[psutil.Process], peaks: dict[str, Peak]) -> None:
     for process in family:
         with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            words = " ".join(process.cmdline()[:3])
+            words = " ".join(process.cmdline()[:5])
             for sign, kind in KINDS.items():
                 if sign in words:
                     peaks[kind].sample(process.pid)
-
-
-def command(*words: str, environment: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        words, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(words)}: {done.stderr[-2000:] or done.stdout[-2000:]}")
-    return done.stdout
-
-
-def wait_until_healthy(port: int) -> None:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    end = time.monotonic() + 90
-    while time.monotonic() < end:
-        with suppress(urllib.error.URLError, OSError):
-            opener.open(f"http://127.0.0.1:{port}/health", timeout=1).close()
-            return
-        time.sleep(0.2)
-    raise SystemExit("flower-superlink did not answer within 90 s")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 # --- the transport alone ------------------------------------------------------------------------------
@@ -379,7 +354,7 @@ def measure_transport(report: Report, folder: Path, arguments: argparse.Namespac
         *rows,
         *(["server: " + what, *rest] for what, *rest in told[1:]),
     ]
-    payload = 4 * sum(_count(shape) for shape in shapes.values())
+    payload = 4 * sum(map(math.prod, shapes.values()))
     report.table(
         f"{payload / 1e9:.2f} GB through {store.partition('://')[0] if '://' in store else 'a folder'}"
         f"{', presigned' if arguments.presigned else ''}: each side a process of its own",
@@ -416,14 +391,14 @@ def make_model(path: Path, shapes: dict[str, list[int]]) -> None:
     generator = torch.Generator().manual_seed(0)
     with open(path, "wb") as file:
         for shape in shapes.values():
-            file.write(torch.randn(_count(shape), generator=generator).numpy().data)
+            file.write(torch.randn(math.prod(shape), generator=generator).numpy().data)
 
 
 def mapped(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
     import torch
 
     flat = torch.from_file(str(path), shared=True, size=path.stat().st_size // 4)
-    parts = flat.split([_count(shape) for shape in shapes.values()])
+    parts = flat.split([math.prod(shape) for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 

@@ -17,7 +17,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from moto.server import ThreadedMotoServer
 
-from photon.config import CodecSection, LinkSection, StoreSection
+from photon.config import CodecSection, LinkSection, StoreSection, compose
 from photon.errors import PhotonError, RunError
 from photon.link import store as store_module
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
@@ -227,6 +227,23 @@ def test_transport_and_size_decide_the_way(
     reply = silo.send(silo.receive(order), order)
     assert ("params" not in reply) == stored, "a reply takes the way that its order came"
     assert_equal(server.receive(reply, ticket), sent)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["link.transport=store"], "link.transport=store needs link.store.url"),
+        (["link.store.url=relative/folder"], "link.store.url=relative/folder: give an absolute folder"),
+        (["link.store.url=/folder", "link.store.presigned=true"], "works with link.store.url=s3://"),
+        (["link.store.url=ftpp://host/x"], "link.store.url=ftpp://host/x: cannot be opened"),
+    ],
+)
+def test_settings_that_cannot_work_end_in_one_line(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(PhotonError, match=message) as refused:
+        ServerLink(compose(overrides).link, tmp_path, 60)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_model_of_a_round_is_written_once(sides: Sides, folder: Path) -> None:
@@ -494,6 +511,19 @@ def test_trouble_that_stays_ends_in_one_line(
     with pytest.raises(PhotonError, match=r"link: cannot read the object at 127.0.0.1"):
         sides.silo.receive(order)
     assert len(handler.seen) == store_module.TRIES
+
+
+def test_an_upload_whose_end_was_told_twice_counts_once(tmp_path: Path, bucket: Any) -> None:
+    """The answer to the first request may be lost, and the client's library sends it again."""
+    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
+    order, ticket = sides.order(groups())
+    reply = sides.silo.send(groups(1), order)
+    assert_equal(sides.server.receive(reply, ticket), groups(1))
+    assert_equal(sides.server.receive(reply, ticket), groups(1))
+    order, ticket = sides.order(groups())
+    sides.server._signing.remove(RUN)  # type: ignore[union-attr]
+    with pytest.raises(PhotonError, match="cannot finish the upload"):
+        sides.server.receive(changed(reply, lambda r: r.update(key=ticket.key)), ticket)  # type: ignore[union-attr]
 
 
 def test_a_download_is_refused_when_the_disk_cannot_hold_it(tmp_path: Path) -> None:
