@@ -6,9 +6,10 @@
 
 ``rounds`` starts a SuperLink and two SuperNodes (subprocess isolation, no TLS, loopback) and trains real
 models of the named sizes for one local step a round, plain SGD, without evaluation. The overhead of a
-round is its wall time less the slowest client's training. Flower's own FedAvg, with a client that returns
-its arrays unchanged, runs on the same deployment. The first round, in which files come from disk for the
-first time, does not count.
+round is its wall time less the slowest client's training. Flower's own FedAvg runs on the same
+deployment, with a client that adds a number to its arrays: equal bytes would not be sent again. The first
+round, in which files come from disk for the first time, and the last one, after which Photon evaluates,
+do not count.
 
 ``transport`` is the link alone, each side in a process of its own: the server writes a model of 1.3
 billion float32 parameters from a mapped file, two silos read, verify and return it, and the server reads,
@@ -34,14 +35,14 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tomli_w
 from common import Report, parser, spread
-from round_overhead import FLOWER_APP, FLOWER_PYPROJECT, SEQUENCE_LENGTH, prepare_data
+from round_overhead import FLOWER_PYPROJECT, SEQUENCE_LENGTH, prepare_data
 
 MODELS = {
     1: {"n_layer": 1, "n_embd": 128},
@@ -59,8 +60,45 @@ KINDS = {
     "flwr-serverapp": "ServerApp",
     "flwr-clientapp": "ClientApp",
 }
-#: Rounds at the start that do not count.
-WARM_UP = 1
+#: Flower's objects are addressed by their content, so both ways bring bytes that were not there before.
+FEDAVG_APP = """\
+import json, time
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+client = ClientApp()
+server = ServerApp()
+
+
+@client.train()
+def train(message, context):
+    number = np.float32(context.node_id % 1000)
+    arrays = {name: Array(array.numpy() + number) for name, array in message.content["arrays"].items()}
+    metrics = MetricRecord({"num-examples": 1.0})
+    return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+
+
+@server.main()
+def main(grid, context):
+    settings = json.loads(Path(context.run_config["settings"]).read_text())
+    generator = np.random.default_rng(0)
+    arrays = {n: Array(generator.random(s, np.float32)) for n, s in settings["shapes"].items()}
+    ends = []
+    FedAvg(fraction_evaluate=0.0).start(
+        grid,
+        ArrayRecord(arrays),
+        num_rounds=settings["rounds"],
+        evaluate_fn=lambda _round, _arrays: ends.append(time.time()),
+    )
+    Path(settings["output"]).write_text(json.dumps(ends))
+"""
+#: Not the first round, and not the last one, after which Photon evaluates.
+COUNTED = slice(1, -1)
 
 
 def main() -> None:
@@ -96,6 +134,31 @@ class Peak:
         return f"{self.resident / 2**20:,.0f} ({self.anonymous / 2**20:,.0f})"
 
 
+class Usage:
+    """Memory of a deployment's processes by kind, and the CPU time of all of them as it grows."""
+
+    def __init__(self) -> None:
+        self.peaks: dict[str, Peak] = defaultdict(Peak)
+        self._spent: dict[int, float] = {}
+        self._history: list[tuple[float, float]] = [(0.0, 0.0)]
+
+    def sample(self, family: list[psutil.Process]) -> None:
+        for process in family:
+            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                words = " ".join(process.cmdline()[:5])
+                spent = process.cpu_times()
+                self._spent[process.pid] = spent.user + spent.system
+                for sign, kind in KINDS.items():
+                    if sign in words:
+                        self.peaks[kind].sample(process.pid)
+        self._history.append((time.time(), sum(self._spent.values())))
+
+    def between(self, ends: list[float]) -> list[float]:
+        """Return the CPU seconds spent between moments (seconds since the epoch)."""
+        spent = [max(cpu for moment, cpu in self._history if moment <= end) for end in ends]
+        return [b - a for a, b in itertools.pairwise(spent)]
+
+
 @contextmanager
 def sampled(sample: Any, every: float = 0.1) -> Iterator[None]:
     over = threading.Event()
@@ -125,36 +188,39 @@ def compare_rounds(report: Report, folder: Path, arguments: argparse.Namespace) 
     rows = []
     raw = []
     for size in arguments.size_mb:
-        for case in arguments.case:
-            seconds, peaks, payload = run_case(case, size, parts, folder, arguments)
+        for name in arguments.case:
+            case = run_case(name, size, parts, folder, arguments)
             rows.append(
                 [
-                    f"{payload / 1e6:.0f} MB, {case}",
-                    spread(seconds, 1),
-                    *(str(peaks[kind]) for kind in KINDS.values()),
+                    f"{case.payload / 1e6:.0f} MB, {name}",
+                    spread(case.seconds, 1),
+                    spread(case.cpu, 1),
+                    *(str(case.peaks[kind]) for kind in KINDS.values()),
                 ]
             )
-            raw.append(
-                {
-                    "size": size,
-                    "case": case,
-                    "seconds": seconds,
-                    "peaks": {k: vars(p) for k, p in peaks.items()},
-                }
-            )
+            raw.append({"size": size, "case": name, **asdict(case)})
             report.say(" · ".join(rows[-1]))
     report.table(
-        "Deployment, two silos: seconds of overhead a round; most MiB resident (anonymous) in one process",
-        ["payload", "overhead", *KINDS.values()],
+        "Deployment, two silos: seconds of overhead a round, CPU seconds a round of all processes; most MiB "
+        "resident (anonymous) in one process",
+        ["payload", "overhead", "CPU", *KINDS.values()],
         rows,
         raw=raw,
     )
 
 
-def run_case(
-    case: str, size: int, parts: Path, folder: Path, arguments: argparse.Namespace
-) -> tuple[list[float], dict[str, Peak], int]:
-    """Return seconds of the rounds that count, memory, and bytes of the model."""
+@dataclass
+class Case:
+    """What was measured of one case: seconds of overhead and of CPU a round, memory, bytes of the model."""
+
+    seconds: list[float]
+    cpu: list[float]
+    peaks: dict[str, Peak]
+    payload: int
+
+
+def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argparse.Namespace) -> Case:
+    """Run one case; the rounds at the start do not count."""
     run_dir, ends = folder / "run", folder / "ends.json"
     store = arguments.store or str(folder / "store")
     config = config_of(size, case, run_dir, store, arguments.rounds)
@@ -170,26 +236,28 @@ def run_case(
 
         app, result = app_folder(), run_dir / "summary.json"
         settings.write_text(tomli_w.dumps({"config": config.text}))
-    peaks: dict[str, Peak] = defaultdict(Peak)
+    usage = Usage()
     with (
         deployment(folder, parts, store) as (flwr, family),
-        sampled(lambda: sample_family(family(), peaks), 0.2),
+        sampled(lambda: usage.sample(family()), 0.2),
     ):
         run = json.loads(flwr("run", str(app), CONNECTION, "--run-config", str(settings), "--format", "json"))
         wait_for(result, flwr, str(run["run-id"]), folder / "flower.log")
     if case == "fedavg":
-        seconds = [b - a for a, b in itertools.pairwise(json.loads(ends.read_text()))][WARM_UP:]
+        times = json.loads(ends.read_text())
+        seconds = [b - a for a, b in itertools.pairwise(times)]
         ends.unlink()
     else:
-        seconds = overheads(run_dir)
+        times, seconds = overheads(run_dir)
         shutil.rmtree(run_dir)
-    return seconds, peaks, 4 * sum(map(math.prod, shapes.values()))
+    payload = 4 * sum(map(math.prod, shapes.values()))
+    return Case(seconds[COUNTED], usage.between(times)[COUNTED], usage.peaks, payload)
 
 
 def fedavg_app(app: Path) -> Path:
     (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
     (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
-    (app / "fedavg_bench" / "__init__.py").write_text(FLOWER_APP)
+    (app / "fedavg_bench" / "__init__.py").write_text(FEDAVG_APP)
     return app
 
 
@@ -240,12 +308,16 @@ def shapes_of(config: Any) -> dict[str, list[int]]:
     return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
 
 
-def overheads(run_dir: Path) -> list[float]:
-    from photon.telemetry.events import RoundFinished
+def overheads(run_dir: Path) -> tuple[list[float], list[float]]:
+    """Return the moments in which the first round began and each round ended, and the rounds' overheads."""
+    from photon.telemetry.events import RoundFinished, RoundStarted
     from photon.telemetry.log import read_events
 
-    rounds = [event for event in read_events(run_dir / "events.jsonl") if isinstance(event, RoundFinished)]
-    return [r.seconds["overhead"] - r.seconds["evaluate"] for r in rounds[WARM_UP:]]
+    events = read_events(run_dir / "events.jsonl")
+    rounds = [event for event in events if isinstance(event, RoundFinished)]
+    begin = next(event.time for event in events if isinstance(event, RoundStarted))
+    overhead = [r.seconds["overhead"] - r.seconds["evaluate"] for r in rounds]
+    return [begin, *(r.time for r in rounds)], overhead
 
 
 @contextmanager
@@ -313,15 +385,6 @@ def deployment(folder: Path, parts: Path, store: str) -> Iterator[tuple[Any, Any
         for process in reversed(processes):
             stop_tree(process, at_once=True)
         shutil.rmtree(folder / "state", ignore_errors=True)
-
-
-def sample_family(family: list[psutil.Process], peaks: dict[str, Peak]) -> None:
-    for process in family:
-        with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            words = " ".join(process.cmdline()[:5])
-            for sign, kind in KINDS.items():
-                if sign in words:
-                    peaks[kind].sample(process.pid)
 
 
 # --- the transport alone ------------------------------------------------------------------------------
@@ -498,7 +561,9 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--only", nargs="+", choices=parts, default=parts)
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
-    made.add_argument("--rounds", type=int, default=4, help="rounds of a run; the first one does not count")
+    made.add_argument(
+        "--rounds", type=int, default=5, help="rounds of a run; the first and the last do not count"
+    )
     made.add_argument("--store", help="URL of the store; a folder beside the run by default")
     made.add_argument(
         "--presigned", action="store_true", help="the server signs the silos' requests (transport)"
