@@ -1,4 +1,4 @@
-"""The two scripts refuse early, in one line, and reuse what exists."""
+"""The scripts refuse early, in one line, and reuse what exists."""
 
 import hashlib
 import os
@@ -36,13 +36,16 @@ def program(path: Path, text: str) -> Path:
     return path
 
 
-def call(clone: Path, script: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(clone: Path, script: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(clone / "scripts" / script)], env=os.environ | environment, capture_output=True, text=True
+        [str(clone / "scripts" / script), *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
     )
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "federation.sh"])
 def test_an_old_python_is_refused_in_one_line(clone: Path, script: str) -> None:
     done = call(clone, script, PYTHON=str(program(clone / "bin" / "python3.9", OLD_PYTHON)))
     assert done.returncode == 2
@@ -51,7 +54,7 @@ def test_an_old_python_is_refused_in_one_line(clone: Path, script: str) -> None:
     assert not (clone / ".venv").exists()
 
 
-@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["quickstart.sh", "test.sh", "federation.sh"])
 def test_a_missing_python_and_a_full_disk_are_refused_in_one_line(clone: Path, script: str) -> None:
     done = call(clone, script, PYTHON="python-that-is-not-there")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -64,16 +67,33 @@ def test_a_missing_python_and_a_full_disk_are_refused_in_one_line(clone: Path, s
     assert not (clone / ".venv").exists()
 
 
-def test_a_second_call_resumes_or_shows_what_exists(clone: Path) -> None:
-    """With the environment in place, the state of the run folder decides what the script does."""
+def make_environment(clone: Path) -> None:
+    """Put the files there by which the scripts see that the environment is complete."""
     said = 'echo "photon $*"\n'
     program(clone / ".venv" / "bin" / "photon", f"#!/bin/sh\n{said}")
     python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
     program(clone / ".venv" / "bin" / "python", python)
     content = (clone / "pyproject.toml").read_bytes() + (clone / "constraints.txt").read_bytes()
     (clone / ".venv" / ".photon-installed").write_text(hashlib.sha256(content).hexdigest())
+
+
+def test_a_second_call_resumes_or_shows_what_exists(clone: Path) -> None:
+    """With the environment in place, the state of the run folder decides what the script does."""
+    make_environment(clone)
     assert call(clone, "quickstart.sh").stdout.strip() == "photon train run_dir=runs/quickstart"
     (clone / "runs" / "quickstart" / "checkpoints" / "round-000001").mkdir(parents=True)
     assert "photon resume runs/quickstart" in call(clone, "quickstart.sh").stdout
     (clone / "runs" / "quickstart" / "summary.json").write_text("{}")
     assert "photon summary runs/quickstart" in call(clone, "quickstart.sh").stdout
+
+
+def test_the_federation_of_a_clone_lies_in_the_clone(clone: Path) -> None:
+    make_environment(clone)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    done = call(clone, "federation.sh", "status", PYTHONPATH=path, PHOTON_HOME="")
+    assert done.returncode == 2
+    assert done.stderr.strip() == (
+        f"photon: {clone / '.photon' / 'federation'}: holds no federation; start one with federation.sh up"
+    )
+    assert call(clone, "federation.sh", "down", PYTHONPATH=path).stdout == "nothing was running\n"
+    assert call(clone, "federation.sh", "sideways", PYTHONPATH=path).returncode == 2
