@@ -1,5 +1,6 @@
 """Find the folder that ``flwr run`` takes as Photon's app."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def app_folder() -> Path:
         return checkout
     if not (package / "pyproject.toml").is_file():
         raise PhotonError(f"{package}: the installation is incomplete (no pyproject.toml); reinstall photon")
-    folder = photon_home() / "app" / photon.__version__
+    # Two installations may bear one version, and what is there may be of another one.
+    folder = photon_home() / "app" / f"{photon.__version__}-{_digest(package)}"
     if not folder.is_dir():
         with atomic_directory(folder) as app:
             shutil.copytree(package, app / "photon", ignore=shutil.ignore_patterns("__pycache__"))
@@ -31,3 +33,13 @@ def app_folder() -> Path:
             for name in ("pyproject.toml", "LICENSE", "README.md"):
                 shutil.copy(package / name, app / name)
     return folder
+
+
+def _digest(package: Path) -> str:
+    """Return a short digest of the names and contents of a package's files."""
+    digest = hashlib.sha256()
+    for file in sorted(package.rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts:
+            digest.update(f"{file.relative_to(package).as_posix()}\0{file.stat().st_size}\0".encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

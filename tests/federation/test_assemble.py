@@ -1,0 +1,51 @@
+"""The folder that an installed Photon gives to Flower."""
+
+from pathlib import Path
+
+import pytest
+
+import photon
+from photon.errors import PhotonError
+from photon.federation.assemble import app_folder
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation as a wheel makes it: the package alone, with conf and metadata inside."""
+    package = tmp_path / "site-packages" / "photon"
+    (package / "conf").mkdir(parents=True)
+    for name in ("__init__.py", "pyproject.toml", "LICENSE", "README.md", "conf/config.yaml"):
+        (package / name).write_text(f"{name}, the first")
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "x.pyc").write_text("machine code")
+    monkeypatch.setattr(photon, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("photon.federation.assemble.conf_dir", lambda: package / "conf")
+    monkeypatch.setenv("PHOTON_HOME", str(tmp_path / "home"))
+    return package
+
+
+def test_a_wheel_becomes_an_app(installed: Path) -> None:
+    folder = app_folder()
+    assert (folder / "pyproject.toml").read_text() == "pyproject.toml, the first"
+    assert (folder / "photon" / "__init__.py").is_file()
+    assert (folder / "conf" / "config.yaml").is_file()
+    assert not list(folder.rglob("__pycache__"))
+
+
+def test_the_app_is_made_once_and_anew_for_another_installation_of_the_same_version(installed: Path) -> None:
+    first = app_folder()
+    assert app_folder() == first
+    (installed / "__pycache__" / "y.pyc").write_text("compiled since")
+    assert app_folder() == first
+    (installed / "__init__.py").write_text("the second")
+    second = app_folder()
+    assert second != first
+    assert (second / "photon" / "__init__.py").read_text() == "the second"
+    (installed / "more.py").touch()
+    assert app_folder() not in {first, second}
+
+
+def test_an_incomplete_installation_says_so(installed: Path) -> None:
+    (installed / "pyproject.toml").unlink()
+    with pytest.raises(PhotonError, match="incomplete"):
+        app_folder()
