@@ -195,7 +195,11 @@ def train_in_group(
     shutil.rmtree(folder, ignore_errors=True)
     _save_state(folder, params, groups, scalars)
     write_text(folder / "job.json", job.model_dump_json(by_alias=True, indent=1))
-    _kept.group(job, processes, folder).work(folder)
+    try:
+        _kept.group(job, processes, folder).work(folder)
+    except _DiedBeforeTheJobError:
+        # A process that is just dying still counts as alive. A new group takes the job, which nobody began.
+        _kept.group(job, processes, folder).work(folder)
     trained = folder / "trained"
     outcome = json.loads((trained / "result.json").read_text())
     return GroupResult(*_load_state(trained), outcome["position"], TrainResult(**outcome["result"]))
@@ -204,6 +208,10 @@ def train_in_group(
 def stop_group() -> None:
     """End the processes that were kept for the next fit, if there are any."""
     _kept.stop()
+
+
+class _DiedBeforeTheJobError(Exception):
+    """A process of a kept group had died before it could take the job."""
 
 
 class ProcessGroup:
@@ -259,7 +267,10 @@ class ProcessGroup:
                 with contextlib.suppress(BrokenPipeError):
                     _pipe(process.stdin).write(f"{json.dumps(str(folder))}\n".encode())
             if not self._all_done():
-                raise _failure(self._processes, self._ended(), folder)
+                ended = self._ended()
+                if not all(_log(folder, rank).exists() for rank in ended):
+                    raise _DiedBeforeTheJobError
+                raise _failure(self._processes, ended, folder)
         except BaseException:
             self.stop()
             raise

@@ -319,3 +319,21 @@ def test_jobs_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, changes, 
     with pytest.raises(PhotonError, match=message):
         train_in_group(job(tmp_path, **changes), {}, {}, {}, processes=processes, folder=tmp_path / "job")
     assert not (tmp_path / "job").exists()
+
+
+def test_a_process_that_dies_as_the_job_is_handed_over_is_replaced(tmp_path, monkeypatch):
+    """A dying process counts as alive until its last thread is gone."""
+    params = OneProcess().state()[0]
+
+    def fit():
+        return train_in_group(job(tmp_path, steps=1), params, {}, {}, processes=2, folder=tmp_path / "job")
+
+    fit()
+    pids = group_pids()
+    os.kill(min(pids), signal.SIGKILL)
+    wait_until_gone({min(pids)})
+    asked = iter([True])
+    alive = ProcessGroup.alive.fget
+    monkeypatch.setattr(ProcessGroup, "alive", property(lambda group: next(asked, None) or alive(group)))
+    fit()
+    assert min(pids) not in group_pids()
