@@ -8,9 +8,13 @@ from typing import Any
 import torch
 
 from photon.components import build
+from photon.state.memory import release_freed
 from photon.training.groups import NamedParameters, read_optimizer, write_optimizer
 
 Tensors = dict[str, torch.Tensor]
+
+#: Bytes of the mean that are used up between two releases of memory.
+RELEASE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,11 @@ class OuterOptimizer:
             write_optimizer(NamedParameters(parameters), optimizer, state, scalars, adopt=True)
         averaging = _is_plain_averaging(optimizer)
         gradient_norms: dict[str, float] = {}
+        used_up = 0
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
         for name, parameter in parameters.items():
             of_clients = mean.pop(name)
+            used_up += of_clients.nbytes
             if averaging:
                 gradient_norms[name] = _norm(parameter.detach() - of_clients)
                 params[name] = of_clients
@@ -96,6 +102,11 @@ class OuterOptimizer:
             optimizer.step()
             parameter.grad = None
             params[name] = parameter.detach()
+            del of_clients
+            if used_up > RELEASE_BYTES:
+                # The outer optimizer's state takes the place of the mean, not room beside it.
+                release_freed()
+                used_up = 0
         groups, numbers = read_optimizer(NamedParameters(parameters), optimizer)
         step = OuterStep(
             gradient_norms,
