@@ -195,7 +195,7 @@ def compare_rounds(report: Report, folder: Path, arguments: argparse.Namespace) 
                     f"{case.payload / 1e6:.0f} MB, {name}",
                     spread(case.seconds, 1),
                     spread(case.cpu, 1),
-                    *(str(case.peaks[kind]) for kind in KINDS.values()),
+                    *(str(case.peaks.get(kind, Peak())) for kind in KINDS.values()),
                 ]
             )
             raw.append({"size": size, "case": name, **asdict(case)})
@@ -251,7 +251,7 @@ def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argpars
         times, seconds = overheads(run_dir)
         shutil.rmtree(run_dir)
     payload = 4 * sum(map(math.prod, shapes.values()))
-    return Case(seconds[COUNTED], usage.between(times)[COUNTED], usage.peaks, payload)
+    return Case(seconds[COUNTED], usage.between(times)[COUNTED], dict(usage.peaks), payload)
 
 
 def fedavg_app(app: Path) -> Path:

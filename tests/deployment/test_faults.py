@@ -213,6 +213,7 @@ JOINS = Fault(
     "a silo joins while a round is under way",
     ((Scene.halt, "alpha"), (Scene.start, "beta"), (Scene.all_online,), (Scene.wake, "alpha")),
 )
+CALM = Fault("nothing, so that the silo that joined has a state to go on from", ())
 KILLED = Fault(
     "a SuperNode is killed and comes back",
     (
@@ -263,7 +264,7 @@ class Campaign:
 #: After the last fault comes a round in which everybody must take part.
 CAMPAIGNS = {
     "silos": Campaign((DAMAGED, HANGS, DISK_FULL), rounds=5),
-    "nodes": Campaign((JOINS, KILLED), rounds=5, secure=True, silos=("alpha",)),
+    "nodes": Campaign((JOINS, CALM, KILLED), rounds=6, secure=True, silos=("alpha",)),
     "aggregator": Campaign((SERVER_KILLED, SUPERLINK_KILLED, QUORUM_MISSED), rounds=5),
 }
 
