@@ -110,6 +110,26 @@ class TrainingSection(Section):
     parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
 
 
+class SwitchSection(Section):
+    """Warm up with other settings of the local optimizer, and switch to the real ones at a global step."""
+
+    step: int = Field(ge=1, description="Global step from which the settings below hold.")
+    local_steps: int | None = Field(
+        None,
+        ge=1,
+        description="Local steps of a round before the switch, in which each averages all groups of the "
+        "sync plan (1: a synchronous warm-up); null: as after it.",
+    )
+    optimizer: dict[str, Any] = Field(
+        {}, description="Arguments that the local optimizer has from then on, such as `betas`."
+    )
+    lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate from then on.")
+    zero: list[str] = Field([], description="State groups of the local optimizer that are zeroed then.")
+    reset_step: bool = Field(
+        False, description="Also count the local optimizer's steps, which correct its bias, from 0 again."
+    )
+
+
 class EvaluationSection(Section):
     """Validation of the global model on every silo."""
 
@@ -241,6 +261,7 @@ class RunConfig(Section):
     schedule: Component = Field(description="Learning-rate schedule: a function of the global step.")
     outer: Component = Field(description="Outer optimizer: any torch.optim.Optimizer by `_target_`.")
     strategy: Component = Field(description="Who gets which state groups, and how replies are folded.")
+    switch: SwitchSection | None = None
     training: TrainingSection
     evaluation: EvaluationSection
     checkpoint: CheckpointSection
@@ -272,12 +293,36 @@ class RunConfig(Section):
                 f"federation.quorum={self.federation.quorum} is larger than cohort={self.cohort}; "
                 "a round could never count"
             )
+        if self.switch is not None:
+            before = self.switch.local_steps or self.local_steps
+            if self.switch.step % before:
+                raise ValueError(
+                    f"switch.step={self.switch.step} lies within a round of {before} local steps; choose a "
+                    "multiple"
+                )
+            if self.switch.step >= self.total_steps:
+                raise ValueError(
+                    f"switch.step={self.switch.step} is never reached: the run has {self.total_steps} local "
+                    "steps; raise rounds"
+                )
         return self
 
     @property
     def total_steps(self) -> int:
-        """Local steps of the whole run: rounds times local steps."""
-        return self.rounds * self.local_steps
+        """Local steps of the whole run."""
+        return self.steps_after(self.rounds)
+
+    def steps_after(self, rounds: int) -> int:
+        """Return the global step after ``rounds`` rounds: the local steps of a client that was in all."""
+        if self.switch is None:
+            return rounds * self.local_steps
+        before = self.switch.local_steps or self.local_steps
+        warmup = min(rounds, self.switch.step // before)
+        return warmup * before + (rounds - warmup) * self.local_steps
+
+    def steps_of(self, server_round: int) -> int:
+        """Return the local steps of a round (counted from 1)."""
+        return self.steps_after(server_round) - self.steps_after(server_round - 1)
 
     @cached_property
     def text(self) -> str:
@@ -445,12 +490,15 @@ def _try_components(config: RunConfig) -> None:
 
     from photon.components import build
     from photon.training.schedule import build_schedule
+    from photon.training.switch import check_switch
 
     for where in ("optimizer", "outer"):
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [torch.nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
     build(config.strategy.as_mapping(), "strategy", config)
+    if config.switch is not None:
+        check_switch(config.switch, config.optimizer.as_mapping())
 
 
 def _check_component(component: Component, where: str) -> None:

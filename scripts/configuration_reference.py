@@ -87,7 +87,7 @@ def _sections() -> Iterator[str]:
                 yield from _component(name, option, default)
             continue
         yield f"{inspect.getdoc(section)}\n"
-        yield from _key_table(section.model_fields, default[name], f"{name}.")
+        yield from _key_table(section.model_fields, default.get(name), f"{name}.")
         if name == "model":
             yield from _models()
         elif (conf_dir() / name).is_dir():
@@ -114,15 +114,16 @@ def _key_rows(fields: Mapping[str, FieldInfo], values: Any, prefix: str) -> Iter
             yield from _key_rows(section.model_fields, inner, f"{prefix}{name}.")
             continue
         kind = _type(field.annotation, _bound(field))
-        yield _row(f"`{prefix}{name}`", kind, _default(inner), field.description or "")
+        yield _row(f"`{prefix}{name}`", kind, _default(inner, field), field.description or "")
 
 
 def _option_table(group: str, default: DictConfig) -> Iterator[str]:
     chosen = _default_option(group)
-    yield f"Files in `conf/{group}/`, with what they change of the default `{group}={chosen}`:\n"
+    default_file = f" `{group}={chosen}`" if chosen else ", none of them"
+    yield f"Files in `conf/{group}/`, with what they change of the default{default_file}:\n"
     yield "| Option | What it is | Changes |"
     yield "|---|---|---|"
-    for option in [chosen, *(o for o in _options(group) if o != chosen)]:
+    for option in [*([chosen] if chosen else []), *(o for o in _options(group) if o != chosen)]:
         changes = _differences(default, _with_option(group, option, default))
         shown = "<br>".join(f"`{key}={value}`" for key, value in changes.items())
         yield _row(f"`{group}={option}`", _comment(group, option), shown or "—")
@@ -208,9 +209,10 @@ def _natural(option: str) -> tuple[str, float, str]:
     return option[: match.start()], float(match[1]) * (1 if match[2] == "m" else 1000), option
 
 
-def _default_option(group: str) -> str:
+def _default_option(group: str) -> str | None:
     choices = yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]
-    return next(str(choice[group]) for choice in choices if isinstance(choice, dict) and group in choice)
+    option = next(choice[group] for choice in choices if isinstance(choice, dict) and group in choice)
+    return None if option is None else str(option)
 
 
 def _comment(group: str, option: str) -> str:
@@ -219,6 +221,8 @@ def _comment(group: str, option: str) -> str:
     for line in (conf_dir() / group / f"{option}.yaml").read_text().splitlines():
         if not line.startswith("#"):
             break
+        if line.startswith("# @package"):
+            continue
         lines.append(line.removeprefix("#").strip())
     return " ".join(lines)
 
@@ -273,9 +277,11 @@ def _bound(field: FieldInfo) -> str:
     return ""
 
 
-def _default(node: Any) -> str:
+def _default(node: Any, field: FieldInfo) -> str:
     if node is None:
-        return "`null`"
+        if field.is_required() or field.default is None:
+            return "`null`"
+        return f"`{_yaml(field.default)}`"
     value = OmegaConf.to_container(node, resolve=False) if OmegaConf.is_config(node) else node._value()
     text = _yaml(value)
     return f"`{text}`" if len(text) <= LONGEST_DEFAULT else "of the option"

@@ -332,9 +332,10 @@ class Federation:
     def _orders(
         self, state: ServerState, server_round: int, cohort: Sequence[Participant]
     ) -> dict[str, TrainOrder]:
-        steps = dict.fromkeys((participant.name for participant in cohort), self.config.local_steps)
+        most = self.config.steps_of(server_round)
+        steps = dict.fromkeys((participant.name for participant in cohort), most)
         if self.config.federation.match_speed:
-            steps = matched_steps(self.config.local_steps, steps, state.ledger)
+            steps = matched_steps(most, steps, state.ledger)
         orders = {}
         for participant in cohort:
             entry = state.ledger.get(participant.name, LedgerEntry())
@@ -352,6 +353,7 @@ class Federation:
                 position=entry.position,
                 cohort=len(cohort),
                 due=self._strategy.due_groups(server_round),
+                averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
             )
         return orders
@@ -453,7 +455,7 @@ class Federation:
         return before.model_copy(
             update={
                 "round": server_round,
-                "global_step": before.global_step + self.config.local_steps,
+                "global_step": before.global_step + self.config.steps_of(server_round),
                 "tokens": before.tokens + sum(report.tokens for report in reports.values()),
                 "model_id": uuid.uuid4().hex,
                 "ledger": ledger,

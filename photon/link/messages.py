@@ -80,9 +80,11 @@ class TrainOrder(Body):
         Participants of the round.
     due
         State groups that the reply holds.
+    averaged_rounds
+        State group to the round at whose end it was last averaged.
     scalars
-        Scalar states of the local optimizer, such as ``step``, that go with averaged states: a silo that has
-        no state of its own takes both.
+        Scalar states of the local optimizers, such as ``step``, after the last round. They go with averaged
+        states: a silo that has no state of its own takes both.
     """
 
     run_id: str
@@ -98,6 +100,7 @@ class TrainOrder(Body):
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
     due: list[str] = Field(default=["params"], min_length=1)
+    averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
 
 

@@ -47,6 +47,7 @@ from photon.training.loop import (
 )
 from photon.training.precision import Precision, resolve_precision
 from photon.training.schedule import Schedule, build_schedule, resolve_schedule
+from photon.training.switch import at_switch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -257,6 +258,7 @@ def trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTraine
             precision=bench.precision,
             device=bench.device,
             compile=config.training.compile,
+            switch=config.switch,
         )
     return bench.trainers[batch_size]
 
@@ -332,10 +334,23 @@ def _state_to_start_from(
     """
     averaged = {group: dict(tensors) for group, tensors in received.items() if group != "params"}
     if before is not None:
-        return {**before.groups, **averaged}, before.scalars
-    if averaged and set(averaged) - {RECEIVED} == set(state_group_names(config.optimizer.as_mapping())):
-        return averaged, order.scalars
-    return None
+        groups, scalars = {**before.groups, **averaged}, before.scalars
+    elif averaged and set(averaged) - {RECEIVED} == set(state_group_names(config.optimizer.as_mapping())):
+        groups, scalars = averaged, order.scalars
+    else:
+        return None
+    if config.switch is None:
+        return groups, scalars
+    rounds = {group: order.averaged_rounds[group] for group in averaged if group != RECEIVED}
+    return at_switch(
+        config.switch,
+        groups,
+        scalars,
+        global_step=order.global_step,
+        kept_since=config.steps_after(order.last_round),
+        averaged_since={group: config.steps_after(at) for group, at in rounds.items()},
+        scalars_of_others=order.scalars,
+    )
 
 
 def _reply(fitted: GroupResult, order: TrainOrder) -> StateGroups:
@@ -398,6 +413,7 @@ def _fit_in_group(
         precision=resolve_precision(training.precision, device),
         compile=training.compile,
         activation_checkpointing=training.activation_checkpointing,
+        switch=config.switch,
         parallel=training.parallel,
         device="cuda" if device.type == "cuda" else "cpu",
         windows=[silo_file(data.path, member, "train") for member in order.members],

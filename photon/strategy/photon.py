@@ -71,8 +71,16 @@ class Photon(Strategy):
             self.plan = SyncPlan(periods, config.local_steps, groups)
 
     def due_groups(self, server_round: int) -> list[str]:
-        """Return the groups that the sync plan averages in this round."""
-        return self.plan.due(server_round) if self.plan else ["params"]
+        """Return the groups that the sync plan averages in this round.
+
+        The periods count from the switch, if there is one; its round, which ends the warm-up, averages all.
+        """
+        if self.plan is None:
+            return ["params"]
+        steps, switch = self.config.steps_after(server_round), self.config.switch
+        if switch is None or (steps < switch.step and switch.local_steps is None):
+            return self.plan.due(steps)
+        return self.plan.due(max(0, steps - switch.step))
 
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]

@@ -54,11 +54,16 @@ class SyncPlan:
                     f"state; choose a multiple of local_steps={local_steps}"
                 )
 
-    def due(self, server_round: int) -> list[str]:
-        """Return the groups that are averaged at the end of a round (counted from 1), ``params`` first."""
-        step = server_round * self.local_steps
+    def due(self, steps: int) -> list[str]:
+        """Return the groups that are averaged at the end of a round, ``params`` first.
+
+        Parameters
+        ----------
+        steps
+            Local steps done by then; at 0, before the first round of the plan, everything is due.
+        """
         others = sorted(group for group in self.periods if group != PARAMS)
-        return [PARAMS, *(group for group in others if step % self.periods[group] == 0)]
+        return [PARAMS, *(group for group in others if steps % self.periods[group] == 0)]
 
     def payloads_per_step(self) -> float:
         """Return payloads of the parameters' size that cross one way per local step: Σ 1/K_s."""
@@ -101,7 +106,9 @@ def suggest_periods(betas: Mapping[str, float], local_steps: int, *, by_half_lif
 def bytes_per_cycle(periods: Mapping[str, int], rounds: int, group_bytes: Mapping[str, int]) -> int:
     """Return what one client sends one way in ``rounds`` rounds of a plan."""
     plan = SyncPlan({g: p for g, p in periods.items() if g != PARAMS}, periods[PARAMS], list(periods))
-    return sum(group_bytes[group] for one in range(1, rounds + 1) for group in plan.due(one))
+    return sum(
+        group_bytes[group] for one in range(1, rounds + 1) for group in plan.due(one * plan.local_steps)
+    )
 
 
 def betas_of(arguments: Mapping[str, object], groups: Sequence[str]) -> dict[str, float]:

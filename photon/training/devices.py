@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from photon.code import command, environment
-from photon.config import Component, ModelSection
+from photon.config import Component, ModelSection, SwitchSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model
@@ -89,7 +89,7 @@ class GroupJob(BaseModel):
         Sequences per local step, over all processes.
     micro_batch_size
         Sequences per forward pass and process; None: all that the process has.
-    clip_norm, precision, compile, activation_checkpointing
+    clip_norm, precision, compile, activation_checkpointing, switch
         As in `LocalTrainer`.
     parallel
         ``"ddp"``: every process holds the whole state; ``"fsdp"``: parameters, gradients and optimizer state
@@ -117,6 +117,7 @@ class GroupJob(BaseModel):
     precision: Precision
     compile: bool = False
     activation_checkpointing: bool = False
+    switch: SwitchSection | None = None
     parallel: Literal["ddp", "fsdp"]
     device: Literal["cpu", "cuda"]
     windows: list[Path]
@@ -408,6 +409,7 @@ class _GroupTrainer(LocalTrainer):
             clip_norm=job.clip_norm,
             precision=job.precision,
             device=device,
+            switch=job.switch,
         )
         self._first_row = rank * self._rows
         self._replicas = None if isinstance(model, FSDPModule) else _replicate(model, device)

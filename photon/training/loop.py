@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from photon.components import build, import_target
+from photon.config import SwitchSection
 from photon.errors import PhotonError
 from photon.models.build import causal_loss
 from photon.training.groups import NamedParameters, read_optimizer
@@ -90,6 +91,8 @@ class LocalTrainer:
         Where ``model`` is.
     compile
         Run the model through `torch.compile`; parameter names and the model object stay as they are.
+    switch
+        Settings that the optimizer has from a global step on; what they do to its state is not done here.
 
     Raises
     ------
@@ -109,6 +112,7 @@ class LocalTrainer:
         precision: Precision,
         device: torch.device,
         compile: bool = False,
+        switch: SwitchSection | None = None,
     ) -> None:
         micro = batch_size if micro_batch_size is None else micro_batch_size
         if micro < 1 or batch_size % micro != 0:
@@ -124,12 +128,15 @@ class LocalTrainer:
         self.clip_norm = clip_norm
         self.precision = precision
         self.device = device
+        self.switch = switch
         self._parameters = list(model.parameters())
         self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for group in optimizer.param_groups:
             # A second trainer over the same optimizer must not take a scheduled rate for the peak.
-            group.setdefault("initial_lr", group["lr"])
+            for name in ("lr", *(switch.optimizer if switch else ())):
+                if name in group:
+                    group.setdefault(f"initial_{name}", group[name])
 
     def train(
         self,
@@ -170,7 +177,7 @@ class LocalTrainer:
         batch = self._next_batch(stream)
         tokens = steps * self.batch_size * batch.shape[1]
         for step in range(global_step, global_step + steps):
-            self._set_learning_rate(step)
+            self._configure(step)
             loss = self._backward(batch)
             if step + 1 < global_step + steps:
                 # Fetched while a GPU still works on this step.
@@ -199,10 +206,18 @@ class LocalTrainer:
             return batch.to(self.device)
         return batch.pin_memory().to(self.device, non_blocking=True)
 
-    def _set_learning_rate(self, step: int) -> None:
+    def _configure(self, step: int) -> None:
+        """Set the learning rate, and the settings before or after the switch: both functions of the step."""
         factor = self.schedule(step)
+        switch = self.switch
+        switched = switch is not None and step >= switch.step
+        if switch is not None and switched:
+            factor *= switch.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
+            for name, value in switch.optimizer.items() if switch is not None else ():
+                if name in group:
+                    group[name] = value if switched else group[f"initial_{name}"]
 
     def _backward(self, batch: Tensor) -> Tensor:
         """Leave the mean gradient of ``batch`` in the parameters and return its mean loss."""
@@ -383,8 +398,13 @@ def _meta_parameter(shape: torch.Size) -> nn.Parameter:
     return parameter
 
 
-def state_group_names(section: Mapping[str, Any]) -> list[str]:
-    """Return the names of the state groups of an optimizer on a language model."""
+def probe_state_shapes(section: Mapping[str, Any]) -> dict[str, dict[str, torch.Size]]:
+    """Return the shapes of the state groups of an optimizer on a small stand-in for a language model."""
     square = torch.Size((128, 128))
     probe = {"h.0.mlp.weight": square, "h.0.mlp.bias": torch.Size((128,)), "wte.weight": square}
-    return sorted(state_shapes(section, probe))
+    return state_shapes(section, probe)
+
+
+def state_group_names(section: Mapping[str, Any]) -> list[str]:
+    """Return the names of the state groups of an optimizer on a language model."""
+    return sorted(probe_state_shapes(section))

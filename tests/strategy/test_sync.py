@@ -56,7 +56,7 @@ def test_six_rounds_send_the_papers_bytes(periods: dict[str, int], payloads: int
 
 def test_groups_are_due_at_the_end_of_their_period() -> None:
     plan = SyncPlan({"exp_avg": 24, "exp_avg_sq": 48}, 8, ADAM)
-    due = {one: plan.due(one) for one in range(1, 7)}
+    due = {one: plan.due(8 * one) for one in range(1, 7)}
     assert due[1] == due[2] == due[4] == due[5] == ["params"]
     assert due[3] == ["params", "exp_avg"]
     assert due[6] == ["params", "exp_avg", "exp_avg_sq"]
