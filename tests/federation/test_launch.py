@@ -29,7 +29,10 @@ RUN = [*SMALL, "cohort=2", "rounds=8"]
 def environment(tmp_path: Path) -> Iterator[dict[str, str]]:
     """An environment that a test can recognise its processes by, and the check that none of them is left."""
     mark = str(tmp_path / "home")
+    # Whoever runs the tests in the background of a script ignores Ctrl-C, and hands that down to programs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield os.environ | {"PHOTON_HOME": mark, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    signal.signal(signal.SIGINT, before)
     end = time.monotonic() + 10
     while (left := _processes_with(mark)) and time.monotonic() < end:
         time.sleep(0.2)
@@ -54,8 +57,6 @@ def photon(*arguments: str, env: dict[str, str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        # Whoever runs the tests in the background of a script ignores Ctrl-C, and hands that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
