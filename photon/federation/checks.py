@@ -14,6 +14,11 @@ def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dic
     return {group: {name: t.shape for name, t in tensors.items()} for group, tensors in groups.items()}
 
 
+def nbytes_of(shapes: Shapes) -> int:
+    """Return the bytes of state groups of some shapes in float32."""
+    return 4 * sum(size.numel() for tensors in shapes.values() for size in tensors.values())
+
+
 def problem_with(
     report: TrainReport,
     groups: Mapping[str, Mapping[str, torch.Tensor]],

@@ -19,7 +19,7 @@ from photon.components import build
 from photon.config import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
-from photon.federation.checks import Shapes, problem_with, shapes_of
+from photon.federation.checks import Shapes, nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
@@ -86,7 +86,7 @@ class Federation:
         self._sent_config = config
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
-        self._state_shapes: dict[str, dict[str, torch.Size]] = {}
+        self._shapes: dict[str, dict[str, torch.Size]] = {}
 
     def run(self, *, resume: bool) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
@@ -377,12 +377,13 @@ class Federation:
             if id(own) not in encoded:
                 encoded[id(own)] = self._link.send(own, run_id, server_round)
             content = RecordDict(dict(encoded[id(own)]))
-            tickets[participant.name] = self._link.admit(content, own, run_id, server_round)
+            due = self._expected(checkpoint, orders[participant.name])
+            expected[participant.name] = due
+            tickets[participant.name] = self._link.admit(content, nbytes_of(due), run_id, server_round)
             content[BODY] = pack(orders[participant.name], self._sent_config)
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
-            expected[participant.name] = self._expected(own["params"], orders[participant.name].due)
         return messages, expected, tickets
 
     @property
@@ -398,12 +399,13 @@ class Federation:
         except PhotonError as error:
             self._notice("warning", f"the store could not be cleaned: {error}")
 
-    def _expected(self, params: Mapping[str, torch.Tensor], due: Sequence[str]) -> Shapes:
+    def _expected(self, checkpoint: Checkpoint, order: TrainOrder) -> Shapes:
         """Return the shapes of the state groups that a reply must hold."""
-        shapes = shapes_of({"params": params})
-        if len(due) > 1 and not self._state_shapes:
-            self._state_shapes = state_shapes(self.config.optimizer.as_mapping(), shapes["params"])
-        return {group: (shapes | self._state_shapes)[group] for group in due}
+        if not self._shapes:
+            self._shapes = shapes_of({"params": checkpoint.load_params()})
+        if len(order.due) > 1 and len(self._shapes) == 1:
+            self._shapes |= state_shapes(self.config.optimizer.as_mapping(), self._shapes["params"])
+        return {group: self._shapes[group] for group in order.due}
 
     def _message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         return Message(

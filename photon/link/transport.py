@@ -158,15 +158,15 @@ class ServerLink:
         except PhotonError as error:
             raise RunError(str(error)) from error
 
-    def admit(self, order: RecordDict, groups: Groups, run_id: str, server_round: int) -> Ticket | None:
+    def admit(self, order: RecordDict, reply_bytes: int, run_id: str, server_round: int) -> Ticket | None:
         """Put a ticket for the reply into an order that brings its tensors by reference.
 
         Parameters
         ----------
         order
             Content of the message; changed in place.
-        groups
-            Tensors of the sizes that the reply will have.
+        reply_bytes
+            Bytes of the reply's tensors before codecs.
 
         Returns
         -------
@@ -178,7 +178,7 @@ class ServerLink:
         # A new name for every attempt: a late reply to an earlier one is never taken for this one's.
         key = f"{_folder(run_id, server_round)}/up-{uuid.uuid4().hex}"
         # Twice the plain size, because codecs may also add to what is sent.
-        limit = 2 * _nbytes(groups) + 2**20
+        limit = 2 * reply_bytes + 2**20
         urls = None
         if self._signing is not None:
             try:

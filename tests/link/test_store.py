@@ -43,6 +43,10 @@ def groups(seed: int = 0) -> Groups:
     }
 
 
+def nbytes(sent: Groups) -> int:
+    return sum(tensor.nbytes for tensors in sent.values() for tensor in tensors.values())
+
+
 def assert_equal(received: Any, sent: Groups) -> None:
     assert {g: list(t) for g, t in received.items()} == {g: list(t) for g, t in sent.items()}
     for group, tensors in sent.items():
@@ -115,7 +119,7 @@ class Sides:
 
     def order(self, sent: Groups, server_round: int = 1) -> tuple[RecordDict, Ticket | None]:
         records = RecordDict(dict(self.server.send(sent, RUN, server_round)))
-        return records, self.server.admit(records, sent, RUN, server_round)
+        return records, self.server.admit(records, nbytes(sent), RUN, server_round)
 
 
 @pytest.fixture
@@ -222,7 +226,7 @@ def test_transport_and_size_decide_the_way(
     silo = SiloLink(link, link.store.url, tmp_path)
     sent = {"params": {"w": torch.ones(elements)}}
     order = server.send(sent, RUN, 1)
-    ticket = server.admit(order, sent, RUN, 1)
+    ticket = server.admit(order, nbytes(sent), RUN, 1)
     assert (TICKET in order, ticket is not None, "params" not in order) == (stored,) * 3
     reply = silo.send(silo.receive(order), order)
     assert ("params" not in reply) == stored, "a reply takes the way that its order came"
@@ -705,3 +709,18 @@ def run_id(run_dir: Path) -> str:
     from photon.state.checkpoint import CheckpointStore
 
     return CheckpointStore(run_dir / "checkpoints").latest()[0].state.run_id
+
+
+def test_a_reply_may_hold_more_groups_than_its_order(run_small: Any, tmp_path: Path) -> None:
+    """The first order of Local Adam brings parameters; the reply holds both moments, too."""
+    summary = run_small(
+        "strategy=local-adam",
+        "model.architecture.n_embd=192",
+        "rounds=1",
+        "local_steps=2",
+        "link.transport=store",
+        f"link.store.url={tmp_path / 'store'}",
+    )
+    assert summary["failures"] == 0
+    per_client = summary["bytes"]["per_client"]["alpha"]
+    assert per_client["up"] > 2 * per_client["down"] + 2**20
