@@ -292,7 +292,7 @@ class Federation:
         traffic: dict[str, int],
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
-        orders = self._orders(checkpoint.state, server_round, cohort)
+        orders = self._orders(checkpoint, server_round, cohort)
         messages, expected, tickets = self._train_messages(server_round, checkpoint, cohort, orders)
         down = {name: count_bytes(message.content) for name, message in messages.items()}
         length = checkpoint.state.sequence_length
@@ -330,8 +330,10 @@ class Federation:
             del answer
 
     def _orders(
-        self, state: ServerState, server_round: int, cohort: Sequence[Participant]
+        self, checkpoint: Checkpoint, server_round: int, cohort: Sequence[Participant]
     ) -> dict[str, TrainOrder]:
+        state = checkpoint.state
+        due_params = self._strategy.due_params(server_round, self._shapes_of_params(checkpoint))
         most = self.config.steps_of(server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
         if self.config.federation.match_speed:
@@ -353,6 +355,8 @@ class Federation:
                 position=entry.position,
                 cohort=len(cohort),
                 due=self._strategy.due_groups(server_round),
+                due_params=due_params,
+                mixing=self._strategy.mixing,
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
             )
@@ -380,7 +384,9 @@ class Federation:
             due = self._expected(checkpoint, orders[participant.name])
             expected[participant.name] = due
             tickets[participant.name] = self._link.admit(content, nbytes_of(due), run_id, server_round)
-            content[BODY] = pack(orders[participant.name], self._sent_config)
+            whole = len(own["params"]) == len(self._shapes["params"])
+            order = orders[participant.name].model_copy(update={"whole": whole})
+            content[BODY] = pack(order, self._sent_config)
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
@@ -401,11 +407,18 @@ class Federation:
 
     def _expected(self, checkpoint: Checkpoint, order: TrainOrder) -> Shapes:
         """Return the shapes of the state groups that a reply must hold."""
+        params = self._shapes_of_params(checkpoint)
+        if len(order.due) > 1 and len(self._shapes) == 1:
+            self._shapes |= state_shapes(self.config.optimizer.as_mapping(), params)
+        expected = {group: self._shapes[group] for group in order.due}
+        if order.due_params is not None:
+            expected["params"] = {name: params[name] for name in order.due_params}
+        return expected
+
+    def _shapes_of_params(self, checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
         if not self._shapes:
             self._shapes = shapes_of({"params": checkpoint.load_params()})
-        if len(order.due) > 1 and len(self._shapes) == 1:
-            self._shapes |= state_shapes(self.config.optimizer.as_mapping(), self._shapes["params"])
-        return {group: self._shapes[group] for group in order.due}
+        return self._shapes["params"]
 
     def _message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         return Message(

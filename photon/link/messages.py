@@ -80,6 +80,11 @@ class TrainOrder(Body):
         Participants of the round.
     due
         State groups that the reply holds.
+    due_params
+        Parameters that the reply holds; None: all. If they are named, the silo keeps its own values of all.
+    whole, mixing
+        Whether the order brings all parameters, to start from. Else the silo goes on from its own, and from
+        ``mixing`` of each that the order brings with the rest its own.
     averaged_rounds
         State group to the round at whose end it was last averaged.
     scalars
@@ -100,6 +105,9 @@ class TrainOrder(Body):
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
     due: list[str] = Field(default=["params"], min_length=1)
+    due_params: list[str] | None = None
+    whole: bool = True
+    mixing: float = Field(default=1.0, gt=0, le=1)
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
 

@@ -60,6 +60,8 @@ DIAGNOSTIC_WINDOWS = 4
 #: State groups and scalars of a local optimizer.
 OptimizerState = tuple[StateGroups, dict[str, float]]
 
+Tensors = Mapping[str, torch.Tensor]
+
 
 @dataclass
 class Workbench:
@@ -171,7 +173,8 @@ def train(
     before, state_lost = _local_state(store, order)
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
     state = _state_to_start_from(before, groups, order, config)
-    fitted = fit(order, groups["params"], state, data, config, site)
+    params, known = _params_to_start_from(before, groups["params"], order)
+    fitted = fit(order, params, state, data, config, site)
     trained = time.perf_counter()
     result = fitted.result
     report = TrainReport(
@@ -184,7 +187,7 @@ def train(
         loss_last=result.loss_last,
         learning_rate=result.learning_rate,
         gradient_norm=result.gradient_norm,
-        update_norm=_distance(fitted.params, groups["params"]),
+        update_norm=_distance(_due_params(fitted, order), known),
         seconds={
             "load": trained - begin - result.seconds,
             "training": result.seconds,
@@ -207,7 +210,7 @@ def train(
             position=fitted.position,
             scalars=fitted.scalars if kept else {},
             report=report.model_dump_json(),
-            groups=fitted.groups | _kept_beside(groups["params"], config) if kept else {},
+            groups=fitted.groups | _kept_beside(fitted.params, known, order, config) if kept else {},
         ),
         reply,
     )
@@ -300,10 +303,38 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     return step
 
 
-def _kept_beside(received: Mapping[str, torch.Tensor], config: RunConfig) -> StateGroups:
-    """Return what is kept beside the local optimizer's state groups, for its next sync."""
+def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: RunConfig) -> StateGroups:
+    """Return what is kept beside the local optimizer's state groups, for the next sync."""
+    if order.due_params is not None:
+        return {"params": dict(trained), RECEIVED: dict(known)}
     refreshing = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
-    return {RECEIVED: dict(received)} if refreshing else {}
+    return {RECEIVED: dict(known)} if refreshing else {}
+
+
+def _params_to_start_from(
+    before: SiloState | None, received: Tensors, order: TrainOrder
+) -> tuple[Tensors, Tensors]:
+    """Return the parameters to start from, and the last global value of each.
+
+    Raises
+    ------
+    PhotonError
+        If the order brings some of them alone, and the silo has lost the others.
+    """
+    if order.whole:
+        return received, received
+    if before is None:
+        raise PhotonError(
+            f"{order.silo} has lost the parameters that it kept; its next order after this failure brings all"
+        )
+    own = before.groups["params"]
+    merged = {name: torch.lerp(own[name], tensor, order.mixing) for name, tensor in received.items()}
+    return {**own, **merged}, {**before.groups[RECEIVED], **received}
+
+
+def _due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tensor]:
+    names = fitted.params if order.due_params is None else order.due_params
+    return {name: fitted.params[name] for name in names}
 
 
 def _store(order: TrainOrder, site: SiloSite, config: RunConfig) -> SiloStore:
@@ -334,7 +365,10 @@ def _state_to_start_from(
     """
     averaged = {group: dict(tensors) for group, tensors in received.items() if group != "params"}
     if before is not None:
-        groups, scalars = {**before.groups, **averaged}, before.scalars
+        # `RECEIVED` is for a `Refreshing` optimizer, unless it goes with parameters that the silo has kept.
+        beside = {"params", RECEIVED} if "params" in before.groups else set()
+        kept = {group: tensors for group, tensors in before.groups.items() if group not in beside}
+        groups, scalars = {**kept, **averaged}, before.scalars
     elif averaged and set(averaged) - {RECEIVED} == set(state_group_names(config.optimizer.as_mapping())):
         groups, scalars = averaged, order.scalars
     else:
@@ -354,7 +388,7 @@ def _state_to_start_from(
 
 
 def _reply(fitted: GroupResult, order: TrainOrder) -> StateGroups:
-    available = {"params": fitted.params, **fitted.groups}
+    available = {"params": _due_params(fitted, order), **fitted.groups}
     if missing := [group for group in order.due if group not in available]:
         raise PhotonError(
             f"the order asks for the state group {missing[0]}, which the local optimizer lacks; there "

@@ -89,6 +89,9 @@ class Strategy(ABC):
     #: What the silos do with their local optimizer between rounds.
     local_state: LocalState
 
+    #: Share of a received parameter in what a silo that has kept its own goes on from.
+    mixing: float = 1.0
+
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
@@ -99,6 +102,16 @@ class Strategy(ABC):
     def due_groups(self, server_round: int) -> list[str]:
         """Return the state groups that replies of this round hold: ``params``, more under a sync plan."""
         return ["params"]
+
+    def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str] | None:
+        """Return the parameters that replies of this round hold; None: all, and silos keep none of them.
+
+        Parameters
+        ----------
+        params
+            Name and shape of every parameter.
+        """
+        return None
 
     @abstractmethod
     def configure_train(

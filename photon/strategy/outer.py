@@ -108,12 +108,18 @@ class OuterOptimizer:
                 release_freed()
                 used_up = 0
         groups, numbers = read_optimizer(NamedParameters(parameters), optimizer)
-        step = OuterStep(
-            gradient_norms,
-            {name: _norm(tensor) for name, tensor in params.items()},
-            {group: math.hypot(*map(_norm, tensors.values())) for group, tensors in groups.items()},
-        )
-        return step, groups, numbers
+        return outer_step(gradient_norms, params, groups), groups, numbers
+
+
+def outer_step(
+    pseudo_gradient_norms: dict[str, float], params: Tensors, state: Mapping[str, Tensors]
+) -> OuterStep:
+    """Measure parameters and state groups after a step."""
+    return OuterStep(
+        pseudo_gradient_norms,
+        {name: _norm(tensor) for name, tensor in params.items()},
+        {group: math.hypot(*map(_norm, tensors.values())) for group, tensors in state.items()},
+    )
 
 
 def _norm(tensor: torch.Tensor) -> float:

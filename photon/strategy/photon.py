@@ -19,10 +19,13 @@ from photon.state.checkpoint import Checkpoint
 from photon.state.memory import release_freed
 from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups, Strategy
 from photon.strategy.fold import WeightedMean
-from photon.strategy.outer import OuterOptimizer
+from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
 from photon.strategy.sync import SyncPlan
 from photon.training.groups import RECEIVED, Refreshing
 from photon.training.loop import state_group_names
+
+#: Parameters, norms of the step, and the outer optimizer's state groups and scalars after it.
+OuterResult = tuple[Tensors, OuterStep, dict[str, Tensors], dict[str, float]]
 
 #: From this size of the mean on, what the replies leave behind in the allocator is worth releasing.
 LARGE_BYTES = 256 * 2**20
@@ -61,8 +64,8 @@ class Photon(Strategy):
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
-        self._refreshes = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
-        if self._refreshes and config.checkpoint.keep < 2:
+        self.refreshes = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
+        if self.refreshes and config.checkpoint.keep < 2:
             raise ValueError("this local optimizer needs the last two checkpoints; set checkpoint.keep=2")
         self.plan: SyncPlan | None = None
         if local_state == "sync":
@@ -99,7 +102,7 @@ class Photon(Strategy):
         for participant in cohort:
             last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
             missing = {group for group, at in state.averaged_rounds.items() if last <= at}
-            if self._refreshes and last < state.round:
+            if self.refreshes and last < state.round:
                 missing.add(RECEIVED)
             groups = frozenset(missing)
             if groups not in sent:
@@ -112,6 +115,18 @@ class Photon(Strategy):
         if group == RECEIVED:
             return checkpoint.load_previous_params()
         return checkpoint.load_averaged(group)
+
+    def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
+        """Step the outer optimizer; return parameters, norms, and the state groups and scalars to keep.
+
+        Parameters
+        ----------
+        mean
+            Mean of the clients' parameters; used up.
+        """
+        params = checkpoint.load_params()
+        outer = OuterOptimizer(self.config.outer.as_mapping())
+        return params, *outer.step(params, mean, checkpoint.load_outer(), checkpoint.state.outer_scalars)
 
     def weight(self, reply: Reply) -> float:
         """Return the positive weight of a reply in the mean, up to a common factor."""
@@ -135,12 +150,8 @@ class Photon(Strategy):
         if mean.nbytes > LARGE_BYTES:
             release_freed()
         begin = time.perf_counter()
-        params = checkpoint.load_params()
-        outer = OuterOptimizer(self.config.outer.as_mapping())
         averaged = mean.result()
-        step, groups, scalars = outer.step(
-            params, averaged.pop("params"), checkpoint.load_outer(), checkpoint.state.outer_scalars
-        )
+        params, step, groups, scalars = self.step_outer(server_round, checkpoint, averaged.pop("params"))
         return Aggregate(
             params=params,
             averaged=averaged,
