@@ -220,8 +220,21 @@ class StoreSection(Section):
 class LinkSection(Section):
     """How state groups travel."""
 
-    up: list[CodecSection] = Field(description="Codecs from silo to server, applied in order.")
-    down: list[CodecSection] = Field(description="Codecs from server to silo, applied in order.")
+    up: list[CodecSection] = Field(
+        description="Codecs of the parameters, or their update, from silo to server; applied in order."
+    )
+    up_of: Literal["parameters", "update"] = Field(
+        description="What `up` is applied to: the trained parameters, or the received minus the trained ones."
+    )
+    error_feedback: bool = Field(
+        description="A silo adds what `up` lost in a round to its next update (`up_of: update`)."
+    )
+    down: list[CodecSection] = Field(
+        description="Codecs of the parameters from server to silo; applied in order."
+    )
+    states: list[CodecSection] = Field(
+        description="Codecs of all other state groups, in both directions; applied to their values."
+    )
     transport: Literal["inline", "store", "auto"] = Field(
         description="inline: inside messages; store: by reference through `link.store`; auto: through the "
         "store, if there is one, from `inline_limit_mb` on."
@@ -233,6 +246,8 @@ class LinkSection(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "LinkSection":
+        if self.error_feedback and self.up_of != "update":
+            raise ValueError("link.error_feedback=true needs link.up_of=update")
         url = self.store.url
         if self.transport == "store" and url is None:
             raise ValueError(

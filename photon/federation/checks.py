@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
+from photon.link.coding import SparseTensor
 from photon.link.messages import TrainOrder, TrainReport
-
-Shapes = Mapping[str, Mapping[str, torch.Size]]
+from photon.link.records import Shapes
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
@@ -21,7 +21,7 @@ def nbytes_of(shapes: Shapes) -> int:
 
 def problem_with(
     report: TrainReport,
-    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    groups: Mapping[str, Mapping[str, torch.Tensor | SparseTensor]],
     order: TrainOrder,
     expected: Shapes,
     sequence_length: int,
@@ -45,9 +45,10 @@ def problem_with(
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
                 return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            if not tensor.is_floating_point():
+            if not tensor.dtype.is_floating_point:
                 return f"{group}/{name} holds {tensor.dtype}, expected floating point"
-            if tensor.numel() and not _finite(tensor):
+            values = tensor.values if isinstance(tensor, SparseTensor) else tensor
+            if values.numel() and not _finite(values):
                 return f"{group}/{name} holds a value that is not finite"
     return None
 

@@ -19,7 +19,7 @@ from photon.components import build
 from photon.config import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
-from photon.federation.checks import Shapes, nbytes_of, problem_with, shapes_of
+from photon.federation.checks import nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
@@ -33,8 +33,9 @@ from photon.link.messages import (
     pack,
     unpack,
 )
-from photon.link.records import count_bytes
+from photon.link.records import Shapes, count_bytes, dense_groups
 from photon.link.transport import ServerLink, Ticket
+from photon.link.update import subtract
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
@@ -300,13 +301,20 @@ class Federation:
         def receive(name: str, message: Message) -> Reply | Failure:
             arrived = time.monotonic() - begin
             report = unpack(message.content, TrainReport)
-            groups = self._link.receive(message.content, tickets[name])
+            groups = self._link.receive(message.content, tickets[name], expected[name])
             problem = problem_with(report, groups, orders[name], expected[name], length)
             if problem:
                 return Failure("rejected", problem)
             # A silo that had trained the round before a crash answers at once; that is not what it takes.
             arrivals[name] = max(arrived, report.seconds["total"])
-            return Reply(name, report, groups, count_bytes(message.content))
+            update = None
+            if self.config.link.up_of == "update":
+                update = groups.pop("params")
+                if not self._strategy.folds_updates:
+                    sent = checkpoint.load_params()
+                    groups["params"] = {key: subtract(sent[key], delta) for key, delta in update.items()}
+                    update = None
+            return Reply(name, report, dense_groups(groups), count_bytes(message.content), update)
 
         failures: dict[str, Failure] = {}
         federation = self.config.federation

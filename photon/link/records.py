@@ -1,67 +1,86 @@
 """State groups to Flower records and back.
 
 A message holds one ``ArrayRecord`` per state group (its name is the group's) and a ``ConfigRecord`` named
-``link`` that says for every tensor which codecs were applied. Array bytes are the tensor's own memory, so
-bfloat16 travels as it is and nothing is pickled.
+``link`` that says for every encoded tensor how it becomes a tensor again. Array bytes are the tensor's own
+memory or its payload, and nothing is pickled.
 """
 
 import json
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import ValidationError
 
 from photon.errors import PhotonError
-from photon.link.codecs import DTYPES, Codec, decode, dtype_name, encode
+from photon.link.coding import (
+    DTYPES,
+    Chains,
+    Coding,
+    Packed,
+    PackedGroups,
+    SparseTensor,
+    dtype_name,
+    pack_groups,
+    unpack,
+)
 
 #: Flower's label for how an array's bytes are to be read: a tensor's memory, row-major.
 RAW = "photon.raw"
 HEADER = "link"
-FORMAT = 1
+FORMAT = 2
 #: Key of the header where the tensors lie in a store: how many bytes that are.
 STORED_BYTES = "stored-bytes"
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
+#: Group name to tensor name to the shape that a tensor must have.
+Shapes = Mapping[str, Mapping[str, torch.Size]]
+#: State groups as they are decoded.
+Decoded = dict[str, dict[str, torch.Tensor | SparseTensor]]
 
 
-def encode_groups(groups: Groups, codecs: Sequence[Codec] = ()) -> RecordDict:
+def encode_groups(groups: Groups, chains: Chains | None = None) -> RecordDict:
     """Turn state groups into records.
 
     Parameters
     ----------
     groups
         Group name to tensor name to tensor.
-    codecs
-        Applied in order to every floating-point tensor.
-
-    Returns
-    -------
-    RecordDict
-        One ``ArrayRecord`` per group and the header.
+    chains
+        Codecs to apply; by default none.
     """
+    return records_of(pack_groups(groups, chains or Chains()))
+
+
+def records_of(groups: PackedGroups) -> RecordDict:
+    """Return one ``ArrayRecord`` per group and the header."""
     records = RecordDict()
-    header: dict[str, Any] = {"format": FORMAT, "groups": {}}
+    header: dict[str, dict[str, Any]] = {}
     for group, tensors in groups.items():
-        arrays: dict[str, Array] = {}
-        entries = header["groups"].setdefault(group, {})
-        for name, tensor in tensors.items():
-            sent, steps = encode(tensor, codecs if tensor.is_floating_point() else ())
-            arrays[name] = _to_array(sent)
-            if steps:
-                entries[name] = steps
-        records[group] = ArrayRecord(arrays)
-    records[HEADER] = ConfigRecord({"header": json.dumps(header)})
+        records[group] = ArrayRecord({name: _to_array(packed.data) for name, packed in tensors.items()})
+        header[group] = {
+            name: packed.coding.model_dump(exclude_none=True)
+            for name, packed in tensors.items()
+            if packed.coding
+        }
+    records[HEADER] = ConfigRecord({"header": json.dumps({"format": FORMAT, "groups": header})})
     return records
 
 
-def decode_groups(records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
+def decode_groups(records: RecordDict, expected: Shapes | None = None) -> Decoded:
     """Turn records back into state groups.
 
     The tensors to which no codec was applied share the records' memory and must not be written to.
+
+    Parameters
+    ----------
+    expected
+        Shapes that the tensors must have, before anything of their size is allocated; None if the sender is
+        trusted. A group that it lacks is refused.
 
     Raises
     ------
@@ -69,18 +88,42 @@ def decode_groups(records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
         If the header is missing or malformed, or an array's bytes do not add up to its shape.
     """
     header = _read_header(records)
-    groups: dict[str, dict[str, torch.Tensor]] = {}
+    groups: Decoded = {}
     for group, entries in header.items():
         # Not records.array_records: that view is a reference cycle, which keeps the whole message in memory
         # until the garbage collector happens to run.
         arrays = records.get(group)
         if not isinstance(arrays, ArrayRecord):
             raise PhotonError(f"link: the message lacks the group '{group}' that its header lists")
-        groups[group] = {
-            name: decode(_to_tensor(array, f"{group}/{name}"), entries.get(name, []))
-            for name, array in arrays.items()
-        }
+        groups[group] = {}
+        for name, array in arrays.items():
+            where = f"{group}/{name}"
+            packed = Packed(_to_tensor(array, where), entries.get(name))
+            groups[group][name] = unpack(packed, where, expected_shape(expected, group, name))
     return groups
+
+
+def dense_groups(groups: Decoded) -> dict[str, dict[str, torch.Tensor]]:
+    """Return state groups with every sparse tensor made dense."""
+    return {
+        group: {name: t.dense() if isinstance(t, SparseTensor) else t for name, t in tensors.items()}
+        for group, tensors in groups.items()
+    }
+
+
+def expected_shape(expected: Shapes | None, group: str, name: str) -> torch.Size | None:
+    """Return the shape that a tensor must have.
+
+    Raises
+    ------
+    PhotonError
+        If no such tensor is expected.
+    """
+    if expected is None:
+        return None
+    if name not in expected.get(group, {}):
+        raise PhotonError(f"link: {group}/{name} was not expected")
+    return expected[group][name]
 
 
 def count_bytes(records: RecordDict) -> int:
@@ -144,7 +187,7 @@ def _to_tensor(array: Array, where: str) -> torch.Tensor:
     return flat.view(dtype).reshape(tuple(array.shape))
 
 
-def _read_header(records: RecordDict) -> dict[str, dict[str, list[dict[str, Any]]]]:
+def _read_header(records: RecordDict) -> dict[str, dict[str, Coding]]:
     record = records.get(HEADER)
     text = record.get("header") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
@@ -152,15 +195,17 @@ def _read_header(records: RecordDict) -> dict[str, dict[str, list[dict[str, Any]
     try:
         header = json.loads(text)
         version, groups = header["format"], header["groups"]
-        well_formed = isinstance(groups, dict) and all(
-            isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
-            for entries in groups.values()
-            for steps in entries.values()
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if version != FORMAT:
+            raise PhotonError(
+                f"link: the header has format {version}, this photon reads {FORMAT}; update photon"
+            )
+        return {
+            group: {name: Coding.model_validate(entry) for name, entry in entries.items()}
+            for group, entries in groups.items()
+        }
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise PhotonError(f"link: the message's header is malformed ({where}: {problem['msg']})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PhotonError(f"link: the message's header cannot be read ({error!r})") from error
-    if version != FORMAT:
-        raise PhotonError(f"link: the header has format {version}, this photon reads {FORMAT}; update photon")
-    if not well_formed:
-        raise PhotonError("link: the message's header is malformed")
-    return groups

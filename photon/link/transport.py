@@ -10,7 +10,7 @@ import hashlib
 import math
 import mmap
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -19,12 +19,29 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
-from photon.components import build
-from photon.config import CodecSection, LinkSection
+from photon.config import LinkSection
 from photon.errors import PhotonError, RunError
-from photon.link.codecs import DTYPES, Codec, decode, dtype_name, encode
+from photon.link.chains import down_chains, up_chains
+from photon.link.coding import (
+    DTYPES,
+    Coding,
+    Packed,
+    PackedGroups,
+    dtype_name,
+    pack_groups,
+    unpack,
+)
 from photon.link.messages import Body
-from photon.link.records import HEADER, STORED_BYTES, decode_groups, encode_groups
+from photon.link.records import (
+    HEADER,
+    STORED_BYTES,
+    Decoded,
+    Groups,
+    Shapes,
+    decode_groups,
+    expected_shape,
+    records_of,
+)
 from photon.link.store import (
     ObjectStore,
     Store,
@@ -33,8 +50,6 @@ from photon.link.store import (
     read_presigned,
     write_presigned,
 )
-
-Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
 #: Name of the record that says where a silo may write its reply.
 TICKET = "ticket"
@@ -47,14 +62,14 @@ LONGEST_SIGNATURE = 7 * 86400
 
 
 class StoredTensor(Body):
-    """Where a tensor lies in an object, and what it must be."""
+    """Where a tensor or its payload lies in an object, and what it must be."""
 
     dtype: str
     shape: list[int] = Field(max_length=16)
     offset: int = Field(ge=0)
     nbytes: int = Field(ge=0)
     sha256: str
-    codecs: list[dict[str, Any]]
+    coding: Coding | None = None
 
 
 class StoredObject(Body):
@@ -72,7 +87,7 @@ class StoredObject(Body):
         The parts of an upload by presigned requests, which the server still has to finish.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     key: str
     nbytes: int = Field(ge=0)
     groups: dict[str, dict[str, StoredTensor]]
@@ -115,8 +130,8 @@ class ServerLink:
     """
 
     def __init__(self, link: LinkSection, spool: Path, seconds: float) -> None:
-        self._down = _build(link.down, "link.down")
-        _build(link.up, "link.up")
+        self._down = down_chains(link)
+        up_chains(link)  # what silos could not build ends here
         self._spool = spool
         self._seconds = min(int(seconds), LONGEST_SIGNATURE)
         self._limit = link.inline_limit_mb * 2**20 if link.transport == "auto" else 0.0
@@ -138,17 +153,18 @@ class ServerLink:
         RunError
             If the store cannot be written.
         """
+        packed = pack_groups(groups, self._down)
         if self._store is None or _nbytes(groups) <= self._limit:
-            return encode_groups(groups, self._down)
+            return records_of(packed)
         folder = _folder(run_id, server_round)
         known = self._sent.setdefault(folder, [])
         stored = None
         if known:
-            layout, _ = _lay_out(groups, self._down, None)
+            layout, _ = _lay_out(packed, None)
             stored = next((entry for entry in known if entry.groups == layout), None)
         try:
             if stored is None:
-                stored = _write(self._store, f"{folder}/down-{uuid.uuid4().hex}", groups, self._down)
+                stored = _write(self._store, f"{folder}/down-{uuid.uuid4().hex}", packed)
                 known.append(stored)
             if self._signing is None:
                 return _refer(stored)
@@ -189,8 +205,13 @@ class ServerLink:
         order[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
         return ticket
 
-    def receive(self, records: RecordDict, ticket: Ticket | None) -> dict[str, dict[str, torch.Tensor]]:
+    def receive(self, records: RecordDict, ticket: Ticket | None, expected: Shapes | None = None) -> Decoded:
         """Return the state groups of a reply.
+
+        Parameters
+        ----------
+        expected
+            Shapes that its tensors must have.
 
         Raises
         ------
@@ -199,7 +220,7 @@ class ServerLink:
         """
         stored = _reference(records)
         if stored is None:
-            return decode_groups(records)
+            return decode_groups(records, expected)
         if ticket is None or self._store is None or stored.key != ticket.key:
             raise PhotonError(f"link: the reply refers to {stored.key!r}, which it was not asked to write")
         if stored.nbytes > ticket.limit:
@@ -207,7 +228,7 @@ class ServerLink:
         _check(stored)
         if self._signing is not None:
             self._signing.finish_upload(stored.key, self._uploads[stored.key], stored.etags or [])
-        return _read(stored, self._store.reading(stored.key, stored.nbytes, self._spool))
+        return _read(stored, self._store.reading(stored.key, stored.nbytes, self._spool), expected)
 
     def collect(self, run_id: str, finished_round: int | None) -> None:
         """Remove what lies in the store for rounds up to ``finished_round``; with None, for all of the run.
@@ -238,8 +259,6 @@ class SiloLink:
 
     Parameters
     ----------
-    link
-        Codecs of the run.
     store
         Where this silo finds the store: a URL or a folder. None if it has no access of its own; what the
         server signs is still open to it.
@@ -247,13 +266,17 @@ class SiloLink:
         Folder for downloads.
     """
 
-    def __init__(self, link: LinkSection, store: str | None, spool: Path) -> None:
-        self._up = link.up
+    def __init__(self, store: str | None, spool: Path) -> None:
         self._url = store
         self._spool = spool
 
-    def receive(self, records: RecordDict) -> dict[str, dict[str, torch.Tensor]]:
+    def receive(self, records: RecordDict, expected: Shapes | None = None) -> Decoded:
         """Return the state groups that an order brings.
+
+        Parameters
+        ----------
+        expected
+            Shapes that its tensors must have.
 
         Raises
         ------
@@ -262,14 +285,14 @@ class SiloLink:
         """
         stored = _reference(records)
         if stored is None:
-            return decode_groups(records)
+            return decode_groups(records, expected)
         _check(stored)
         if stored.url is None:
-            return _read(stored, self._store().reading(stored.key, stored.nbytes, self._spool))
+            return _read(stored, self._store().reading(stored.key, stored.nbytes, self._spool), expected)
         self._check_url(stored.url)
-        return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool))
+        return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool), expected)
 
-    def send(self, groups: Groups, order: RecordDict) -> RecordDict:
+    def send(self, groups: PackedGroups, order: RecordDict) -> RecordDict:
         """Return the records of the reply to ``order``, which takes the way that the order came.
 
         Raises
@@ -277,16 +300,15 @@ class SiloLink:
         PhotonError
             If the store cannot be written.
         """
-        codecs = _build(self._up, "link.up")
         ticket = _ticket(order)
         if ticket is None:
-            return encode_groups(groups, codecs)
+            return records_of(groups)
         if ticket.part_urls is None:
-            return _refer(_write(self._store(), ticket.key, groups, codecs))
+            return _refer(_write(self._store(), ticket.key, groups))
         for url in ticket.part_urls:
             self._check_url(url)
         with write_presigned(ticket.part_urls) as (write, etags):
-            layout, nbytes = _lay_out(groups, codecs, write)
+            layout, nbytes = _lay_out(groups, write)
         return _refer(StoredObject(key=ticket.key, nbytes=nbytes, groups=layout, etags=etags))
 
     def _store(self) -> Store:
@@ -315,10 +337,8 @@ class SiloLink:
 # --- objects ------------------------------------------------------------------------------------------
 
 
-def _lay_out(
-    groups: Groups, codecs: Sequence[Codec], write: Write | None
-) -> tuple[dict[str, dict[str, StoredTensor]], int]:
-    """Encode tensor by tensor, hash what comes out, and write it if there is a place to write to.
+def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[str, StoredTensor]], int]:
+    """Hash tensor by tensor, and write it if there is a place to write to.
 
     Returns
     -------
@@ -329,8 +349,8 @@ def _lay_out(
     end = 0
     for group, tensors in groups.items():
         layout[group] = {}
-        for name, tensor in tensors.items():
-            sent, steps = encode(tensor, codecs if tensor.is_floating_point() else ())
+        for name, packed in tensors.items():
+            sent = packed.data
             data = sent.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
             offset = _aligned(end)
             if write is not None:
@@ -346,15 +366,15 @@ def _lay_out(
                 offset=offset,
                 nbytes=len(data),
                 sha256=digest.hexdigest(),
-                codecs=steps,
+                coding=packed.coding,
             )
             end = offset + len(data)
     return layout, end
 
 
-def _write(store: Store, key: str, groups: Groups, codecs: Sequence[Codec]) -> StoredObject:
+def _write(store: Store, key: str, groups: PackedGroups) -> StoredObject:
     with store.writing(key) as write:
-        layout, nbytes = _lay_out(groups, codecs, write)
+        layout, nbytes = _lay_out(groups, write)
     return StoredObject(key=key, nbytes=nbytes, groups=layout)
 
 
@@ -382,12 +402,17 @@ def _check(stored: StoredObject) -> None:
         )
 
 
-def _read(stored: StoredObject, file: BinaryIO) -> dict[str, dict[str, torch.Tensor]]:
+def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Decoded:
     """Verify every tensor of an object whose reference was checked, map the file and undo the codecs.
 
     The tensors to which no codec was applied are private maps of the file: they take no memory that the
     system cannot take back.
     """
+    shapes = {
+        (group, name): expected_shape(expected, group, name)
+        for group, tensors in stored.groups.items()
+        for name in tensors
+    }
     with file:
         for where, tensor in _tensors(stored):
             if _sha256(file, tensor) != tensor.sha256:
@@ -397,7 +422,10 @@ def _read(stored: StoredObject, file: BinaryIO) -> dict[str, dict[str, torch.Ten
                 )
         mapped = mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_COPY) if stored.nbytes else None
     return {
-        group: {name: decode(_view(mapped, tensor), tensor.codecs) for name, tensor in tensors.items()}
+        group: {
+            name: unpack(Packed(_view(mapped, tensor), tensor.coding), f"{group}/{name}", shapes[group, name])
+            for name, tensor in tensors.items()
+        }
         for group, tensors in stored.groups.items()
     }
 
@@ -467,10 +495,6 @@ def _parsed(kind: Callable[..., Any], text: object) -> Any:
 
 
 # --- small things -------------------------------------------------------------------------------------
-
-
-def _build(codecs: Sequence[CodecSection], where: str) -> list[Codec]:
-    return [build(codec.as_mapping(), where) for codec in codecs]
 
 
 def _folder(run_id: str, server_round: int) -> str:

@@ -16,6 +16,7 @@ from photon.link.messages import (
     unpack,
     unpack_config,
 )
+from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
 from photon.silo import work
 from photon.silo.site import NodeConfig, SiloSite, find_site
@@ -61,8 +62,10 @@ def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
 def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, TrainOrder)
     work.check_order(order, site, config)  # before any tensor is read
-    link = _link(site, config)
-    groups, report = work.train(order, link.receive(content), site, config)
+    link = SiloLink(site.store, site.state)
+    shapes = work.expected_shapes(site, config, states=order.local_state == "sync")
+    received = link.receive(content, shapes)
+    groups, report = work.train(order, dense_groups(received), site, config)
     reply = link.send(groups, content)
     reply[BODY] = pack(report)
     return reply
@@ -71,12 +74,9 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
     work.check_evaluation(order, site, config)
-    groups = _link(site, config).receive(content)
-    return RecordDict({BODY: pack(work.evaluate(order, groups, site, config))})
-
-
-def _link(site: SiloSite, config: RunConfig) -> SiloLink:
-    return SiloLink(config.link, site.store, site.state)
+    shapes = work.expected_shapes(site, config, states=False)
+    received = SiloLink(site.store, site.state).receive(content, shapes)
+    return RecordDict({BODY: pack(work.evaluate(order, dense_groups(received), site, config))})
 
 
 _SERVICES = {"query": _describe, "train": _train, "evaluate": _evaluate}

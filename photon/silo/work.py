@@ -21,7 +21,10 @@ from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
+from photon.link.coding import PackedGroups
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
+from photon.link.records import Shapes
+from photon.link.update import codings_of, encode_reply, payloads_of, with_codings
 from photon.models.build import build_model, causal_loss
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
@@ -44,6 +47,7 @@ from photon.training.loop import (
     build_optimizer,
     enable_activation_checkpointing,
     state_group_names,
+    state_shapes,
 )
 from photon.training.precision import Precision, resolve_precision
 from photon.training.schedule import Schedule, build_schedule, resolve_schedule
@@ -141,9 +145,24 @@ def check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) ->
     site.policy.check_run(order.silo, config, PreparedData.open(site.data).manifest.vocab_size)
 
 
+def expected_shapes(site: SiloSite, config: RunConfig, *, states: bool) -> Shapes:
+    """Return the shapes of what an order may bring: the parameters, and states of the local optimizer."""
+    return _expected_shapes(config.text, PreparedData.open(site.data).manifest.vocab_size, states)
+
+
+@lru_cache(maxsize=2)
+def _expected_shapes(config_text: str, vocab_size: int, states: bool) -> Shapes:
+    config = parse(config_text)
+    model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+    params = {name: parameter.shape for name, parameter in model.named_parameters()}
+    if not states:
+        return {"params": params}
+    return {**state_shapes(config.optimizer.as_mapping(), params), "params": params, RECEIVED: params}
+
+
 def train(
     order: TrainOrder, groups: Mapping[str, Mapping[str, torch.Tensor]], site: SiloSite, config: RunConfig
-) -> tuple[StateGroups, TrainReport]:
+) -> tuple[PackedGroups, TrainReport]:
     """Carry out a train order.
 
     Parameters
@@ -156,7 +175,7 @@ def train(
     Returns
     -------
     tuple
-        The trained state groups and the report.
+        The trained state groups, encoded as they travel, and the report.
 
     Raises
     ------
@@ -166,11 +185,13 @@ def train(
     begin = time.perf_counter()
     store = _store(order, site, config)
     if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
-        trained_before, reply = done
+        trained_before, payloads = done
+        reply = with_codings(payloads, trained_before.codings)
         return reply, TrainReport.model_validate_json(trained_before.report)
 
     data = PreparedData.open(site.data)
-    before, state_lost = _local_state(store, order)
+    kept, state_lost = _kept_state(store, order)
+    before = None if order.local_state == "reset" else kept
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
     state = _state_to_start_from(before, groups, order, config)
     params, known = _params_to_start_from(before, groups["params"], order)
@@ -198,8 +219,14 @@ def train(
         scalars=fitted.scalars,
         diagnostics=_diagnose(fitted, data, order, config) if config.telemetry.diagnostics else {},
     )
-    reply = _reply(fitted, order)
-    kept = order.local_state != "reset"
+    reply, memory = encode_reply(
+        _reply(fitted, order),
+        known,
+        config.link,
+        kept.link if kept else {},
+        seed=f"{config.seed}/{order.round}/{order.silo}",
+    )
+    resets = order.local_state == "reset"
     # Before the round is saved: a crash between the two counts it twice, and never not at all.
     store.count_tokens(order.run_id, result.tokens)
     store.save(
@@ -208,11 +235,13 @@ def train(
             model_id=order.model_id,
             round=order.round,
             position=fitted.position,
-            scalars=fitted.scalars if kept else {},
+            scalars={} if resets else fitted.scalars,
             report=report.model_dump_json(),
-            groups=fitted.groups | _kept_beside(fitted.params, known, order, config) if kept else {},
+            codings=codings_of(reply),
+            groups={} if resets else fitted.groups | _kept_beside(fitted.params, known, order, config),
+            link=memory,
         ),
-        reply,
+        payloads_of(reply),
     )
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
@@ -342,9 +371,9 @@ def _store(order: TrainOrder, site: SiloSite, config: RunConfig) -> SiloStore:
     return SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
 
 
-def _local_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
-    """Return the silo's state to go on from, and whether one that should exist is gone."""
-    if order.local_state == "reset" or order.last_round == 0:
+def _kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
+    """Return what the silo kept from its last accepted round, and whether it has lost that."""
+    if order.last_round == 0:
         return None, False
     state = store.load(order.run_id, order.last_round)
     if state is None or state.position != order.position:

@@ -32,6 +32,12 @@ class SiloState:
         Scalar states of the local optimizer, such as ``step``.
     report
         The round's report as JSON text.
+    codings
+        How the reply's payloads become tensors again, as JSON text.
+    groups
+        State groups of the local optimizer.
+    link
+        What the link wants to see again with the next update, such as what codecs have lost.
     """
 
     run_id: str
@@ -40,7 +46,9 @@ class SiloState:
     position: int
     scalars: dict[str, float]
     report: str
+    codings: str
     groups: StateGroups = field(default_factory=dict, compare=False)
+    link: StateGroups = field(default_factory=dict, compare=False)
 
 
 class SiloStore:
@@ -59,18 +67,19 @@ class SiloStore:
         self._keep = keep
 
     def save(self, state: SiloState, reply: StateGroups) -> None:
-        """Write the state after a round and the reply that goes with it.
+        """Write the state after a round and the reply that goes with it, encoded as it travels.
 
         Raises
         ------
         PhotonError
             If the disk does not take it; the rounds before are as they were.
         """
-        numbers = asdict(replace(state, groups={}))
-        del numbers["groups"]
+        numbers = asdict(replace(state, groups={}, link={}))
+        del numbers["groups"], numbers["link"]
         # Not flushed: a power cut costs the silo its moments, which it then says, and never a finished round.
         with _written(self.folder), atomic_directory(self._path(state.round), flush=False) as folder:
             save_groups(folder / "optimizer.safetensors", state.groups)
+            save_groups(folder / "link.safetensors", state.link)
             save_groups(folder / "reply.safetensors", reply)
             (folder / "state.json").write_text(json.dumps(numbers))
         for old in self._rounds()[: -self._keep]:
@@ -82,7 +91,11 @@ class SiloStore:
         path = self._path(server_round)
         try:
             numbers = json.loads((path / "state.json").read_text())
-            state = SiloState(**numbers, groups=load_groups(path / "optimizer.safetensors"))
+            state = SiloState(
+                **numbers,
+                groups=load_groups(path / "optimizer.safetensors"),
+                link=load_groups(path / "link.safetensors"),
+            )
         except (OSError, ValueError, TypeError, PhotonError):
             return None
         return state if state.run_id == run_id else None

@@ -7,11 +7,12 @@ groups in place of one ``ArrayRecord``, and replies that stream in place of a li
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from photon.config import RunConfig
+from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.outer import OuterStep
@@ -43,12 +44,22 @@ class Participant:
 
 @dataclass(frozen=True)
 class Reply:
-    """A checked reply of a participant."""
+    """A checked reply of a participant.
+
+    Attributes
+    ----------
+    groups
+        The trained state groups.
+    update
+        θ_received − θ_trained, perhaps sparse, in place of the group ``params``: for strategies that fold
+        updates, where the link sends them.
+    """
 
     participant: str
     report: TrainReport
     groups: StateGroups
     bytes_up: int
+    update: Mapping[str, torch.Tensor | SparseTensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +99,8 @@ class Strategy(ABC):
 
     #: What the silos do with their local optimizer between rounds.
     local_state: LocalState
+    #: Whether it takes replies with an update in place of parameters.
+    folds_updates: ClassVar[bool] = False
 
     #: Share of a received parameter in what a silo that has kept its own goes on from.
     mixing: float = 1.0

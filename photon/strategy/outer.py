@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -53,13 +53,22 @@ class OuterOptimizer:
     ----------
     section
         ``_target_`` and arguments of a ``torch.optim.Optimizer``.
+    of
+        What the clients' mean is the mean of. A mean of updates, θ − θ_k, is Δ itself.
     """
 
-    def __init__(self, section: Mapping[str, Any]) -> None:
+    def __init__(
+        self, section: Mapping[str, Any], of: Literal["parameters", "update"] = "parameters"
+    ) -> None:
         self._section = dict(section)
+        self._of = of
 
     def step(
-        self, params: Tensors, mean: Tensors, state: dict[str, Tensors], scalars: dict[str, float]
+        self,
+        params: Tensors,
+        mean: Tensors,
+        state: dict[str, Tensors],
+        scalars: dict[str, float],
     ) -> tuple[OuterStep, dict[str, Tensors], dict[str, float]]:
         """Update ``params`` in place.
 
@@ -72,7 +81,7 @@ class OuterOptimizer:
         params
             Global parameters by name.
         mean
-            Mean of the clients' parameters by name.
+            Mean of the clients' parameters, or of their updates, by name.
         state, scalars
             The optimizer's state groups and scalar states after the last step; empty before the first.
 
@@ -86,7 +95,7 @@ class OuterOptimizer:
         if state or scalars:
             # Private maps of the checkpoint's file: only what is stepped on takes memory.
             write_optimizer(NamedParameters(parameters), optimizer, state, scalars, adopt=True)
-        averaging = _is_plain_averaging(optimizer)
+        averaging = self._of == "parameters" and _is_plain_averaging(optimizer)
         gradient_norms: dict[str, float] = {}
         used_up = 0
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
@@ -97,7 +106,9 @@ class OuterOptimizer:
                 gradient_norms[name] = _norm(parameter.detach() - of_clients)
                 params[name] = of_clients
                 continue
-            parameter.grad = of_clients.neg_().add_(parameter.detach())
+            parameter.grad = (
+                of_clients if self._of == "update" else of_clients.neg_().add_(parameter.detach())
+            )
             gradient_norms[name] = _norm(parameter.grad)
             optimizer.step()
             parameter.grad = None

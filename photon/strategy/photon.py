@@ -9,7 +9,7 @@ its own period: all in every round is Local Adam, and longer periods are DES-LOC
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 
@@ -46,6 +46,8 @@ class Photon(Strategy):
     sync
         State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
     """
+
+    folds_updates: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -122,10 +124,10 @@ class Photon(Strategy):
         Parameters
         ----------
         mean
-            Mean of the clients' parameters; used up.
+            Mean of the clients' parameters, or of their updates under ``link.up_of=update``; used up.
         """
         params = checkpoint.load_params()
-        outer = OuterOptimizer(self.config.outer.as_mapping())
+        outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.up_of)
         return params, *outer.step(params, mean, checkpoint.load_outer(), checkpoint.state.outer_scalars)
 
     def weight(self, reply: Reply) -> float:
@@ -142,7 +144,9 @@ class Photon(Strategy):
         for reply in replies:
             begin = time.perf_counter()
             weight = self.weight(reply)
-            mean.add(reply.groups, weight)
+            mean.add(
+                reply.groups if reply.update is None else reply.groups | {"params": reply.update}, weight
+            )
             weights[reply.participant] = weight
             fold_seconds += time.perf_counter() - begin
             # Drop the reply before the next one is pulled: one reply in memory, not two.

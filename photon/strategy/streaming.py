@@ -91,7 +91,7 @@ class StreamingDiLoCo(Photon):
 
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer of each fragment that is due."""
-        outer = OuterOptimizer(self.config.outer.as_mapping())
+        outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.up_of)
         params, state = checkpoint.load_params(), checkpoint.load_outer()
         scalars = dict(checkpoint.state.outer_scalars)
         fragments = self._split(_shapes(params))

@@ -542,16 +542,17 @@ def play_silo(
 ) -> None:
     import torch
 
+    from photon.link.coding import Chains, pack_groups
     from photon.link.transport import SiloLink
 
     torch.set_num_threads(1)
     watch = Watch()
-    link = SiloLink(section(store, presigned), None if presigned else store, folder / f"silo-{number}")
+    link = SiloLink(None if presigned else store, folder / f"silo-{number}")
     content = from_texts(order)
     with watch.phase("read and verify the model", 1):
         groups = link.receive(content)
     with watch.phase("write the reply", 1):
-        reply = link.send(groups, content)
+        reply = link.send(pack_groups(groups, Chains()), content)
     pipe.send((texts(reply), watch.told))
 
 

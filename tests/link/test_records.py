@@ -11,6 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from photon.errors import PhotonError
 from photon.link.codecs import Cast
+from photon.link.coding import Chains
 from photon.link.records import HEADER, RAW, count_bytes, decode_groups, encode_groups
 
 
@@ -41,7 +42,9 @@ def test_round_trip_is_exact_for_every_dtype_and_layout() -> None:
 @pytest.mark.parametrize("values", [[0.0], [1.0, -1.0], [float("inf"), float("nan")], [1e-45, 3e38]])
 def test_cast_rounds_as_torch_does(values: list[float]) -> None:
     tensor = torch.tensor(values)
-    received = decode_groups(encode_groups({"params": {"w": tensor}}, [Cast("bfloat16")]))["params"]["w"]
+    received = decode_groups(encode_groups({"params": {"w": tensor}}, Chains([Cast("bfloat16")])))["params"][
+        "w"
+    ]
     assert received.dtype == torch.float32
     assert torch.equal(received.nan_to_num(7.0), tensor.to(torch.bfloat16).float().nan_to_num(7.0))
 
@@ -52,7 +55,7 @@ def test_counted_bytes_are_payload_plus_headers() -> None:
     overhead = count_bytes(dense) - tensor.nbytes
     assert 0 < overhead < 200
     assert sum(len(array.data) for array in dense.array_records["params"].values()) == tensor.nbytes
-    cast = encode_groups({"params": {"w": tensor}}, [Cast("bfloat16")])
+    cast = encode_groups({"params": {"w": tensor}}, Chains([Cast("bfloat16")]))
     assert sum(len(array.data) for array in cast.array_records["params"].values()) == tensor.nbytes // 2
 
 
@@ -70,6 +73,16 @@ def set_header(text: str) -> Callable[[RecordDict], None]:
     return lambda records: records.update({HEADER: ConfigRecord({"header": text})})
 
 
+def header(params: object) -> str:
+    return json.dumps({"format": 2, "groups": {"params": params}})
+
+
+def coding(codec: str = "cast", version: int = 1, arguments: object = None) -> dict[str, object]:
+    arguments = {"dtype": "bfloat16"} if arguments is None else arguments
+    entry = {"codec": codec, "version": version, "arguments": arguments}
+    return {"shape": [4], "dtype": "float32", "codecs": [entry], "sha256": "0"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -83,16 +96,14 @@ def set_header(text: str) -> Callable[[RecordDict], None]:
         (set_header("{"), "cannot be read"),
         (set_header("[]"), "cannot be read"),
         (set_header(json.dumps({"format": 99, "groups": {}})), "format 99"),
-        (set_header(json.dumps({"format": 1, "groups": {"params": 3}})), "cannot be read"),
-        (set_header(json.dumps({"format": 1, "groups": {"params": {"w": 3}}})), "malformed"),
-        (
-            set_header(json.dumps({"format": 1, "groups": {"params": {"w": [{"codec": "casst"}]}}})),
-            "unknown codec 'casst'; did you mean 'cast'",
-        ),
-        (
-            set_header(json.dumps({"format": 1, "groups": {"params": {"w": [{"codec": "cast"}]}}})),
-            "cannot decode",
-        ),
+        (set_header(header(3)), "cannot be read"),
+        (set_header(header({"w": 3})), "malformed"),
+        (set_header(header({"w": {"shape": [4]}})), "malformed"),
+        (set_header(header({"w": coding()})), "not made of bytes"),
+        (set_header(header({"w": coding(codec="casst")})), "unknown codec 'casst'; did you mean 'cast'"),
+        (set_header(header({"w": coding(version=9)})), "version 9"),
+        (set_header(header({"w": coding(arguments={})})), "cannot be decoded"),
+        (set_header(header({"w": coding(arguments={"dtype": "int8"})})), "cannot be decoded"),
     ],
 )
 def test_malformed_records_are_refused(change: Callable[[RecordDict], None], message: str) -> None:

@@ -25,7 +25,7 @@ def full_disk(size: int) -> Iterator[None]:
 
 def _state(server_round: int) -> SiloState:
     groups = {"exp_avg": {"weight": torch.full((10_000,), float(server_round))}}
-    return SiloState("run", "model", server_round, 4 * server_round, {}, "{}", groups)
+    return SiloState("run", "model", server_round, 4 * server_round, {}, "{}", "{}", groups)
 
 
 def test_a_full_disk_is_one_line_and_costs_no_earlier_round(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from photon.link.coding import SparseTensor
 from photon.strategy.fold import WeightedMean
 
 
@@ -62,3 +63,19 @@ def test_low_precision_replies_are_summed_in_float32() -> None:
 def test_refuses_a_weight_that_is_not_positive(weight: float) -> None:
     with pytest.raises(ValueError, match="positive"):
         WeightedMean().add(replies(1)[0], weight)
+
+
+def sparse(seed: int) -> SparseTensor:
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randperm(35, generator=generator)[:6]
+    return SparseTensor(torch.Size((7, 5)), indices, torch.randn(6, generator=generator))
+
+
+@pytest.mark.parametrize("dense_at", [None, 0, 1, 3])
+def test_sparse_replies_fold_as_dense_ones(dense_at: int | None) -> None:
+    """Also where one of them comes dense, at any place."""
+    items, weights = [sparse(seed) for seed in range(4)], [3.0, 1.0, 8.0, 2.0]
+    mixed = [{"params": {"w": t.dense() if k == dense_at else t}} for k, t in enumerate(items)]
+    stacked = np.stack([item.dense().double().numpy() for item in items])
+    expected = np.average(stacked, axis=0, weights=weights)
+    np.testing.assert_allclose(fold(mixed, weights)["params"]["w"].numpy(), expected, rtol=1e-5, atol=1e-6)

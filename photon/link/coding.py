@@ -1,0 +1,431 @@
+"""The chain of codecs: what happens to a tensor before it travels, and what undoes it.
+
+A codec turns a floating-point tensor into *values*, which the next codec of the list works on, and *side
+information* (scales, indices, a mask), which goes along as it is. A codec of bytes (lossless compression)
+takes all that has been made so far. So a payload is::
+
+    side of the first codec | side of the second | ... | values of the last
+
+The receiver knows the shapes it expects. From a shape and the codecs' arguments every length in a payload
+follows, so all of it is checked before anything of that size is allocated.
+"""
+
+import hashlib
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+
+from photon.components import nearest
+from photon.errors import PhotonError
+from photon.link.messages import Body
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "int32": torch.int32,
+    "int16": torch.int16,
+    "int8": torch.int8,
+    "uint8": torch.uint8,
+}
+
+#: No tensor has more elements; what a header multiplies stays far from overflow.
+MAX_ELEMENTS = 2**48
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name that records use for ``dtype``."""
+    return str(dtype).removeprefix("torch.")
+
+
+class CodecEntry(Body):
+    """A codec that was applied: its name, version and arguments, so that decoding needs no configuration.
+
+    ``length`` is the one length that may depend on the values, such as how many are not zero.
+    """
+
+    codec: str
+    version: int
+    arguments: dict[str, Any]
+    length: int | None = Field(default=None, ge=0)
+
+
+class Coding(Body):
+    """How a payload of bytes becomes a tensor again.
+
+    Attributes
+    ----------
+    shape, dtype
+        Of the tensor.
+    codecs
+        In the order in which they were applied.
+    sha256
+        Of the payload.
+    """
+
+    shape: list[int] = Field(max_length=16)
+    dtype: str
+    codecs: list[CodecEntry] = Field(min_length=1, max_length=16)
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor as it travels: itself, or a payload of bytes (uint8, one dimension) and its coding."""
+
+    data: torch.Tensor
+    coding: Coding | None = None
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """A tensor that is zero but for some entries.
+
+    Parameters
+    ----------
+    shape
+        Of the tensor.
+    indices
+        Places in the flattened tensor, int64 of shape (n,), each at most once.
+    values
+        What is there, of shape (n,).
+    """
+
+    shape: torch.Size
+    indices: torch.Tensor
+    values: torch.Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the values."""
+        return self.values.dtype
+
+    def dense(self) -> torch.Tensor:
+        """Return it as an ordinary tensor."""
+        out = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
+        out[self.indices] = self.values
+        return out.view(self.shape)
+
+
+PackedGroups = Mapping[str, Mapping[str, Packed]]
+
+
+class Layout(NamedTuple):
+    """What a codec makes of a tensor of a known shape: shape and type of its values, bytes beside them."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    side: int = 0
+
+
+class Encoded(NamedTuple):
+    """What a codec made of a tensor.
+
+    Attributes
+    ----------
+    values
+        For the next codec.
+    side
+        Bytes that go along, of shape (n,), or None.
+    count
+        As in :class:`CodecEntry`.
+    memory
+        What the codec wants to see again when it encodes this tensor in the next round.
+    """
+
+    values: torch.Tensor
+    side: torch.Tensor | None = None
+    length: int | None = None
+    memory: torch.Tensor | None = None
+
+
+class Codec(ABC):
+    """One step of the link: a frozen dataclass whose fields are its arguments, as JSON values.
+
+    A tensor that is not floating point, or to which the codec does not apply, passes as it is.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    #: Whether it takes bytes, not values, and everything that was made before.
+    on_bytes: ClassVar[bool] = False
+    #: Whether its values are floating point, so that another codec of values may follow.
+    gives_values: ClassVar[bool] = False
+
+    def applies(self, shape: Sequence[int]) -> bool:
+        """Return whether a tensor of this shape is worth encoding."""
+        return True
+
+    @property
+    def contracts(self) -> bool:
+        """Whether what is lost is smaller than what is sent, as error feedback needs it."""
+        return True
+
+    @abstractmethod
+    def encode(
+        self, values: torch.Tensor, draw: torch.Generator, memory: torch.Tensor | None = None
+    ) -> Encoded:
+        """Encode ``values``.
+
+        Parameters
+        ----------
+        draw
+            Source of all randomness, seeded from run, round, participant and name of the tensor.
+        memory
+            What this codec returned for this tensor in the round before; None at first.
+        """
+
+    @abstractmethod
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
+        """Return what :meth:`encode` makes of a tensor of this shape.
+
+        Raises
+        ------
+        ValueError
+            If ``length`` cannot be.
+        """
+
+    @abstractmethod
+    def decode(
+        self, values: torch.Tensor, side: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> torch.Tensor | SparseTensor:
+        """Undo :meth:`encode`; ``values`` and ``side`` agree with the layout.
+
+        Raises
+        ------
+        ValueError
+            If what they say cannot be.
+        """
+
+
+@dataclass(frozen=True)
+class Chains:
+    """The codecs of one direction.
+
+    Attributes
+    ----------
+    params
+        For the parameters, or their update.
+    states
+        For the values of all other state groups.
+    """
+
+    params: Sequence[Codec] = ()
+    states: Sequence[Codec] = ()
+
+    def of(self, group: str) -> Sequence[Codec]:
+        """Return the codecs of a state group."""
+        return self.params if group == "params" else self.states
+
+
+def check_chain(codecs: Sequence[Codec], where: str) -> None:
+    """Check that every codec can take what the one before it gives.
+
+    Raises
+    ------
+    PhotonError
+        For the first that cannot.
+    """
+    for before, after in itertools.pairwise(codecs):
+        if not after.on_bytes and not before.gives_values:
+            raise PhotonError(
+                f"{where}: {after.name} works on values, and {before.name} leaves none; put it before"
+            )
+
+
+def pack(
+    tensor: torch.Tensor,
+    codecs: Sequence[Codec],
+    draw: torch.Generator | None = None,
+    memory: Mapping[str, torch.Tensor] | None = None,
+) -> tuple[Packed, dict[str, torch.Tensor]]:
+    """Apply ``codecs`` in order.
+
+    Returns
+    -------
+    tuple
+        What travels, and what the codecs want to see again, by codec.
+    """
+    draw, memory = draw or torch.Generator().manual_seed(0), memory or {}
+    entries: list[CodecEntry] = []
+    kept: dict[str, torch.Tensor] = {}
+    values = tensor
+    sides: list[torch.Tensor] = []
+    for codec in codecs if tensor.is_floating_point() and tensor.numel() else ():
+        if not codec.on_bytes and not codec.applies(values.shape):
+            continue
+        if codec.on_bytes:
+            values, sides = _join(sides, values), []
+        encoded = codec.encode(values, draw, memory.get(codec.name))
+        values = encoded.values
+        if encoded.side is not None:
+            sides.append(encoded.side)
+        if encoded.memory is not None:
+            kept[codec.name] = encoded.memory
+        entries.append(
+            CodecEntry(
+                codec=codec.name,
+                version=codec.version,
+                arguments=asdict(codec),  # type: ignore[call-overload]
+                length=encoded.length,
+            )
+        )
+    if not entries:
+        return Packed(tensor), {}
+    data = _join(sides, values)
+    coding = Coding(
+        shape=list(tensor.shape), dtype=dtype_name(tensor.dtype), codecs=entries, sha256=_sha256(data)
+    )
+    return Packed(data, coding), kept
+
+
+def pack_groups(groups: Mapping[str, Mapping[str, torch.Tensor]], chains: Chains) -> PackedGroups:
+    """Apply to every tensor the codecs of its state group."""
+    return {
+        group: {name: pack(tensor, chains.of(group))[0] for name, tensor in tensors.items()}
+        for group, tensors in groups.items()
+    }
+
+
+def unpack(packed: Packed, where: str, expected: Sequence[int] | None = None) -> torch.Tensor | SparseTensor:
+    """Undo the codecs of a payload, last first.
+
+    Parameters
+    ----------
+    where
+        Name of the tensor, for error messages.
+    expected
+        The shape that the tensor must have; None if the sender is trusted.
+
+    Raises
+    ------
+    PhotonError
+        If a codec is unknown, or shape, lengths, hash or content do not add up.
+    """
+    if expected is not None:
+        claimed = packed.data.shape if packed.coding is None else packed.coding.shape
+        if list(claimed) != list(expected):
+            raise PhotonError(f"link: {where} has shape {tuple(claimed)}, expected {tuple(expected)}")
+    if packed.coding is None:
+        return packed.data
+    try:
+        return _unpack(packed.data, packed.coding)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        # Arguments and content come from elsewhere: what a codec refuses is the sender's fault.
+        raise PhotonError(f"link: {where} cannot be decoded ({error})") from error
+
+
+def coded_bytes(codecs: Sequence[Codec], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+    """Return the exact length of the payload of a tensor, headers not included.
+
+    Raises
+    ------
+    ValueError
+        If it depends on the values.
+    """
+    layout, total = Layout(tuple(shape), dtype), 0
+    for codec in codecs:
+        if codec.applies(layout.shape):
+            layout = codec.layout(layout.shape, layout.dtype, None)
+            total += layout.side
+    return total + _nbytes(layout)
+
+
+class _Step(NamedTuple):
+    codec: Codec
+    before: Layout
+    after: Layout
+
+
+def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
+    steps = _steps(coding)
+    if data.dtype != torch.uint8 or data.dim() != 1:
+        raise ValueError("the payload is not made of bytes")
+    sides = sum(step.after.side for step in steps if not step.codec.on_bytes)
+    last = steps[-1].after
+    needed = _nbytes(last) + (0 if steps[-1].codec.on_bytes else sides)
+    if data.numel() != needed:
+        raise ValueError(f"it has {data.numel()} bytes, its codecs and its shape need {needed}")
+    if _sha256(data) != coding.sha256:
+        raise ValueError("its SHA-256 is not the one that was sent; it was damaged on its way")
+    while steps and steps[-1].codec.on_bytes:
+        step = steps.pop()
+        undone = step.codec.decode(data, data[:0], step.before.shape, torch.uint8)
+        assert isinstance(undone, torch.Tensor)
+        data = undone
+    pieces = list(data.split([*(step.after.side for step in steps), data.numel() - sides]))
+    final = steps[-1].after if steps else Layout(tuple(coding.shape), DTYPES[coding.dtype])
+    values: torch.Tensor | SparseTensor = _view(pieces.pop(), final)
+    for step in reversed(steps):
+        if isinstance(values, SparseTensor):
+            values = values.dense()
+        values = step.codec.decode(values, pieces.pop(), step.before.shape, step.before.dtype)
+    return values
+
+
+def _steps(coding: Coding) -> list[_Step]:
+    """Follow the shapes through the codecs, and check them, without touching the payload."""
+    dtype = DTYPES.get(coding.dtype)
+    if dtype is None or not dtype.is_floating_point:
+        raise ValueError(f"its type {coding.dtype!r} is none that is encoded")
+    if any(size < 1 for size in coding.shape) or math.prod(coding.shape) > MAX_ELEMENTS:
+        raise ValueError(f"its shape {coding.shape} is impossible")
+    layout = Layout(tuple(coding.shape), dtype)
+    pending = 0
+    steps = []
+    for entry in coding.codecs:
+        codec = _codec(entry)
+        if codec.on_bytes:
+            layout, pending = Layout((_nbytes(layout) + pending,), torch.uint8), 0
+        elif not layout.dtype.is_floating_point:
+            raise ValueError(f"{codec.name} comes where there are no values left")
+        after = codec.layout(layout.shape, layout.dtype, entry.length)
+        steps.append(_Step(codec, layout, after))
+        layout, pending = after, pending + after.side
+    return steps
+
+
+def _codec(entry: CodecEntry) -> Codec:
+    from photon.link.codecs import CODECS  # they are made of what is defined here
+
+    kind = CODECS.get(entry.codec)
+    if kind is None:
+        raise ValueError(f"unknown codec {entry.codec!r}{nearest(entry.codec, CODECS)}; update photon")
+    if entry.version != kind.version:
+        raise ValueError(
+            f"codec {entry.codec} of version {entry.version}, this photon has {kind.version}; update photon"
+        )
+    return kind(**entry.arguments)
+
+
+def _join(sides: Iterable[torch.Tensor], values: torch.Tensor) -> torch.Tensor:
+    parts = [*sides, as_bytes(values)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the memory of a tensor, row-major, as uint8 of shape (n,)."""
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _view(data: torch.Tensor, layout: Layout) -> torch.Tensor:
+    # Side information of odd length comes before the values; a view of another type must be aligned.
+    if data.storage_offset() % layout.dtype.itemsize or data.data_ptr() % layout.dtype.itemsize:
+        data = data.clone()
+    return data.view(layout.dtype).reshape(layout.shape)
+
+
+def _nbytes(layout: Layout) -> int:
+    return math.prod(layout.shape) * layout.dtype.itemsize
+
+
+def _sha256(data: torch.Tensor) -> str:
+    return hashlib.sha256(data.numpy().data if data.numel() else b"").hexdigest()

@@ -1,0 +1,137 @@
+"""What a silo sends: its trained parameters, or their update with what earlier rounds have lost.
+
+    Δ = θ_received − θ_trained,   a = Δ + e,   sent = encode(a),   e ← a − decode(sent)
+
+θ_received is what the silo decoded, so a codec that rounds on the way down takes nothing from the update.
+e, the residual, is zero at first and part of the silo's state: it counts for the rounds that the server has
+accepted, and a reply that was lost leaves no trace in it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from photon.config import LinkSection
+from photon.link.chains import up_chains
+from photon.link.coding import Codec, Coding, Packed, PackedGroups, SparseTensor, pack, unpack
+from photon.link.records import Groups
+from photon.state.tensors import StateGroups
+
+#: Group of the link's memory that holds what codecs have lost; other groups are named after codecs.
+RESIDUAL = "residual"
+
+
+def encode_reply(
+    groups: Groups,
+    received: Mapping[str, torch.Tensor],
+    link: LinkSection,
+    memory: Groups,
+    *,
+    seed: str,
+) -> tuple[PackedGroups, StateGroups]:
+    """Encode what a silo has trained.
+
+    Parameters
+    ----------
+    groups
+        Trained state groups.
+    received
+        The parameters that training started from.
+    memory
+        What this function returned in the last accepted round; empty at first.
+    seed
+        All that distinguishes this reply from others, for codecs that draw.
+
+    Returns
+    -------
+    tuple
+        What travels, and the memory for the next round.
+    """
+    chains = up_chains(link)
+    reply: dict[str, dict[str, Packed]] = {}
+    due = groups.get("params", {})
+    # What parameters have lost that are not due now waits for their turn.
+    kept: StateGroups = {
+        key: {name: t for name, t in tensors.items() if name not in due} for key, tensors in memory.items()
+    }
+    for group, tensors in groups.items():
+        reply[group] = {}
+        for name, tensor in tensors.items():
+            draw = _generator(f"{seed}/{group}/{name}")
+            if group != "params":
+                reply[group][name], _ = pack(tensor, chains.of(group), draw)
+                continue
+            seen = {key: of_codec[name] for key, of_codec in memory.items() if name in of_codec}
+            reply[group][name], remembered = _encode(
+                tensor, received[name], link, chains.of(group), draw, seen
+            )
+            for key, value in remembered.items():
+                kept.setdefault(key, {})[name] = value
+    return reply, kept
+
+
+def _encode(
+    trained: torch.Tensor,
+    received: torch.Tensor,
+    link: LinkSection,
+    codecs: Sequence[Codec],
+    draw: torch.Generator,
+    memory: Mapping[str, torch.Tensor],
+) -> tuple[Packed, dict[str, torch.Tensor]]:
+    """Encode one parameter; return what travels and what to remember."""
+    if link.up_of == "parameters":
+        return pack(trained, codecs, draw, memory)
+    update = received - trained.to(received.device)
+    if link.error_feedback and RESIDUAL in memory:
+        update += memory[RESIDUAL]
+    packed, remembered = pack(update, codecs, draw, memory)
+    if link.error_feedback and packed.coding:
+        remembered[RESIDUAL] = subtract(update, unpack(packed, "the update"))
+    return packed, remembered
+
+
+def subtract(tensor: torch.Tensor, other: torch.Tensor | SparseTensor) -> torch.Tensor:
+    """Return ``tensor − other``; ``tensor`` is used up."""
+    if isinstance(other, SparseTensor):
+        flat = tensor.view(-1)
+        flat[other.indices] -= other.values
+        return tensor
+    return tensor.sub_(other)
+
+
+def payloads_of(reply: PackedGroups) -> StateGroups:
+    """Return what a silo keeps of an encoded reply, with :func:`codings_of`."""
+    return {
+        group: {name: packed.data for name, packed in tensors.items()} for group, tensors in reply.items()
+    }
+
+
+def codings_of(reply: PackedGroups) -> str:
+    """Return the codings of an encoded reply as JSON text."""
+    return json.dumps(
+        {
+            group: {name: packed.coding.model_dump() for name, packed in tensors.items() if packed.coding}
+            for group, tensors in reply.items()
+        }
+    )
+
+
+def with_codings(payloads: Groups, codings: str) -> PackedGroups:
+    """Return the encoded reply that a silo has kept."""
+    entries = json.loads(codings)
+    return {
+        group: {
+            name: Packed(
+                data, Coding.model_validate(entries[group][name]) if name in entries[group] else None
+            )
+            for name, data in tensors.items()
+        }
+        for group, tensors in payloads.items()
+    }
+
+
+def _generator(text: str) -> torch.Generator:
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

@@ -1,0 +1,118 @@
+"""A silo sends its update and what earlier rounds lost: nothing gets lost, and nothing comes of its own."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from photon.config import CodecSection, LinkSection, RunConfig, StoreSection
+from photon.errors import PhotonError
+from photon.link.coding import unpack
+from photon.link.update import RESIDUAL, codings_of, encode_reply, payloads_of, with_codings
+from photon.telemetry.events import ClientFinished
+from photon.telemetry.log import read_events
+
+BF16 = {"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"}
+UPDATE = ["link.up_of=update", "link.error_feedback=true"]
+CAST = "link.up=[{_target_: photon.link.codecs.Cast, dtype: bfloat16}]"
+
+
+def section(*codecs: dict[str, Any], feedback: bool = True) -> LinkSection:
+    return LinkSection(
+        up=[CodecSection.model_validate(codec) for codec in codecs],
+        up_of="update",
+        error_feedback=feedback,
+        down=[],
+        states=[],
+        transport="inline",
+        inline_limit_mb=1.0,
+        store=StoreSection(url=None, presigned=False),
+    )
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"a": torch.randn(6, 5, generator=generator), "b": torch.randn(7, generator=generator)}
+
+
+def test_what_was_sent_and_what_was_kept_is_what_was_trained() -> None:
+    """Over many rounds Σ sent + residual = Σ updates, exactly: subtracting a rounded value is exact."""
+    link, memory = section(BF16), {}
+    total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in weights(0).items()}
+    sent = {name: torch.zeros_like(t) for name, t in total.items()}
+    for server_round in range(1, 20):
+        received, trained = weights(server_round), weights(100 + server_round)
+        reply, memory = encode_reply({"params": trained}, received, link, memory, seed=str(server_round))
+        for name in total:
+            total[name] += (received[name] - trained[name]).double()
+            sent[name] += unpack(reply["params"][name], name).double()
+    for name, whole in total.items():
+        assert memory[RESIDUAL][name].abs().max() > 0
+        torch.testing.assert_close(sent[name] + memory[RESIDUAL][name].double(), whole, rtol=0, atol=1e-5)
+
+
+def test_without_feedback_nothing_is_remembered() -> None:
+    reply, memory = encode_reply(
+        {"params": weights(1)}, weights(0), section(BF16, feedback=False), {}, seed=""
+    )
+    assert memory == {}
+    expected = (weights(0)["a"] - weights(1)["a"]).to(torch.bfloat16).float()
+    assert torch.equal(unpack(reply["params"]["a"], "a"), expected)  # type: ignore[arg-type]
+
+
+def test_other_state_groups_are_sent_by_value() -> None:
+    moments = {"exp_avg": weights(3)}
+    reply, memory = encode_reply({"params": weights(1), **moments}, weights(0), section(BF16), {}, seed="")
+    assert torch.equal(reply["exp_avg"]["a"].data, moments["exp_avg"]["a"])
+    assert set(memory) == {RESIDUAL}
+
+
+def test_a_kept_reply_is_the_reply() -> None:
+    reply, _ = encode_reply({"params": weights(1)}, weights(0), section(BF16), {}, seed="")
+    again = with_codings(payloads_of(reply), codings_of(reply))
+    assert {g: set(t) for g, t in again.items()} == {"params": {"a", "b"}}
+    for name, packed in again["params"].items():
+        assert packed.coding == reply["params"][name].coding
+        assert torch.equal(packed.data, reply["params"][name].data)
+
+
+def test_updates_as_they_are_train_as_parameters_do(run_small: Callable[..., dict[str, Any]]) -> None:
+    parameters = run_small("cohort=2", "outer=diloco")
+    updates = run_small("cohort=2", "outer=diloco", "link.up_of=update", name="updates")
+    assert updates["perplexity"]["final"] == pytest.approx(parameters["perplexity"]["final"], rel=1e-4)
+
+
+def test_killed_with_a_residual_and_resumed_equals_uninterrupted(
+    run_small: Callable[..., dict[str, Any]],
+    small_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The silos have trained round 2, and their residuals with it, when the server dies."""
+    from photon.federation import federation
+
+    whole = run_small(CAST, *UPDATE, name="whole")
+    writing = federation.CheckpointStore.writing
+
+    def dying(self: Any, state: Any, *rest: Any) -> Any:
+        if state.round == 2:
+            raise RuntimeError("the server dies")
+        return writing(self, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation.CheckpointStore, "writing", dying)
+        with pytest.raises(RuntimeError, match="the server dies"):
+            run_small(CAST, *UPDATE)
+    assert run_small(CAST, *UPDATE, resume=True)["weights_sha256"] == whole["weights_sha256"]
+    without = run_small(CAST, UPDATE[0], name="without")
+    assert without["weights_sha256"] != whole["weights_sha256"], "feedback must have done something"
+    # Half of float32, and the headers.
+    sent = [e for e in read_events(tmp_path / "whole" / "events.jsonl") if isinstance(e, ClientFinished)]
+    assert all(e.bytes_up < 0.75 * e.bytes_down for e in sent)
+
+
+def test_feedback_needs_updates(small_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(PhotonError, match=r"needs link\.up_of=update"):
+        small_config("link.error_feedback=true")
