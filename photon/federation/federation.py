@@ -7,7 +7,9 @@ import re
 import statistics
 import time
 import uuid
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from photon.link.messages import (
     unpack,
 )
 from photon.link.records import Shapes, count_bytes, dense_groups
-from photon.link.transport import ServerLink, Ticket
+from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import subtract
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
@@ -234,7 +236,7 @@ class Federation:
         )
         replies: dict[str, TrainReport] = {}
         arrivals: dict[str, float] = {}
-        traffic = {"up": 0, "down": 0}
+        traffic = _Traffic()
         aggregate = self._strategy.aggregate_train(
             server_round,
             checkpoint,
@@ -290,12 +292,15 @@ class Federation:
         cohort: Sequence[Participant],
         reports: dict[str, TrainReport],
         arrivals: dict[str, float],
-        traffic: dict[str, int],
+        traffic: "_Traffic",
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
         orders = self._orders(checkpoint, server_round, cohort)
         messages, expected, tickets = self._train_messages(server_round, checkpoint, cohort, orders)
-        down = {name: count_bytes(message.content) for name, message in messages.items()}
+        down = {
+            name: (count_bytes(message.content), group_bytes(message.content))
+            for name, message in messages.items()
+        }
         length = checkpoint.state.sequence_length
 
         def receive(name: str, message: Message) -> Reply | Failure:
@@ -314,7 +319,14 @@ class Federation:
                     sent = checkpoint.load_params()
                     groups["params"] = {key: subtract(sent[key], delta) for key, delta in update.items()}
                     update = None
-            return Reply(name, report, dense_groups(groups), count_bytes(message.content), update)
+            return Reply(
+                name,
+                report,
+                dense_groups(groups),
+                count_bytes(message.content),
+                group_bytes(message.content),
+                update,
+            )
 
         failures: dict[str, Failure] = {}
         federation = self.config.federation
@@ -331,9 +343,8 @@ class Federation:
                 self._check_failures(server_round, len(cohort), failures)
                 continue
             reports[name] = answer.report
-            traffic["up"] += answer.bytes_up
-            traffic["down"] += down[name]
-            self._client_finished(answer, down[name])
+            traffic.add(answer, *down[name])
+            self._client_finished(answer, *down[name])
             yield answer
             del answer
 
@@ -555,7 +566,7 @@ class Federation:
         each = [report.seconds["training"] for report in reports]
         return max(*each, sum(each) / side_by_side.get(federation.engine, len(each)))
 
-    def _client_finished(self, reply: Reply, bytes_down: int) -> None:
+    def _client_finished(self, reply: Reply, bytes_down: int, group_bytes_down: dict[str, int]) -> None:
         report = reply.report
         speed = report.tokens / report.seconds["training"]
         roofline = self._roofline.get(reply.participant)
@@ -575,6 +586,8 @@ class Federation:
                 tokens_per_second=speed,
                 mfu=mfu(speed, self._flops_per_token, roofline),
                 gradient_norm=report.gradient_norm,
+                group_bytes_up=reply.group_bytes_up,
+                group_bytes_down=group_bytes_down,
             )
         )
         if report.state_lost:
@@ -598,11 +611,27 @@ class Federation:
         self._stream.emit(Notice(level=level, message=message))
 
 
+@dataclass
+class _Traffic:
+    """Bytes of a round's training on the link, over all clients, and those of each state group."""
+
+    up: int = 0
+    down: int = 0
+    groups_up: Counter[str] = field(default_factory=Counter)
+    groups_down: Counter[str] = field(default_factory=Counter)
+
+    def add(self, reply: Reply, down: int, groups_down: Mapping[str, int]) -> None:
+        self.up += reply.bytes_up
+        self.down += down
+        self.groups_up.update(reply.group_bytes_up)
+        self.groups_down.update(groups_down)
+
+
 def _round_finished(
     after: ServerState,
     aggregate: Aggregate,
     reports: Mapping[str, TrainReport],
-    traffic: Mapping[str, int],
+    traffic: "_Traffic",
     seconds: Any,
 ) -> RoundFinished:
     names = list(aggregate.weights)
@@ -620,9 +649,11 @@ def _round_finished(
         client_cosine=client_cosine(norm, weights, norms),
         consensus=math.nan if agreed is None else agreed,
         parameter_norm=aggregate.step.parameter_norm,
-        bytes_up=traffic["up"],
-        bytes_down=traffic["down"],
+        bytes_up=traffic.up,
+        bytes_down=traffic.down,
         seconds=seconds,
+        group_bytes_up=dict(traffic.groups_up),
+        group_bytes_down=dict(traffic.groups_down),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
 
 import torch
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
 from photon.config import LinkSection
@@ -332,6 +332,30 @@ class SiloLink:
                 f"link: {parts.scheme}://{parts.hostname} is not encrypted; use https, or name the address "
                 "as store-url in the node config"
             )
+
+
+def group_bytes(records: RecordDict) -> dict[str, int]:
+    """Return the bytes of each state group's tensors in a message, as they travel: after codecs.
+
+    What `photon.link.records.count_bytes` counts beyond their sum are names, shapes and the message's other
+    records, or in a store the gaps between tensors.
+
+    Raises
+    ------
+    PhotonError
+        If the message refers to a store and its reference is malformed.
+    """
+    stored = _reference(records)
+    if stored is not None:
+        return {
+            group: sum(tensor.nbytes for tensor in tensors.values())
+            for group, tensors in stored.groups.items()
+        }
+    return {
+        name: sum(len(array.data) for array in record.values())
+        for name, record in records.items()
+        if isinstance(record, ArrayRecord)
+    }
 
 
 # --- objects ------------------------------------------------------------------------------------------

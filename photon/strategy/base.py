@@ -50,6 +50,8 @@ class Reply:
     ----------
     groups
         The trained state groups.
+    bytes_up, group_bytes_up
+        Its bytes on the link: all, and those of each state group's tensors.
     update
         θ_received − θ_trained, perhaps sparse, in place of the group ``params``: for strategies that fold
         updates, where the link sends them.
@@ -59,6 +61,7 @@ class Reply:
     report: TrainReport
     groups: StateGroups
     bytes_up: int
+    group_bytes_up: dict[str, int]
     update: Mapping[str, torch.Tensor | SparseTensor] | None = None
 
 

@@ -123,7 +123,11 @@ class RoundStarted(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class ClientFinished(Event):
-    """A client's reply was accepted; losses in nats per token, bytes as they crossed the link."""
+    """A client's reply was accepted; losses in nats per token, bytes as they crossed the link.
+
+    ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
+    are names, shapes, order and report.
+    """
 
     round: int
     silo: str
@@ -139,6 +143,8 @@ class ClientFinished(Event):
     tokens_per_second: _Number
     mfu: float | None
     gradient_norm: _Number
+    group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
+    group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +161,8 @@ class ClientFailed(Event):
 class RoundFinished(Event):
     """The outer step of a round is done.
 
-    ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all clients.
+    ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all clients;
+    ``group_bytes_up`` and ``group_bytes_down`` as in `ClientFinished`.
     ``client_cosine`` is the norm-weighted mean of the pairwise cosines between the clients' updates,
     ``None`` with a single client.
     """
@@ -171,6 +178,8 @@ class RoundFinished(Event):
     bytes_up: int
     bytes_down: int
     seconds: RoundSeconds
+    group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
+    group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

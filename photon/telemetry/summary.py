@@ -33,7 +33,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
 
     Seconds count the time at work on what stands: pauses and work lost with an interruption are left out.
     ``training`` sums the time in which clients trained, ``overhead`` is everything else.
-    ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others.
+    ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
+    ``per_group`` has those of each state group's tensors in training.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
 
     Parameters
@@ -71,6 +72,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
             **_bytes([*rounds, *evaluations]),
             "evaluation": _bytes(evaluations),
             "per_client": _bytes_per_client(clients),
+            "per_group": _bytes_per_group(rounds),
         },
         "seconds": {"total": total, "training": training, "overhead": total - training},
         "tokens_per_second": tokens / total if total > 0 else None,
@@ -229,6 +231,17 @@ def _bytes(events: Iterable[RoundFinished | Evaluated | ClientFinished]) -> dict
 def _bytes_per_client(clients: list[ClientFinished]) -> dict[str, dict[str, int]]:
     names = sorted({event.silo for event in clients})
     return {name: _bytes(event for event in clients if event.silo == name) for name in names}
+
+
+def _bytes_per_group(rounds: list[RoundFinished]) -> dict[str, dict[str, int]]:
+    names = sorted({name for event in rounds for name in (*event.group_bytes_up, *event.group_bytes_down)})
+    return {
+        name: {
+            "up": sum(event.group_bytes_up.get(name, 0) for event in rounds),
+            "down": sum(event.group_bytes_down.get(name, 0) for event in rounds),
+        }
+        for name in names
+    }
 
 
 def _mean_mfu(clients: list[ClientFinished]) -> float | None:

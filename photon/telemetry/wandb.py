@@ -126,6 +126,8 @@ def _round_metrics(event: RoundFinished) -> dict[str, float | None]:
         "seconds/evaluate": event.seconds["evaluate"],
         "seconds/checkpoint": event.seconds["checkpoint"],
         "seconds/overhead": event.seconds["overhead"],
+        **{f"link/bytes_up/{group}": count for group, count in event.group_bytes_up.items()},
+        **{f"link/bytes_down/{group}": count for group, count in event.group_bytes_down.items()},
     }
 
 

@@ -134,6 +134,63 @@ def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
     assert sent("local", "strategy=local-adam") == pytest.approx(payload * 3, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "sent"),
+    [
+        (["strategy=photon"], lambda p: {"params": p}),
+        (["strategy=photon", "link=bf16"], lambda p: {"params": p // 2}),
+        (["strategy=local-adam"], lambda p: {"params": p, "exp_avg": p, "exp_avg_sq": p}),
+        (["strategy=mtdao"], lambda p: {"params": p, "exp_avg": p, "exp_avg_sq": p}),
+        (
+            ["strategy=mtdao", "optimizer.betas=[0.9,0.99,0.999]", "optimizer.weights=[0.1,0.8]"],
+            lambda p: {"params": p, "exp_avg": p, "exp_avg_2": p, "exp_avg_sq": p},
+        ),
+    ],
+)
+@pytest.mark.parametrize("transport", ["inline", "store"])
+def test_the_bytes_of_each_group_are_four_times_its_elements(
+    overrides: list[str],
+    sent: Callable[[int], dict[str, int]],
+    transport: str,
+    run_small: Run,
+    tmp_path: Path,
+) -> None:
+    way = (f"link.transport={transport}", f"link.store.url={tmp_path / 'store'}")
+    summary = run_small(*overrides, *way, "rounds=2", "local_steps=2", "cohort=3")
+    params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
+    expected = sent(sum(4 * tensor.numel() for tensor in params.values()))
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    clients = [event for event in events if isinstance(event, ClientFinished)]
+    down = {1: {"params": expected["params"]}, 2: expected}
+    for client in clients:
+        assert client.group_bytes_up == expected
+        assert client.group_bytes_down == down[client.round]
+        assert 0 < client.bytes_up - sum(expected.values()) < 20_000
+    assert summary["bytes"]["per_group"] == {
+        group: {"up": 6 * count, "down": 3 * (count + down[1].get(group, 0))}
+        for group, count in expected.items()
+    }
+
+
+def test_lordo_sends_the_papers_entries_and_its_bases(run_small: Run, tmp_path: Path) -> None:
+    """p·q + 2·r·max(p, q) for a projected matrix, thrice the size of all else; the basis is r·min(p, q)."""
+    rank = 4
+    run_small("strategy=lordo", f"optimizer.rank={rank}", "rounds=1")
+    params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
+    hidden = [
+        t.shape for name, t in params.items() if t.ndim == 2 and "wte" not in name and "wpe" not in name
+    ]
+    assert len(hidden) == 4
+    matrices = sum(p * q for p, q in hidden)
+    others = sum(tensor.numel() for tensor in params.values()) - matrices
+    entries = matrices + 2 * rank * sum(max(shape) for shape in hidden) + 3 * others
+    for event in read_events(tmp_path / "run" / "events.jsonl"):
+        if isinstance(event, ClientFinished):
+            basis = event.group_bytes_up.pop("basis")
+            assert basis == 4 * rank * sum(min(shape) for shape in hidden)
+            assert sum(event.group_bytes_up.values()) == 4 * entries
+
+
 def test_all_silos_hold_the_same_states_after_a_round_in_which_everything_is_due(
     run_small: Run, tmp_path: Path
 ) -> None:
