@@ -102,6 +102,8 @@ def _finished(at: float, number: int, tokens: int, training: float, up: int, dow
         parameter_norm=10.0,
         bytes_up=up,
         bytes_down=down,
+        group_bytes_up={"params": up - 1},
+        group_bytes_down={"params": down - 1},
         seconds={
             "round": 6.0,
             "training": training,
@@ -153,6 +155,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
             "down": 2080,
             "evaluation": {"up": 2, "down": 2000},
             "per_client": {"a": {"up": 20, "down": 40}, "b": {"up": 10, "down": 20}},
+            "per_group": {"params": {"up": 28, "down": 78}},
         },
         "seconds": {"total": 14.0, "training": 6.5, "overhead": 7.5},
         "tokens_per_second": pytest.approx(192 / 14),
