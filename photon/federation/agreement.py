@@ -35,6 +35,9 @@ def client_cosine(norm: float, weights: Sequence[float], update_norms: Sequence[
 
 
 def consensus(norm: float, weights: Sequence[float], update_norms: Sequence[float]) -> float | None:
-    """Return ‖Σ_k w_k Δ_k‖ / Σ_k w_k ‖Δ_k‖: 1 for equal updates, 1/√K for orthogonal ones of one norm."""
+    """Return ‖Σ_k w_k Δ_k‖ / Σ_k w_k ‖Δ_k‖: 1 for equal updates, 1/√K for orthogonal ones of one norm.
+
+    With Δ = Σ_k w_k Δ_k it is the mean of cos(Δ_k, Δ), weighted by w_k ‖Δ_k‖: Σ_k w_k ⟨Δ_k, Δ⟩ = ‖Δ‖².
+    """
     total = sum(weight * update for weight, update in zip(weights, update_norms, strict=True))
     return norm / total if total > 0 else None

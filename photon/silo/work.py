@@ -30,7 +30,13 @@ from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
-from photon.training.diagnostics import activation_norms, state_norms
+from photon.training.diagnostics import (
+    activation_norms,
+    basis_similarities,
+    momentum_cosines,
+    state_changes,
+    state_norms,
+)
 from photon.training.groups import (
     RECEIVED,
     Refreshing,
@@ -217,7 +223,9 @@ def train(
         },
         state_lost=state_lost,
         scalars=fitted.scalars,
-        diagnostics=_diagnose(fitted, data, order, config) if config.telemetry.diagnostics else {},
+        diagnostics=(
+            _diagnose(fitted, params, state, data, order, config) if config.telemetry.diagnostics else {}
+        ),
     )
     reply, memory = encode_reply(
         _reply(fitted, order),
@@ -491,13 +499,23 @@ def _fit_in_group(
 
 
 def _diagnose(
-    fitted: GroupResult, data: PreparedData, order: TrainOrder, config: RunConfig
+    fitted: GroupResult,
+    params: Tensors,
+    state: OptimizerState | None,
+    data: PreparedData,
+    order: TrainOrder,
+    config: RunConfig,
 ) -> dict[str, float]:
-    """Measure the trained state, and activations on the same few windows in every round.
+    """Measure the trained state, what the round changed, and activations on the same few windows each time.
 
     A group of processes leaves no model here to measure activations on.
     """
     figures = state_norms(fitted.groups)
+    if state is not None:
+        before = state[0]
+        figures |= state_changes(before, fitted.groups)
+        figures |= momentum_cosines(params, fitted.params, before)
+        figures |= basis_similarities(before.get("basis", {}), fitted.groups.get("basis", {}))
     if config.training.processes == 1:
         bench = workbench(config.text, data.manifest.vocab_size)
         windows = data.windows(order.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")

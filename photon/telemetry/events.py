@@ -164,7 +164,7 @@ class RoundFinished(Event):
     ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all clients;
     ``group_bytes_up`` and ``group_bytes_down`` as in `ClientFinished`.
     ``client_cosine`` is the norm-weighted mean of the pairwise cosines between the clients' updates,
-    ``None`` with a single client.
+    ``None`` with a single client; ``consensus`` that of the cosines between each and the pseudo-gradient.
     """
 
     round: int
@@ -187,7 +187,9 @@ class Diagnostics(Event):
     """Further figures of a round, under ``figure/of what`` names.
 
     ``parameter_norm/LAYER``, ``pseudo_gradient_norm/LAYER``, ``outer_GROUP_norm/all``, ``noise/scale``; where
-    ``telemetry.diagnostics`` is on also what the clients measure, such as ``exp_avg_norm/SILO``.
+    ``telemetry.diagnostics`` is on also what the clients measure: ``exp_avg_norm/SILO``, its relative
+    change over the round ``exp_avg_change/SILO``, its cosine with the client's pseudo-gradient
+    ``exp_avg_cosine/SILO``, LoRDO's ``basis_similarity/SILO``, and norms of activations.
     """
 
     round: int

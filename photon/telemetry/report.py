@@ -67,6 +67,7 @@ _DIAGNOSTICS = {
     "parameter_norm": "By layer, after the outer step.",
     "activation_norm_in": "Root mean square over tokens, leaving the embedding, on each client's own text.",
     "activation_norm_out": "Root mean square over tokens, entering the head, on each client's own text.",
+    "basis_similarity": "Of LoRDO's subspaces before and after a refresh: 1 means that they do not turn.",
 }
 
 

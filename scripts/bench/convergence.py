@@ -51,9 +51,9 @@ METHODS: dict[str, list[str]] = {
     ],
     "Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
 }
-GRID = (0.004, 0.008, 0.016)
+GRID = (0.002, 0.004, 0.008)
 #: Where the best rate is at an end of the grid, the next one is tried as well.
-BEYOND = {GRID[0]: 0.002, GRID[-1]: 0.032}
+BEYOND = {GRID[0]: 0.001, GRID[-1]: 0.016}
 STEPS = 384
 BATCH = 4
 SEQUENCE_LENGTH = 64
@@ -116,7 +116,7 @@ def main() -> None:
 def run_missing(folder: Path, data: Path, until: float) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder.mkdir(parents=True, exist_ok=True)
-    for rate in (GRID[1], GRID[2], GRID[0]):
+    for rate in reversed(GRID):
         for method in METHODS:
             run_once(folder, data, method, TUNING, rate, until)
     for method in METHODS:

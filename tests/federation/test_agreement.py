@@ -22,6 +22,17 @@ def test_cosine_equals_the_weighted_mean_over_pairs() -> None:
     assert client_cosine(norm, weights.tolist(), norms) == pytest.approx(top / bottom, abs=1e-12)
 
 
+def test_consensus_is_the_weighted_mean_cosine_with_the_pseudo_gradient() -> None:
+    generator = torch.Generator().manual_seed(1)
+    updates = torch.randn(4, 30, generator=generator, dtype=torch.float64) + 0.3
+    weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    mean = (weights[:, None] * updates).sum(0)
+    norms = updates.norm(dim=1)
+    cosines = torch.nn.functional.cosine_similarity(updates, mean[None], dim=1)
+    expected = float((weights * norms * cosines).sum() / (weights * norms).sum())
+    assert consensus(float(mean.norm()), weights.tolist(), norms.tolist()) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("updates", "expected"),
     [

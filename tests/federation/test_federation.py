@@ -452,11 +452,28 @@ def test_diagnostics_tell_the_norms_of_layers_states_and_activations(run_small: 
     )
     assert told.values["noise/trace"] > 0
     silo = events_of(run_dir, ClientFinished)[-1].silo
-    for figure in ("exp_avg_norm", "exp_avg_sq_norm", "activation_norm_in", "activation_norm_out"):
+    measured = ("exp_avg_norm", "exp_avg_sq_norm", "exp_avg_change", "exp_avg_sq_change")
+    for figure in (*measured, "activation_norm_in", "activation_norm_out"):
         assert told.values[f"{figure}/{silo}"] > 0
+    assert -1 <= told.values[f"exp_avg_cosine/{silo}"] <= 1
     report = (run_dir / "report.html").read_text()
     assert "Exp avg norm" in report
     assert "transformer.h.0" in report
+
+
+def test_lordo_tells_that_its_subspace_turns_with_the_full_rank_term_alone(
+    run_small: Run, tmp_path: Path
+) -> None:
+    """At ω = 1 every pseudo-gradient lies in the subspace, which stays; one matrix of weights shows it."""
+    similarity = {}
+    for weight in (1.0, 0.5):
+        name = f"weight-{weight}"
+        chosen = ("optimizer.rank=2", f"optimizer.weight={weight}", "rounds=4", "telemetry.diagnostics=true")
+        run_small("strategy=lordo", *chosen, name=name)
+        told = events_of(tmp_path / name, Diagnostics)[-1].values
+        similarity[weight] = min(v for k, v in told.items() if k.startswith("basis_similarity/"))
+    assert similarity[1.0] > 0.999
+    assert similarity[0.5] < 0.9
 
 
 def test_activation_norms_of_a_known_model() -> None:
