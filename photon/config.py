@@ -193,8 +193,8 @@ class TelemetrySection(Section):
     report: bool = Field(description="Write report.html at the end.")
     export: bool = Field(description="Write the Hugging Face folder export/ at the end.")
     diagnostics: bool = Field(
-        description="Let clients also report norms of activations, and of their local optimizer's state norms, "
-        "changes over the round, cosines with the pseudo-gradient, and basis similarity."
+        description="Let clients also report norms of activations and of their local optimizer's state, what "
+        "a round changed of that, its cosine with the pseudo-gradient, and LoRDO's basis similarity."
     )
     sample_tokens: int = Field(ge=0, description="Tokens of sample text at the end; 0: none.")
     sample_prompt: str = Field(description="Prompt of the sample text.")
