@@ -340,6 +340,14 @@ class RunConfig(Section):
         """Return the local steps of a round (counted from 1)."""
         return self.steps_after(server_round) - self.steps_after(server_round - 1)
 
+    @property
+    def link_in_use(self) -> LinkSection:
+        """The link; simulated silos share this machine's disk, so they have a store at any rate."""
+        if self.federation.engine != "simulation" or self.run_dir is None or self.link.store.url is not None:
+            return self.link
+        store = self.link.store.model_copy(update={"url": str(Path(self.run_dir) / "store")})
+        return self.link.model_copy(update={"store": store})
+
     @cached_property
     def text(self) -> str:
         """The configuration as YAML: what is stored with the run and sent to the silos."""

@@ -111,3 +111,10 @@ def test_a_changed_copy_has_a_text_of_its_own() -> None:
     config = compose([])
     assert config.text
     assert parse(config.model_copy(update={"rounds": 77}).text).rounds == 77
+
+
+def test_simulated_silos_have_a_store_in_the_run_folder(tmp_path: Path) -> None:
+    run = [f"run_dir={tmp_path}", "federation=simulation"]
+    assert compose(run).link_in_use.store.url == str(tmp_path / "store")
+    assert compose([*run, "link.store.url=/elsewhere"]).link_in_use.store.url == "/elsewhere"
+    assert compose([f"run_dir={tmp_path}", "federation=deployment"]).link_in_use.store.url is None

@@ -83,7 +83,7 @@ class Federation:
         self._stream = stream
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
         self._strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
-        self._link = ServerLink(config.link, run_dir, self._time_to_live)
+        self._link = ServerLink(config.link_in_use, run_dir, self._time_to_live)
         self._roster = Roster(grid, config, lambda text: self._notice("warning", text))
         self._not_evaluating: set[str] = set()
         self._sent_config = config

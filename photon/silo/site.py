@@ -107,7 +107,7 @@ def read_settings(node_config: NodeConfig) -> NodeSettings:
 def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     data, state = _folders(settings, config)
     # Like its folders, a deployed silo's store is its own to name.
-    store = settings.store_url if settings.data_dir is not None else config.link.store.url
+    store = settings.store_url if settings.data_dir is not None else config.link_in_use.store.url
     # The file is read for every message, so that a change of it holds from the next one on.
     return SiloSite(data, state, store, read_policy(settings.policy))
 
