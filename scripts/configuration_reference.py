@@ -24,6 +24,7 @@ from pydantic.fields import FieldInfo
 
 from photon.components import import_target
 from photon.config import Component, RunConfig, conf_dir
+from photon.link.codecs import CODECS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
 #: A default longer than this is left to the table of options.
@@ -93,7 +94,8 @@ def _sections() -> Iterator[str]:
         elif (conf_dir() / name).is_dir():
             yield from _option_table(name, default)
         if name == "link":
-            yield from _target("photon.link.codecs.Cast", {})
+            for codec in CODECS.values():
+                yield from _target(f"photon.link.codecs.{codec.__name__}", {})
 
 
 # --- tables -----------------------------------------------------------------------------------------

@@ -1,9 +1,28 @@
 """The codecs that a run can name in ``link.up``, ``link.down`` and ``link.states``."""
 
 from photon.link.coding import Codec
-from photon.link.quantize import Cast
+from photon.link.lossless import Zstd
+from photon.link.low_rank import PowerSGD
+from photon.link.quantize import E3M0, Cast, Float8, Int, Sign, TwoBit
+from photon.link.sparsify import Bitmask, RandomK, TopK
 
-__all__ = ["CODECS", "Cast"]
+__all__ = [
+    "CODECS",
+    "E3M0",
+    "Bitmask",
+    "Cast",
+    "Float8",
+    "Int",
+    "PowerSGD",
+    "RandomK",
+    "Sign",
+    "TopK",
+    "TwoBit",
+    "Zstd",
+]
 
 #: Name on the wire to codec.
-CODECS: dict[str, type[Codec]] = {codec.name: codec for codec in (Cast,)}
+CODECS: dict[str, type[Codec]] = {
+    codec.name: codec
+    for codec in (Cast, Float8, Int, E3M0, Sign, TwoBit, TopK, RandomK, Bitmask, PowerSGD, Zstd)
+}

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -171,7 +172,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(
-        self, values: torch.Tensor, draw: torch.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
     ) -> Encoded:
         """Encode ``values``.
 
@@ -226,6 +227,12 @@ class Chains:
         return self.params if group == "params" else self.states
 
 
+def generator(text: str) -> np.random.Generator:
+    """Return a source of randomness that depends on ``text`` alone."""
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return np.random.Generator(np.random.SFC64(seed))
+
+
 def check_chain(codecs: Sequence[Codec], where: str) -> None:
     """Check that every codec can take what the one before it gives.
 
@@ -244,7 +251,7 @@ def check_chain(codecs: Sequence[Codec], where: str) -> None:
 def pack(
     tensor: torch.Tensor,
     codecs: Sequence[Codec],
-    draw: torch.Generator | None = None,
+    draw: np.random.Generator | None = None,
     memory: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Packed, dict[str, torch.Tensor]]:
     """Apply ``codecs`` in order.
@@ -254,7 +261,7 @@ def pack(
     tuple
         What travels, and what the codecs want to see again, by codec.
     """
-    draw, memory = draw or torch.Generator().manual_seed(0), memory or {}
+    draw, memory = draw or generator(""), memory or {}
     entries: list[CodecEntry] = []
     kept: dict[str, torch.Tensor] = {}
     values = tensor

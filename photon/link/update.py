@@ -7,15 +7,15 @@ e, the residual, is zero at first and part of the silo's state: it counts for th
 accepted, and a reply that was lost leaves no trace in it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from photon.config import LinkSection
 from photon.link.chains import up_chains
-from photon.link.coding import Codec, Coding, Packed, PackedGroups, SparseTensor, pack, unpack
+from photon.link.coding import Codec, Coding, Packed, PackedGroups, SparseTensor, generator, pack, unpack
 from photon.link.records import Groups
 from photon.state.tensors import StateGroups
 
@@ -59,7 +59,7 @@ def encode_reply(
     for group, tensors in groups.items():
         reply[group] = {}
         for name, tensor in tensors.items():
-            draw = _generator(f"{seed}/{group}/{name}")
+            draw = generator(f"{seed}/{group}/{name}")
             if group != "params":
                 reply[group][name], _ = pack(tensor, chains.of(group), draw)
                 continue
@@ -77,7 +77,7 @@ def _encode(
     received: torch.Tensor,
     link: LinkSection,
     codecs: Sequence[Codec],
-    draw: torch.Generator,
+    draw: np.random.Generator,
     memory: Mapping[str, torch.Tensor],
 ) -> tuple[Packed, dict[str, torch.Tensor]]:
     """Encode one parameter; return what travels and what to remember."""
@@ -130,8 +130,3 @@ def with_codings(payloads: Groups, codings: str) -> PackedGroups:
         }
         for group, tensors in payloads.items()
     }
-
-
-def _generator(text: str) -> torch.Generator:
-    digest = hashlib.sha256(text.encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))

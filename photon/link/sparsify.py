@@ -1,0 +1,207 @@
+"""Codecs that send some of the values, and where they were."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from photon.link.bits import pack_bits, packed_bytes, unpack_bits
+from photon.link.coding import Codec, Encoded, Layout, SparseTensor
+from photon.link.quantize import SLICE
+
+#: Indices have twelve bits.
+LONGEST_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class TopK(Codec):
+    """Send the largest values of every chunk, each at a place of twelve bits (SparseLoCo, 2508.15706).
+
+    The flattened tensor is cut into chunks; the last one may be shorter and sends its share, rounded up. The
+    side information are the places within their chunks, ascending; the values are those at these places.
+
+    Parameters
+    ----------
+    k
+        Values that a chunk sends.
+    chunk
+        Length of a chunk, at most 4096.
+    """
+
+    name: ClassVar[str] = "topk"
+    gives_values: ClassVar[bool] = True
+    k: int = 64
+    chunk: int = LONGEST_CHUNK
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.chunk <= LONGEST_CHUNK:
+            raise ValueError(f"k={self.k}, chunk={self.chunk}: expected 1 <= k <= chunk <= {LONGEST_CHUNK}")
+
+    def encode(
+        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+    ) -> Encoded:
+        """Choose by magnitude; of equal ones the first."""
+        flat = values.detach().reshape(-1)
+        whole = flat.numel() // self.chunk * self.chunk
+        places = []
+        at_once = max(1, 2 * SLICE // self.chunk) * self.chunk
+        for begin in range(0, whole, at_once):
+            part = flat[begin : min(begin + at_once, whole)].view(-1, self.chunk)
+            places.append(_largest(part, self.k) + begin)
+        if whole < flat.numel():
+            places.append(_largest(flat[None, whole:], self._share(flat.numel() - whole)) + whole)
+        chosen = torch.from_numpy(np.concatenate(places))
+        within = chosen % self.chunk
+        return Encoded(flat[chosen], pack_bits(within.to(torch.int32), 12))
+
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
+        """Return the chosen values, and twelve bits for each."""
+        count = self._count(int(np.prod(shape, dtype=object)))
+        return Layout((count,), dtype, packed_bytes(count, 12))
+
+    def decode(
+        self, values: torch.Tensor, side: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> SparseTensor:
+        """Return the values at their places."""
+        size = torch.Size(shape)
+        count, chunks = values.numel(), size.numel() // self.chunk
+        indices = unpack_bits(side, 12, count).to(torch.int64)
+        indices[: chunks * self.k] += (torch.arange(chunks) * self.chunk).repeat_interleave(self.k)
+        indices[chunks * self.k :] += chunks * self.chunk
+        if count > 1 and not bool((indices[1:] > indices[:-1]).all()):
+            raise ValueError("its places are not ascending")
+        if int(indices[-1]) >= size.numel():
+            raise ValueError("a place is beyond the end")
+        return SparseTensor(size, indices, values)
+
+    def _share(self, rest: int) -> int:
+        return -(-self.k * rest // self.chunk)
+
+    def _count(self, numel: int) -> int:
+        return numel // self.chunk * self.k + self._share(numel % self.chunk)
+
+
+@dataclass(frozen=True)
+class RandomK(Codec):
+    """Send one value of every run of ``stride`` neighbours, at a place that is drawn anew every time.
+
+    The side information is the seed s (8 bytes). Of run i of length m the place is
+
+        z = s + (i + 1) · 0x9E3779B97F4A7C15;  z = (z ⊕ z>>30) · 0xBF58476D1CE4E5B9;
+        z = (z ⊕ z>>27) · 0x94D049BB133111EB;  place = ((z ⊕ z>>31) >> 32) · m >> 32
+
+    modulo 2^64 (SplitMix64), so that other programs find it too.
+
+    Parameters
+    ----------
+    stride
+        Length of a run; the last one may be shorter.
+    scaled
+        Multiply what is sent by the length of its run: the mean over all draws is then the tensor itself.
+        Error feedback needs it unscaled.
+    """
+
+    name: ClassVar[str] = "randomk"
+    gives_values: ClassVar[bool] = True
+    stride: int = 32
+    scaled: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stride, int) or not 1 <= self.stride <= 2**20:
+            raise ValueError(f"stride={self.stride}: expected 1 to {2**20}")
+
+    @property
+    def contracts(self) -> bool:
+        """Whether values are sent as they are."""
+        return not self.scaled
+
+    def encode(
+        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+    ) -> Encoded:
+        """Draw a seed, and take what it names."""
+        seed = draw.integers(0, 2**64, size=1, dtype=np.uint64)
+        flat = values.detach().reshape(-1)
+        indices, lengths = self._places(seed, flat.numel())
+        chosen = flat[indices]
+        if self.scaled:
+            chosen = chosen * lengths.to(chosen.dtype)
+        return Encoded(chosen, torch.from_numpy(seed.view(np.uint8)))
+
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
+        """Return a value a run, and the seed."""
+        return Layout((-(-int(np.prod(shape, dtype=object)) // self.stride),), dtype, 8)
+
+    def decode(
+        self, values: torch.Tensor, side: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> SparseTensor:
+        """Return the values at the places that the seed names."""
+        size = torch.Size(shape)
+        indices, _ = self._places(side.numpy().copy().view(np.uint64), size.numel())
+        return SparseTensor(size, indices, values)
+
+    def _places(
+        self, seed: "np.ndarray[tuple[int], np.dtype[np.uint64]]", count: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the drawn index and the length of every run."""
+        runs = np.arange(-(-count // self.stride), dtype=np.uint64)
+        lengths = np.minimum(self.stride, count - runs.astype(np.int64) * self.stride).astype(np.uint64)
+        z = seed + (runs + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        places = ((z ^ (z >> np.uint64(31))) >> np.uint64(32)) * lengths >> np.uint64(32)
+        indices = runs * np.uint64(self.stride) + places
+        return torch.from_numpy(indices.astype(np.int64)), torch.from_numpy(lengths.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Bitmask(Codec):
+    """Send the values that are not zero, and a bit for every value: lossless but for the sign of a zero."""
+
+    name: ClassVar[str] = "bitmask"
+    gives_values: ClassVar[bool] = True
+
+    def encode(
+        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+    ) -> Encoded:
+        """Leave the zeros out."""
+        flat = values.detach().reshape(-1)
+        mask = flat != 0
+        kept = flat[torch.from_numpy(np.flatnonzero(mask.numpy()))]
+        return Encoded(kept, pack_bits(mask, 1), kept.numel())
+
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
+        """Return ``length`` values, and a bit for every value of the tensor."""
+        count = int(np.prod(shape, dtype=object))
+        if length is None or length > count:
+            raise ValueError(f"{length} of {count} values are said to be other than zero")
+        return Layout((length,), dtype, packed_bytes(count, 1))
+
+    def decode(
+        self, values: torch.Tensor, side: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> SparseTensor:
+        """Put the values where the mask says."""
+        size = torch.Size(shape)
+        indices = torch.from_numpy(np.flatnonzero(unpack_bits(side, 1, size.numel()).numpy()))
+        if indices.numel() != values.numel():
+            raise ValueError(f"its mask has {indices.numel()} bits set for {values.numel()} values")
+        return SparseTensor(size, indices, values)
+
+
+def _largest(rows: torch.Tensor, k: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Return where the ``k`` largest magnitudes of each row are, in the flattened rows, ascending.
+
+    Magnitudes are compared as integers, which their bits are ordered as; a partial sort for the k-th, and one
+    pass for those above it, is several times faster than ``torch.topk``.
+    """
+    bits = rows.to(torch.float32).abs().view(torch.int32).numpy()
+    length = bits.shape[1]
+    least = np.partition(bits, length - k, axis=1)[:, length - k, None]
+    chosen = np.flatnonzero(bits >= least)
+    if len(chosen) == k * len(bits):
+        return chosen
+    # Equal magnitudes at the border: of these only the first ones.
+    equal = bits == least
+    above = bits > least
+    wanted = k - above.sum(1, keepdims=True)
+    return np.flatnonzero(above | (equal & (np.cumsum(equal, axis=1) <= wanted)))
