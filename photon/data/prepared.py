@@ -10,6 +10,7 @@
 """
 
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -158,6 +159,21 @@ class PreparedData:
             data.unigram(silo)
         return data
 
+    @classmethod
+    def reopen(cls, path: Path) -> "PreparedData":
+        """Return what an earlier call opened, unless the manifest has changed since.
+
+        Raises
+        ------
+        PhotonError
+            As :meth:`open`.
+        """
+        try:
+            manifest = (path / MANIFEST_NAME).stat()
+        except OSError:
+            return cls.open(path)
+        return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size)
+
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
 
@@ -213,6 +229,11 @@ class PreparedData:
         if entry is None:
             raise PhotonError(f"{self.path} has no silo {silo!r}: it has {', '.join(self.silo_names)}")
         return entry
+
+
+@lru_cache(maxsize=8)
+def _reopen(path: Path, *_manifest: int) -> PreparedData:
+    return PreparedData.open(path)
 
 
 def count_tokens(windows: np.ndarray, vocab_size: int) -> np.ndarray:

@@ -103,7 +103,7 @@ def workbench(config_text: str, vocab_size: int) -> Workbench:
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
     use_threads(config.training.threads, config.federation.clients_in_parallel)
-    data = PreparedData.open(site.data)
+    data = PreparedData.reopen(site.data)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)
@@ -132,7 +132,7 @@ def check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
     RefusedError
         If a rule forbids it.
     """
-    manifest = PreparedData.open(site.data).manifest
+    manifest = PreparedData.reopen(site.data).manifest
     site.policy.check_run(order.silo, config, manifest.vocab_size)
     store = _store(order, site, config)
     if store.reply(order.run_id, order.model_id, order.round) is None:
@@ -148,12 +148,12 @@ def check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) ->
         If a rule forbids it.
     """
     site.policy.check_evaluation(order.silo)
-    site.policy.check_run(order.silo, config, PreparedData.open(site.data).manifest.vocab_size)
+    site.policy.check_run(order.silo, config, PreparedData.reopen(site.data).manifest.vocab_size)
 
 
 def expected_shapes(site: SiloSite, config: RunConfig, *, states: bool) -> Shapes:
     """Return the shapes of what an order may bring: the parameters, and states of the local optimizer."""
-    return _expected_shapes(config.text, PreparedData.open(site.data).manifest.vocab_size, states)
+    return _expected_shapes(config.text, PreparedData.reopen(site.data).manifest.vocab_size, states)
 
 
 @lru_cache(maxsize=2)
@@ -195,7 +195,7 @@ def train(
         reply = with_codings(payloads, trained_before.codings)
         return reply, TrainReport.model_validate_json(trained_before.report)
 
-    data = PreparedData.open(site.data)
+    data = PreparedData.reopen(site.data)
     kept, state_lost = _kept_state(store, order)
     before = None if order.local_state == "reset" else kept
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
@@ -263,7 +263,7 @@ def evaluate(
     config: RunConfig,
 ) -> EvaluateReport:
     """Evaluate the global model on a silo's validation windows."""
-    data = PreparedData.open(site.data)
+    data = PreparedData.reopen(site.data)
     bench = workbench(config.text, data.manifest.vocab_size)
     write_params(bench.model, groups["params"])
     nll, tokens = evaluate_windows(

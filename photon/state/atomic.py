@@ -44,9 +44,10 @@ def atomic_file(path: Path, *, mode: int = 0o666, flush: bool = True) -> Iterato
         _sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` (UTF-8) to ``path`` atomically."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, flush: bool = True) -> None:
+    """Write ``text`` (UTF-8) to ``path`` atomically; for ``flush`` see `atomic_file`."""
+    with atomic_file(path, flush=flush) as file:
+        file.write(text.encode())
 
 
 @contextmanager

@@ -131,3 +131,13 @@ def test_what_is_no_folder_of_prepared_data(folder, tmp_path):
     assert not is_prepared(tmp_path)
     with pytest.raises(PhotonError, match="is not a folder"):
         PreparedData.open(tmp_path / "nowhere")
+
+
+def test_reopening_reads_a_manifest_again_only_when_it_has_changed(folder, tmp_path):
+    first = PreparedData.reopen(folder)
+    assert PreparedData.reopen(folder) is first
+    edit(folder, seed=17)
+    assert PreparedData.reopen(folder).manifest.seed == 17
+    (folder / "manifest.json").unlink()
+    with pytest.raises(PhotonError, match=r"manifest\.json is missing"):
+        PreparedData.reopen(folder)
