@@ -32,8 +32,10 @@ PLAIN = (
 )
 
 
-def by_hand(config: RunConfig, data: Path, periods: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Three local AdamW loops; after each step whatever is due is averaged over them."""
+def by_hand(
+    config: RunConfig, data: Path, periods: dict[str, int], *, reset: bool = False
+) -> dict[str, torch.Tensor]:
+    """Local AdamW loops; after a step whatever is due is averaged over them, or all state is forgotten."""
     torch.set_num_threads(1)
     prepared = PreparedData.open(data)
     models, optimizers, streams = [], [], []
@@ -60,6 +62,9 @@ def by_hand(config: RunConfig, data: Path, periods: dict[str, int]) -> dict[str,
         for group, period in periods.items():
             if step % period == 0:
                 _average(models, optimizers, group)
+        if reset and step % periods["params"] == 0:
+            for optimizer in optimizers:
+                optimizer.state.clear()
     return {name: parameter.detach() for name, parameter in models[0].named_parameters()}
 
 
@@ -97,9 +102,7 @@ def test_a_run_equals_local_loops_averaged_by_hand(
     chosen = (*overrides, *PLAIN, "rounds=7")
     run_small(*chosen)
     expected = by_hand(small_config(*chosen), corpus, periods)
-    trained = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(trained[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
+    _assert_trained(tmp_path, expected)
 
 
 def test_equal_periods_are_local_adam_and_none_is_fedavg_with_kept_states(run_small: Run) -> None:
@@ -111,6 +114,54 @@ def test_equal_periods_are_local_adam_and_none_is_fedavg_with_kept_states(run_sm
     kept = weights("c", "strategy=photon")
     assert weights("d", "strategy=desloc", "~strategy.sync.exp_avg", "~strategy.sync.exp_avg_sq") == kept
     assert len({local_adam, kept, weights("e", "strategy=fedavg-reset")}) == 3
+
+
+def test_kept_states_with_nesterov_outside_are_diloco(run_small: Run) -> None:
+    diloco = run_small("strategy=diloco", *PLAIN, "rounds=4", name="diloco")
+    never = ("~strategy.sync.exp_avg", "~strategy.sync.exp_avg_sq")
+    desloc = run_small("strategy=desloc", *never, "outer=diloco", *PLAIN, "rounds=4", name="desloc")
+    assert desloc["weights_sha256"] == diloco["weights_sha256"]
+
+
+def test_states_zeroed_at_every_sync_are_the_reset_baseline(
+    run_small: Run, small_config: Make, corpus: Path, tmp_path: Path
+) -> None:
+    chosen = ("strategy=fedavg-reset", *PLAIN, "rounds=4")
+    run_small(*chosen)
+    expected = by_hand(small_config(*chosen), corpus, {"params": 4}, reset=True)
+    _assert_trained(tmp_path, expected)
+
+
+def test_momentum_sgd_that_averages_after_every_step_is_one_large_batch(
+    run_small: Run, small_config: Make, corpus: Path, tmp_path: Path
+) -> None:
+    """With all periods 1 and a state that is linear in the gradient, local updates are data-parallel."""
+    chosen = (
+        *("strategy=local-adam", "optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"),
+        *("strategy.weighting=uniform", "schedule=constant", "schedule.warmup_steps=0", "cohort=3"),
+        *("training.clip_norm=null", "local_steps=1", "rounds=8"),
+    )
+    run_small(*chosen)
+    config, data = small_config(*chosen), PreparedData.open(corpus)
+    torch.set_num_threads(1)
+    model = build_model(config.model, data.manifest.vocab_size, seed=config.seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    streams = [
+        WindowStream([data.windows(name, "train")], stream_seed(config.seed, [name]))
+        for name in data.silo_names
+    ]
+    for _ in range(8):
+        optimizer.zero_grad()
+        for stream in streams:
+            (causal_loss(model, stream.next_batch(4)) / 3).backward()
+        optimizer.step()
+    _assert_trained(tmp_path, {name: parameter.detach() for name, parameter in model.named_parameters()})
+
+
+def _assert_trained(tmp_path: Path, expected: dict[str, torch.Tensor]) -> None:
+    trained = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
 
 
 def test_one_client_is_its_local_optimizer_whatever_is_averaged(run_small: Run, lone_corpus: Path) -> None:
