@@ -33,15 +33,11 @@ METHODS: dict[str, list[str]] = {
     SYNCHRONOUS: ["strategy=centralized", ADAM],
     "FedAvg": ["strategy=photon", ADAM],
     "DiLoCo, outer 0.7": ["strategy=diloco", ADAM],
-    "DiLoCo, outer 0.4": ["strategy=diloco", "outer.lr=0.4", ADAM],
-    "DiLoCo, outer 1.0": ["strategy=diloco", "outer.lr=1.0", ADAM],
-    "Streaming DiLoCo, 2 parts": ["strategy=streaming-diloco", "strategy.fragments=2", ADAM],
+    "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
     "Local Adam": ["strategy=local-adam", ADAM],
     "DES-LOC 3x, 6x": ["strategy=desloc", ADAM],
-    "MT-DAO, beta 0.999": ["strategy=mtdao"],
     "MT-DAO, beta 0.99": ["strategy=mtdao", "optimizer.betas=[0.99,0.999]"],
     "LoRDO, global, rank 16": ["strategy=lordo", "optimizer.rank=16", "optimizer.betas=[0.99,0.999]"],
-    "LoRDO, global, rank 8": ["strategy=lordo", "optimizer.rank=8", "optimizer.betas=[0.99,0.999]"],
     "LoRDO, local, rank 16": [
         "strategy=lordo",
         "optimizer.rank=16",
@@ -49,8 +45,19 @@ METHODS: dict[str, list[str]] = {
         "optimizer.weight=0.94",
         "optimizer.projection=local",
     ],
+    "DiLoCo, outer 0.4": ["strategy=diloco", "outer.lr=0.4", ADAM],
+    "Streaming DiLoCo, outer 0.2": [
+        "strategy=streaming-diloco",
+        "strategy.fragments=2",
+        "outer.lr=0.2",
+        ADAM,
+    ],
+    "MT-DAO, beta 0.999": ["strategy=mtdao"],
+    "LoRDO, global, rank 8": ["strategy=lordo", "optimizer.rank=8", "optimizer.betas=[0.99,0.999]"],
     "Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
 }
+#: So many of them are tuned before the others.
+FIRST = 9
 GRID = (0.002, 0.004, 0.008)
 #: Where the best rate is at an end of the grid, the next one is tried as well.
 BEYOND = {GRID[0]: 0.001, GRID[-1]: 0.016}
@@ -116,13 +123,15 @@ def main() -> None:
 def run_missing(folder: Path, data: Path, until: float) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     folder.mkdir(parents=True, exist_ok=True)
-    for rate in reversed(GRID):
-        for method in METHODS:
-            run_once(folder, data, method, TUNING, rate, until)
-    for method in METHODS:
-        best = tuned(load(folder), method)
-        if best in BEYOND:
-            run_once(folder, data, method, TUNING, BEYOND[best], until)
+    names = list(METHODS)
+    for methods in (names[:FIRST], names[FIRST:]):
+        for rate in (GRID[1], GRID[0], GRID[2]):
+            for method in methods:
+                run_once(folder, data, method, TUNING, rate, until)
+        for method in methods:
+            best = tuned(load(folder), method)
+            if best in BEYOND:
+                run_once(folder, data, method, TUNING, BEYOND[best], until)
     for cell in CELLS:
         for method in METHODS:
             best = tuned(load(folder), method)

@@ -18,7 +18,7 @@ import torch
 from common import Report, interleave, parser
 from torch import nn
 
-from photon.optim import ADOPT, QHADOPT, LoRDO, QHAdamW
+from photon.optim import ADOPT, QHADOPT, LoRDO, MuonAdamW, QHAdamW
 
 REFERENCE = "AdamW, foreach"
 Named = list[tuple[str, nn.Parameter]]
@@ -34,6 +34,7 @@ def main() -> None:
         "QHAdamW": QHAdamW,
         "QHAdamW, two momenta": lambda p: QHAdamW(p, betas=(0.9, 0.999, 0.999), weights=(0.05, 0.9)),
         "QHADOPT": QHADOPT,
+        "MuonAdamW": MuonAdamW,
         "LoRDO": lambda p: LoRDO(p, rank=arguments.rank),
         "LoRDO, full-rank term off": lambda p: LoRDO(p, rank=arguments.rank, weight=1.0),
     }
