@@ -15,8 +15,8 @@ import torch
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
 from photon.link.coding import DTYPES, Codec, Encoded, Layout, as_bytes
 
-#: Values that are worked on at a time: their buffers fit into a core's own cache.
-SLICE = 2**15
+#: Values that are worked on at a time: few enough for a core's cache, enough for each call to be worth it.
+SLICE = 2**17
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class _Blocks(Codec):
     ) -> torch.Tensor:
         """Decode block by block."""
         count, scales = _numel(shape), _floats(side)
-        out = torch.empty(count, dtype=dtype)
+        out = torch.empty(count)
         for part in _slices(count, self._step):
             size = part.stop - part.start
             begin = part.start * self.bits // 8
@@ -139,8 +139,13 @@ class _Blocks(Codec):
             code = _blocked(unpack_bits(packed, self.bits, size), self.block)
             first = part.start // self.block
             scale = scales[first : first + len(code), None]
-            out[part] = self._values(code, scale).view(-1)[:size]
-        return out.view(shape)
+            if code.numel() == size:
+                self._values(code, scale, out[part].view(code.shape))
+            else:
+                padded = torch.empty(code.shape)
+                self._values(code, scale, padded)
+                out[part] = padded.view(-1)[:size]
+        return out.to(dtype).view(shape)
 
     @property
     def _step(self) -> int:
@@ -157,15 +162,17 @@ class _Blocks(Codec):
         """
 
     @abstractmethod
-    def _values(self, code: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """Return values (m, block) of codes (m, block), uint8, and scales (m, 1)."""
+    def _values(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+        """Write to ``out`` (m, block), float32, the values of codes (m, block), uint8, and scales (m, 1)."""
 
 
 @dataclass(frozen=True)
 class Int(_Blocks):
     """Round every value to a whole multiple of its block's scale.
 
-        s = max|x| / L,  code = round(x / s) + L,  L = 2^(bits-1) − 1
+        s = max|x| / L,  code = round(x / s),  L = 2^(bits-1) − 1
+
+    Eight bits hold the code as a signed number, four hold code + L.
 
     Parameters
     ----------
@@ -203,11 +210,15 @@ class Int(_Blocks):
             noise = draw.integers(0, 2**64, size=-(-steps.numel() // 4), dtype=np.uint64)
             uniform = torch.from_numpy(noise.view(np.int16)[: steps.numel()]).view(steps.shape)
             steps.add_(uniform, alpha=2**-16)
-        steps.round_().clamp_(-self._levels, self._levels).add_(self._levels)
-        return scale, steps.to(torch.uint8)
+            steps.clamp_(-self._levels, self._levels)
+        codes = steps.round_().to(torch.int8)
+        return scale, codes.view(torch.uint8) if self.bits == 8 else codes.add_(self._levels).view(
+            torch.uint8
+        )
 
-    def _values(self, code: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return code.to(torch.float32).sub_(self._levels).mul_(scale)
+    def _values(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+        signed = code.view(torch.int8)
+        torch.mul(signed if self.bits == 8 else signed - self._levels, scale, out=out)
 
 
 @dataclass(frozen=True)
@@ -241,10 +252,11 @@ class E3M0(_Blocks):
         code = (exponent + 7).clamp_(0, 7)
         return scale, (code | ((bits >> 28) & 8)).to(torch.uint8)
 
-    def _values(self, code: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    def _values(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
         magnitudes = torch.tensor([0.0, *(2.0**e for e in range(-6, 1))])
         table = torch.cat((magnitudes, -magnitudes))
-        return table.index_select(0, code.view(-1).to(torch.int32)).view(code.shape).mul_(scale)
+        torch.index_select(table, 0, code.view(-1).to(torch.int32), out=out.view(-1))
+        out.mul_(scale)
 
 
 @dataclass(frozen=True)
@@ -273,8 +285,8 @@ class Sign(_Blocks):
         counts[-1] -= run.numel() - size
         return run.abs().sum(1) / counts, run < 0
 
-    def _values(self, code: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return code.to(torch.float32).mul_(-2).add_(1).mul_(scale)
+    def _values(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(code).mul_(-2).add_(1).mul_(scale)
 
 
 @dataclass(frozen=True)

@@ -241,7 +241,8 @@ def decode_by_hand(packed: Packed) -> list[float]:
         scale = scales[i // block]
         if entry.codec == "int":
             levels = 2 ** (arguments["bits"] - 1) - 1
-            value = (number(codes, i, arguments["bits"]) - levels) * scale
+            code = number(codes, i, arguments["bits"])
+            value = (code - levels if arguments["bits"] == 4 else (code ^ 128) - 128) * scale
         elif entry.codec == "sign":
             value = -scale if number(codes, i, 1) else scale
         else:
