@@ -231,7 +231,11 @@ class LinkSection(Section):
         description="A silo adds what `up` lost in a round to its next update (`up_of: update`)."
     )
     down: list[CodecSection] = Field(
-        description="Codecs of the parameters from server to silo; applied in order."
+        description="Codecs of the parameters, or their change, from server to silo; applied in order."
+    )
+    down_of: Literal["parameters", "update"] = Field(
+        description="What `down` is applied to: the parameters, or their change since the round before, for "
+        "silos that were in it (others get all of them as they are)."
     )
     states: list[CodecSection] = Field(
         description="Codecs of all other state groups, in both directions; applied to their values."
@@ -249,6 +253,8 @@ class LinkSection(Section):
     def _possible(self) -> "LinkSection":
         if self.error_feedback and self.up_of != "update":
             raise ValueError("link.error_feedback=true needs link.up_of=update")
+        if self.down_of == "update" and self.up_of != "update":
+            raise ValueError("link.down_of=update needs link.up_of=update")
         url = self.store.url
         if self.transport == "store" and url is None:
             raise ValueError(

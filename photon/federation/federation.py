@@ -25,6 +25,7 @@ from photon.federation.checks import nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
+from photon.link.coding import Packed
 from photon.link.messages import (
     BODY,
     EvaluateOrder,
@@ -37,10 +38,10 @@ from photon.link.messages import (
 )
 from photon.link.records import Shapes, count_bytes, dense_groups
 from photon.link.transport import ServerLink, Ticket, group_bytes
-from photon.link.update import subtract
+from photon.link.update import encode_change, subtract
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
-from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
+from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState, weights_sha256
 from photon.strategy.base import Aggregate, Participant, Reply, Strategy
 from photon.telemetry.events import (
     Checkpointed,
@@ -90,6 +91,8 @@ class Federation:
         self._flops_per_token = 0.0
         self._roofline: dict[str, float | None] = {}
         self._shapes: dict[str, dict[str, torch.Size]] = {}
+        #: What the round's silos have decoded of the parameters, where the link sends their change.
+        self._reference: dict[str, torch.Tensor] | None = None
 
     def run(self, *, resume: bool) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
@@ -262,7 +265,7 @@ class Federation:
             self._stream.emit(_diagnostics(after, aggregate, replies))
 
         with self._checkpoints.writing(
-            after, aggregate.params, aggregate.outer, aggregate.averaged, finish
+            after, aggregate.params, aggregate.outer, aggregate.averaged, finish, self._reference
         ) as written:
             if evaluated:
                 clock["evaluate"] = self._evaluate(written)
@@ -390,26 +393,66 @@ class Federation:
     ) -> tuple[dict[str, Message], dict[str, Shapes], dict[str, Ticket | None]]:
         run_id = checkpoint.state.run_id
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
-        encoded: dict[int, RecordDict] = {}
+        change, base = self._change(server_round, checkpoint)
+        encoded: dict[tuple[int, bool], RecordDict] = {}
         messages: dict[str, Message] = {}
         expected: dict[str, Shapes] = {}
         tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
             own = groups[participant.name]
+            whole = len(own["params"]) == len(self._shapes["params"])
+            follows = change is not None and orders[participant.name].last_round == checkpoint.state.round
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
-            if id(own) not in encoded:
-                encoded[id(own)] = self._link.send(own, run_id, server_round)
-            content = RecordDict(dict(encoded[id(own)]))
+            if (key := (id(own), follows)) not in encoded:
+                encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
+            content = RecordDict(dict(encoded[key]))
             due = self._expected(checkpoint, orders[participant.name])
             expected[participant.name] = due
             tickets[participant.name] = self._link.admit(content, nbytes_of(due), run_id, server_round)
-            whole = len(own["params"]) == len(self._shapes["params"])
-            order = orders[participant.name].model_copy(update={"whole": whole})
+            order = orders[participant.name].model_copy(
+                update={"whole": whole, "base": base if follows else None}
+            )
             content[BODY] = pack(order, self._sent_config)
             messages[participant.name] = self._message(
                 content, participant.members, "train", f"round-{server_round}"
             )
         return messages, expected, tickets
+
+    def _change(
+        self, server_round: int, checkpoint: Checkpoint
+    ) -> tuple[Mapping[str, Packed] | None, str | None]:
+        """Return what brings the last round's silos to this round's parameters, and the hash of theirs.
+
+        What all silos have after that is kept for the checkpoint. None: there is nothing to add to.
+        """
+        if self.config.link.down_of == "parameters":
+            return None, None
+        params, before = checkpoint.load_params(), checkpoint.load_reference()
+        if not before:
+            self._reference = params
+            return None, None
+        seed = f"{self.config.seed}/{server_round}/down"
+        change, self._reference = encode_change(params, before, self.config.link, seed=seed)
+        return change, weights_sha256(before)
+
+    def _encode(
+        self,
+        groups: Mapping[str, Mapping[str, torch.Tensor]],
+        change: Mapping[str, Packed] | None,
+        run_id: str,
+        server_round: int,
+        whole: bool,
+    ) -> RecordDict:
+        if self._reference is None:
+            return self._link.send(groups, run_id, server_round)
+        if not whole:
+            raise PhotonError(
+                "link.down_of=update: the strategy sends parameters in parts; set link.down_of=parameters"
+            )
+        if change is None:
+            return self._link.send({**groups, "params": self._reference}, run_id, server_round)
+        beside = {group: tensors for group, tensors in groups.items() if group != "params"}
+        return self._link.send_change(change, beside, run_id, server_round)
 
     @property
     def _time_to_live(self) -> float:

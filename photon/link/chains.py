@@ -17,17 +17,30 @@ def up_chains(link: LinkSection) -> Chains:
         If they do not fit each other or the way that they are used.
     """
     params = _codecs(link.up, "link.up")
-    if link.error_feedback and (stray := [codec for codec in params if not codec.contracts]):
-        raise PhotonError(
-            f"link.error_feedback=true: {stray[0].name} is unbiased by making values larger, which error "
-            "feedback would pile up; set link.error_feedback=false"
-        )
+    if link.error_feedback:
+        _check_contracts(params, "link.error_feedback=true")
     return Chains(params, _codecs(link.states, "link.states"))
 
 
 def down_chains(link: LinkSection) -> Chains:
-    """Return the codecs from server to silo; errors as for :func:`up_chains`."""
-    return Chains(_codecs(link.down, "link.down"), _codecs(link.states, "link.states"))
+    """Return the codecs of whole tensors from server to silo; errors as for :func:`up_chains`."""
+    params = [] if link.down_of == "update" else _codecs(link.down, "link.down")
+    return Chains(params, _codecs(link.states, "link.states"))
+
+
+def change_chain(link: LinkSection) -> list[Codec]:
+    """Return the codecs of what changes in the parameters, from server to silo."""
+    codecs = _codecs(link.down, "link.down")
+    _check_contracts(codecs, "link.down_of=update")
+    return codecs
+
+
+def _check_contracts(codecs: Sequence[Codec], where: str) -> None:
+    if stray := [codec for codec in codecs if not codec.contracts]:
+        raise PhotonError(
+            f"{where}: {stray[0].name} is unbiased by making values larger, which feeding back what is lost "
+            "would pile up; make it send them as they are"
+        )
 
 
 def _codecs(sections: Sequence[CodecSection], where: str) -> list[Codec]:

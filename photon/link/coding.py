@@ -302,6 +302,13 @@ def pack_groups(groups: Mapping[str, Mapping[str, torch.Tensor]], chains: Chains
     }
 
 
+def payloads_of(groups: PackedGroups) -> dict[str, dict[str, torch.Tensor]]:
+    """Return what travels of every tensor, without the codings."""
+    return {
+        group: {name: packed.data for name, packed in tensors.items()} for group, tensors in groups.items()
+    }
+
+
 def unpack(packed: Packed, where: str, expected: Sequence[int] | None = None) -> torch.Tensor | SparseTensor:
     """Undo the codecs of a payload, last first.
 

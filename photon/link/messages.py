@@ -85,6 +85,9 @@ class TrainOrder(Body):
     whole, mixing
         Whether the order brings all parameters, to start from. Else the silo goes on from its own, and from
         ``mixing`` of each that the order brings with the rest its own.
+    base
+        If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
+        it is to be added.
     averaged_rounds
         State group to the round at whose end it was last averaged.
     scalars
@@ -108,6 +111,7 @@ class TrainOrder(Body):
     due_params: list[str] | None = None
     whole: bool = True
     mixing: float = Field(default=1.0, gt=0, le=1)
+    base: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
 

@@ -10,7 +10,7 @@ import hashlib
 import math
 import mmap
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from photon.config import LinkSection
 from photon.errors import PhotonError, RunError
-from photon.link.chains import down_chains, up_chains
+from photon.link.chains import change_chain, down_chains, up_chains
 from photon.link.coding import (
     DTYPES,
     Coding,
@@ -29,6 +29,7 @@ from photon.link.coding import (
     PackedGroups,
     dtype_name,
     pack_groups,
+    payloads_of,
     unpack,
 )
 from photon.link.messages import Body
@@ -131,7 +132,10 @@ class ServerLink:
 
     def __init__(self, link: LinkSection, spool: Path, seconds: float) -> None:
         self._down = down_chains(link)
-        up_chains(link)  # what silos could not build ends here
+        # What silos, or a later round, could not build ends here.
+        up_chains(link)
+        if link.down_of == "update":
+            change_chain(link)
         self._spool = spool
         self._seconds = min(int(seconds), LONGEST_SIGNATURE)
         self._limit = link.inline_limit_mb * 2**20 if link.transport == "auto" else 0.0
@@ -153,8 +157,16 @@ class ServerLink:
         RunError
             If the store cannot be written.
         """
-        packed = pack_groups(groups, self._down)
-        if self._store is None or _nbytes(groups) <= self._limit:
+        return self._send(pack_groups(groups, self._down), run_id, server_round)
+
+    def send_change(
+        self, change: Mapping[str, Packed], groups: Groups, run_id: str, server_round: int
+    ) -> RecordDict:
+        """Return the records of a message that brings a change of the parameters, and other ``groups``."""
+        return self._send({"params": change, **pack_groups(groups, self._down)}, run_id, server_round)
+
+    def _send(self, packed: PackedGroups, run_id: str, server_round: int) -> RecordDict:
+        if self._store is None or _nbytes(payloads_of(packed)) <= self._limit:
             return records_of(packed)
         folder = _folder(run_id, server_round)
         known = self._sent.setdefault(folder, [])

@@ -14,13 +14,24 @@ import numpy as np
 import torch
 
 from photon.config import LinkSection
-from photon.link.chains import up_chains
-from photon.link.coding import Codec, Coding, Packed, PackedGroups, SparseTensor, generator, pack, unpack
+from photon.link.chains import change_chain, up_chains
+from photon.link.coding import (
+    Codec,
+    Coding,
+    Packed,
+    PackedGroups,
+    SparseTensor,
+    generator,
+    pack,
+    unpack,
+)
 from photon.link.records import Groups
 from photon.state.tensors import StateGroups
 
 #: Group of the link's memory that holds what codecs have lost; other groups are named after codecs.
 RESIDUAL = "residual"
+#: Group of the link's memory that holds the parameters that a silo has decoded.
+REFERENCE = "reference"
 
 
 def encode_reply(
@@ -92,6 +103,34 @@ def _encode(
     return packed, remembered
 
 
+def encode_change(
+    params: Mapping[str, torch.Tensor],
+    reference: Mapping[str, torch.Tensor],
+    link: LinkSection,
+    *,
+    seed: str,
+) -> tuple[dict[str, Packed], dict[str, torch.Tensor]]:
+    """Encode what brings silos from one reference to the next.
+
+    The reference is what silos have decoded so far. What codecs lose stays in params − reference, and so in
+    the next change.
+
+    Returns
+    -------
+    tuple
+        The encoded change, and the reference after it.
+    """
+    codecs = change_chain(link)
+    change: dict[str, Packed] = {}
+    after: dict[str, torch.Tensor] = {}
+    for name, tensor in params.items():
+        change[name], _ = pack(tensor - reference[name], codecs, generator(f"{seed}/{name}"))
+        decoded = unpack(change[name], name)
+        # Silos add the dense change, too: both sides get the same bits.
+        after[name] = reference[name] + (decoded.dense() if isinstance(decoded, SparseTensor) else decoded)
+    return change, after
+
+
 def subtract(tensor: torch.Tensor, other: torch.Tensor | SparseTensor) -> torch.Tensor:
     """Return ``tensor − other``; ``tensor`` is used up."""
     if isinstance(other, SparseTensor):
@@ -99,13 +138,6 @@ def subtract(tensor: torch.Tensor, other: torch.Tensor | SparseTensor) -> torch.
         flat[other.indices] -= other.values
         return tensor
     return tensor.sub_(other)
-
-
-def payloads_of(reply: PackedGroups) -> StateGroups:
-    """Return what a silo keeps of an encoded reply, with :func:`codings_of`."""
-    return {
-        group: {name: packed.data for name, packed in tensors.items()} for group, tensors in reply.items()
-    }
 
 
 def codings_of(reply: PackedGroups) -> str:

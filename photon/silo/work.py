@@ -21,12 +21,13 @@ from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
-from photon.link.coding import PackedGroups
+from photon.link.coding import PackedGroups, payloads_of
 from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
 from photon.link.records import Shapes
-from photon.link.update import codings_of, encode_reply, payloads_of, with_codings
+from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
 from photon.silo.site import SiloSite
+from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState, SiloStore
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
@@ -199,6 +200,8 @@ def train(
     kept, state_lost = _kept_state(store, order)
     before = None if order.local_state == "reset" else kept
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
+    if order.base is not None:
+        groups = {**groups, "params": _changed(kept, groups["params"], order)}
     state = _state_to_start_from(before, groups, order, config)
     params, known = _params_to_start_from(before, groups["params"], order)
     fitted = fit(order, params, state, data, config, site)
@@ -234,6 +237,8 @@ def train(
         kept.link if kept else {},
         seed=f"{config.seed}/{order.round}/{order.silo}",
     )
+    if config.link.down_of == "update":
+        memory[REFERENCE] = dict(groups["params"])
     resets = order.local_state == "reset"
     # Before the round is saved: a crash between the two counts it twice, and never not at all.
     store.count_tokens(order.run_id, result.tokens)
@@ -346,6 +351,23 @@ def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: Ru
         return {"params": dict(trained), RECEIVED: dict(known)}
     refreshing = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
     return {RECEIVED: dict(known)} if refreshing else {}
+
+
+def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tensors:
+    """Add a change to the parameters that the silo has decoded in its last accepted round.
+
+    Raises
+    ------
+    PhotonError
+        If it has lost them, or they are others.
+    """
+    reference = kept.link.get(REFERENCE, {}) if kept else {}
+    if set(reference) != set(change) or weights_sha256(reference) != order.base:
+        raise PhotonError(
+            f"{order.silo} has lost the parameters of round {order.last_round}; its next order after this "
+            "failure brings all"
+        )
+    return {name: reference[name] + tensor for name, tensor in change.items()}
 
 
 def _params_to_start_from(

@@ -107,6 +107,11 @@ class Checkpoint:
         """
         return open_checkpoint(self.path.with_name(checkpoint_name(self.state.round - 1))).load_params()
 
+    def load_reference(self) -> dict[str, torch.Tensor]:
+        """Return what the silos of this round had decoded of the parameters; empty if that is not kept."""
+        path = self.path / "reference.safetensors"
+        return load_groups(path)["reference"] if path.exists() else {}
+
     def load_averaged(self, group: str) -> dict[str, torch.Tensor]:
         """Return the last average of a state group of the local optimizers, memory-mapped."""
         path = self.path / averaged_file(group)
@@ -159,6 +164,7 @@ class CheckpointStore:
         outer: StateGroups,
         averaged: StateGroups,
         before_commit: Callable[[], None] = lambda: None,
+        reference: Mapping[str, torch.Tensor] | None = None,
     ) -> Iterator[Checkpoint]:
         """Write a checkpoint that counts when the block ends well.
 
@@ -172,6 +178,8 @@ class CheckpointStore:
         before_commit
             Called when all bytes are on the disk and before the checkpoint counts, so that what it records is
             never behind the checkpoint.
+        reference
+            What the silos of this round have decoded of the parameters, if the next round needs it.
 
         Yields
         ------
@@ -184,6 +192,8 @@ class CheckpointStore:
             if outer:
                 save_groups(folder / "outer.safetensors", outer)
                 outer.clear()
+            if reference:
+                save_groups(folder / "reference.safetensors", {"reference": reference})
             self._write_averaged(folder, state, averaged)
             (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
             flushed = background.submit(sync_files, folder)
@@ -225,6 +235,7 @@ class CheckpointStore:
                 checkpoint = self.load(server_round)
                 checkpoint.load_params()
                 checkpoint.load_outer()
+                checkpoint.load_reference()
                 for group in checkpoint.state.averaged_rounds:
                     checkpoint.load_averaged(group)
             except PhotonError as error:

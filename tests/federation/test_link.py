@@ -8,6 +8,7 @@ import pytest
 from flwr.app import Message
 
 from photon.config import conf_dir
+from photon.errors import PhotonError
 from photon.federation.grid import InProcessGrid
 from photon.link.coding import coded_bytes
 from photon.link.records import count_bytes
@@ -80,3 +81,88 @@ def test_a_payload_has_the_length_that_is_computed(
     for name, payload in load_file(kept).items():
         shape = codings[name.removeprefix("params/")]["shape"]
         assert payload.nbytes == coded_bytes([TopK(64, 4096), TwoBit()], shape)
+
+
+# --- the model comes down as a change ------------------------------------------------------------------
+
+CHANGE = ["link=int8", "link.down_of=update", "link.down=[{_target_: photon.link.codecs.Int, bits: 4}]"]
+
+
+def test_a_change_that_loses_nothing_trains_as_parameters_do(
+    run_small: Callable[..., dict[str, Any]],
+) -> None:
+    parameters = run_small("cohort=2", "rounds=4", name="parameters")
+    change = run_small("cohort=2", "rounds=4", "link.up_of=update", "link.down_of=update")
+    assert change["perplexity"]["final"] == pytest.approx(parameters["perplexity"]["final"], rel=1e-4)
+
+
+def test_what_silos_have_follows_the_model(run_small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    """The change is rounded to four bits; what that loses comes with the next change, and does not add up."""
+    from photon.state.checkpoint import CheckpointStore
+
+    summary = run_small(*CHANGE, "cohort=3", "rounds=6", "checkpoint.keep=9")
+    assert summary["failures"] == 0
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    for server_round in range(2, 7):
+        # The reference of a round is what silos trained from, that is, the parameters of the round before.
+        sent = store.load(server_round - 1).load_params()
+        reference = store.load(server_round).load_reference()
+        moved = store.load(server_round - 2).load_params()
+        for name, tensor in sent.items():
+            lost = (tensor - reference[name]).abs().max()
+            change = (tensor - moved[name]).abs().max() + (lost if server_round == 2 else 0)
+            assert lost <= change / 7
+    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFinished)]
+    parameters = summary["parameters"]
+    for event in finished:
+        expected = 4 * parameters if event.round == 1 else 0.6 * parameters
+        assert event.group_bytes_down["params"] <= expected
+
+
+@pytest.mark.parametrize("cohort", [2, 3])
+def test_a_change_survives_a_kill_bit_for_bit(
+    cohort: int, run_small: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where silos miss rounds, and get all parameters after that."""
+    from photon.federation import federation
+
+    options = [*CHANGE, f"cohort={cohort}", "rounds=4"]
+    whole = run_small(*options, name="whole")
+    writing = federation.CheckpointStore.writing
+
+    def dying(self: Any, state: Any, *rest: Any) -> Any:
+        if state.round == 3:
+            raise RuntimeError("the server dies")
+        return writing(self, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(federation.CheckpointStore, "writing", dying)
+        with pytest.raises(RuntimeError, match="the server dies"):
+            run_small(*options)
+    assert run_small(*options, resume=True)["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_silo_that_lost_what_it_had_fails_once_and_then_gets_all(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from photon.silo import work
+
+    kept_state = work._kept_state
+
+    def forgetful(store: Any, order: Any) -> Any:
+        return (None, True) if (order.silo, order.round) == ("beta", 2) else kept_state(store, order)
+
+    monkeypatch.setattr(work, "_kept_state", forgetful)
+    summary = run_small(*CHANGE, "cohort=3", "rounds=3", "federation.quorum=2")
+    assert summary["failures"] == 1
+    assert "beta has lost the parameters of round 1" in (tmp_path / "run" / "events.jsonl").read_text()
+    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFinished)]
+    down = {(e.silo, e.round): e.group_bytes_down["params"] for e in finished}
+    assert down["beta", 3] == 4 * summary["parameters"] > 6 * down["alpha", 3]
+
+
+def test_a_strategy_that_sends_parts_is_refused(run_small: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(PhotonError, match="sends parameters in parts"):
+        run_small(
+            *CHANGE, "strategy=streaming-diloco", "strategy.fragments=2", "model.architecture.n_layer=2"
+        )

@@ -64,6 +64,7 @@ def section(url: str | None, *, presigned: bool = False, transport: str = "store
         up_of="parameters",
         error_feedback=False,
         down=codecs if cast else [],
+        down_of="parameters",
         states=codecs if cast else [],
         transport=transport,  # type: ignore[arg-type]
         inline_limit_mb=1.0,

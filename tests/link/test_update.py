@@ -9,8 +9,8 @@ import torch
 
 from photon.config import CodecSection, LinkSection, RunConfig, StoreSection
 from photon.errors import PhotonError
-from photon.link.coding import unpack
-from photon.link.update import RESIDUAL, codings_of, encode_reply, payloads_of, with_codings
+from photon.link.coding import payloads_of, unpack
+from photon.link.update import RESIDUAL, codings_of, encode_reply, with_codings
 from photon.telemetry.events import ClientFinished
 from photon.telemetry.log import read_events
 
@@ -25,6 +25,7 @@ def section(*codecs: dict[str, Any], feedback: bool = True) -> LinkSection:
         up_of="update",
         error_feedback=feedback,
         down=[],
+        down_of="parameters",
         states=[],
         transport="inline",
         inline_limit_mb=1.0,
