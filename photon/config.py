@@ -593,14 +593,18 @@ def explain_hydra_error(error: Exception) -> str:
 
 
 def _default_keys() -> set[str]:
-    """Return every dotted key of the default configuration, and of the schema."""
+    """Return every dotted key of the default configuration, of the groups' options, and of the schema."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         default = hydra_compose("config")
     keys = set(known_keys())
+    for option in conf_dir().glob("*/*.yaml"):
+        loaded = OmegaConf.load(option)
+        if isinstance(loaded, DictConfig):
+            keys |= {f"{option.parent.name}.{key}" for key in map(str, loaded) if key != "defaults"}
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):

@@ -66,13 +66,15 @@ def export_run(run_dir: Path, output: Path) -> None:
     PhotonError
         If the run has no checkpoint, its tokenizer is not on this machine, or ``output`` holds other files.
     """
+    from photon.strategy.sparse import dense_params
+
     checkpoint, config = open_run_checkpoint(run_dir)
     if config.data.path is None:
         raise PhotonError(f"{run_dir}: the tokenizer stayed with the silos; set data.path to export here")
     tokenizer = Path(config.data.path) / "tokenizer"
     _check_same_tokenizer(tokenizer, checkpoint.state)
     export_model(
-        checkpoint.load_params(),
+        dense_params(config, checkpoint),
         config.model,
         checkpoint.state.vocab_size,
         tokenizer,

@@ -56,6 +56,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloEvaluation,
 )
+from photon.training.groups import read_params
 from photon.training.loop import state_shapes
 
 #: Seconds that Flower keeps a message when rounds have no deadline.
@@ -174,7 +175,9 @@ class Federation:
     def _initialise(self, silos: Sequence[SiloInfo]) -> Checkpoint:
         reference = silos[0]
         model = build_model(self.config.model, reference.vocab_size, seed=self.config.seed)
-        params = {name: parameter.detach() for name, parameter in sorted(model.named_parameters())}
+        if self._strategy.sparse is not None:
+            self._strategy.sparse.attach(model)
+        params = read_params(model)
         state = ServerState(
             run_id=uuid.uuid4().hex,
             round=0,
@@ -719,6 +722,7 @@ def _diagnostics(after: ServerState, aggregate: Aggregate, reports: Mapping[str,
     ):
         for layer, of_layer in _by_layer(norms).items():
             values[f"{figure}/{layer}"] = math.hypot(*of_layer)
+    values |= aggregate.figures
     for silo, report in reports.items():
         values |= {f"{figure}/{silo}": value for figure, value in report.diagnostics.items()}
     return Diagnostics(round=after.round, values=values)

@@ -9,7 +9,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -26,9 +26,12 @@ from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainO
 from photon.link.records import Shapes
 from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
+from photon.models.sparse import SparseTraining, masks_of, prune
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState, SiloStore
+from photon.strategy.base import sparse_training
+from photon.strategy.sparse import prunable
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
 from photon.training.diagnostics import (
@@ -84,6 +87,7 @@ class Workbench:
     device: torch.device
     precision: Precision
     trainers: dict[int, LocalTrainer]
+    sparse: SparseTraining | None
 
 
 @lru_cache(maxsize=1)
@@ -93,12 +97,15 @@ def workbench(config_text: str, vocab_size: int) -> Workbench:
     use_threads(config.training.threads, config.federation.clients_in_parallel)
     device = resolve_device(config.training.device)
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
+    sparse = sparse_training(config)
+    if sparse is not None:
+        sparse.attach(model)
     if config.training.activation_checkpointing:
         enable_activation_checkpointing(model)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    return Workbench(model, optimizer, schedule, device, precision, {})
+    return Workbench(model, optimizer, schedule, device, precision, {}, sparse)
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
@@ -204,7 +211,15 @@ def train(
         groups = {**groups, "params": _changed(kept, groups["params"], order)}
     state = _state_to_start_from(before, groups, order, config)
     params, known = _params_to_start_from(before, groups["params"], order)
+    sparse = sparse_training(config)
+    if sparse is not None:
+        if config.training.processes > 1:
+            raise PhotonError("training.processes: a sparse strategy trains in one process; set it to 1")
+        names = prunable(config, data.manifest.vocab_size)
+        state = _without_absent(state, params, names)
     fitted = fit(order, params, state, data, config, site)
+    if sparse is not None:
+        fitted = _pruned(fitted, masks_of(fitted.params, names, sparse.target(order.round), sparse.scope))
     trained = time.perf_counter()
     result = fitted.result
     report = TrainReport(
@@ -389,6 +404,19 @@ def _params_to_start_from(
     own = before.groups["params"]
     merged = {name: torch.lerp(own[name], tensor, order.mixing) for name, tensor in received.items()}
     return {**own, **merged}, {**before.groups[RECEIVED], **received}
+
+
+def _without_absent(state: OptimizerState | None, params: Tensors, names: list[str]) -> OptimizerState | None:
+    """Zero the moments of weights that all clients have pruned: they would bring the weights back."""
+    if state is None:
+        return None
+    groups, scalars = state
+    return prune(groups, {name: params[name] != 0 for name in names}), scalars
+
+
+def _pruned(fitted: GroupResult, masks: Tensors) -> GroupResult:
+    pruned = prune({"params": fitted.params, **fitted.groups}, masks)
+    return replace(fitted, params=pruned.pop("params"), groups=pruned)
 
 
 def _due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tensor]:

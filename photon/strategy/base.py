@@ -6,14 +6,16 @@ groups in place of one ``ArrayRecord``, and replies that stream in place of a li
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
 
+from photon.components import build
 from photon.config import RunConfig
 from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
+from photon.models.sparse import SparseTraining
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.outer import OuterStep
 
@@ -79,6 +81,8 @@ class Aggregate:
         State of the outer optimizer.
     weights
         Share of each folded participant in the mean; they sum to 1.
+    figures
+        Further figures of the round, under ``figure/of what`` names.
     """
 
     params: dict[str, torch.Tensor]
@@ -89,6 +93,7 @@ class Aggregate:
     weights: dict[str, float]
     fold_seconds: float
     outer_seconds: float
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class Strategy(ABC):
@@ -104,6 +109,8 @@ class Strategy(ABC):
     local_state: LocalState
     #: Whether it takes replies with an update in place of parameters.
     folds_updates: ClassVar[bool] = False
+    #: How silos train a sparse model; None: a dense one.
+    sparse: SparseTraining | None = None
 
     #: Share of a received parameter in what a silo that has kept its own goes on from.
     mixing: float = 1.0
@@ -143,3 +150,9 @@ class Strategy(ABC):
 
         There is at least one reply. Nothing that was sent is still in memory.
         """
+
+
+def sparse_training(config: RunConfig) -> SparseTraining | None:
+    """Return how the run's strategy has silos train a sparse model; None: it does not."""
+    strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
+    return strategy.sparse

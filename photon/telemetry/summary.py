@@ -17,6 +17,7 @@ from photon.errors import PhotonError
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
+    Diagnostics,
     Evaluated,
     Event,
     RoundFinished,
@@ -35,6 +36,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``training`` sums the time in which clients trained, ``overhead`` is everything else.
     ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
     ``per_group`` has those of each state group's tensors in training.
+    ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
 
     Parameters
@@ -77,6 +79,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "seconds": {"total": total, "training": training, "overhead": total - training},
         "tokens_per_second": tokens / total if total > 0 else None,
         "mfu": _mean_mfu(clients),
+        "density": _last_density(history),
         "failures": sum(isinstance(event, ClientFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
@@ -242,6 +245,11 @@ def _bytes_per_group(rounds: list[RoundFinished]) -> dict[str, dict[str, int]]:
         }
         for name in names
     }
+
+
+def _last_density(history: list[Event]) -> float | None:
+    known = [event.values for event in history if isinstance(event, Diagnostics)]
+    return next((values["density/all"] for values in reversed(known) if "density/all" in values), None)
 
 
 def _mean_mfu(clients: list[ClientFinished]) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.errors import PhotonError
+from photon.models.sparse import parameter_name
 
 StateGroups = dict[str, dict[str, Tensor]]
 """Group name → parameter name → tensor."""
@@ -203,7 +204,9 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return sorted(model.named_parameters(), key=lambda item: item[0])
+    # A weight that is a function of another tensor keeps its name.
+    named = ((parameter_name(name), parameter) for name, parameter in model.named_parameters())
+    return sorted(named, key=lambda item: item[0])
 
 
 def _check_names(group: str, given: Iterable[str], own: Iterable[str], *, complete: bool) -> None:

@@ -21,6 +21,7 @@ from photon.components import build, import_target
 from photon.config import SwitchSection
 from photon.errors import PhotonError
 from photon.models.build import causal_loss
+from photon.models.sparse import parameter_name
 from photon.training.groups import NamedParameters, read_optimizer
 from photon.training.precision import Precision
 
@@ -356,7 +357,11 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
             "torch.optim.AdamW"
         )
     # With their names, because some optimizers treat embeddings unlike hidden matrices.
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [
+        (parameter_name(name), parameter)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
     fused = _runs_fused(optimizer_class, [parameter for _, parameter in named]) and config.keys().isdisjoint(
         _IMPLEMENTATIONS
     )

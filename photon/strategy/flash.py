@@ -1,0 +1,64 @@
+"""FLASH: a dense first round chooses the mask, which is fixed from then on."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from photon.config import RunConfig
+from photon.models.sparse import SparseTraining, density, largest
+from photon.state.checkpoint import Checkpoint
+from photon.strategy.base import Aggregate, LocalState, Reply
+from photon.strategy.outer import Tensors
+from photon.strategy.photon import OuterResult
+from photon.strategy.sparse import Sparse, prunable
+
+
+class Flash(Sparse):
+    """Clients train the first round densely and prune; the server prunes each layer of the mean once more.
+
+    A layer keeps as large a share as the clients kept of it on average, and its zeros get no gradient later.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    sparsity, layers, weighting, local_state
+        As in `SparsyFed`.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        sparsity: float = 0.95,
+        layers: list[str] | None = None,
+        weighting: Literal["tokens", "uniform"] = "tokens",
+        local_state: LocalState = "keep",
+    ) -> None:
+        sparse = SparseTraining(sparsity, method="fixed-support", layers=tuple(layers or ()))
+        super().__init__(config, sparse, weighting=weighting, local_state=local_state)
+        self._kept: dict[str, float] = {}
+
+    def aggregate_train(
+        self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
+    ) -> Aggregate:
+        """Aggregate, and note the clients' densities."""
+        self._kept = dict.fromkeys(prunable(self.config, checkpoint.state.vocab_size), 0.0)
+        return super().aggregate_train(server_round, checkpoint, self._measured(replies))
+
+    def _measured(self, replies: Iterator[Reply]) -> Iterator[Reply]:
+        total = 0.0
+        for reply in replies:
+            weight = self.weight(reply)
+            total += weight
+            for name, before in self._kept.items():
+                own = density(reply.groups["params"], [name])
+                self._kept[name] = before + weight / total * (own - before)
+            yield reply
+            del reply
+
+    def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
+        """Fix the support in the first round, and step within it."""
+        if server_round == 1:
+            for name, share in self._kept.items():
+                mean[name] = mean[name] * largest(mean[name], round(share * mean[name].numel()))
+        return super().step_outer(server_round, checkpoint, mean)

@@ -1,0 +1,130 @@
+"""What strategies for sparse models share: an outer step that keeps zeros, and figures on supports."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from itertools import combinations
+from statistics import fmean
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from photon.config import RunConfig, parse
+from photon.models.build import build_model
+from photon.models.sparse import SparseTraining, density, prunable_names
+from photon.state.checkpoint import Checkpoint
+from photon.strategy.base import Aggregate, LocalState, Reply, sparse_training
+from photon.strategy.outer import Tensors
+from photon.strategy.photon import OuterResult, Photon
+
+
+class Sparse(Photon):
+    """Photon with clients that prune their weights after local training.
+
+    The mean of pruned replies is zero where all of them are: the global model has the union of their
+    supports. Averaging keeps that; any other outer optimizer would fill it again, so its step is confined to
+    the union.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    sparse
+        How silos train.
+    weighting, local_state
+        As in `Photon`.
+    """
+
+    folds_updates: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: RunConfig,
+        sparse: SparseTraining,
+        *,
+        weighting: Literal["tokens", "uniform"],
+        local_state: LocalState,
+    ) -> None:
+        if local_state == "sync":
+            raise ValueError("local_state=sync: moments of pruned weights are not averaged; set keep")
+        if config.link.up_of == "update":
+            raise ValueError("link.up_of=update: what is sparse are the weights; set link.up_of=parameters")
+        super().__init__(config, weighting=weighting, local_state=local_state)
+        self.sparse = sparse
+
+    def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
+        """Step the outer optimizer within the union of the clients' supports."""
+        names = prunable(self.config, checkpoint.state.vocab_size)
+        outside = {name: mean[name] == 0 for name in names}
+        params, step, groups, scalars = super().step_outer(server_round, checkpoint, mean)
+        for name in names:
+            params[name].masked_fill_(outside[name], 0.0)
+        return params, step, groups, scalars
+
+    def aggregate_train(
+        self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
+    ) -> Aggregate:
+        """Aggregate as Photon does; and compare the supports."""
+        names = prunable(self.config, checkpoint.state.vocab_size)
+        supports = _Supports(names, checkpoint.load_params())
+        aggregate = super().aggregate_train(server_round, checkpoint, supports.watched(replies))
+        densities = {f"density/{name}": density(aggregate.params, [name]) for name in names}
+        densities["density/all"] = density(aggregate.params, names)
+        return replace(aggregate, figures=densities | supports.figures())
+
+
+class _Supports:
+    """Compare supports: of the clients with one another, and with what they received."""
+
+    def __init__(self, names: list[str], received: Mapping[str, torch.Tensor]) -> None:
+        self._names = names
+        self._received = _bits(received, names)
+        self._clients: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+
+    def watched(self, replies: Iterator[Reply]) -> Iterator[Reply]:
+        """Pass the replies on."""
+        for reply in replies:
+            self._clients.append(_bits(reply.groups["params"], self._names))
+            yield reply
+            del reply
+
+    def figures(self) -> dict[str, float]:
+        """Return the mean intersection over union of two clients' masks, and the weights that grew again."""
+        regrown = [_count(bits & ~self._received) for bits in self._clients]
+        figures = {"regrown/mean": fmean(regrown)}
+        if len(self._clients) > 1:
+            pairs = list(combinations(self._clients, 2))
+            figures["mask_iou/all"] = fmean(_count(a & b) / max(1, _count(a | b)) for a, b in pairs)
+        return figures
+
+
+def _bits(params: Mapping[str, torch.Tensor], names: list[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Return a bit for each prunable weight: one where it is not zero."""
+    return np.concatenate([np.packbits((params[name] != 0).flatten().numpy()) for name in names])
+
+
+def _count(bits: np.ndarray[Any, np.dtype[np.uint8]]) -> int:
+    return int(np.bitwise_count(bits).sum())
+
+
+def prunable(config: RunConfig, vocab_size: int) -> list[str]:
+    """Return the names of the parameters that a run of a sparse strategy prunes."""
+    return list(_prunable(config.text, vocab_size))
+
+
+@lru_cache(maxsize=2)
+def _prunable(config_text: str, vocab_size: int) -> tuple[str, ...]:
+    config = parse(config_text)
+    sparse = sparse_training(config)
+    assert sparse is not None, "for runs of sparse strategies"
+    model = build_model(config.model, vocab_size, seed=0, device="meta")
+    return tuple(prunable_names(model, sparse.layers))
+
+
+def dense_params(config: RunConfig, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's parameters as the plain model has them: W in the place of v."""
+    params, sparse = checkpoint.load_params(), sparse_training(config)
+    if sparse is None:
+        return params
+    return sparse.effective(params, prunable(config, checkpoint.state.vocab_size))
