@@ -248,10 +248,13 @@ def test_bf16_link_halves_the_bytes_and_still_learns(run_small: Run) -> None:
     assert half["perplexity"]["final"] < half["perplexity"]["initial"]
 
 
-def test_two_processes_of_a_silo_train_as_one(run_small: Run, tmp_path: Path) -> None:
-    overrides = ("cohort=1", "rounds=2", "local_steps=2")
-    one = run_small(*overrides, name="one")
-    two = run_small(*overrides, "training.processes=2", name="two")
+@pytest.mark.parametrize("more", [(), ("+switch.step=2", "+switch.lr_scale=0.25", "+switch.zero=[exp_avg]")])
+def test_two_processes_of_a_silo_train_as_one(
+    more: tuple[str, ...], run_small: Run, lone_corpus: Path, tmp_path: Path
+) -> None:
+    overrides = ("cohort=1", "rounds=2", "local_steps=2", *more)
+    one = run_small(*overrides, data=lone_corpus, name="one")
+    two = run_small(*overrides, "training.processes=2", data=lone_corpus, name="two")
     assert one["tokens"] == two["tokens"]
     together = final_params(tmp_path / "two")
     for name, tensor in final_params(tmp_path / "one").items():
