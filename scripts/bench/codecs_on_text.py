@@ -27,7 +27,6 @@ PRESETS = ["dense", "int8", "int4", "sparseloco", "e3m0", "topk", "sign", "fp8",
 RECIPES = {"Photon": ["strategy=photon", ADAM], "DiLoCo": ["strategy=diloco", ADAM]}
 #: Local steps of a round.
 PERIODS = (16, 64)
-SEEDS = (0, 1)
 CLIENTS = 2
 STEPS = 256
 RATE = 0.008
@@ -36,20 +35,20 @@ RATE = 0.008
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "run":
-        run_missing(arguments.folder, arguments.data, time.monotonic() + 60 * arguments.minutes)
+        run_missing(arguments, time.monotonic() + 60 * arguments.minutes)
     else:
         write_page(arguments.folder, arguments.output)
 
 
-def run_missing(folder: Path, data: Path, until: float) -> None:
+def run_missing(arguments: argparse.Namespace, until: float) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    folder.mkdir(parents=True, exist_ok=True)
-    for seed in SEEDS:
-        for preset, recipe, local_steps in itertools.product(PRESETS, RECIPES, PERIODS):
-            path = folder / f"{recipe}-{preset}-H{local_steps}-seed{seed}.json"
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    for seed in arguments.seeds:
+        for preset, recipe, local_steps in itertools.product(arguments.presets, arguments.recipes, PERIODS):
+            path = arguments.folder / f"{recipe}-{preset}-H{local_steps}-seed{seed}.json"
             if path.exists() or time.monotonic() > until:
                 continue
-            result = train(data, recipe, preset, local_steps, seed)
+            result = train(arguments.data, recipe, preset, local_steps, seed)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(result, indent=1))
             temporary.replace(path)
@@ -159,6 +158,9 @@ def parse_arguments() -> argparse.Namespace:
     run = commands.add_parser("run", help="do runs that are missing")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
+    run.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
+    run.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     page = commands.add_parser("table", help="write the page")
     page.add_argument("--output", type=Path, default=Path("docs/results/link-figures.md"))
     for command in (run, page):
