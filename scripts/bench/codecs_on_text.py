@@ -25,10 +25,7 @@ from convergence import ADAM, COMMON, load, prepared
 
 PRESETS = ["dense", "int8", "int4", "sparseloco", "e3m0", "topk", "sign", "fp8", "powersgd", "bf16"]
 RECIPES = {"Photon": ["strategy=photon", ADAM], "DiLoCo": ["strategy=diloco", ADAM]}
-#: Local steps of a round.
-PERIODS = (16, 64)
 CLIENTS = 2
-STEPS = 256
 RATE = 0.008
 
 
@@ -44,23 +41,25 @@ def run_missing(arguments: argparse.Namespace, until: float) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for seed in arguments.seeds:
-        for preset, recipe, local_steps in itertools.product(arguments.presets, arguments.recipes, PERIODS):
-            path = arguments.folder / f"{recipe}-{preset}-H{local_steps}-seed{seed}.json"
+        for preset, recipe, local_steps in itertools.product(
+            arguments.presets, arguments.recipes, arguments.local_steps
+        ):
+            path = arguments.folder / f"{recipe}-{preset}-{arguments.steps}-H{local_steps}-seed{seed}.json"
             if path.exists() or time.monotonic() > until:
                 continue
-            result = train(arguments.data, recipe, preset, local_steps, seed)
+            result = train(arguments.data, recipe, preset, arguments.steps, local_steps, seed)
             temporary = path.with_suffix(".tmp")
             temporary.write_text(json.dumps(result, indent=1))
             temporary.replace(path)
             print(f"{path.stem}: perplexity {result['perplexity']}", flush=True)
 
 
-def train(data: Path, recipe: str, preset: str, local_steps: int, seed: int) -> dict[str, Any]:
+def train(data: Path, recipe: str, preset: str, steps: int, local_steps: int, seed: int) -> dict[str, Any]:
     from photon.config import compose
     from photon.errors import RunError
     from photon.federation.run import prepare_run, run_inprocess
 
-    rounds = STEPS // local_steps
+    rounds = steps // local_steps
     run_dir = Path(tempfile.mkdtemp(prefix="photon-codecs-"))
     config = compose(
         [
@@ -86,7 +85,13 @@ def train(data: Path, recipe: str, preset: str, local_steps: int, seed: int) -> 
         summary = None
     shutil.rmtree(run_dir)
     replies = rounds * CLIENTS
-    result: dict[str, Any] = {"recipe": recipe, "preset": preset, "local_steps": local_steps, "seed": seed}
+    result: dict[str, Any] = {
+        "recipe": recipe,
+        "preset": preset,
+        "steps": steps,
+        "local_steps": local_steps,
+        "seed": seed,
+    }
     result["cpu_seconds"] = time.process_time() - began
     result["perplexity"] = summary and summary["perplexity"]["final"]
     if summary:
@@ -107,17 +112,17 @@ def write_page(folder: Path, output: Path) -> None:
         "# Codecs on text: the figures",
         "",
         f"Written by `python scripts/bench/codecs_on_text.py table` from {len(results)} runs: {CLIENTS}",
-        f"silos, {STEPS} local steps of each, batch 4 × 64 tokens, peak rate {RATE}. Bytes are those of one",
+        f"silos, batch 4 × 64 tokens, peak rate {RATE}. Bytes are those of one",
         "reply; the payload is what the tensors take, the rest are names, codings, order and report. What",
         "they mean is in [the link](../link.md).",
         "",
     ]
-    for recipe in RECIPES:
-        for local_steps in PERIODS:
-            lines += table(
-                [one for one in results if (one["recipe"], one["local_steps"]) == (recipe, local_steps)],
-                f"{recipe}, H = {local_steps}",
-            )
+    cells = sorted({(one["steps"], one["local_steps"]) for one in results})
+    for recipe, cell in itertools.product(RECIPES, cells):
+        lines += table(
+            [one for one in results if (one["recipe"], one["steps"], one["local_steps"]) == (recipe, *cell)],
+            f"{recipe}, {cell[0]} local steps, {cell[1]} a round",
+        )
     output.write_text("\n".join(lines))
     print(f"{output}: {len(results)} runs")
 
@@ -160,6 +165,8 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
     run.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     run.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    run.add_argument("--steps", type=int, default=256, help="local steps of each silo in a run")
+    run.add_argument("--local-steps", nargs="+", type=int, default=[16, 64], help="of a round")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     page = commands.add_parser("table", help="write the page")
     page.add_argument("--output", type=Path, default=Path("docs/results/link-figures.md"))
