@@ -112,9 +112,10 @@ def write_page(folder: Path, output: Path) -> None:
         "# Codecs on text: the figures",
         "",
         f"Written by `python scripts/bench/codecs_on_text.py table` from {len(results)} runs: {CLIENTS}",
-        f"silos, batch 4 × 64 tokens, peak rate {RATE}. Bytes are those of one",
-        "reply; the payload is what the tensors take, the rest are names, codings, order and report. What",
-        "they mean is in [the link](../link.md).",
+        f"silos, batch 4 × 64 tokens, peak rate {RATE}. *Dense* is the perplexity against that of",
+        "`link=dense` with the same seed. Bytes are those of one reply; the payload is what the tensors",
+        "take, the rest are names, codings, order and report. What they mean is in",
+        "[the link](../link.md#on-text).",
         "",
     ]
     cells = sorted({(one["steps"], one["local_steps"]) for one in results})
@@ -123,7 +124,7 @@ def write_page(folder: Path, output: Path) -> None:
             [one for one in results if (one["recipe"], one["steps"], one["local_steps"]) == (recipe, *cell)],
             f"{recipe}, {cell[0]} local steps, {cell[1]} a round",
         )
-    output.write_text("\n".join(lines))
+    output.write_text("\n".join(lines).rstrip() + "\n")
     print(f"{output}: {len(results)} runs")
 
 
@@ -169,7 +170,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--local-steps", nargs="+", type=int, default=[16, 64], help="of a round")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     page = commands.add_parser("table", help="write the page")
-    page.add_argument("--output", type=Path, default=Path("docs/results/link-figures.md"))
+    page.add_argument("--output", type=Path, default=Path("docs/results/link.md"))
     for command in (run, page):
         command.add_argument("--folder", type=Path, default=Path("runs/codecs"), help="the results")
     return made.parse_args()
