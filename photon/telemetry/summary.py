@@ -299,6 +299,10 @@ def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path 
     ]
     if summary["mfu"] is not None:
         rows.append(("model FLOPs utilisation", format_share(summary["mfu"])))
+    if summary.get("density") is not None:
+        rows.append(
+            ("weights that are not zero", f"{format_share(summary['density'])} of those that are pruned")
+        )
     if summary["failures"]:
         rows.append(("failed clients", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]

@@ -160,6 +160,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "seconds": {"total": 14.0, "training": 6.5, "overhead": 7.5},
         "tokens_per_second": pytest.approx(192 / 14),
         "mfu": pytest.approx((0.2 * 3 + 0.4 * 4) / 7),
+        "density": None,
         "failures": 1,
         "weights_sha256": "ff",
     }
