@@ -119,11 +119,15 @@ def report(
 def export(
     run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    sparse: Annotated[
+        bool,
+        typer.Option(help="Write only weights that are not zero; photon opens it, transformers does not."),
+    ] = False,
 ) -> None:
     """Export a run's newest model as a Hugging Face folder, with tokenizer and model card."""
     from photon.evaluation.export import export_run
 
-    export_run(run_dir, output)
+    export_run(run_dir, output, sparse=sparse)
     typer.echo(str(output))
 
 

@@ -39,7 +39,9 @@ _BACK = """
 ## Licence
 
 None was chosen. Whoever publishes this model sets one here, with regard to the text it was trained on.
+"""
 
+_USE = """
 ## Use
 
 ```python
@@ -50,8 +52,15 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
 """
 
+_USE_SPARSE = """
+## Use
 
-def export_run(run_dir: Path, output: Path) -> None:
+`photon generate PATH --prompt TEXT` and `photon evaluate PATH --data DIR` open this folder. The file holds, for
+each sparse tensor, a bit for each weight and the weights that are not zero.
+"""
+
+
+def export_run(run_dir: Path, output: Path, *, sparse: bool = False) -> None:
     """Export the newest checkpoint of a run (or the checkpoint that ``run_dir`` is).
 
     Parameters
@@ -60,6 +69,8 @@ def export_run(run_dir: Path, output: Path) -> None:
         Folder of the run.
     output
         Folder to write; an earlier export in it is replaced.
+    sparse
+        Write the weights that are not zero alone, in a file that Photon opens and ``transformers`` does not.
 
     Raises
     ------
@@ -80,6 +91,7 @@ def export_run(run_dir: Path, output: Path) -> None:
         tokenizer,
         output,
         _card(config, checkpoint.state, _read_summary(run_dir)),
+        sparse=sparse,
     )
 
 
@@ -90,6 +102,8 @@ def export_model(
     tokenizer_path: Path,
     output: Path,
     card: Card,
+    *,
+    sparse: bool = False,
 ) -> None:
     """Write a model as a Hugging Face folder, whole or not at all.
 
@@ -107,15 +121,19 @@ def export_model(
         Folder to write; an earlier export in it is replaced.
     card
         Facts for the model card, in sections.
+    sparse
+        As in :func:`export_run`.
 
     Raises
     ------
     PhotonError
         If the parameters are not the model's, the tokenizer is missing, or ``output`` holds other files.
     """
+    from photon.evaluation.sparse_file import NAME as SPARSE
+    from photon.evaluation.sparse_file import save_sparse
     from photon.models.build import build_model
     from photon.models.pretrained import quiet_transformers
-    from photon.training.groups import write_params
+    from photon.training.groups import read_params, write_params
 
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise PhotonError(f"{tokenizer_path}: no tokenizer.json; the export needs the tokenizer of the data")
@@ -127,8 +145,14 @@ def export_model(
             shutil.copyfile(file, folder / file.name)
         _set_special_tokens(model, folder)
         model.save_pretrained(folder)
+        if sparse:
+            for weights in folder.glob("*.safetensors*"):
+                weights.unlink()
+            save_sparse(folder / SPARSE, read_params(model))
         facts = {"Architecture": _architecture(model), **card}
-        (folder / "README.md").write_text(_render(model_section.name, facts), encoding="utf-8")
+        (folder / "README.md").write_text(
+            _render(model_section.name, facts, _USE_SPARSE if sparse else _USE), encoding="utf-8"
+        )
 
 
 def _check_replaceable(output: Path) -> None:
@@ -237,13 +261,13 @@ def _figure(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f}"
 
 
-def _render(name: str, card: Card) -> str:
+def _render(name: str, card: Card, use: str) -> str:
     parts = [_FRONT.format(name=name)]
     for heading, facts in card.items():
         if facts:
             rows = "\n".join(f"| {what} | {_cell(value)} |" for what, value in facts.items())
             parts.append(f"\n## {heading}\n\n| | |\n|---|---|\n{rows}\n")
-    return "".join([*parts, _BACK])
+    return "".join([*parts, _BACK, use])
 
 
 def _cell(value: object) -> str:

@@ -118,10 +118,19 @@ def _canonical(file: Path) -> str:
 
 
 def _open_folder(path: Path) -> TrainedModel:
-    from photon.models.pretrained import load_pretrained
+    from photon.evaluation.sparse_file import NAME as SPARSE
+    from photon.evaluation.sparse_file import load_sparse
+    from photon.models.pretrained import build_pretrained, load_pretrained
 
     tokenizer = path / "tokenizer.json"
     if not tokenizer.is_file():
         raise PhotonError(f"{path}: no tokenizer.json in it, so its token ids cannot be told from others")
+    if (path / SPARSE).is_file():
+        from photon.training.groups import write_params
+
+        model = build_pretrained(path)
+        write_params(model, load_sparse(path / SPARSE))
+    else:
+        model = load_pretrained(path)
     digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-    return TrainedModel(load_pretrained(path), path.name, digest, tokenizer)
+    return TrainedModel(model, path.name, digest, tokenizer)

@@ -63,12 +63,33 @@ def load_pretrained(path: Path) -> PreTrainedModel:
     PhotonError
         If the folder is missing or broken.
     """
+    return load_warm_start(path, _config(path))
+
+
+def build_pretrained(path: Path) -> PreTrainedModel:
+    """Build the model that a Hugging Face folder's ``config.json`` describes, in float32, without its weights.
+
+    Raises
+    ------
+    PhotonError
+        If the folder is missing or broken.
+    """
+    with quiet_transformers():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            _config(path), dtype=torch.float32, trust_remote_code=False
+        )
+    return model
+
+
+def _config(path: Path) -> PreTrainedConfig:
     read_model_config(path)
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # what a broken config raises depends on what is broken in it
         raise PhotonError(f"{path / 'config.json'}: transformers refuses it ({first_line(error)})") from error
-    return load_warm_start(path, config)
+    return config
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
