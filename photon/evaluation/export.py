@@ -55,8 +55,8 @@ tokenizer = AutoTokenizer.from_pretrained("PATH")
 _USE_SPARSE = """
 ## Use
 
-`photon generate PATH --prompt TEXT` and `photon evaluate PATH --data DIR` open this folder. The file holds, for
-each sparse tensor, a bit for each weight and the weights that are not zero.
+`photon generate PATH --prompt TEXT` and `photon evaluate PATH --data DIR` open this folder. The file holds,
+for each sparse tensor, a bit for each weight and the weights that are not zero.
 """
 
 

@@ -67,7 +67,7 @@ def load_pretrained(path: Path) -> PreTrainedModel:
 
 
 def build_pretrained(path: Path) -> PreTrainedModel:
-    """Build the model that a Hugging Face folder's ``config.json`` describes, in float32, without its weights.
+    """Build the model of a Hugging Face folder's ``config.json`` in float32, without its weights.
 
     Raises
     ------
