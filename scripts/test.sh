@@ -7,4 +7,5 @@ ensure_environment
 ruff check .
 ruff format --check .
 mypy
-exec pytest -n auto --dist loadfile "$@"
+# In the order of the files: by number of tests, the few that start whole programs would come last, one by one.
+exec pytest -n auto --dist loadfile --no-loadscope-reorder "$@"

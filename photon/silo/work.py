@@ -26,7 +26,7 @@ from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainO
 from photon.link.records import Shapes
 from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
-from photon.models.sparse import SparseTraining, masks_of, prune
+from photon.models.sparse import masks_of, prune
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState, SiloStore
@@ -87,7 +87,6 @@ class Workbench:
     device: torch.device
     precision: Precision
     trainers: dict[int, LocalTrainer]
-    sparse: SparseTraining | None
 
 
 @lru_cache(maxsize=1)
@@ -105,7 +104,7 @@ def workbench(config_text: str, vocab_size: int) -> Workbench:
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    return Workbench(model, optimizer, schedule, device, precision, {}, sparse)
+    return Workbench(model, optimizer, schedule, device, precision, {})
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
