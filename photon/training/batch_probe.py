@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from photon.errors import PhotonError
+from photon.state.memory import release_freed
 
 _CGROUP = Path("/sys/fs/cgroup")
 _SHARE_OF_AVAILABLE = 0.8
@@ -77,6 +78,9 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 def _peak_memory(make_step: Callable[[int], None], size: int) -> int:
     """Return the largest resident size of this process (bytes) while it runs a step of ``size``."""
+    # What the allocator has kept would be used first, and the step would seem to need nothing.
+    gc.collect()
+    release_freed()
     peak = _resident_memory()
     done = threading.Event()
 

@@ -41,6 +41,20 @@ def test_other_errors_are_not_swallowed():
         find_micro_batch_size(step_up_to(2, RuntimeError, "shapes do not match"), 8)
 
 
+@pytest.fixture(params=["fresh", "used"])
+def heap(request):
+    """A process whose allocator keeps freed memory would otherwise seem to need none."""
+    kept = []
+    if request.param == "used":
+        for _ in range(2):
+            blocks = [torch.ones(24 * MB // 4) for _ in range(30)]
+            kept.append(torch.ones(10_000))
+            del blocks
+    yield
+    kept.clear()
+
+
+@pytest.mark.usefixtures("heap")
 def test_host_memory_is_extrapolated_so_that_large_sizes_are_never_tried(monkeypatch):
     tried = []
 
