@@ -171,7 +171,7 @@ def _target(target: str, settings: Mapping[str, Any]) -> Iterator[str]:
     meanings: dict[str, str] = {}
     if target.startswith("photon."):
         factory = import_target(target, target)
-        meanings = _parameters(inspect.getdoc(factory) or "")
+        meanings = _meanings(factory)
         for name, parameter in inspect.signature(factory).parameters.items():
             # The run's configuration is given by the program, not by a file.
             if name != "config":
@@ -297,6 +297,16 @@ def _yaml(value: Any) -> str:
         return value if value == value.strip() else f'"{value}"'
     text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
     return text.removesuffix("\n").removesuffix("\n...").strip()
+
+
+def _meanings(factory: Any) -> dict[str, str]:
+    """Return argument to description; what a class says "As in" another of is looked up in its bases."""
+    meanings: dict[str, str] = {}
+    for base in reversed(inspect.getmro(factory)) if inspect.isclass(factory) else [factory]:
+        for name, text in _parameters(inspect.cleandoc(base.__doc__ or "")).items():
+            if name not in meanings or not text.startswith("As in "):
+                meanings[name] = text
+    return meanings
 
 
 def _parameters(docstring: str) -> dict[str, str]:

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from photon.errors import PhotonError
 
 Activations = Literal["off", "measured", "constant"]
+Method = Literal["power", "layer-topk", "fixed-support"]
 Scope = Literal["global", "layer"]
 
 #: At least this share of a layer's inputs takes part in its weights' gradient (ε).
@@ -101,7 +102,7 @@ class SparseTraining:
     """
 
     sparsity: float
-    method: Literal["power", "layer-topk", "fixed-support"] = "power"
+    method: Method = "power"
     beta: float = 1.0
     activations: Activations = "off"
     layers: tuple[str, ...] = ()

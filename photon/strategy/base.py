@@ -7,12 +7,13 @@ groups in place of one ``ArrayRecord``, and replies that stream in place of a li
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar, Literal
 
 import torch
 
 from photon.components import build
-from photon.config import RunConfig
+from photon.config import RunConfig, parse
 from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
@@ -154,5 +155,12 @@ class Strategy(ABC):
 
 def sparse_training(config: RunConfig) -> SparseTraining | None:
     """Return how the run's strategy has silos train a sparse model; None: it does not."""
+    return _sparse_training(config.text)
+
+
+@lru_cache(maxsize=2)
+def _sparse_training(config_text: str) -> SparseTraining | None:
+    # Every message asks, and a strategy may look at the local optimizer to be built.
+    config = parse(config_text)
     strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
     return strategy.sparse

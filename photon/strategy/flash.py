@@ -1,12 +1,10 @@
 """FLASH: a dense first round chooses the mask, which is fixed from then on."""
 
 from collections.abc import Iterator
-from typing import Literal
 
-from photon.config import RunConfig
-from photon.models.sparse import SparseTraining, density, largest
+from photon.models.sparse import density, largest
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, LocalState, Reply
+from photon.strategy.base import Aggregate, Reply
 from photon.strategy.outer import Tensors
 from photon.strategy.photon import OuterResult
 from photon.strategy.sparse import Sparse, prunable
@@ -16,27 +14,9 @@ class Flash(Sparse):
     """Clients train the first round densely and prune; the server prunes each layer of the mean once more.
 
     A layer keeps as large a share as the clients kept of it on average, and its zeros get no gradient later.
-
-    Parameters
-    ----------
-    config
-        The run's configuration.
-    sparsity, layers, weighting, local_state
-        As in `SparsyFed`.
     """
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        sparsity: float = 0.95,
-        layers: list[str] | None = None,
-        weighting: Literal["tokens", "uniform"] = "tokens",
-        local_state: LocalState = "keep",
-    ) -> None:
-        sparse = SparseTraining(sparsity, method="fixed-support", layers=tuple(layers or ()))
-        super().__init__(config, sparse, weighting=weighting, local_state=local_state)
-        self._kept: dict[str, float] = {}
+    method = "fixed-support"
 
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]

@@ -12,7 +12,7 @@ import torch
 
 from photon.config import RunConfig, parse
 from photon.models.build import build_model
-from photon.models.sparse import SparseTraining, density, prunable_names
+from photon.models.sparse import Activations, Method, Scope, SparseTraining, density, prunable_names
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Aggregate, LocalState, Reply, sparse_training
 from photon.strategy.outer import Tensors
@@ -30,28 +30,47 @@ class Sparse(Photon):
     ----------
     config
         The run's configuration.
-    sparse
-        How silos train.
+    sparsity
+        Share of the prunable weights that a client sets to zero, ŝ.
+    layers
+        Regular expressions of the layers to prune, by name; None: every linear layer but the output head.
+    scope
+        ``"global"``: the largest of all prunable weights stay; ``"layer"``: those of each layer.
+    ramp_rounds
+        Rounds over which the share rises to ``sparsity``; 0: none.
     weighting, local_state
         As in `Photon`.
     """
 
     folds_updates: ClassVar[bool] = False
+    #: As in `SparseTraining`.
+    method: ClassVar[Method] = "power"
+    activations: ClassVar[Activations] = "off"
 
     def __init__(
         self,
         config: RunConfig,
-        sparse: SparseTraining,
         *,
-        weighting: Literal["tokens", "uniform"],
-        local_state: LocalState,
+        sparsity: float = 0.95,
+        layers: list[str] | None = None,
+        scope: Scope = "global",
+        ramp_rounds: int = 0,
+        weighting: Literal["tokens", "uniform"] = "tokens",
+        local_state: LocalState = "keep",
     ) -> None:
         if local_state == "sync":
             raise ValueError("local_state=sync: moments of pruned weights are not averaged; set keep")
         if config.link.up_of == "update":
             raise ValueError("link.up_of=update: what is sparse are the weights; set link.up_of=parameters")
         super().__init__(config, weighting=weighting, local_state=local_state)
-        self.sparse = sparse
+        self.sparse: SparseTraining = SparseTraining(
+            sparsity,
+            method=self.method,
+            activations=self.activations,
+            layers=tuple(layers or ()),
+            scope=scope,
+            ramp_rounds=ramp_rounds,
+        )
 
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer within the union of the clients' supports."""

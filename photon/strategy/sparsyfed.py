@@ -1,9 +1,10 @@
 """SparsyFed (2504.05153): weights that cannot grow again, pruned activations, one global prune a round."""
 
+from dataclasses import replace
 from typing import Literal
 
 from photon.config import RunConfig
-from photon.models.sparse import Scope, SparseTraining
+from photon.models.sparse import Scope
 from photon.strategy.base import LocalState
 from photon.strategy.sparse import Sparse
 
@@ -13,18 +14,12 @@ class SparsyFed(Sparse):
 
     Parameters
     ----------
-    config
-        The run's configuration.
-    sparsity
-        Share of the prunable weights that a client sets to zero, ŝ.
+    config, sparsity, layers, scope, ramp_rounds, weighting, local_state
+        As in `Sparse`.
     beta
         β; above 1 a pruned weight gets no gradient. 1 is the plain layer.
     activation_pruning
         Use the largest inputs alone for a layer's weight gradient, as many as it has weights left.
-    layers, scope, ramp_rounds
-        As in `SparseTraining`; ``layers=null`` is every linear layer but the output head.
-    weighting, local_state
-        As in `Photon`.
     """
 
     def __init__(
@@ -40,12 +35,13 @@ class SparsyFed(Sparse):
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
     ) -> None:
-        sparse = SparseTraining(
-            sparsity,
-            beta=beta,
-            activations="measured" if activation_pruning else "off",
-            layers=tuple(layers or ()),
+        super().__init__(
+            config,
+            sparsity=sparsity,
+            layers=layers,
             scope=scope,
             ramp_rounds=ramp_rounds,
+            weighting=weighting,
+            local_state=local_state,
         )
-        super().__init__(config, sparse, weighting=weighting, local_state=local_state)
+        self.sparse = replace(self.sparse, beta=beta, activations="measured" if activation_pruning else "off")
