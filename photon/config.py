@@ -267,6 +267,40 @@ class LinkSection(Section):
         return self
 
 
+class PrivacySection(Section):
+    """What is done to a participant's update before it leaves."""
+
+    clip_norm: float | None = Field(
+        gt=0,
+        description="Bound on the L2 norm of a participant's update in a round, over all parameters that it "
+        "sends (C); null: none.",
+    )
+    noise_multiplier: float = Field(
+        ge=0,
+        description="Standard deviation of the Gaussian noise on each coordinate of the update, in units of "
+        "`clip_norm` (z); 0: no noise.",
+    )
+    delta: float = Field(gt=0, lt=1, description="The δ for which the summary gives ε.")
+    seed: int | None = Field(
+        ge=0,
+        description="Seed of the noise, for experiments that must be repeatable; null: the operating "
+        "system's randomness, without which there is no privacy.",
+    )
+
+    @property
+    def on(self) -> bool:
+        """Whether updates are bounded before they leave."""
+        return self.clip_norm is not None
+
+    @model_validator(mode="after")
+    def _possible(self) -> "PrivacySection":
+        if self.noise_multiplier > 0 and self.clip_norm is None:
+            raise ValueError(
+                f"privacy.noise_multiplier={self.noise_multiplier:g} is in units of privacy.clip_norm; set it"
+            )
+        return self
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -288,6 +322,7 @@ class RunConfig(Section):
     evaluation: EvaluationSection
     checkpoint: CheckpointSection
     link: LinkSection
+    privacy: PrivacySection
     federation: FederationSection
     telemetry: TelemetrySection
 
@@ -526,7 +561,14 @@ def _try_components(config: RunConfig) -> None:
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [torch.nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    build(config.strategy.as_mapping(), "strategy", config)
+    strategy = build(config.strategy.as_mapping(), "strategy", config)
+    if config.privacy.on and strategy.local_state == "sync":
+        raise PhotonError(
+            "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
+            "privacy.clip_norm use keep or reset"
+        )
+    if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
+        raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
     if config.switch is not None:
         check_switch(config.switch, config.optimizer.as_mapping())
 

@@ -132,7 +132,7 @@ LAYERS = [
     {"federation", "silo"},
     {"strategy", "training", "evaluation", "walltime"},
     {"link", "data", "models", "optim"},
-    {"telemetry", "state"},
+    {"telemetry", "state", "privacy"},
     {"config", "components", "code", "errors", "__init__"},
 ]
 KNOW_FLOWER = {"server_app", "client_app", "federation", "silo", "link"}

@@ -226,6 +226,10 @@ class Federation:
                 roofline_flops=silos[0].roofline_flops,
                 resumed_from=resumed_from,
                 flops_per_token=self._flops_per_token,
+                privacy={
+                    "noise_multiplier": config.privacy.noise_multiplier,
+                    "delta": config.privacy.delta,
+                },
             )
         )
 
@@ -634,6 +638,15 @@ class Federation:
                 gradient_norm=report.gradient_norm,
                 group_bytes_up=reply.group_bytes_up,
                 group_bytes_down=group_bytes_down,
+                release=(
+                    None
+                    if report.release is None
+                    else {
+                        "clip_norm": report.release.clip_norm,
+                        "noise_multiplier": report.release.noise_multiplier,
+                        "releases": report.release.releases,
+                    }
+                ),
             )
         )
         if report.state_lost:

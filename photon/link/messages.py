@@ -125,11 +125,30 @@ class ClientSeconds(TypedDict):
     save: float
 
 
+class Release(Body):
+    """What was done to an update before it left, and how often the silo has let one out.
+
+    Attributes
+    ----------
+    clip_norm
+        Bound on its L2 norm.
+    noise_multiplier
+        Standard deviation of its noise in units of ``clip_norm``; the smallest in this run so far.
+    releases
+        Updates of this run that have left the silo, accepted by the server or not.
+    """
+
+    clip_norm: float = Field(gt=0)
+    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
+    releases: int = Field(ge=1)
+
+
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it.
 
-    ``scalars`` are the scalar states of the local optimizer, such as ``step``; ``diagnostics`` holds further
-    figures by name, where the run asks for them.
+    ``release`` tells of clipping and noise, where there are any. ``scalars`` are the scalar states of the
+    local optimizer, such as ``step``; ``diagnostics`` holds further figures by name, where the run asks for
+    them.
     """
 
     round: int
@@ -144,6 +163,7 @@ class TrainReport(Body):
     update_norm: float
     seconds: ClientSeconds
     state_lost: bool
+    release: Release | None = None
     scalars: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 

@@ -11,10 +11,30 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from photon.config import RunConfig, Section, explain_validation
+from photon.config import PrivacySection, RunConfig, Section, explain_validation
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
 from photon.models.build import build_model, parameter_count
+from photon.strategy.base import sparse_training
+
+
+class PrivacyRule(Section):
+    """What a silo does to its updates, whatever the run asks for."""
+
+    clip_norm: float = Field(gt=0, description="Bound on the L2 norm of an update.")
+    noise_multiplier: float = Field(
+        0.0, ge=0, description="Standard deviation of the noise on each coordinate, in units of `clip_norm`."
+    )
+
+    def applied_to(self, privacy: PrivacySection) -> PrivacySection:
+        """Return what keeps the promises of both: the smaller bound, and the larger multiplier of it.
+
+        The privacy loss depends on the multiplier alone. The run's seed would let the aggregator draw the
+        same noise, so the silo's own comes from its operating system.
+        """
+        bounds = [self.clip_norm, *([] if privacy.clip_norm is None else [privacy.clip_norm])]
+        noise = max(self.noise_multiplier, privacy.noise_multiplier)
+        return privacy.model_copy(update={"clip_norm": min(bounds), "noise_multiplier": noise, "seed": None})
 
 
 class SiloPolicy(Section):
@@ -41,6 +61,9 @@ class SiloPolicy(Section):
     share_validation: bool = Field(
         True, description="Whether figures of the validation text may leave: its size and losses on it."
     )
+    privacy: PrivacyRule | None = Field(
+        None, description="Bound on updates and noise on them, beside what the run asks for."
+    )
 
     def check_run(self, silo: str, config: RunConfig, vocab_size: int) -> None:
         """Check what every order of a run asks for.
@@ -48,7 +71,7 @@ class SiloPolicy(Section):
         Raises
         ------
         RefusedError
-            If a rule forbids the strategy, the model or the optimizer.
+            If a rule forbids the strategy, the model, the optimizer or a sparse model.
         """
         for rule, found in (
             ("strategies", _names(config.strategy.target)),
@@ -58,6 +81,8 @@ class SiloPolicy(Section):
             allowed = getattr(self, rule)
             if allowed is not None and not set(found) & set(allowed):
                 raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
+        if self.privacy is not None and self.privacy.noise_multiplier > 0 and sparse_training(config):
+            raise _refused(silo, "privacy", "noise on every coordinate", "a sparse model")
         if self.max_parameters is not None:
             model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
             self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
@@ -83,6 +108,9 @@ class SiloPolicy(Section):
         self._at_most(order.silo, "max_run_tokens", trained + tokens, "{:,} tokens in this run so far")
         if self.min_cohort is not None and order.cohort < self.min_cohort:
             raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
+        if self.privacy is not None and order.due != ["params"]:
+            states = ", ".join(group for group in order.due if group != "params")
+            raise _refused(order.silo, "privacy", "parameters alone", f"the state groups {states}")
 
     def check_evaluation(self, silo: str) -> None:
         """Check an evaluate order.

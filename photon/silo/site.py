@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from photon.config import RunConfig, explain_validation, parse
+from photon.config import PrivacySection, RunConfig, explain_validation, parse
 from photon.errors import PhotonError
 from photon.silo.policy import SiloPolicy, read_policy
 
@@ -63,12 +63,15 @@ class SiloSite:
         Shared folder or URL of the store for large payloads, as this machine reaches it; None: no access.
     policy
         What the silo accepts.
+    privacy
+        What is done to updates before they leave: what the run asks for, and what the policy adds to it.
     """
 
     data: Path
     state: Path
     store: str | None
     policy: SiloPolicy
+    privacy: PrivacySection
 
 
 def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, RunConfig]:
@@ -109,7 +112,9 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     # Like its folders, a deployed silo's store is its own to name.
     store = settings.store_url if settings.data_dir is not None else config.link_in_use.store.url
     # The file is read for every message, so that a change of it holds from the next one on.
-    return SiloSite(data, state, store, read_policy(settings.policy))
+    policy = read_policy(settings.policy)
+    privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
+    return SiloSite(data, state, store, policy, privacy)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

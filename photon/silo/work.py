@@ -6,6 +6,7 @@ read from its own disk before the work and written back after it.
 """
 
 import math
+import random
 import time
 import zlib
 from collections.abc import Callable, Mapping
@@ -16,17 +17,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from photon.components import import_target
-from photon.config import Component, RunConfig, parse
+from photon.config import Component, PrivacySection, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.coding import PackedGroups, payloads_of
-from photon.link.messages import EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
+from photon.link.messages import EvaluateOrder, EvaluateReport, Release, SiloInfo, TrainOrder, TrainReport
 from photon.link.records import Shapes
 from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
 from photon.models.sparse import masks_of, prune
+from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState, SiloStore
@@ -221,6 +223,18 @@ def train(
         fitted = _pruned(fitted, masks_of(fitted.params, names, sparse.target(order.round), sparse.scope))
     trained = time.perf_counter()
     result = fitted.result
+    due = _due_params(fitted, order)
+    diagnostics = (
+        _diagnose(fitted, params, state, data, order, config) if config.telemetry.diagnostics else {}
+    )
+    let_out = None
+    # Before the round is saved: a crash between the two counts it twice, and never not at all.
+    releases, smallest = store.count_release(order.run_id, site.privacy.noise_multiplier)
+    if site.privacy.clip_norm is not None:
+        due, norm = _released(due, known, order, site.privacy)
+        let_out = Release(clip_norm=site.privacy.clip_norm, noise_multiplier=smallest, releases=releases)
+        if config.telemetry.diagnostics:
+            diagnostics["update_norm_before_clip"] = norm
     report = TrainReport(
         round=order.round,
         silo=order.silo,
@@ -231,7 +245,7 @@ def train(
         loss_last=result.loss_last,
         learning_rate=result.learning_rate,
         gradient_norm=result.gradient_norm,
-        update_norm=_distance(_due_params(fitted, order), known),
+        update_norm=_distance(due, known),
         seconds={
             "load": trained - begin - result.seconds,
             "training": result.seconds,
@@ -239,13 +253,12 @@ def train(
             "total": trained - begin,
         },
         state_lost=state_lost,
+        release=let_out,
         scalars=fitted.scalars,
-        diagnostics=(
-            _diagnose(fitted, params, state, data, order, config) if config.telemetry.diagnostics else {}
-        ),
+        diagnostics=diagnostics,
     )
     reply, memory = encode_reply(
-        _reply(fitted, order),
+        _reply(due, fitted, order),
         known,
         config.link,
         kept.link if kept else {},
@@ -254,7 +267,7 @@ def train(
     if config.link.down_of == "update":
         memory[REFERENCE] = dict(groups["params"])
     resets = order.local_state == "reset"
-    # Before the round is saved: a crash between the two counts it twice, and never not at all.
+    # Before the round is saved, as the release above.
     store.count_tokens(order.run_id, result.tokens)
     store.save(
         SiloState(
@@ -473,8 +486,22 @@ def _state_to_start_from(
     )
 
 
-def _reply(fitted: GroupResult, order: TrainOrder) -> StateGroups:
-    available = {"params": _due_params(fitted, order), **fitted.groups}
+def _released(
+    due: Tensors, known: Tensors, order: TrainOrder, privacy: PrivacySection
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Clip what leaves and add noise, measured from the last global values, which the aggregator knows.
+
+    What the silo has kept of earlier rounds may be part of the update, which is bounded as a whole.
+    """
+    generator = None
+    if privacy.seed is not None:
+        own = random.Random(f"{privacy.seed}/{order.round}/{order.silo}")
+        generator = torch.Generator().manual_seed(own.getrandbits(63))
+    return release(known, due, privacy, generator)
+
+
+def _reply(due: dict[str, torch.Tensor], fitted: GroupResult, order: TrainOrder) -> StateGroups:
+    available = {"params": due, **fitted.groups}
     if missing := [group for group in order.due if group not in available]:
         raise PhotonError(
             f"the order asks for the state group {missing[0]}, which the local optimizer lacks; there "

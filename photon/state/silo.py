@@ -7,10 +7,11 @@ lost is trained again from the same windows, and a round that is asked for twice
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
@@ -18,6 +19,9 @@ from safetensors import SafetensorError
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory, remove_leftovers, write_text
 from photon.state.tensors import StateGroups, load_groups, save_groups
+
+#: What is counted for a run.
+Counted = TypeVar("Counted")
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class SiloStore:
         PhotonError
             If the count cannot be read.
         """
-        return self._counts().get(run_id, 0)
+        return self._count("tokens.json", int).get(run_id, 0)
 
     def count_tokens(self, run_id: str, tokens: int) -> None:
         """Add to the tokens that the silo has trained in a run.
@@ -128,23 +132,49 @@ class SiloStore:
         PhotonError
             If the count cannot be read or written.
         """
-        counts = self._counts()
+        counts = self._count("tokens.json", int)
         counts[run_id] = counts.get(run_id, 0) + tokens
-        with _written(self.folder):
-            # As little flushed as the rest of a silo's state: what a power cut takes is trained again.
-            write_text(self.folder / "tokens.json", json.dumps(counts), flush=False)
+        self._write_count("tokens.json", counts)
 
-    def _counts(self) -> dict[str, int]:
-        path = self.folder / "tokens.json"
+    def count_release(self, run_id: str, noise_multiplier: float) -> tuple[int, float]:
+        """Count an update that leaves the silo.
+
+        Parameters
+        ----------
+        noise_multiplier
+            Of its noise; 0: it leaves as it is.
+
+        Returns
+        -------
+        tuple
+            How many have left in this run, and the smallest of their noise multipliers.
+
+        Raises
+        ------
+        PhotonError
+            If the count cannot be read or written.
+        """
+        counts = self._count("releases.json", tuple[int, float])
+        before, smallest = counts.get(run_id, (0, noise_multiplier))
+        counts[run_id] = before + 1, min(smallest, noise_multiplier)
+        self._write_count("releases.json", counts)
+        return counts[run_id]
+
+    def _count(self, name: str, kind: type[Counted]) -> dict[str, Counted]:
+        path = self.folder / name
         try:
-            return TypeAdapter(dict[str, int]).validate_json(path.read_bytes())
+            return TypeAdapter(dict[str, kind]).validate_json(path.read_bytes())  # type: ignore[valid-type]
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise PhotonError(
-                f"{path}: the count of trained tokens cannot be read; put it back, or remove the file to "
-                "count anew"
+                f"{path}: the silo's count cannot be read; put it back, or remove the file to count anew"
             ) from error
+
+    def _write_count(self, name: str, counts: Mapping[str, object]) -> None:
+        with _written(self.folder):
+            # As little flushed as the rest of a silo's state: what a power cut takes is trained again.
+            write_text(self.folder / name, json.dumps(counts), flush=False)
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))

@@ -50,6 +50,25 @@ class ClientSeconds(TypedDict):
     save: _Number
 
 
+class Release(TypedDict):
+    """What was done to a client's update before it left: its bound, and its noise in units of that.
+
+    ``noise_multiplier`` is the smallest in this run so far; ``releases`` counts the updates that have left
+    the silo in this run.
+    """
+
+    clip_norm: _Number
+    noise_multiplier: _Number
+    releases: int
+
+
+class PrivacyFacts(TypedDict):
+    """What the run asks of updates: noise in units of their bound, and the δ for which ε is given."""
+
+    noise_multiplier: _Number
+    delta: _Number
+
+
 class RoundSeconds(TypedDict):
     """Where a round's time went, in seconds.
 
@@ -110,6 +129,7 @@ class RunStarted(Event):
     roofline_flops: float | None
     resumed_from: int | None
     flops_per_token: _Number
+    privacy: PrivacyFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +146,7 @@ class ClientFinished(Event):
     """A client's reply was accepted; losses in nats per token, bytes as they crossed the link.
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
-    are names, shapes, order and report.
+    are names, shapes, order and report. ``release`` is None where updates leave as they are.
     """
 
     round: int
@@ -145,6 +165,7 @@ class ClientFinished(Event):
     gradient_norm: _Number
     group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
     group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
+    release: Release | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +210,8 @@ class Diagnostics(Event):
     ``parameter_norm/LAYER``, ``pseudo_gradient_norm/LAYER``, ``outer_GROUP_norm/all``, ``noise/scale``; where
     ``telemetry.diagnostics`` is on also what the clients measure: ``exp_avg_norm/SILO``, its relative
     change over the round ``exp_avg_change/SILO``, its cosine with the client's pseudo-gradient
-    ``exp_avg_cosine/SILO``, LoRDO's ``basis_similarity/SILO``, and norms of activations.
+    ``exp_avg_cosine/SILO``, LoRDO's ``basis_similarity/SILO``, norms of activations, and
+    ``update_norm_before_clip/SILO`` where updates are clipped.
     """
 
     round: int

@@ -46,6 +46,7 @@ from photon.telemetry.summary import (
     format_seconds,
     format_share,
     last_start,
+    privacy_figures,
 )
 
 _MOST_ROWS = 200
@@ -312,6 +313,8 @@ def _cards(run: _Run) -> list[tuple[str, str, str]]:
     if summary["mfu"] is not None and roofline:
         peak = f"of {format_count(roofline)}FLOP/s"
         cards.append(("Model FLOPs utilisation", format_share(summary["mfu"]), peak))
+    if summary["privacy"] is not None:
+        cards.append(("Privacy of a silo", *privacy_figures(summary["privacy"])))
     failures = summary["failures"]
     cards.append(("Failures", str(failures), f"and {len(run.clients)} updates that counted"))
     return cards

@@ -4,6 +4,7 @@ The figures are computed here and nowhere else; the display, the report and the 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from photon.errors import PhotonError
+from photon.privacy.accountant import epsilon
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
@@ -21,6 +23,7 @@ from photon.telemetry.events import (
     Evaluated,
     Event,
     RoundFinished,
+    RoundStarted,
     RunFinished,
     RunStarted,
     SiloFacts,
@@ -37,6 +40,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
     ``per_group`` has those of each state group's tensors in training.
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
+    ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have let out; None where no
+    update is clipped.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
 
     Parameters
@@ -51,7 +56,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     PhotonError
         There is no ``run_started`` among the events.
     """
-    history = current_history(event for event in events if not isinstance(event, RunFinished))
+    all_events = [event for event in events if not isinstance(event, RunFinished)]
+    history = current_history(all_events)
     started = last_start(history)
     rounds = [event for event in history if isinstance(event, RoundFinished)]
     clients = [event for event in history if isinstance(event, ClientFinished)]
@@ -80,6 +86,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "tokens_per_second": tokens / total if total > 0 else None,
         "mfu": _mean_mfu(clients),
         "density": _last_density(history),
+        "privacy": _privacy(started, all_events),
         "failures": sum(isinstance(event, ClientFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
@@ -190,6 +197,16 @@ def format_perplexity(value: float | None) -> str:
     return f"{value:,.1f}" if value < 10_000 else f"{value:,.0f}"
 
 
+def privacy_figures(privacy: dict[str, Any]) -> tuple[str, str]:
+    """Return the largest ε of a silo as text, and what to say beside it."""
+    # None stands for no bound.
+    worst = {name: math.inf if value is None else value for name, value in privacy["epsilon"].items()}
+    name = max(worst, key=lambda silo: worst[silo])
+    if math.isinf(worst[name]):
+        return "no ε", f"updates of {name} left without noise"
+    return f"ε ≤ {worst[name]:.3g}", f"at δ = {privacy['delta']:g}; {name} has the largest"
+
+
 def format_share(value: float | None) -> str:
     """Return a share as a percentage."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
@@ -252,6 +269,30 @@ def _last_density(history: list[Event]) -> float | None:
     return next((values["density/all"] for values in reversed(known) if "density/all" in values), None)
 
 
+def _privacy(started: RunStarted, events: Iterable[Event]) -> dict[str, Any] | None:
+    """Compute ε from what each silo said last; every order sent since then counts as a release."""
+    last: dict[str, tuple[float, int]] = {}
+    since: Counter[str] = Counter()
+    for event in events:
+        if isinstance(event, RoundStarted):
+            since.update(event.cohort)
+        elif isinstance(event, ClientFailed) and event.kind == "refused":
+            since[event.silo] -= 1
+        elif isinstance(event, ClientFinished) and event.release is not None:
+            last[event.silo] = event.release["noise_multiplier"], event.release["releases"]
+            since[event.silo] = 0
+    asked = started.privacy
+    if asked is None:
+        return None
+    if asked["noise_multiplier"] > 0:
+        last = dict.fromkeys(since, (asked["noise_multiplier"], 0)) | last
+    epsilons = {
+        silo: epsilon(noise, releases + since[silo], asked["delta"])
+        for silo, (noise, releases) in sorted(last.items())
+    }
+    return {"delta": asked["delta"], "epsilon": epsilons} if epsilons else None
+
+
 def _mean_mfu(clients: list[ClientFinished]) -> float | None:
     known = [(event.mfu, event.seconds["training"]) for event in clients if event.mfu is not None]
     seconds = math.fsum(weight for _, weight in known)
@@ -303,6 +344,8 @@ def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path 
         rows.append(
             ("weights that are not zero", f"{format_share(summary['density'])} of those that are pruned")
         )
+    if summary.get("privacy") is not None:
+        rows.append(("privacy of a silo", " ".join(privacy_figures(summary["privacy"]))))
     if summary["failures"]:
         rows.append(("failed clients", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]

@@ -126,7 +126,7 @@ def test_tokens_are_counted_on_the_silos_own_disk(tmp_path: Path) -> None:
     store.count_tokens("run", 6)
     assert SiloStore(tmp_path / "alpha", keep=2).trained_tokens("run") == 11
     (tmp_path / "alpha" / "tokens.json").write_text('{"run": "many"}')
-    with pytest.raises(PhotonError, match="count of trained tokens cannot be read"):
+    with pytest.raises(PhotonError, match="the silo's count cannot be read"):
         store.trained_tokens("run")
 
 

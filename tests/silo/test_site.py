@@ -22,14 +22,19 @@ SIMULATED = {"partition-id": 0, "num-partitions": 1}
 
 
 def test_a_deployed_silo_names_its_own_folders(small_config: Make) -> None:
-    site, config = find_site(OWN | {"store-url": "s3://bucket/run"}, small_config())
-    assert site == SiloSite(Path("/data"), Path("/state"), store="s3://bucket/run", policy=SiloPolicy())
-    assert config == small_config()
+    given = small_config()
+    site, config = find_site(OWN | {"store-url": "s3://bucket/run"}, given)
+    assert site == SiloSite(
+        Path("/data"), Path("/state"), store="s3://bucket/run", policy=SiloPolicy(), privacy=given.privacy
+    )
+    assert config == given
 
 
 def test_a_simulated_silo_lives_in_the_run(small_config: Make, corpus: Path, tmp_path: Path) -> None:
-    site, _ = find_site(SIMULATED, small_config())
-    assert site == SiloSite(corpus, tmp_path / "run" / "silos", store=None, policy=SiloPolicy())
+    given = small_config()
+    site, _ = find_site(SIMULATED, given)
+    own = tmp_path / "run" / "silos"
+    assert site == SiloSite(corpus, own, store=None, policy=SiloPolicy(), privacy=given.privacy)
 
 
 @pytest.mark.parametrize("node_config", [{}, {"state-dir": "/state"}])

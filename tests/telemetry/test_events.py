@@ -17,6 +17,8 @@ from photon.telemetry.events import (
     Event,
     EventStream,
     Notice,
+    PrivacyFacts,
+    Release,
     RoundFinished,
     RoundSeconds,
     RunFinished,
@@ -41,10 +43,12 @@ FIELDS = {
                 SiloFacts, name=NAMES, train_tokens=COUNT, validation_tokens=COUNT, unigram_loss=FINITE
             ),
             max_size=3,
-        )
+        ),
+        "privacy": st.none() | st.builds(PrivacyFacts, noise_multiplier=FINITE, delta=FINITE),
     },
     "client_finished": {
-        "seconds": st.builds(ClientSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE)
+        "seconds": st.builds(ClientSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE),
+        "release": st.none() | st.builds(Release, clip_norm=FINITE, noise_multiplier=FINITE, releases=COUNT),
     },
     "round_finished": {
         "seconds": st.builds(

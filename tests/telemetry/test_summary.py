@@ -161,6 +161,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "tokens_per_second": pytest.approx(192 / 14),
         "mfu": pytest.approx((0.2 * 3 + 0.4 * 4) / 7),
         "density": None,
+        "privacy": None,
         "failures": 1,
         "weights_sha256": "ff",
     }

@@ -1,0 +1,1 @@
+"""What leaves a participant of a federation, made private."""
