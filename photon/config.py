@@ -286,6 +286,17 @@ class PrivacySection(Section):
         description="Seed of the noise, for experiments that must be repeatable; null: the operating "
         "system's randomness, without which there is no privacy.",
     )
+    secure_aggregation: bool = Field(
+        description="Silos mask their updates, so that the server learns the sum of the cohort's alone."
+    )
+    threshold: int | None = Field(
+        ge=2,
+        description="Silos of a cohort that must answer so that the sum can be unmasked, a majority; null: "
+        "two thirds.",
+    )
+    range: float = Field(
+        gt=0, description="Largest magnitude of a coordinate of an update that is masked; a larger one fails."
+    )
 
     @property
     def on(self) -> bool:
@@ -294,6 +305,13 @@ class PrivacySection(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "PrivacySection":
+        if self.secure_aggregation and self.clip_norm is not None:
+            # Eight standard deviations: a coordinate beyond that comes about once in 10^15.
+            needed = self.clip_norm * (1 + 8 * self.noise_multiplier)
+            if self.range < needed:
+                raise ValueError(
+                    f"privacy.range={self.range:g}: clipped and noised coordinates reach {needed:g}; raise it"
+                )
         if self.noise_multiplier > 0 and self.clip_norm is None:
             raise ValueError(
                 f"privacy.noise_multiplier={self.noise_multiplier:g} is in units of privacy.clip_norm; set it"
@@ -343,6 +361,13 @@ class RunConfig(Section):
             raise ValueError(
                 "training.micro_batch_size=auto works with training.processes=1; give a number or null"
             )
+        if self.privacy.secure_aggregation:
+            for key, value, needed in (
+                ("link.up_of", self.link.up_of, "update"),
+                ("link.up", [codec.target for codec in self.link.up], []),
+            ):
+                if value != needed:
+                    raise ValueError(f"privacy.secure_aggregation: {key} must be {needed}, and is {value}")
         if self.data.source == "prepared" and not self.data.path:
             raise ValueError("data.path is not set; name a folder made by `photon data prepare`")
         if self.cohort is not None and self.federation.quorum > self.cohort:
@@ -566,6 +591,11 @@ def _try_components(config: RunConfig) -> None:
         raise PhotonError(
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
             "privacy.clip_norm use keep or reset"
+        )
+    if config.privacy.secure_aggregation and not strategy.folds_mean:
+        raise PhotonError(
+            "privacy.secure_aggregation: the strategy folds more than the plain mean of the parameters; use "
+            "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync"
         )
     if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
         raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")

@@ -28,7 +28,8 @@ def problem_with(
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
-    A reply must answer its own order, hold exactly the expected groups, names and shapes, and be finite.
+    A reply must answer its own order, hold exactly the expected groups, names and shapes, and be finite; a
+    masked one holds integers of 32 bits.
     """
     if (report.round, report.silo) != (order.round, order.silo):
         return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
@@ -45,6 +46,10 @@ def problem_with(
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
                 return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
+            if order.masking is not None:
+                if tensor.dtype != torch.int32:
+                    return f"{group}/{name} holds {tensor.dtype}, expected masked integers"
+                continue
             if not tensor.dtype.is_floating_point:
                 return f"{group}/{name} holds {tensor.dtype}, expected floating point"
             values = tensor.values if isinstance(tensor, SparseTensor) else tensor

@@ -8,8 +8,8 @@ import statistics
 import time
 import uuid
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,11 @@ from photon.federation.checks import nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
 from photon.federation.rounds import Failure, exchange
+from photon.federation.secure import SecureSum
 from photon.link.coding import Packed
 from photon.link.messages import (
     BODY,
+    Body,
     EvaluateOrder,
     EvaluateReport,
     SiloInfo,
@@ -306,6 +308,18 @@ class Federation:
     ) -> Iterator[Reply]:
         """Send train orders; yield checked replies in cohort order, counting failures as they come."""
         orders = self._orders(checkpoint, server_round, cohort)
+        failures: dict[str, Failure] = {}
+        size = len(cohort)
+
+        def failed(name: str, failure: Failure) -> None:
+            failures[name] = failure
+            self._failed(server_round, name, failure)
+            self._check_failures(server_round, size, failures)
+
+        secure = self._secure_sum(orders, cohort, traffic, failed)
+        if secure is not None:
+            orders = secure.agree()
+            cohort = [participant for participant in cohort if participant.name in orders]
         messages, expected, tickets = self._train_messages(server_round, checkpoint, cohort, orders)
         down = {
             name: (count_bytes(message.content), group_bytes(message.content))
@@ -323,7 +337,10 @@ class Federation:
             # A silo that had trained the round before a crash answers at once; that is not what it takes.
             arrivals[name] = max(arrived, report.seconds["total"])
             update = None
-            if self.config.link.up_of == "update":
+            if secure is not None:
+                secure.add(name, dense_groups(groups).pop("params"))
+                groups = {}
+            elif self.config.link.up_of == "update":
                 update = groups.pop("params")
                 if not self._strategy.folds_updates:
                     sent = checkpoint.load_params()
@@ -338,25 +355,58 @@ class Federation:
                 update,
             )
 
-        failures: dict[str, Failure] = {}
         federation = self.config.federation
         patience = learnt_patience(
             federation.patience, orders, checkpoint.state.ledger, self._bearable_failures(len(cohort))
         )
+        masked: list[Reply] = []
         begin = time.monotonic()
         for name, answer in exchange(
             self._grid, messages, receive, deadline=federation.deadline, patience=patience
         ):
             if isinstance(answer, Failure):
-                failures[name] = answer
-                self._failed(server_round, name, answer)
-                self._check_failures(server_round, len(cohort), failures)
+                failed(name, answer)
                 continue
             reports[name] = answer.report
             traffic.add(answer, *down[name])
             self._client_finished(answer, *down[name])
-            yield answer
+            if secure is None:
+                yield answer
+            else:
+                masked.append(answer)
             del answer
+        if secure is not None:
+            # Of each the mean of all, whose mean it is.
+            update = secure.mean()
+            yield from (replace(answer, update=update) for answer in masked)
+
+    def _secure_sum(
+        self,
+        orders: Mapping[str, TrainOrder],
+        cohort: Sequence[Participant],
+        traffic: "_Traffic",
+        on_failure: Callable[[str, Failure], None],
+    ) -> SecureSum | None:
+        """Return a new attempt at the round's sum, if silos are to mask their updates."""
+        if not self.config.privacy.secure_aggregation:
+            return None
+        members = {participant.name: participant.members for participant in cohort}
+
+        def ask(bodies: Mapping[str, Body], kind: type[Body]) -> dict[str, Body | Failure]:
+            messages = {}
+            for name, body in bodies.items():
+                content = RecordDict({BODY: pack(body, self._sent_config)})
+                traffic.down += count_bytes(content)
+                messages[name] = self._message(content, members[name], "query", "secure")
+
+            def receive(_: str, message: Message) -> Body:
+                traffic.up += count_bytes(message.content)
+                return unpack(message.content, kind)
+
+            deadline = self.config.federation.deadline
+            return dict(exchange(self._grid, messages, receive, deadline=deadline))
+
+        return SecureSum(self.config.privacy, orders, ask, on_failure)
 
     def _orders(
         self, checkpoint: Checkpoint, server_round: int, cohort: Sequence[Participant]

@@ -8,9 +8,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Message, RecordDict
+from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_private_key,
+    bytes_to_public_key,
+    generate_key_pairs,
+    private_key_to_bytes,
+    public_key_to_bytes,
+)
 from flwr.supercore.task_identity import TaskIdentity
 
 from photon.errors import PhotonError
+
+__all__ = [
+    "assign_message_id",
+    "bytes_to_private_key",
+    "bytes_to_public_key",
+    "combine_shares",
+    "create_shares",
+    "decrypt",
+    "encrypt",
+    "ensure_task_identity",
+    "generate_key_pairs",
+    "generate_shared_key",
+    "is_registered",
+    "parse_node_config",
+    "private_key_to_bytes",
+    "public_key_to_bytes",
+    "with_own_records",
+]
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey

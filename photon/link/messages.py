@@ -6,7 +6,7 @@ They travel as one JSON string in a ``ConfigRecord``, beside the records of the 
 from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError
 
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
@@ -63,6 +63,74 @@ class Description(Body):
     silos: list[SiloInfo]
 
 
+class AdvertiseKeys(Body):
+    """Begin an attempt at a secure sum: ask a silo for new public keys.
+
+    ``attempt`` is new for every one; what was agreed in another does not count.
+    """
+
+    kind: Literal["advertise_keys"] = "advertise_keys"
+    attempt: str = Field(min_length=16, max_length=64)
+    run_id: str
+    model_id: str
+    round: int = Field(ge=1)
+    silo: SiloName
+
+
+class PublicKeys(Body):
+    """A silo's public keys of one attempt, PEM: for what is sent to it, and for the masks that it shares."""
+
+    sharing: str = Field(max_length=1000)
+    masking: str = Field(max_length=1000)
+
+
+class ShareKeys(Body):
+    """Hand out everybody's public keys and ask for a share of the silo's secrets for each of the others.
+
+    ``threshold`` shares bring a secret back.
+    """
+
+    kind: Literal["share_keys"] = "share_keys"
+    attempt: str
+    silo: SiloName
+    threshold: int = Field(ge=2)
+    keys: dict[SiloName, PublicKeys]
+
+
+class EncryptedShares(Body):
+    """Receiver to what only it can read."""
+
+    shares: dict[SiloName, str]
+
+
+class Masking(Body):
+    """What a train order brings for the masks: the attempt, and sender to share, encrypted for this silo."""
+
+    attempt: str
+    shares: dict[SiloName, str]
+
+
+class Unmask(Body):
+    """Ask a silo for its shares of what masks the sum.
+
+    Of a survivor, whose masked update has arrived, the share of its own mask; of one that dropped out after
+    the shares were handed out, the share of its key. Of nobody both.
+    """
+
+    kind: Literal["unmask"] = "unmask"
+    attempt: str
+    silo: SiloName
+    survivors: list[SiloName]
+    dropped: list[SiloName]
+
+
+class Shares(Body):
+    """Answer to :class:`Unmask`: base64 shares, of survivors' masks and of dropped silos' keys."""
+
+    masks: dict[SiloName, str]
+    keys: dict[SiloName, str]
+
+
 class TrainOrder(Body):
     """Ask for local steps on one silo.
 
@@ -93,6 +161,8 @@ class TrainOrder(Body):
     scalars
         Scalar states of the local optimizers, such as ``step``, after the last round. They go with averaged
         states: a silo that has no state of its own takes both.
+    masking
+        Under secure aggregation, what the silo needs to mask its update.
     """
 
     run_id: str
@@ -114,6 +184,7 @@ class TrainOrder(Body):
     base: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
+    masking: Masking | None = None
 
 
 class ClientSeconds(TypedDict):
@@ -184,7 +255,11 @@ class EvaluateReport(Body):
     tokens: int = Field(ge=1)
 
 
-Kind = TypeVar("Kind", bound=Body)
+class Query(RootModel[Annotated[Describe | AdvertiseKeys | ShareKeys | Unmask, Field(discriminator="kind")]]):
+    """What a message of Flower's category ``query`` may ask for."""
+
+
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def pack(body: Body, config: "RunConfig | None" = None) -> ConfigRecord:

@@ -61,6 +61,9 @@ class SiloPolicy(Section):
     share_validation: bool = Field(
         True, description="Whether figures of the validation text may leave: its size and losses on it."
     )
+    secure_aggregation: bool = Field(
+        False, description="Whether an update leaves only under masks that vanish in the cohort's sum."
+    )
     privacy: PrivacyRule | None = Field(
         None, description="Bound on updates and noise on them, beside what the run asks for."
     )
@@ -108,6 +111,8 @@ class SiloPolicy(Section):
         self._at_most(order.silo, "max_run_tokens", trained + tokens, "{:,} tokens in this run so far")
         if self.min_cohort is not None and order.cohort < self.min_cohort:
             raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
+        if self.secure_aggregation and order.masking is None:
+            raise _refused(order.silo, "secure_aggregation", "true", "an update without masks")
         if self.privacy is not None and order.due != ["params"]:
             states = ", ".join(group for group in order.due if group != "params")
             raise _refused(order.silo, "privacy", "parameters alone", f"the state groups {states}")

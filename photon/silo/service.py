@@ -5,12 +5,17 @@ from typing import Literal
 from flwr.app import RecordDict
 
 from photon.config import RunConfig, parse
-from photon.errors import RefusedError
+from photon.errors import PhotonError, RefusedError
 from photon.link.messages import (
     BODY,
+    AdvertiseKeys,
+    Body,
     Description,
     EvaluateOrder,
+    Query,
+    ShareKeys,
     TrainOrder,
+    Unmask,
     pack,
     pack_refusal,
     unpack,
@@ -18,7 +23,7 @@ from photon.link.messages import (
 )
 from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
-from photon.silo import work
+from photon.silo import secure, work
 from photon.silo.site import NodeConfig, SiloSite, find_site
 
 #: Flower's categories of messages, and what each of them asks a silo for: its description, local steps, or
@@ -55,17 +60,31 @@ def answer(message_type: MessageType, content: RecordDict, node_config: NodeConf
         return RecordDict({BODY: pack_refusal(refusal)})
 
 
-def _describe(_: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
-    return RecordDict({BODY: pack(Description(silos=work.describe(site, config)))})
+def _query(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
+    order = unpack(content, Query).root
+    reply: Body
+    if isinstance(order, AdvertiseKeys):
+        reply = secure.advertise_keys(order, site)
+    elif isinstance(order, ShareKeys):
+        reply = secure.share_keys(order, site)
+    elif isinstance(order, Unmask):
+        reply = secure.unmask(order, site)
+    else:
+        reply = Description(silos=work.describe(site, config))
+    return RecordDict({BODY: pack(reply)})
 
 
 def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, TrainOrder)
+    if (order.masking is not None) != config.privacy.secure_aggregation:
+        raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     work.check_order(order, site, config)  # before any tensor is read
     link = SiloLink(site.store, site.state)
     shapes = work.expected_shapes(site, config, states=order.local_state == "sync")
     received = link.receive(content, shapes)
     groups, report = work.train(order, dense_groups(received), site, config)
+    if order.masking is not None:
+        groups = secure.mask(order, order.masking, groups, site, config)
     reply = link.send(groups, content)
     reply[BODY] = pack(report)
     return reply
@@ -79,4 +98,4 @@ def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordD
     return RecordDict({BODY: pack(work.evaluate(order, dense_groups(received), site, config))})
 
 
-_SERVICES = {"query": _describe, "train": _train, "evaluate": _evaluate}
+_SERVICES = {"query": _query, "train": _train, "evaluate": _evaluate}

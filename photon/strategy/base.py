@@ -119,6 +119,11 @@ class Strategy(ABC):
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
+    @property
+    def folds_mean(self) -> bool:
+        """Whether the plain mean of the parameters' updates is all that it folds."""
+        return False
+
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:
         """Return who can be sampled, in name order: by default every silo on its own."""
         return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]

@@ -75,6 +75,14 @@ class Photon(Strategy):
             periods = dict.fromkeys(groups, config.local_steps) if sync is None else sync
             self.plan = SyncPlan(periods, config.local_steps, groups)
 
+    @property
+    def folds_mean(self) -> bool:
+        """Whether the plain mean of the parameters' updates is all that it folds."""
+        own = type(self)
+        as_here = own.aggregate_train is Photon.aggregate_train and own.weight is Photon.weight
+        dense = self.sparse is None and self.local_state != "sync"
+        return as_here and dense and self.weighting == "uniform"
+
     def due_groups(self, server_round: int) -> list[str]:
         """Return the groups that the sync plan averages in this round.
 

@@ -14,7 +14,7 @@ from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RefusedError, RunError
 from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import TrainOrder
+from photon.link.messages import Masking, TrainOrder
 from photon.models.build import build_model
 from photon.silo.policy import SiloPolicy, read_policy
 from photon.state.checkpoint import CheckpointStore
@@ -63,6 +63,15 @@ def test_an_order_beyond_a_limit_is_refused(rules: dict[str, int], trained: int,
     assert message in str(refusal.value)
     at_the_limit = {rule: limit - 1 if rule == "min_cohort" else limit + 1 for rule, limit in rules.items()}
     SiloPolicy(**at_the_limit).check_order(ORDER, 16, trained)
+
+
+def test_an_update_without_masks_is_refused() -> None:
+    with pytest.raises(
+        RefusedError, match="secure_aggregation=true, and the order asks for an update without"
+    ):
+        SiloPolicy(secure_aggregation=True).check_order(ORDER, 16, 0)
+    masking = Masking(attempt="a" * 32, shares={})
+    SiloPolicy(secure_aggregation=True).check_order(ORDER.model_copy(update={"masking": masking}), 16, 0)
 
 
 @pytest.mark.parametrize(
