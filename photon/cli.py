@@ -11,6 +11,7 @@ from photon.data.cli import app as data_app
 from photon.deployment.cli import doctor, keys
 from photon.errors import PhotonError, RunError
 from photon.evaluation.cli import evaluate, generate
+from photon.federation.cli import federation
 from photon.walltime.cli import app as walltime_app
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
+app.add_typer(federation, name="federation")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)

@@ -46,7 +46,7 @@ def _answer(message_type: "MessageType", message: Message, context: Context) -> 
         if has_worker(message.content, context.node_config):
             content = ask_worker(message_type, message.content, context.node_config)
         else:
-            from photon.silo.service import answer
+            from photon.federation.member import answer
 
             content = answer(message_type, message.content, context.node_config)
         return Message(content, reply_to=message)

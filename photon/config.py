@@ -15,10 +15,11 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from photon.components import check_arguments, import_target, nearest
 from photon.errors import PhotonError
+from photon.tree import TreeNode, plain_tree, read_tree
 
 
 class Section(BaseModel):
@@ -171,10 +172,36 @@ class FederationSection(Section):
     )
     wait_for_silos: float = Field(ge=0, description="Seconds to wait at the start for silos.")
     silos: int | None = Field(ge=1, description="Silos expected at the start; null: those online.")
+    tree: dict[str, Any] | str | None = Field(
+        None,
+        description="Federations within this one, as in `{north: [silo_a, silo_b], south: [silo_c]}`, to any "
+        "depth, or a YAML file that says so; null: silos alone.",
+    )
+    inner_rounds: int = Field(
+        1,
+        ge=1,
+        description="Rounds of a federation within this one in each round of the one above it, unless the "
+        "tree says otherwise (HierFAVG's second period).",
+    )
+    parent: str | None = Field(
+        None, description="Set by Photon for a federation within another: its name and the run above it."
+    )
     connection: str | None = Field(
         description="Connection of $FLWR_HOME/config.toml that `photon train` gives a deployed run to; "
         "null: Flower's default one."
     )
+
+    @field_validator("tree", mode="after")
+    @classmethod
+    def _read_tree(cls, tree: dict[str, Any] | str | None) -> dict[str, Any] | None:
+        if isinstance(tree, str):
+            tree = _tree_file(Path(tree))
+        return None if tree is None else plain_tree(read_tree(tree))
+
+    @property
+    def root(self) -> TreeNode | None:
+        """The tree, from this federation downwards; None: it has silos alone."""
+        return None if self.tree is None else read_tree(self.tree, self.inner_rounds)
 
 
 class WandbSection(Section):
@@ -376,6 +403,8 @@ class RunConfig(Section):
                 "a round could never count"
             )
         if self.switch is not None:
+            if self.federation.tree is not None:
+                raise ValueError("switch: a tree of federations trains without one; set switch=null")
             before = self.switch.local_steps or self.local_steps
             if self.switch.step % before:
                 raise ValueError(
@@ -390,6 +419,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def pace(self) -> int:
+        """Most rounds that a silo takes part in during one round: more than 1 in a tree of federations."""
+        return 1 if self.federation.root is None else self.federation.root.pace
+
+    @property
     def total_steps(self) -> int:
         """Local steps of the whole run."""
         return self.steps_after(self.rounds)
@@ -397,7 +431,7 @@ class RunConfig(Section):
     def steps_after(self, rounds: int) -> int:
         """Return the global step after ``rounds`` rounds: the local steps of a client that was in all."""
         if self.switch is None:
-            return rounds * self.local_steps
+            return rounds * self.local_steps * self.pace
         before = self.switch.local_steps or self.local_steps
         warmup = min(rounds, self.switch.step // before)
         return warmup * before + (rounds - warmup) * self.local_steps
@@ -426,6 +460,19 @@ class RunConfig(Section):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("text", None)
         return copy
+
+
+def _tree_file(path: Path) -> dict[str, Any]:
+    import yaml
+
+    try:
+        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise PhotonError(f"federation.tree={path}: cannot be read ({reason})") from error
+    if not isinstance(tree, dict):
+        raise PhotonError(f"federation.tree={path}: expected a mapping of federations and silos")
+    return tree
 
 
 def photon_home() -> Path:
@@ -601,6 +648,10 @@ def _try_components(config: RunConfig) -> None:
         raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
     if config.switch is not None:
         check_switch(config.switch, config.optimizer.as_mapping())
+    if config.federation.tree is not None and config.federation.parent is None:
+        from photon.federation.member import check_nodes
+
+        check_nodes(config)
 
 
 def _check_component(component: Component, where: str) -> None:

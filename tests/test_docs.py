@@ -133,7 +133,7 @@ LAYERS = [
     {"strategy", "training", "evaluation", "walltime"},
     {"link", "data", "models", "optim"},
     {"telemetry", "state", "privacy"},
-    {"config", "components", "code", "errors", "__init__"},
+    {"config", "tree", "components", "code", "errors", "__init__"},
 ]
 KNOW_FLOWER = {"server_app", "client_app", "federation", "silo", "link"}
 
@@ -226,12 +226,12 @@ def overrides_compose(overrides: list[str]) -> None:
     if any(PLACEHOLDER.search(override) for override in overrides):
         return
     plain = [override for override in overrides if not override.startswith("hydra")]
-    first = [re.sub(r"=([^,\[]+),.*", r"=\1", override) for override in plain]
+    first = [re.sub(r"=([^,\[{]+),.*", r"=\1", override) for override in plain]
     config = compose(first)
     assert isinstance(config, RunConfig)
     for place, override in enumerate(plain):
         key, _, values = override.partition("=")
-        if "," in values and not values.startswith("["):
+        if "," in values and not values.startswith(("[", "{")):
             for value in values.split(","):
                 compose([*first[:place], f"{key}={value}", *first[place + 1 :]])
 

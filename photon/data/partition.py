@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 
 from photon.data.documents import Document
-from photon.data.prepared import SILO_NAME
 from photon.errors import PhotonError
+from photon.tree import SILO_NAME
 
 PartitionKind = Literal["by-source", "iid", "dirichlet", "field"]
 

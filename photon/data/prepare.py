@@ -17,7 +17,6 @@ from photon.data.partition import parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
     MANIFEST_NAME,
-    SILO_NAME,
     Manifest,
     SiloEntry,
     SourceRead,
@@ -34,6 +33,7 @@ from photon.data.text_files import read_documents
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory
+from photon.tree import SILO_NAME
 
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.

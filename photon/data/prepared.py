@@ -18,12 +18,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from photon.errors import PhotonError
+from photon.tree import SILO_NAME
 
 FORMAT = "photon-data/1"
 MANIFEST_NAME = "manifest.json"
-
-# Silo names are folder names, here and in a run's checkpoints.
-SILO_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
 
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")

@@ -461,7 +461,7 @@ def _tokens_per_second(silo: Silo) -> float:
     from photon.silo.work import trainer, workbench
 
     data, config = silo.data, silo.here[1]
-    bench = workbench(config.text, data.manifest.vocab_size)
+    bench = workbench(config, data.manifest.vocab_size)
     stream = WindowStream([data.windows(data.silo_names[0], "train")], 0, 0)
     local = trainer(bench, config, config.training.batch_size)
     local.train(stream, global_step=0, steps=WARM_UP_STEPS)

@@ -25,23 +25,31 @@ def problem_with(
     order: TrainOrder,
     expected: Shapes,
     sequence_length: int,
+    *,
+    optional: Shapes | None = None,
+    federation: bool = False,
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
     A reply must answer its own order, hold exactly the expected groups, names and shapes, and be finite; a
     masked one holds integers of 32 bits.
+
+    Parameters
+    ----------
+    optional
+        Groups that it may hold as well, or parts of them.
+    federation
+        Whether it comes from a federation, whose pace and members are its own.
     """
-    if (report.round, report.silo) != (order.round, order.silo):
-        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
-    if report.steps != order.steps or report.tokens != order.steps * order.batch_size * sequence_length:
-        return f"it reports {report.steps} steps and {report.tokens} tokens, not what was ordered"
-    if report.position != order.position + order.steps * order.batch_size:
-        return f"it took its text up to window {report.position}, not what was ordered"
-    if set(groups) != set(expected):
+    if problem := _problem_with_report(report, order, sequence_length, federation=federation):
+        return problem
+    extra = optional or {}
+    if set(groups) - set(extra) != set(expected):
         return f"it holds the groups {sorted(groups)}, expected {sorted(expected)}"
-    for group, shapes in expected.items():
-        tensors = groups[group]
-        if names := set(shapes) ^ set(tensors):
+    for group, tensors in groups.items():
+        shapes = expected[group] if group in expected else extra[group]
+        names = set(shapes) ^ set(tensors) if group in expected else set(tensors) - set(shapes)
+        if names:
             return f"group {group} has missing or unknown tensors, such as {min(names)}"
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
@@ -55,6 +63,26 @@ def problem_with(
             values = tensor.values if isinstance(tensor, SparseTensor) else tensor
             if values.numel() and not _finite(values):
                 return f"{group}/{name} holds a value that is not finite"
+    return None
+
+
+def _problem_with_report(
+    report: TrainReport, order: TrainOrder, sequence_length: int, *, federation: bool
+) -> str | None:
+    if (report.round, report.silo) != (order.round, order.silo):
+        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
+    of_batch = order.batch_size * sequence_length
+    if federation:
+        if report.steps < 1 or not 0 < report.tokens <= report.steps * report.leaves * of_batch:
+            return f"it reports {report.tokens} tokens of {report.leaves} silos in {report.steps} steps"
+        # One that has lost its state begins to count anew.
+        if report.position < 1:
+            return "it reports no round of its own"
+    else:
+        if report.steps != order.steps or report.tokens != order.steps * of_batch:
+            return f"it reports {report.steps} steps and {report.tokens} tokens, not what was ordered"
+        if report.position != order.position + order.steps * order.batch_size:
+            return f"it took its text up to window {report.position}, not what was ordered"
     return None
 
 

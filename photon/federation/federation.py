@@ -10,6 +10,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from photon.components import build
 from photon.config import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
+from photon.federation.assignment import Assignment
 from photon.federation.checks import nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster
@@ -32,6 +34,7 @@ from photon.link.messages import (
     Body,
     EvaluateOrder,
     EvaluateReport,
+    NodeLoss,
     SiloInfo,
     TrainOrder,
     TrainReport,
@@ -43,8 +46,17 @@ from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change, subtract
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
-from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState, weights_sha256
+from photon.state.checkpoint import (
+    Checkpoint,
+    CheckpointStore,
+    LedgerEntry,
+    Received,
+    ServerState,
+    weights_sha256,
+)
+from photon.state.tensors import StateGroups, load_groups
 from photon.strategy.base import Aggregate, Participant, Reply, Strategy
+from photon.strategy.key_layers import INITIAL, key_layers, unpack_residuals
 from photon.telemetry.events import (
     Checkpointed,
     ClientFailed,
@@ -97,8 +109,15 @@ class Federation:
         #: What the round's silos have decoded of the parameters, where the link sends their change.
         self._reference: dict[str, torch.Tensor] | None = None
 
-    def run(self, *, resume: bool) -> Checkpoint:
+    def run(self, *, resume: bool, assignment: Assignment | None = None) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
+
+        Parameters
+        ----------
+        resume
+            Go on from the newest checkpoint.
+        assignment
+            What the federation above wants, if there is one: where to start, and which rounds.
 
         Raises
         ------
@@ -107,6 +126,54 @@ class Federation:
         RunError
             If a round cannot count.
         """
+        silos = self._gather()
+        if resume:
+            checkpoint, passed_over = self._checkpoints.latest()
+            for line in passed_over:
+                self._notice("warning", f"a damaged checkpoint was passed over: {line}")
+            self._checkpoints.discard_after(checkpoint.state.round)
+            self._check_same_data(checkpoint, silos)
+            self._collect(checkpoint.state, all_rounds=True)
+            self._started(checkpoint, silos, resumed_from=checkpoint.state.round)
+        else:
+            checkpoint = self._initialise(silos, assignment)
+        if assignment is not None and checkpoint.state.round == assignment.begins:
+            checkpoint = self._adopt(checkpoint, assignment)
+        last = self.config.rounds if assignment is None else assignment.ends
+        while checkpoint.state.round < last:
+            checkpoint = self._round(checkpoint)
+            self._collect(checkpoint.state, all_rounds=False)
+        self._collect(checkpoint.state, all_rounds=True)
+        return checkpoint
+
+    def evaluate(self, assignment: Assignment) -> EvaluateReport:
+        """Let every silo evaluate the model that came from the federation above.
+
+        Raises
+        ------
+        PhotonError
+            If none could.
+        """
+        silos = self._gather()
+        began = assignment.begins > 0
+        state = self._checkpoints.load(assignment.begins).state if began else _first_state(silos[0])
+        came = assignment.groups_file(self.run_dir)
+        evaluated = self._evaluate(Checkpoint(self.run_dir, state, Received(came, came)), own=assignment.own)
+        if evaluated is None:
+            raise PhotonError(f"{self.run_dir.name}: no silo could evaluate the model")
+        return EvaluateReport(
+            round=assignment.round,
+            silo=self.run_dir.name,
+            loss=evaluated.loss,
+            tokens=sum(silo["tokens"] for silo in evaluated.per_silo.values()),
+            per_node={
+                name: NodeLoss(loss=node["loss"], tokens=node["tokens"])
+                for name, node in evaluated.per_node.items()
+            },
+        )
+
+    def _gather(self) -> list[SiloInfo]:
+        """Wait for the silos and check that they go together."""
         federation = self.config.federation
         self._roster.wait(
             federation.silos,
@@ -119,28 +186,15 @@ class Federation:
         self._sent_config = self.config.model_copy(
             update={"model": self_contained(self.config.model, silos[0].vocab_size)}
         )
-        if resume:
-            checkpoint, passed_over = self._checkpoints.latest()
-            for line in passed_over:
-                self._notice("warning", f"a damaged checkpoint was passed over: {line}")
-            self._checkpoints.discard_after(checkpoint.state.round)
-            self._check_same_data(checkpoint, silos)
-            self._collect(checkpoint.state, all_rounds=True)
-            self._started(checkpoint, silos, resumed_from=checkpoint.state.round)
-        else:
-            checkpoint = self._initialise(silos)
-        while checkpoint.state.round < self.config.rounds:
-            checkpoint = self._round(checkpoint)
-            self._collect(checkpoint.state, all_rounds=False)
-        self._collect(checkpoint.state, all_rounds=True)
-        return checkpoint
+        return silos
 
     # --- before the first round -------------------------------------------------------------------
 
     def _check_silos(self, silos: Sequence[SiloInfo]) -> None:
         participants = self._strategy.participants(silos)
         cohort = self.config.cohort
-        if cohort is not None and cohort > len(silos):
+        # A tree says itself how many there are.
+        if cohort is not None and cohort > len(silos) and self.config.federation.tree is None:
             raise PhotonError(
                 f"cohort={cohort} is larger than the federation of {len(silos)} silos "
                 f"({', '.join(silo.name for silo in silos)}); set cohort={len(silos)} or cohort=null"
@@ -174,26 +228,45 @@ class Federation:
                 "put the original data back"
             )
 
-    def _initialise(self, silos: Sequence[SiloInfo]) -> Checkpoint:
+    def _initialise(self, silos: Sequence[SiloInfo], assignment: Assignment | None) -> Checkpoint:
         reference = silos[0]
-        model = build_model(self.config.model, reference.vocab_size, seed=self.config.seed)
-        if self._strategy.sparse is not None:
-            self._strategy.sparse.attach(model)
-        params = read_params(model)
-        state = ServerState(
-            run_id=uuid.uuid4().hex,
-            round=0,
-            global_step=0,
-            tokens=0,
-            vocab_size=reference.vocab_size,
-            sequence_length=reference.sequence_length,
-            tokenizer_sha256=reference.tokenizer_sha256,
-        )
+        kept: StateGroups = {}
+        if assignment is not None:
+            params = load_groups(assignment.groups_file(self.run_dir))["params"]
+            layers = key_layers(self.config)
+            initial = None if layers is None else layers.initial(None, params)
+            kept = {} if initial is None else {INITIAL: initial}
+        else:
+            model = build_model(self.config.model, reference.vocab_size, seed=self.config.seed)
+            if self._strategy.sparse is not None:
+                self._strategy.sparse.attach(model)
+            params = read_params(model)
+        state = _first_state(reference)
         checkpoint = Checkpoint(self.run_dir / "checkpoints", state)
         self._started(checkpoint, silos, resumed_from=None)
-        with self._checkpoints.writing(state, params, {}, {}) as written:
-            self._evaluate(written)
+        with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
+            if assignment is None:
+                self._evaluate(written, own=True)
         return self._checkpoints.load(state.round)
+
+    def _adopt(self, checkpoint: Checkpoint, assignment: Assignment) -> Checkpoint:
+        """Return a checkpoint with the backbone from above and key layers that have looked at those there."""
+        groups = load_groups(assignment.groups_file(self.run_dir))
+        params, layers = groups["params"], key_layers(self.config)
+        if layers is not None:
+            own = checkpoint.load_params()
+            parts = layers.split(own)
+            initial = checkpoint.load_kept().get(INITIAL)
+            params, figures = layers.pull(
+                {name: own[name] for name in parts.key_names},
+                params,
+                unpack_residuals(groups, assignment.residuals, parts),
+                initial,
+            )
+            if figures:
+                values = {f"{figure}/down": value for figure, value in figures.items()}
+                self._stream.emit(Diagnostics(round=checkpoint.state.round, values=values))
+        return assignment.adopt(self.run_dir, checkpoint, params)
 
     def _started(self, checkpoint: Checkpoint, silos: Sequence[SiloInfo], resumed_from: int | None) -> None:
         state, config = checkpoint.state, self.config
@@ -255,7 +328,10 @@ class Federation:
             self._train(server_round, checkpoint, cohort, replies, arrivals, traffic),
         )
         after = self._advance(before, replies, arrivals, aggregate)
-        evaluated = server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds
+        # Within another federation it is that one that asks.
+        evaluated = self.config.federation.parent is None and (
+            server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds
+        )
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 
         def finish() -> None:
@@ -274,10 +350,18 @@ class Federation:
             self._stream.emit(_diagnostics(after, aggregate, replies))
 
         with self._checkpoints.writing(
-            after, aggregate.params, aggregate.outer, aggregate.averaged, finish, self._reference
+            after,
+            aggregate.params,
+            aggregate.outer,
+            aggregate.averaged,
+            finish,
+            self._reference,
+            aggregate.kept,
         ) as written:
             if evaluated:
-                clock["evaluate"] = self._evaluate(written)
+                now = time.perf_counter()
+                self._evaluate(written, own=True)
+                clock["evaluate"] = time.perf_counter() - now
                 clock["checkpoint"] -= clock["evaluate"]
         saved = self._checkpoints.load(server_round)
         self._stream.emit(
@@ -325,14 +409,16 @@ class Federation:
             name: (count_bytes(message.content), group_bytes(message.content))
             for name, message in messages.items()
         }
-        length = checkpoint.state.sequence_length
+        optional = self._strategy.optional_groups(self._shapes_of_params(checkpoint))
+        check = partial(problem_with, sequence_length=checkpoint.state.sequence_length, optional=optional)
 
         def receive(name: str, message: Message) -> Reply | Failure:
             arrived = time.monotonic() - begin
             report = unpack(message.content, TrainReport)
-            groups = self._link.receive(message.content, tickets[name], expected[name])
-            problem = problem_with(report, groups, orders[name], expected[name], length)
-            if problem:
+            groups = self._link.receive(message.content, tickets[name], {**optional, **expected[name]})
+            if problem := check(
+                report, groups, orders[name], expected[name], federation=self._is_federation(name)
+            ):
                 return Failure("rejected", problem)
             # A silo that had trained the round before a crash answers at once; that is not what it takes.
             arrivals[name] = max(arrived, report.seconds["total"])
@@ -438,6 +524,7 @@ class Federation:
                 mixing=self._strategy.mixing,
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
+                residuals=self._strategy.residual_tags(checkpoint, participant.name),
             )
         return orders
 
@@ -534,6 +621,9 @@ class Federation:
             expected["params"] = {name: params[name] for name in order.due_params}
         return expected
 
+    def _is_federation(self, name: str) -> bool:
+        return any(silo.federation for silo in self._roster.silos() if silo.name == name)
+
     def _shapes_of_params(self, checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
         if not self._shapes:
             self._shapes = shapes_of({"params": checkpoint.load_params()})
@@ -596,6 +686,7 @@ class Federation:
                 "outer_scalars": dict(aggregate.outer_scalars),
                 "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
                 "local_scalars": _typical_scalars(reports.values()),
+                "residuals": list(aggregate.residuals),
                 "noise": before.noise.add(
                     aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
                 ),
@@ -604,8 +695,8 @@ class Federation:
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def _evaluate(self, checkpoint: Checkpoint) -> float:
-        """Let every online silo evaluate a model on its own validation text; return the seconds it took."""
+    def _evaluate(self, checkpoint: Checkpoint, *, own: bool) -> Evaluated | None:
+        """Let every online silo evaluate a model on its own validation text; None if no silo could."""
         begin = time.perf_counter()
         state = checkpoint.state
         # The next round trains from what is evaluated here.
@@ -616,46 +707,58 @@ class Federation:
                 self._does_not_evaluate(silo.name, "it keeps its validation figures")
                 continue
             content = RecordDict(dict(records))
-            content[BODY] = pack(EvaluateOrder(round=state.round, silo=silo.name), self._sent_config)
+            order = EvaluateOrder(
+                round=state.round,
+                silo=silo.name,
+                run_id=state.run_id,
+                last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
+                own=own,
+            )
+            content[BODY] = pack(order, self._sent_config)
             messages[silo.name] = self._message(content, [silo.name], "evaluate", f"evaluate-{state.round}")
         if not messages:
-            return time.perf_counter() - begin
+            return None
         traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
 
         def receive(name: str, message: Message) -> EvaluateReport | Failure:
             traffic["up"] += count_bytes(message.content)
             report = unpack(message.content, EvaluateReport)
-            if (report.round, report.silo) != (state.round, name) or not math.isfinite(report.loss):
+            losses = [report.loss, *(node["loss"] for node in report.per_node.values())]
+            if (report.round, report.silo) != (state.round, name) or not all(map(math.isfinite, losses)):
                 return Failure("rejected", f"its evaluation is not one of round {state.round}")
             return report
 
         per_silo: dict[str, SiloEvaluation] = {}
+        per_node: dict[str, SiloEvaluation] = {}
         for name, answer in exchange(self._grid, messages, receive, deadline=self.config.federation.deadline):
             if not isinstance(answer, Failure):
-                per_silo[name] = _evaluation(answer.loss, answer.tokens)
+                per_silo[name] = per_node[name] = _evaluation(answer.loss, answer.tokens)
+                per_node |= {
+                    node: _evaluation(found["loss"], found["tokens"])
+                    for node, found in answer.per_node.items()
+                }
             elif answer.kind == "refused":
                 self._does_not_evaluate(name, answer.reason)
             else:
                 self._failed(state.round, name, answer)
         if not per_silo:
             self._notice("warning", f"round {state.round}: no silo could evaluate the model")
-            return time.perf_counter() - begin
+            return None
         tokens = sum(silo["tokens"] for silo in per_silo.values())
         loss = math.fsum(silo["loss"] * silo["tokens"] for silo in per_silo.values()) / tokens
-        seconds = time.perf_counter() - begin
-        self._stream.emit(
-            Evaluated(
-                round=state.round,
-                per_silo=per_silo,
-                loss=loss,
-                perplexity=_perplexity(loss),
-                tokens_trained=state.tokens,
-                bytes_up=traffic["up"],
-                bytes_down=traffic["down"],
-                seconds=seconds,
-            )
+        evaluated = Evaluated(
+            round=state.round,
+            per_silo=per_silo,
+            per_node=per_node if own else {},
+            loss=loss,
+            perplexity=_perplexity(loss),
+            tokens_trained=state.tokens,
+            bytes_up=traffic["up"],
+            bytes_down=traffic["down"],
+            seconds=time.perf_counter() - begin,
         )
-        return seconds
+        self._stream.emit(evaluated)
+        return evaluated
 
     # --- events -----------------------------------------------------------------------------------
 
@@ -763,6 +866,19 @@ def _round_finished(
         seconds=seconds,
         group_bytes_up=dict(traffic.groups_up),
         group_bytes_down=dict(traffic.groups_down),
+    )
+
+
+def _first_state(silo: SiloInfo) -> ServerState:
+    """Return the numbers of a run before its first round, whose silos are as this one."""
+    return ServerState(
+        run_id=uuid.uuid4().hex,
+        round=0,
+        global_step=0,
+        tokens=0,
+        vocab_size=silo.vocab_size,
+        sequence_length=silo.sequence_length,
+        tokenizer_sha256=silo.tokenizer_sha256,
     )
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from photon.config import RunConfig, compose, parse, photon_home, split_overrides
 from photon.errors import PhotonError
+from photon.federation.assignment import EVALUATION, Assignment
 from photon.federation.federation import Federation
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
@@ -99,11 +100,24 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             write_text(run_dir / "config.yaml", config.text)
         stream = EventStream(listeners)
         try:
-            checkpoint = Federation(config, grid, run_dir, stream).run(resume=resume)
+            federation = Federation(config, grid, run_dir, stream)
+            if config.federation.parent is not None:
+                carry_out(Assignment.read(run_dir), federation, resume=resume)
+                return {}
+            checkpoint = federation.run(resume=resume)
             return _finish(config, run_dir, checkpoint, stream)
         except BaseException as error:
             stream.emit(RunInterrupted(round=_last_round(run_dir), reason=_reason(error)))
             raise
+
+
+def carry_out(assignment: Assignment, federation: Federation, *, resume: bool) -> None:
+    """Do what the federation above wants; what it leaves is the last checkpoint, or ``evaluation.json``."""
+    if assignment.kind == "train":
+        federation.run(resume=resume, assignment=assignment)
+        return
+    evaluated = federation.evaluate(assignment)
+    write_text(federation.run_dir / EVALUATION, evaluated.model_dump_json() + "\n", flush=False)
 
 
 def run_inprocess(config: RunConfig, *, resume: bool, live: bool = True) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
-from photon.data.prepared import SILO_NAME
 from photon.errors import PhotonError, RefusedError
 from photon.link import BODY
+from photon.tree import MAX_RESIDUALS, SILO_NAME, ResidualTag
 
 if TYPE_CHECKING:
     from photon.config import RunConfig
@@ -43,7 +43,7 @@ class SiloInfo(Body):
     """What a silo tells about its data; the data itself never leaves.
 
     A silo that keeps its validation figures tells neither ``validation_tokens`` nor ``unigram_loss``, and is
-    not asked to evaluate.
+    not asked to evaluate. A federation that takes part as a silo describes its members together.
     """
 
     name: str
@@ -55,6 +55,7 @@ class SiloInfo(Body):
     tokenizer_sha256: str
     device: str
     roofline_flops: float | None
+    federation: bool = False
 
 
 class Description(Body):
@@ -163,6 +164,8 @@ class TrainOrder(Body):
         states: a silo that has no state of its own takes both.
     masking
         Under secure aggregation, what the silo needs to mask its update.
+    residuals
+        What the key blocks of other federations are that the order brings.
     """
 
     run_id: str
@@ -185,6 +188,7 @@ class TrainOrder(Body):
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
     masking: Masking | None = None
+    residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
 
 
 class ClientSeconds(TypedDict):
@@ -219,7 +223,9 @@ class TrainReport(Body):
 
     ``release`` tells of clipping and noise, where there are any. ``scalars`` are the scalar states of the
     local optimizer, such as ``step``; ``diagnostics`` holds further figures by name, where the run asks for
-    them.
+    them. A federation reports the steps of one of its silos, the tokens of all, its own rounds as its
+    position, how many silos it has (``leaves``), and what the key blocks are that it passes on
+    (``residuals``).
     """
 
     round: int
@@ -237,22 +243,46 @@ class TrainReport(Body):
     release: Release | None = None
     scalars: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
+    leaves: int = Field(default=1, ge=1)
+    residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
 
 
 class EvaluateOrder(Body):
-    """Ask for the validation loss of the global model on one silo."""
+    """Ask for the validation loss of the received model on one silo.
+
+    Attributes
+    ----------
+    own
+        Whether the node also evaluates its own model: the received backbone with the key layers that it has
+        kept from ``last_round`` of the run ``run_id``; 0: none.
+    """
 
     round: int = Field(ge=0)
     silo: SiloName
+    run_id: str = ""
+    last_round: int = Field(default=0, ge=0)
+    own: bool = False
+
+
+class NodeLoss(TypedDict):
+    """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
+
+    loss: float
+    tokens: Annotated[int, Field(ge=1)]
 
 
 class EvaluateReport(Body):
-    """Validation loss of a silo: mean over ``tokens`` predictions, in nats."""
+    """Validation loss of a silo: mean over ``tokens`` predictions, in nats.
+
+    ``per_node`` has the losses of the models that nodes have of their own: the silo's, or those of a
+    federation and of its members.
+    """
 
     round: int
     silo: str
     loss: float
     tokens: int = Field(ge=1)
+    per_node: dict[str, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
 class Query(RootModel[Annotated[Describe | AdvertiseKeys | ShareKeys | Unmask, Field(discriminator="kind")]]):

@@ -53,7 +53,13 @@ def answer(message_type: MessageType, content: RecordDict, node_config: NodeConf
     PhotonError
         If the message, the silo's data or its state do not fit.
     """
-    site, config = find_site(node_config, parse(unpack_config(content)))
+    return answer_at(message_type, content, *find_site(node_config, parse(unpack_config(content))))
+
+
+def answer_at(
+    message_type: MessageType, content: RecordDict, site: SiloSite, config: RunConfig
+) -> RecordDict:
+    """Do what a message asks for at a site, whatever configuration the message brings."""
     try:
         return _SERVICES[message_type](content, site, config)
     except RefusedError as refusal:

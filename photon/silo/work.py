@@ -16,14 +16,22 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from photon.components import import_target
+from photon.components import build, import_target
 from photon.config import Component, PrivacySection, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import evaluate_windows
 from photon.link.coding import PackedGroups, payloads_of
-from photon.link.messages import EvaluateOrder, EvaluateReport, Release, SiloInfo, TrainOrder, TrainReport
+from photon.link.messages import (
+    EvaluateOrder,
+    EvaluateReport,
+    NodeLoss,
+    Release,
+    SiloInfo,
+    TrainOrder,
+    TrainReport,
+)
 from photon.link.records import Shapes
 from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
@@ -32,7 +40,8 @@ from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState, SiloStore
-from photon.strategy.base import sparse_training
+from photon.strategy.base import Strategy, sparse_training
+from photon.strategy.key_layers import INITIAL, PERSONAL, KeyLayers, key_layers, unpack_residuals
 from photon.strategy.sparse import prunable
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.devices import GroupJob, GroupResult, train_in_group
@@ -91,9 +100,32 @@ class Workbench:
     trainers: dict[int, LocalTrainer]
 
 
+def workbench(config: RunConfig, vocab_size: int) -> Workbench:
+    """Return model, optimizer and loop for a configuration; the last one is kept."""
+    return _workbench(_as_trained(config.text), vocab_size)
+
+
+@lru_cache(maxsize=16)
+def _as_trained(config_text: str) -> str:
+    """Drop in what sub-federations of one run differ: they train the same model on the same bench."""
+    config = parse(config_text)
+    federation = config.federation.model_copy(
+        update={"tree": None, "parent": None, "deadline": None, "quorum": 1, "silos": None}
+    )
+    schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    own = {
+        "run_dir": None,
+        "cohort": None,
+        "rounds": 1 if config.switch is None else config.rounds,
+        "outer": Component.model_validate({"_target_": "torch.optim.SGD", "lr": 1.0}),
+        "schedule": Component.model_validate(schedule),
+        "federation": federation,
+    }
+    return config.model_copy(update=own).text
+
+
 @lru_cache(maxsize=1)
-def workbench(config_text: str, vocab_size: int) -> Workbench:
-    """Build model, optimizer and loop for a configuration; the last one is kept."""
+def _workbench(config_text: str, vocab_size: int) -> Workbench:
     config = parse(config_text)
     use_threads(config.training.threads, config.federation.clients_in_parallel)
     device = resolve_device(config.training.device)
@@ -143,7 +175,7 @@ def check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
     """
     manifest = PreparedData.reopen(site.data).manifest
     site.policy.check_run(order.silo, config, manifest.vocab_size)
-    store = _store(order, site, config)
+    store = _silo_store(order.silo, site, config)
     if store.reply(order.run_id, order.model_id, order.round) is None:
         site.policy.check_order(order, manifest.sequence_length, store.trained_tokens(order.run_id))
 
@@ -170,9 +202,11 @@ def _expected_shapes(config_text: str, vocab_size: int, states: bool) -> Shapes:
     config = parse(config_text)
     model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
     params = {name: parameter.shape for name, parameter in model.named_parameters()}
-    if not states:
-        return {"params": params}
-    return {**state_shapes(config.optimizer.as_mapping(), params), "params": params, RECEIVED: params}
+    expected: dict[str, Mapping[str, torch.Size]] = {"params": params}
+    if states:
+        expected |= {**state_shapes(config.optimizer.as_mapping(), params), RECEIVED: params}
+    strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
+    return {**expected, **strategy.optional_groups(params)}
 
 
 def train(
@@ -198,7 +232,7 @@ def train(
         If the silo's data, state or the groups do not fit the order.
     """
     begin = time.perf_counter()
-    store = _store(order, site, config)
+    store = _silo_store(order.silo, site, config)
     if (done := store.reply(order.run_id, order.model_id, order.round)) is not None:
         trained_before, payloads = done
         reply = with_codings(payloads, trained_before.codings)
@@ -211,7 +245,12 @@ def train(
     if order.base is not None:
         groups = {**groups, "params": _changed(kept, groups["params"], order)}
     state = _state_to_start_from(before, groups, order, config)
-    params, known = _params_to_start_from(before, groups["params"], order)
+    layers, own = key_layers(config), OwnLayers({}, None, {})
+    if layers is None:
+        params, known = _params_to_start_from(before, groups["params"], order)
+    else:
+        own = _own_layers(layers, kept, groups, order)
+        params, known = own.params, groups["params"]
     sparse = sparse_training(config)
     if sparse is not None:
         if config.training.processes > 1:
@@ -224,9 +263,9 @@ def train(
     trained = time.perf_counter()
     result = fitted.result
     due = _due_params(fitted, order)
-    diagnostics = (
-        _diagnose(fitted, params, state, data, order, config) if config.telemetry.diagnostics else {}
-    )
+    diagnostics = own.figures
+    if config.telemetry.diagnostics:
+        diagnostics = diagnostics | _diagnose(fitted, params, state, data, order, config)
     let_out = None
     # Before the round is saved: a crash between the two counts it twice, and never not at all.
     releases, smallest = store.count_release(order.run_id, site.privacy.noise_multiplier)
@@ -245,7 +284,7 @@ def train(
         loss_last=result.loss_last,
         learning_rate=result.learning_rate,
         gradient_norm=result.gradient_norm,
-        update_norm=_distance(due, known),
+        update_norm=_distance(_shared(due, fitted.params, layers), known),
         seconds={
             "load": trained - begin - result.seconds,
             "training": result.seconds,
@@ -278,7 +317,8 @@ def train(
             scalars={} if resets else fitted.scalars,
             report=report.model_dump_json(),
             codings=codings_of(reply),
-            groups={} if resets else fitted.groups | _kept_beside(fitted.params, known, order, config),
+            groups=_kept_layers(layers, fitted.params, own.initial)
+            | ({} if resets else fitted.groups | _kept_beside(fitted.params, known, order, config)),
             link=memory,
         ),
         payloads_of(reply),
@@ -294,19 +334,31 @@ def evaluate(
     site: SiloSite,
     config: RunConfig,
 ) -> EvaluateReport:
-    """Evaluate the global model on a silo's validation windows."""
+    """Evaluate the received model on a silo's validation windows, and the silo's own if it is asked to."""
     data = PreparedData.reopen(site.data)
-    bench = workbench(config.text, data.manifest.vocab_size)
-    write_params(bench.model, groups["params"])
-    nll, tokens = evaluate_windows(
-        bench.model,
-        data.windows(order.silo, "validation"),
-        batch_size=config.evaluation.batch_size,
-        device=bench.device,
-        precision=bench.precision,
-        limit=config.evaluation.sequences,
-    )
-    return EvaluateReport(round=order.round, silo=order.silo, loss=nll / tokens, tokens=tokens)
+    bench = workbench(config, data.manifest.vocab_size)
+
+    def evaluated(params: Tensors) -> NodeLoss:
+        write_params(bench.model, params)
+        nll, tokens = evaluate_windows(
+            bench.model,
+            data.windows(order.silo, "validation"),
+            batch_size=config.evaluation.batch_size,
+            device=bench.device,
+            precision=bench.precision,
+            limit=config.evaluation.sequences,
+        )
+        return NodeLoss(loss=nll / tokens, tokens=tokens)
+
+    received = evaluated(groups["params"])
+    layers, per_node = key_layers(config), {}
+    if order.own and layers is not None and order.last_round:
+        store = _silo_store(order.silo, site, config)
+        kept = store.load(order.run_id, order.last_round)
+        own = kept.groups.get(PERSONAL) if kept else None
+        if own is not None:
+            per_node[order.silo] = evaluated({**groups["params"], **own})
+    return EvaluateReport(round=order.round, silo=order.silo, **received, per_node=per_node)
 
 
 def stream_seed(seed: int, members: list[str]) -> int:
@@ -374,7 +426,7 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
 
 def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: RunConfig) -> StateGroups:
     """Return what is kept beside the local optimizer's state groups, for the next sync."""
-    if order.due_params is not None:
+    if order.due_params is not None and key_layers(config) is None:
         return {"params": dict(trained), RECEIVED: dict(known)}
     refreshing = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
     return {RECEIVED: dict(known)} if refreshing else {}
@@ -418,6 +470,63 @@ def _params_to_start_from(
     return {**own, **merged}, {**before.groups[RECEIVED], **received}
 
 
+@dataclass(frozen=True)
+class OwnLayers:
+    """What a silo with key layers of its own starts from.
+
+    Attributes
+    ----------
+    params
+        All parameters.
+    initial
+        The key layers that it began with, if changes since then are compared.
+    figures
+        Figures of the attention.
+    """
+
+    params: dict[str, torch.Tensor]
+    initial: Tensors | None
+    figures: dict[str, float]
+
+
+def _own_layers(
+    layers: KeyLayers, kept: SiloState | None, groups: Mapping[str, Tensors], order: TrainOrder
+) -> OwnLayers:
+    """Join the received backbone with the silo's key layers, which look at what came with it.
+
+    Raises
+    ------
+    PhotonError
+        If the silo has lost its key layers, and the order brings none to begin anew with.
+    """
+    received = groups["params"]
+    own = kept.groups.get(PERSONAL) if kept else None
+    if own is None and not order.whole:
+        raise PhotonError(
+            f"{order.silo} has lost its key layers; its next order after this failure brings others"
+        )
+    if own is None:
+        own = {name: received[name] for name in layers.split(received).key_names}
+    whole = {**received, **own}
+    initial = layers.initial(kept.groups.get(INITIAL) if kept else None, whole)
+    residuals = unpack_residuals(groups, order.residuals, layers.split(whole))
+    params, figures = layers.pull(own, received, residuals, initial)
+    return OwnLayers(params, initial, figures)
+
+
+def _kept_layers(layers: KeyLayers | None, trained: Tensors, initial: Tensors | None) -> StateGroups:
+    """Return what a silo keeps of its key layers, whatever becomes of its local optimizer's state."""
+    if layers is None:
+        return {}
+    own = {name: trained[name] for name in layers.split(trained).key_names}
+    return {PERSONAL: own} | ({INITIAL: dict(initial)} if initial else {})
+
+
+def _shared(due: Tensors, params: Tensors, layers: KeyLayers | None) -> Tensors:
+    """Return those of the parameters that leave whose mean the server takes."""
+    return due if layers is None else {name: due[name] for name in layers.split(params).backbone}
+
+
 def _without_absent(state: OptimizerState | None, params: Tensors, names: list[str]) -> OptimizerState | None:
     """Zero the moments of weights that all clients have pruned: they would bring the weights back."""
     if state is None:
@@ -436,9 +545,9 @@ def _due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tenso
     return {name: fitted.params[name] for name in names}
 
 
-def _store(order: TrainOrder, site: SiloSite, config: RunConfig) -> SiloStore:
+def _silo_store(silo: str, site: SiloSite, config: RunConfig) -> SiloStore:
     # One more than the server's checkpoints, so that a run can go on from any of them.
-    return SiloStore(site.state / order.silo, keep=config.checkpoint.keep + 1)
+    return SiloStore(site.state / silo, keep=config.checkpoint.keep + 1)
 
 
 def _kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
@@ -462,13 +571,14 @@ def _state_to_start_from(
     A silo that has kept nothing takes the averages only if they are its whole state: with one moment at zero
     and a step counter far from it, bias correction would blow up the first steps.
     """
-    averaged = {group: dict(tensors) for group, tensors in received.items() if group != "params"}
+    states = state_group_names(config.optimizer.as_mapping())
+    averaged = {group: dict(tensors) for group, tensors in received.items() if group in (*states, RECEIVED)}
     if before is not None:
         # `RECEIVED` is for a `Refreshing` optimizer, unless it goes with parameters that the silo has kept.
-        beside = {"params", RECEIVED} if "params" in before.groups else set()
+        beside = {PERSONAL, INITIAL} | ({"params", RECEIVED} if "params" in before.groups else set())
         kept = {group: tensors for group, tensors in before.groups.items() if group not in beside}
         groups, scalars = {**kept, **averaged}, before.scalars
-    elif averaged and set(averaged) - {RECEIVED} == set(state_group_names(config.optimizer.as_mapping())):
+    elif averaged and set(averaged) - {RECEIVED} == set(states):
         groups, scalars = averaged, order.scalars
     else:
         return None
@@ -519,7 +629,7 @@ def _fit_here(
     _: SiloSite,
 ) -> GroupResult:
     """Train in this process, on the workbench that it keeps."""
-    bench = workbench(config.text, data.manifest.vocab_size)
+    bench = workbench(config, data.manifest.vocab_size)
     write_params(bench.model, params)
     if state is None:
         reset_optimizer(bench.optimizer)
@@ -593,7 +703,7 @@ def _diagnose(
         figures |= momentum_cosines(params, fitted.params, before)
         figures |= basis_similarities(before.get("basis", {}), fitted.groups.get("basis", {}))
     if config.training.processes == 1:
-        bench = workbench(config.text, data.manifest.vocab_size)
+        bench = workbench(config, data.manifest.vocab_size)
         windows = data.windows(order.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
         bench.model.eval()
         figures |= activation_norms(bench.model, torch.from_numpy(windows).to(bench.device))

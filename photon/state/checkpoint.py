@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory, remove_leftovers, sync_files
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.telemetry.noise_scale import NoiseScale
+from photon.tree import ResidualTag
 
 FORMAT = "photon-checkpoint/1"
 
@@ -59,6 +60,8 @@ class ServerState(BaseModel):
         State group of the local optimizers to the round at whose end it was last averaged.
     local_scalars
         Scalar states of the local optimizers, such as ``step``, after the last round.
+    residuals
+        What the key blocks are that travel to other federations.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -73,21 +76,42 @@ class ServerState(BaseModel):
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
+    residuals: list[ResidualTag] = Field(default_factory=list)
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
 
 
 @dataclass(frozen=True)
+class Received:
+    """What a federation has received from the one above it, and goes on from.
+
+    Attributes
+    ----------
+    params
+        File with the parameters to start from.
+    groups
+        File with the groups as they came.
+    residuals
+        What those of them are that come from other federations.
+    """
+
+    params: Path
+    groups: Path
+    residuals: Sequence[ResidualTag] = ()
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk."""
+    """A checkpoint on disk; with ``received``, it is that with what came from the federation above."""
 
     path: Path
     state: ServerState
+    received: Received | None = None
 
     def load_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters by name, memory-mapped."""
-        groups = load_groups(self.path / "params.safetensors")
+        groups = load_groups(self.received.params if self.received else self.path / "params.safetensors")
         if set(groups) != {"params"}:
             raise PhotonError(f"{self.path}/params.safetensors: expected the group params alone")
         return groups["params"]
@@ -96,6 +120,17 @@ class Checkpoint:
         """Return the outer optimizer's state groups, memory-mapped; empty if it has none."""
         path = self.path / "outer.safetensors"
         return load_groups(path) if path.exists() else {}
+
+    def load_kept(self) -> StateGroups:
+        """Return further state groups of the strategy, memory-mapped; empty if it has none."""
+        path = self.path / "kept.safetensors"
+        return load_groups(path) if path.exists() else {}
+
+    def load_inbox(self) -> tuple[StateGroups, Sequence[ResidualTag]]:
+        """Return what came from other federations: what the one above sent, or what the last round chose."""
+        if self.received is not None:
+            return load_groups(self.received.groups), self.received.residuals
+        return self.load_kept(), self.state.residuals
 
     def load_previous_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters of the round before, memory-mapped.
@@ -165,6 +200,7 @@ class CheckpointStore:
         averaged: StateGroups,
         before_commit: Callable[[], None] = lambda: None,
         reference: Mapping[str, torch.Tensor] | None = None,
+        kept: StateGroups | None = None,
     ) -> Iterator[Checkpoint]:
         """Write a checkpoint that counts when the block ends well.
 
@@ -180,6 +216,8 @@ class CheckpointStore:
             never behind the checkpoint.
         reference
             What the silos of this round have decoded of the parameters, if the next round needs it.
+        kept
+            Further state groups of the strategy.
 
         Yields
         ------
@@ -194,6 +232,8 @@ class CheckpointStore:
                 outer.clear()
             if reference:
                 save_groups(folder / "reference.safetensors", {"reference": reference})
+            if kept:
+                save_groups(folder / "kept.safetensors", kept)
             self._write_averaged(folder, state, averaged)
             (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
             flushed = background.submit(sync_files, folder)
@@ -236,6 +276,7 @@ class CheckpointStore:
                 checkpoint.load_params()
                 checkpoint.load_outer()
                 checkpoint.load_reference()
+                checkpoint.load_kept()
                 for group in checkpoint.state.averaged_rounds:
                     checkpoint.load_averaged(group)
             except PhotonError as error:

@@ -16,9 +16,11 @@ from photon.components import build
 from photon.config import RunConfig, parse
 from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
+from photon.link.records import Shapes
 from photon.models.sparse import SparseTraining
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.outer import OuterStep
+from photon.tree import ResidualTag
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 
@@ -84,6 +86,10 @@ class Aggregate:
         Share of each folded participant in the mean; they sum to 1.
     figures
         Further figures of the round, under ``figure/of what`` names.
+    kept
+        Further state groups that the strategy finds in the next round's checkpoint.
+    residuals
+        What those of them are that travel to other federations.
     """
 
     params: dict[str, torch.Tensor]
@@ -95,6 +101,8 @@ class Aggregate:
     fold_seconds: float
     outer_seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
+    kept: StateGroups = field(default_factory=dict)
+    residuals: Sequence[ResidualTag] = ()
 
 
 class Strategy(ABC):
@@ -141,6 +149,14 @@ class Strategy(ABC):
             Name and shape of every parameter.
         """
         return None
+
+    def optional_groups(self, params: Mapping[str, torch.Size]) -> Shapes:
+        """Return the state groups that a reply may hold beside those that are due."""
+        return {}
+
+    def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
+        """Return what the residuals are that `configure_train` sends to a participant."""
+        return []
 
     @abstractmethod
     def configure_train(

@@ -90,6 +90,8 @@ class OuterOptimizer:
         tuple
             Norms of the step, and the state groups and scalars to keep.
         """
+        if not params:
+            return outer_step({}, {}, state), state, scalars
         parameters = {name: torch.nn.Parameter(tensor) for name, tensor in params.items()}
         optimizer = build(self._section, "outer", list(parameters.values()))
         if state or scalars:

@@ -132,11 +132,15 @@ class Photon(Strategy):
         Parameters
         ----------
         mean
-            Mean of the clients' parameters, or of their updates under ``link.up_of=update``; used up.
+            Mean of the clients' parameters, or of their updates under ``link.up_of=update``; used up. A
+            parameter that it lacks stays as it is.
         """
         params = checkpoint.load_params()
-        outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.up_of)
-        return params, *outer.step(params, mean, checkpoint.load_outer(), checkpoint.state.outer_scalars)
+        due = {name: params[name] for name in params if name in mean}
+        of = self.config.link.up_of if self.folds_updates else "parameters"
+        outer = OuterOptimizer(self.config.outer.as_mapping(), of)
+        step, groups, scalars = outer.step(due, mean, checkpoint.load_outer(), checkpoint.state.outer_scalars)
+        return params | due, step, groups, scalars
 
     def weight(self, reply: Reply) -> float:
         """Return the positive weight of a reply in the mean, up to a common factor."""

@@ -222,7 +222,9 @@ class Diagnostics(Event):
 class Evaluated(Event):
     """The global model was validated; round 0 is before any training, overall is weighted by tokens.
 
-    The bytes are what the validation itself moved over the link, all silos together.
+    The bytes are what the validation itself moved over the link, all silos together. ``per_node`` has for
+    every silo and federation below what its own model gives on its own text: the global one, unless the
+    strategy leaves it layers of its own.
     """
 
     round: int
@@ -233,6 +235,7 @@ class Evaluated(Event):
     bytes_up: int
     bytes_down: int
     seconds: _Number
+    per_node: dict[str, SiloEvaluation] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,6 +39,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``training`` sums the time in which clients trained, ``overhead`` is everything else.
     ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
     ``per_group`` has those of each state group's tensors in training.
+    ``perplexity.per_node`` has what the own model of every silo and federation below gives on its own text.
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have let out; None where no
     update is clipped.
@@ -237,6 +238,7 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
             }
             for silo in started.silos
         },
+        "per_node": {name: node["perplexity"] for name, node in (final.per_node if final else {}).items()},
     }
 
 

@@ -1,6 +1,7 @@
 """The hardware that local training runs on: device, threads and their peak speed."""
 
 import os
+from functools import lru_cache
 
 import torch
 
@@ -37,4 +38,10 @@ def device_facts(device: torch.device, precision: Precision) -> tuple[str, float
         name = torch.cuda.get_device_name(device)
         return f"{name}, {precision}", gpu_peak(name, dtype)
     threads = torch.get_num_threads()
-    return f"CPU, {threads} threads, {precision}", measure_cpu_roofline(dtype, threads)
+    return f"CPU, {threads} threads, {precision}", _cpu_peak(dtype, threads)
+
+
+@lru_cache
+def _cpu_peak(dtype: torch.dtype, threads: int) -> float:
+    # Once per process: every node of a tree of federations asks for it, and more than once.
+    return measure_cpu_roofline(dtype, threads)

@@ -130,10 +130,10 @@ def test_a_change_survives_a_kill_bit_for_bit(
     whole = run_small(*options, name="whole")
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 3:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(federation.CheckpointStore, "writing", dying)

@@ -76,10 +76,10 @@ def test_a_round_asked_for_twice_is_answered_without_training(
 
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 2:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     config = prepare_run(small_config(*RUN))
     with monkeypatch.context() as patch:

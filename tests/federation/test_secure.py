@@ -201,10 +201,10 @@ def test_a_resumed_round_masks_what_was_trained_with_new_keys(
 
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 2:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     grids: list[Recorder] = []
     init = Recorder.__init__

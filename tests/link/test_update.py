@@ -101,10 +101,10 @@ def test_killed_with_a_residual_and_resumed_equals_uninterrupted(
     whole = run_small(*link, name="whole")
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 2:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(federation.CheckpointStore, "writing", dying)

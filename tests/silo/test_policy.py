@@ -201,10 +201,10 @@ def test_a_round_that_is_asked_for_again_is_not_counted_again(
 
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 1:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     rules = {"max_run_tokens": 128}
     with monkeypatch.context() as patch:

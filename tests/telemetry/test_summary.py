@@ -149,6 +149,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
                 "a": {"initial": 900.0, "final": 60.0, "unigram": pytest.approx(50.0)},
                 "b": {"initial": 1100.0, "final": 100.0, "unigram": pytest.approx(800.0)},
             },
+            "per_node": {},
         },
         "bytes": {
             "up": 32,

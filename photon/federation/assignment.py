@@ -1,0 +1,97 @@
+"""What a federation within another one is told by that: where to start from, and which rounds to train.
+
+It lies in the folder of the inner federation's run, because its ServerApp may be another process than the one
+that was asked::
+
+    RUN_DIR/assignment/assignment.json      class Assignment
+    RUN_DIR/assignment/groups.safetensors   state groups as they came
+    RUN_DIR/start.safetensors               parameters that its first round starts from
+    RUN_DIR/evaluation.json                 the answer, if a model was to be evaluated
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from photon.errors import PhotonError
+from photon.state.atomic import atomic_directory
+from photon.state.checkpoint import Checkpoint, Received
+from photon.state.tensors import save_groups
+from photon.tree import ResidualTag
+
+_FOLDER = "assignment"
+#: What a federation within another one has found for that.
+EVALUATION = "evaluation.json"
+
+
+class Assignment(BaseModel):
+    """Rounds to train, or a model to evaluate, for the federation above.
+
+    Attributes
+    ----------
+    kind
+        ``"evaluate"``: evaluate the model that came on every silo; ``"train"``: train.
+    round, model_id
+        Round of the federation above, and the model that it is from.
+    begins, ends
+        Own rounds: the one to go on from, and the last one to train. To evaluate, the one whose key layers
+        are the federation's own.
+    global_step
+        Local steps at the start, by the count of the federation above.
+    own
+        Whether nodes also evaluate models of their own.
+    residuals
+        What the key blocks of other federations are that came.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["train", "evaluate"]
+    round: int = Field(ge=0)
+    model_id: str
+    begins: int = Field(ge=0)
+    ends: int = Field(ge=0)
+    global_step: int = Field(default=0, ge=0)
+    own: bool = False
+    residuals: list[ResidualTag] = Field(default_factory=list)
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Assignment":
+        """Read what :meth:`write` wrote.
+
+        Raises
+        ------
+        PhotonError
+            If it is missing or damaged.
+        """
+        file = run_dir / _FOLDER / "assignment.json"
+        try:
+            return cls.model_validate_json(file.read_text())
+        except (OSError, ValidationError) as error:
+            raise PhotonError(
+                f"{file}: the federation above has left no readable assignment; its next order brings one"
+            ) from error
+
+    def write(self, run_dir: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
+        """Write the assignment and the groups that came with it; they take the place of the last ones."""
+        # Not flushed: after a power cut the federation above asks again.
+        with atomic_directory(run_dir / _FOLDER, flush=False) as folder:
+            save_groups(folder / "groups.safetensors", groups)
+            (folder / "assignment.json").write_text(self.model_dump_json(indent=1))
+
+    @staticmethod
+    def groups_file(run_dir: Path) -> Path:
+        """Return the file of the groups that came."""
+        return run_dir / _FOLDER / "groups.safetensors"
+
+    def adopt(self, run_dir: Path, checkpoint: Checkpoint, params: Mapping[str, torch.Tensor]) -> Checkpoint:
+        """Return a checkpoint that starts from ``params``, which are written to the disk."""
+        start = run_dir / "start.safetensors"
+        save_groups(start, {"params": params})
+        state = checkpoint.state.model_copy(update={"global_step": self.global_step})
+        received = Received(start, self.groups_file(run_dir), self.residuals)
+        return replace(checkpoint, state=state, received=received)

@@ -1,0 +1,60 @@
+"""``photon federation``: look at a federation of federations before it trains."""
+
+import typer
+from rich.console import Console
+from rich.tree import Tree
+
+from photon.tree import TreeNode
+
+federation = typer.Typer(
+    name="federation",
+    help="Federations of federations.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+
+@federation.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def show(context: typer.Context) -> None:
+    """Draw the tree of a configuration, with what each node decides for itself.
+
+    Arguments are Hydra overrides, as for `photon train`:
+
+    photon federation show 'federation.tree={north:[silo_a,silo_b],south:[silo_c]}'
+    """
+    from photon.config import compose
+    from photon.errors import PhotonError
+
+    config = compose(context.args)
+    root = config.federation.root
+    if root is None:
+        raise PhotonError("federation.tree: not set, so there are silos alone; give it a tree or a YAML file")
+    console = Console(soft_wrap=True)
+    tree = Tree(f"[bold]{root.name}[/]  {config.rounds} rounds, {_steps(config.total_steps)}")
+    _draw(root, tree)
+    console.print(tree)
+    silos = [node for node in root.walk() if node.is_silo]
+    console.print(f"{len(silos)} silos, {sum(not node.is_silo for node in root.walk())} federations")
+
+
+def _draw(node: TreeNode, branch: Tree) -> None:
+    for child in node.children:
+        _draw(child, branch.add(f"{'' if child.is_silo else '[bold]'}{child.name}{_rules(child)}"))
+    if node.data is not None:
+        branch.add(f"{node.data}  [dim]text of {node.name} itself[/]")
+
+
+def _rules(node: TreeNode) -> str:
+    settings = node.model_dump(exclude={"name", "children", "data"}, exclude_none=True)
+    rules = ", ".join(f"{key} {_plain(value)}" for key, value in settings.items())
+    return f"[/]  [dim]{rules}[/]" if rules else "[/]" if not node.is_silo else ""
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_plain(inner)}" for key, inner in value.items())
+    return str(value)
+
+
+def _steps(steps: int) -> str:
+    return f"{steps:,} local steps of its busiest silo"

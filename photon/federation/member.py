@@ -1,0 +1,553 @@
+"""A federation that takes part in a larger one as a silo does.
+
+It answers the same messages with the same kinds of reply. To train it runs rounds over members of its own,
+from what the federation above sent; the node that it is called by is a name of the tree, or the one of a
+gateway. What it keeps lies in a run folder of its own::
+
+    FOLDER/config.yaml  events.jsonl  checkpoints/    as of any run
+    FOLDER/assignments.json                           where each round of the federation above began and ended
+    FOLDER/assignment/                                the last one
+
+So it goes on exactly from the round that was last accepted above, and answers a repeated order without
+training.
+"""
+
+import math
+import random
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import RecordDict
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from photon.config import Component, LinkSection, PrivacySection, RunConfig, compose, parse
+from photon.errors import PhotonError, RunError
+from photon.federation.assignment import EVALUATION, Assignment
+from photon.link.messages import (
+    BODY,
+    Describe,
+    Description,
+    EvaluateOrder,
+    EvaluateReport,
+    NodeLoss,
+    Query,
+    Release,
+    SiloInfo,
+    TrainOrder,
+    TrainReport,
+    pack,
+    unpack,
+    unpack_config,
+)
+from photon.link.records import dense_groups
+from photon.link.transport import SiloLink
+from photon.link.update import encode_reply
+from photon.privacy.gaussian import release
+from photon.silo import secure, service, work
+from photon.silo.site import NodeConfig, SiloSite, find_site
+from photon.state.atomic import write_text
+from photon.state.checkpoint import Checkpoint, CheckpointStore
+from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.log import current_history, read_events
+from photon.training.schedule import resolve_schedule
+from photon.tree import TreeNode, plain_tree, unknown_silo
+
+#: Carries out the assignment in the folder of a configuration; the flag: whether there are checkpoints.
+Drive = Callable[[RunConfig, bool], None]
+Tensors = Mapping[str, torch.Tensor]
+
+
+def answer(message_type: service.MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Do what a message asks for; see `photon.silo.service.answer`.
+
+    A message to a node of the tree that has children goes to the federation that it is, any other to a silo.
+    """
+    config = parse(unpack_config(content))
+    root = config.federation.root
+    if root is None:
+        return service.answer(message_type, content, node_config)
+    site, carried_out = find_site(node_config, config)
+    if message_type == "query":
+        if isinstance(unpack(content, Query).root, Describe):
+            return RecordDict({BODY: pack(Description(silos=describe_children(root, site, carried_out)))})
+        # Keys and shares of secure aggregation are alike for silos and federations.
+        return service.answer_at(message_type, content, site, carried_out)
+    train = message_type == "train"
+    order = unpack(content, TrainOrder) if train else unpack(content, EvaluateOrder)
+    node = root.child(order.silo)
+    if node is not None and not node.is_silo:
+        return Member(node, site, carried_out, run_here).answer(message_type, content)
+    if node is not None and node.privacy is not None:
+        config = config.model_copy(update={"privacy": border_privacy(config, node)})
+    return service.answer_at(message_type, content, *find_site(node_config, config))
+
+
+def border_privacy(config: RunConfig, node: TreeNode) -> PrivacySection:
+    """Return what is done to what a node sends to the federation above it."""
+    return PrivacySection.model_validate({**config.privacy.model_dump(), **(node.privacy or {})})
+
+
+def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list[SiloInfo]:
+    """Describe the children of a node of the tree, whose silos all have their text in ``site.data``.
+
+    Raises
+    ------
+    PhotonError
+        If a silo of the tree has no data.
+    """
+    silos = {silo.name: silo for silo in work.describe(site, config)}
+    if problem := unknown_silo(node, sorted(silos)):
+        raise PhotonError(problem)
+    infos = [
+        silos[child.name] if child.is_silo else joined(child.name, [silos[name] for name in child.silos()])
+        for child in node.children
+    ]
+    return infos if node.data is None else [*infos, silos[node.data]]
+
+
+def joined(name: str, members: list[SiloInfo]) -> SiloInfo:
+    """Describe a federation by its members together."""
+    shared = [silo for silo in members if silo.validation_tokens is not None]
+    validation = sum(silo.validation_tokens or 0 for silo in shared)
+    unigram = sum((silo.unigram_loss or 0.0) * (silo.validation_tokens or 0) for silo in shared)
+    return members[0].model_copy(
+        update={
+            "name": name,
+            "train_tokens": sum(silo.train_tokens for silo in members),
+            "validation_tokens": validation if shared else None,
+            "unigram_loss": unigram / validation if validation else None,
+            "federation": True,
+        }
+    )
+
+
+def run_here(config: RunConfig, resume: bool) -> None:
+    """Carry out an assignment in this process."""
+    from photon.client_app import app
+    from photon.federation.grid import InProcessGrid
+    from photon.federation.run import run_federation
+
+    run_federation(config, InProcessGrid(app, {1: {}}), resume=resume, live=False)
+
+
+class _Span(BaseModel):
+    """Where a round of the federation above began and ended, in own rounds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    model_id: str
+    begins: int
+    ends: int
+
+
+class _Spans(BaseModel):
+    """Rounds of the federation above, and how many orders of it were followed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rounds: dict[int, _Span] = {}
+    orders: int = 0
+
+
+class Member:
+    """A federation that takes part in a larger one.
+
+    Parameters
+    ----------
+    node
+        What it decides for itself, and its children.
+    site
+        Where its things lie.
+    config
+        The configuration of the federation above.
+    drive
+        How its rounds are run.
+    """
+
+    def __init__(self, node: TreeNode, site: SiloSite, config: RunConfig, drive: Drive) -> None:
+        self.node = node
+        self._site = site
+        self._above = config
+        self._drive = drive
+        self.run_dir = (site.state / node.name).absolute()
+        self.config = member_config(config, node, self.run_dir, site)
+        self._checkpoints = CheckpointStore(self.run_dir / "checkpoints", self.config.checkpoint.keep)
+
+    def answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
+        """Do what a message of the federation above asks for.
+
+        Raises
+        ------
+        PhotonError
+            If it cannot be done; rounds that are finished stay.
+        """
+        try:
+            return self._answer(message_type, content)
+        except RunError as error:
+            raise PhotonError(f"{self.node.name}: {error}") from error
+
+    def _answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
+        link = SiloLink(self._site.store, self._site.state)
+        shapes = work.expected_shapes(self._site, self._above, states=False)
+        if message_type == "train":
+            order = unpack(content, TrainOrder)
+            packed, report = self.train(order, dense_groups(link.receive(content, shapes)))
+            if order.masking is not None:
+                packed = secure.mask(order, order.masking, packed, self._site, self._above)
+            reply = link.send(packed, content)
+            reply[BODY] = pack(report)
+            return reply
+        evaluation = unpack(content, EvaluateOrder)
+        groups = dense_groups(link.receive(content, shapes))
+        return RecordDict({BODY: pack(self.evaluate(evaluation, groups["params"]))})
+
+    def train(self, order: TrainOrder, groups: Mapping[str, Tensors]) -> tuple[Any, TrainReport]:
+        """Train rounds from what the federation above sent.
+
+        Returns
+        -------
+        tuple
+            The state groups of the reply, encoded as they travel, and the report.
+
+        Raises
+        ------
+        PhotonError
+            If the order is one that only a silo can follow, or the members do not fit.
+        """
+        begin = time.perf_counter()
+        if order.base is not None:
+            raise PhotonError(
+                f"{order.silo} is a federation, to which parameters do not travel as a change; set "
+                "link.down_of=parameters"
+            )
+        span, lost = self._span(order)
+        assignment = Assignment(
+            kind="train",
+            round=order.round,
+            model_id=order.model_id,
+            begins=span.begins,
+            ends=span.ends,
+            global_step=order.global_step,
+            residuals=order.residuals,
+        )
+        if not self._has(span.ends):
+            assignment.write(self.run_dir, self._completed(groups, span.begins))
+            self._drive(self.config, bool(self._checkpoints.rounds()))
+        after = self._checkpoints.load(span.ends)
+        reply, let_out = self._released(self._reply(after, order), groups["params"], order, span)
+        shared = set(reply["params"]) - set(self._key_names(after.load_params()))
+        due = {name: reply["params"][name] for name in shared}
+        trained = time.perf_counter()
+        report = self._report(order, span, after, due, groups["params"], lost, trained - begin)
+        report = report.model_copy(update={"release": let_out})
+        memory = self._link_memory(order.last_round)
+        packed, memory = encode_reply(
+            reply,
+            groups["params"],
+            self._above.link,
+            memory,
+            seed=f"{self._above.seed}/{order.round}/{order.silo}",
+        )
+        if memory:
+            save_groups(self._link_file(order.round), memory)
+        return packed, report
+
+    def evaluate(self, order: EvaluateOrder, params: Tensors) -> EvaluateReport:
+        """Let the members evaluate the received model, and the federation's own and theirs if asked."""
+        spans = self._spans().rounds
+        span = spans.get(order.last_round)
+        known = span is not None and span.run_id == order.run_id and self._has(span.ends)
+        ends = span.ends if span is not None and known else 0
+        key_names = self._key_names(params) if order.own and known else ()
+        received = self._evaluated(order, params, ends, own=order.own and not key_names)
+        if not order.own:
+            return received
+        own = received
+        if key_names:
+            kept = self._checkpoints.load(ends).load_params()
+            merged = {**params, **{name: kept[name] for name in key_names}}
+            own = self._evaluated(order, merged, ends, own=True)
+        per_node = {**own.per_node, self.node.name: NodeLoss(loss=own.loss, tokens=own.tokens)}
+        return received.model_copy(update={"per_node": per_node})
+
+    # --- rounds -------------------------------------------------------------------------------------
+
+    def _span(self, order: TrainOrder) -> tuple[_Span, bool]:
+        """Return the own rounds that an order means, and whether what it goes on from is lost."""
+        spans = self._spans()
+        span = spans.rounds.get(order.round)
+        asked = (order.run_id, order.model_id)
+        if (
+            span is not None
+            and (span.run_id, span.model_id) == asked
+            and self._has(span.begins, or_none=True)
+        ):
+            return span, False
+        last = spans.rounds.get(order.last_round)
+        begins = last.ends if last is not None and last.run_id == order.run_id else 0
+        lost = order.last_round > 0 and not (begins and self._has(begins))
+        if lost or order.last_round == 0:
+            # Its first round of this run, or nothing is left of the earlier ones.
+            begins = 0
+            self._forget()
+            spans = _Spans(orders=spans.orders)
+        else:
+            self._checkpoints.discard_after(begins)
+        self._release_file(order.round).unlink(missing_ok=True)
+        span = _Span(run_id=order.run_id, model_id=order.model_id, begins=begins, ends=begins + self._rounds)
+        kept = {at: one for at, one in spans.rounds.items() if at < order.round}
+        write_text(
+            self.run_dir / "assignments.json",
+            _Spans(rounds={**kept, order.round: span}, orders=spans.orders + 1).model_dump_json(indent=1)
+            + "\n",
+            flush=False,
+        )
+        return span, lost
+
+    def _forget(self) -> None:
+        """Remove what earlier rounds have left."""
+        for name in ("checkpoints", "silos", "assignment"):
+            shutil.rmtree(self.run_dir / name, ignore_errors=True)
+        for name in ("events.jsonl", "assignments.json"):
+            (self.run_dir / name).unlink(missing_ok=True)
+
+    @property
+    def _rounds(self) -> int:
+        return self.node.rounds or self._above.federation.inner_rounds
+
+    def _spans(self) -> _Spans:
+        file = self.run_dir / "assignments.json"
+        try:
+            return _Spans.model_validate_json(file.read_text())
+        except (OSError, ValidationError):
+            return _Spans()
+
+    def _has(self, own_round: int, *, or_none: bool = False) -> bool:
+        rounds = self._checkpoints.rounds()
+        return own_round in rounds or (or_none and not rounds and own_round == 0)
+
+    def _completed(self, groups: Mapping[str, Tensors], begins: int) -> Mapping[str, Tensors]:
+        """Add the own key layers where the federation above sends none, so that a model can start."""
+        if not self._has(begins):
+            return groups
+        own = self._checkpoints.load(begins).load_params()
+        return {**groups, "params": {**own, **groups["params"]}}
+
+    def _key_names(self, params: Tensors) -> tuple[str, ...]:
+        from photon.strategy.key_layers import key_layers
+
+        layers = key_layers(self.config)
+        return () if layers is None else layers.split(params).key_names
+
+    # --- replies ------------------------------------------------------------------------------------
+
+    def _reply(self, after: Checkpoint, order: TrainOrder) -> StateGroups:
+        params = after.load_params()
+        due = params if order.due_params is None else {name: params[name] for name in order.due_params}
+        groups: StateGroups = {"params": dict(due)}
+        kept = after.load_kept()
+        slots = {f"residual-{tag.slot}" for tag in after.state.residuals}
+        return groups | {group: kept[group] for group in sorted(slots)}
+
+    def _released(
+        self, reply: StateGroups, received: Tensors, order: TrainOrder, span: _Span
+    ) -> tuple[StateGroups, Release | None]:
+        """Clip and noise what crosses the border, if the node says so; once for each order.
+
+        Blocks of its members do not cross such a border: nothing bounds what they tell.
+        """
+        if self.node.privacy is None:
+            return reply, None
+        privacy = border_privacy(self._above, self.node)
+        assert privacy.clip_norm is not None, "the configuration refuses it"
+        file = self._release_file(order.round)
+        if not file.exists():
+            generator = None
+            if privacy.seed is not None:
+                generator = torch.Generator().manual_seed(
+                    random.Random(f"{privacy.seed}/{order.round}/{order.silo}").getrandbits(63)
+                )
+            released, _ = release(received, reply["params"], privacy, generator)
+            save_groups(file, {"params": released})
+        counted = Release(
+            clip_norm=privacy.clip_norm,
+            noise_multiplier=privacy.noise_multiplier,
+            releases=self._spans().orders,
+        )
+        return {"params": load_groups(file).get("params", {})}, counted
+
+    def _report(
+        self,
+        order: TrainOrder,
+        span: _Span,
+        after: Checkpoint,
+        shared: Tensors,
+        received: Tensors,
+        lost: bool,
+        seconds: float,
+    ) -> TrainReport:
+        history = current_history(read_events(self.run_dir / "events.jsonl"))
+        rounds = [
+            event
+            for event in history
+            if isinstance(event, RoundFinished) and span.begins < event.round <= span.ends
+        ]
+        clients = [
+            event
+            for event in history
+            if isinstance(event, ClientFinished) and span.begins < event.round <= span.ends
+        ]
+        tokens = sum(client.tokens for client in clients)
+        squares = (
+            float(torch.linalg.vector_norm(tensor - received[name])) ** 2 for name, tensor in shared.items()
+        )
+        training = max(1e-6, sum(event.seconds["training"] for event in rounds))
+        return TrainReport(
+            round=order.round,
+            silo=order.silo,
+            steps=sum(
+                max(client.steps for client in clients if client.round == event.round) for event in rounds
+            ),
+            tokens=tokens,
+            position=span.ends,
+            loss=sum(client.loss * client.tokens for client in clients) / tokens,
+            loss_last=sum(client.loss_last * client.tokens for client in clients) / tokens,
+            learning_rate=clients[-1].learning_rate,
+            gradient_norm=sum(client.gradient_norm for client in clients) / len(clients),
+            update_norm=math.sqrt(sum(squares)),
+            seconds={
+                "load": max(0.0, seconds - training),
+                "training": training,
+                "save": 0.0,
+                "total": max(1e-6, seconds),
+            },
+            state_lost=lost,
+            leaves=max(1, len(self.node.silos())),
+            residuals=[] if self.node.privacy else after.state.residuals,
+        )
+
+    def _evaluated(self, order: EvaluateOrder, params: Tensors, ends: int, *, own: bool) -> EvaluateReport:
+        assignment = Assignment(
+            kind="evaluate",
+            round=order.round,
+            model_id=order.run_id,
+            begins=ends,
+            ends=ends,
+            own=own,
+        )
+        assignment.write(self.run_dir, {"params": params})
+        self._drive(self.config, bool(self._checkpoints.rounds()))
+        return EvaluateReport.model_validate_json((self.run_dir / EVALUATION).read_text())
+
+    def _release_file(self, server_round: int) -> Path:
+        return self.run_dir / f"released-{server_round:06d}.safetensors"
+
+    def _link_file(self, server_round: int) -> Path:
+        return self.run_dir / f"link-{server_round:06d}.safetensors"
+
+    def _link_memory(self, last_round: int) -> StateGroups:
+        file = self._link_file(last_round)
+        return load_groups(file) if last_round and file.exists() else {}
+
+
+def member_config(config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSite) -> RunConfig:
+    """Return the configuration of a federation within another one.
+
+    What the node does not set is as above. The learning-rate schedule is that of the federation above, whose
+    global step its rounds count on from.
+    """
+    above = config.federation
+    rounds = node.rounds or above.inner_rounds
+    federation = above.model_copy(
+        update={
+            "engine": "inprocess",
+            "tree": plain_tree(node),
+            "parent": f"{above.parent}/{node.name}" if above.parent else node.name,
+            "deadline": node.deadline,
+            "quorum": node.quorum or 1,
+            "silos": None,
+            "patience": None,
+            "accepted_failures": None,
+        }
+    )
+    schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    telemetry = config.telemetry.model_copy(
+        update={
+            "display": "none",
+            "report": False,
+            "export": False,
+            "sample_tokens": 0,
+            "wandb": config.telemetry.wandb.model_copy(update={"mode": "off"}),
+        }
+    )
+    # An order may be given again for any round that the federation above can go back to.
+    keep = config.checkpoint.model_copy(update={"keep": rounds * config.checkpoint.keep + 1})
+    return config.model_copy(
+        update={
+            "run_dir": str(run_dir),
+            "data": config.data.model_copy(update={"path": str(site.data)}),
+            "cohort": node.cohort,
+            "rounds": config.rounds * rounds,
+            "schedule": Component.model_validate(schedule),
+            "federation": federation,
+            "telemetry": telemetry,
+            "checkpoint": keep,
+            **node_sections(config, node),
+        }
+    )
+
+
+def check_nodes(config: RunConfig) -> None:
+    """Check what the nodes of the tree set for themselves, before anything starts.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key, option or value.
+    """
+    root = config.federation.root
+    for node in [] if root is None else root.walk():
+        try:
+            sections = node_sections(config, node)
+            if node.privacy is not None and border_privacy(config, node).clip_norm is None:
+                raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
+            alone = config.federation.model_copy(update={"tree": None})
+            parse(config.model_copy(update={**sections, "federation": alone}).text)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise PhotonError(f"federation.tree: {node.name}: {key}: {problem['msg']}") from error
+        except PhotonError as error:
+            raise PhotonError(f"federation.tree: {node.name}: {error}") from error
+
+
+def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:
+    """Return the sections of the configuration that a node sets for its own rounds.
+
+    Raises
+    ------
+    PhotonError
+        If it names a file of ``conf/`` that is not there, or a key that is unknown.
+    """
+    sections: dict[str, Any] = {}
+    if node.outer is not None:
+        sections["outer"] = (
+            compose([f"outer={node.outer}"]).outer
+            if isinstance(node.outer, str)
+            else Component.model_validate(node.outer)
+        )
+    if node.link is not None:
+        sections["link"] = (
+            compose([f"link={node.link}"]).link
+            if isinstance(node.link, str)
+            else LinkSection.model_validate({**config.link.model_dump(by_alias=True), **node.link})
+        )
+    if node.strategy is not None:
+        sections["strategy"] = Component.model_validate({**config.strategy.as_mapping(), **node.strategy})
+    return sections

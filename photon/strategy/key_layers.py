@@ -1,0 +1,189 @@
+"""Key layers: the part of the model that is a node's own, and what a node does with those that it receives.
+
+The same rule holds for a silo and for a federation that takes part in a larger one: the backbone is taken as
+it comes, and the own key layers look at those of the node above and at residuals of other federations.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+
+from photon.components import build
+from photon.config import RunConfig, parse
+from photon.models.partition import Partition, partition
+from photon.strategy.attention import Attention, attend, entropy
+from photon.strategy.base import StateGroups, Strategy
+from photon.tree import ResidualTag
+
+Tensors = Mapping[str, torch.Tensor]
+#: State group of the key layers that a node began with: what changes are measured against.
+INITIAL = "initial"
+#: State group of the key layers that a node has kept.
+PERSONAL = "personal"
+
+Down = Literal["attention", "overwrite", "none"]
+
+
+@dataclass(frozen=True)
+class Residual:
+    """A key block of another federation.
+
+    Attributes
+    ----------
+    block
+        Which key block it is.
+    origin
+        Whose it is: names of nodes from the one that looks at it downwards, with slashes between.
+    round
+        Round of the origin's federation in which it was trained.
+    tensors
+        The block's parameters.
+    """
+
+    block: str
+    origin: str
+    round: int
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class KeyLayers:
+    """Which layers are a node's own, and how it takes up what it receives.
+
+    Attributes
+    ----------
+    key_fraction, key_blocks, embeddings
+        As in `photon.models.partition.partition`.
+    down
+        ``"attention"``: own key layers attend to the received ones; ``"overwrite"``: they are replaced;
+        ``"none"``: they stay.
+    attention
+        How they attend.
+    """
+
+    key_fraction: float
+    key_blocks: str | tuple[str, ...]
+    embeddings: str
+    down: Down
+    attention: Attention
+
+    def split(self, params: Collection[str]) -> Partition:
+        """Divide the parameters of these names."""
+        return partition(
+            params,
+            key_fraction=self.key_fraction,
+            key_blocks=self.key_blocks,
+            embeddings=self.embeddings,
+        )
+
+    def initial(self, kept: Tensors | None, first: Tensors) -> dict[str, torch.Tensor] | None:
+        """Return what changes are measured against; None: this similarity looks at no changes.
+
+        That is what the node began with. For one that was there from the start these are the model's initial
+        values; one that joined later, or has lost its own, measures from then on.
+
+        Parameters
+        ----------
+        kept
+            What the node has kept of them.
+        first
+            Parameters that it begins with, if it has kept nothing.
+        """
+        if self.attention.score not in ("delta_cosine", "projection"):
+            return None
+        names = self.split(first).key_names
+        return dict(kept) if kept else {name: first[name] for name in names}
+
+    def pull(
+        self, own: Tensors, received: Tensors, residuals: Sequence[Residual], initial: Tensors | None
+    ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+        """Return a node's parameters to go on from: K[j] ← AttnAgg(K[j]; {K_in[j]} ∪ {residuals of j}).
+
+        Parameters
+        ----------
+        own
+            The node's key layers.
+        received
+            Backbone, and the key layers of the node above if they came.
+        residuals
+            Key blocks of other federations.
+        initial
+            What changes are measured against.
+
+        Returns
+        -------
+        tuple
+            Parameters by name, and figures of the attention by name.
+        """
+        parts = self.split({*received, *own})
+        params = {name: received[name] for name in parts.backbone}
+        weights: list[list[float]] = []
+        for block, names in parts.keys.items():
+            came = names[0] in received
+            if self.down == "none" or (not came and self.down == "overwrite"):
+                params |= {name: own[name] for name in names}
+                continue
+            if self.down == "overwrite":
+                params |= {name: received[name] for name in names}
+                continue
+            others = [received] if came else []
+            others += [residual.tensors for residual in residuals if residual.block == block]
+            attended, shares = attend(
+                own, others, names, initial, self.attention, include_self=self.attention.include_self_down
+            )
+            params |= attended
+            weights.append(shares)
+        if not weights:
+            return params, {}
+        return params, {
+            "attention_self": sum(shares[0] for shares in weights) / len(weights),
+            "attention_entropy": sum(entropy(shares) for shares in weights) / len(weights),
+        }
+
+
+def key_layers(config: RunConfig) -> KeyLayers | None:
+    """Return how the run's strategy treats key layers; None: all of the model is shared."""
+    return _key_layers(config.text)
+
+
+@lru_cache(maxsize=8)
+def _key_layers(config_text: str) -> KeyLayers | None:
+    config = parse(config_text)
+    strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
+    return getattr(strategy, "layers", None)
+
+
+def pack_residuals(residuals: Sequence[Residual]) -> tuple[StateGroups, list[ResidualTag]]:
+    """Put residuals into state groups: the n-th of each block into the group ``residual-n``."""
+    groups: StateGroups = {}
+    tags: list[ResidualTag] = []
+    count: dict[str, int] = {}
+    for residual in residuals:
+        slot = count[residual.block] = count.get(residual.block, 0) + 1
+        groups.setdefault(residual_group(slot), {}).update(residual.tensors)
+        tags.append(
+            ResidualTag(slot=slot, block=residual.block, origin=residual.origin, round=residual.round)
+        )
+    return groups, tags
+
+
+def unpack_residuals(
+    groups: Mapping[str, Tensors], tags: Sequence[ResidualTag], parts: Partition
+) -> list[Residual]:
+    """Read what `pack_residuals` has put; a tag without its tensors is left out."""
+    residuals = []
+    for tag in tags:
+        tensors = groups.get(residual_group(tag.slot), {})
+        names = parts.keys.get(tag.block, ())
+        if names and all(name in tensors for name in names):
+            own = {name: tensors[name] for name in names}
+            residuals.append(Residual(tag.block, tag.origin, tag.round, own))
+    return residuals
+
+
+def residual_group(slot: int) -> str:
+    """Return the name of the state group of a slot, counted from 1."""
+    return f"residual-{slot}"

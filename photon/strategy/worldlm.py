@@ -1,0 +1,304 @@
+"""WorldLM (2405.14446): a shared backbone, key layers of each federation's own, residuals across.
+
+In a round every node sends its children the backbone, its key layers, and at most ``n_res`` blocks of other
+federations for each key block. What comes back is folded:
+
+    B ← OuterOptimizer(B, Σ_c w_c ΔB_c),   K[j] ← AttnAgg(K[j]; {K_c[j]}),
+
+and the blocks least like the new K[j] travel on as residuals, to the child that they are most like. The same
+class with other arguments is FedPer, hierarchical FedAvg and local training; see ``conf/strategy``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from pydantic import Field, ValidationError
+
+from photon.config import RunConfig, Section, explain_validation
+from photon.errors import PhotonError
+from photon.link.records import Shapes
+from photon.models.partition import Partition
+from photon.state.checkpoint import Checkpoint
+from photon.strategy.attention import Attention, attend, entropy, similarities
+from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups
+from photon.strategy.key_layers import (
+    INITIAL,
+    Down,
+    KeyLayers,
+    Residual,
+    Tensors,
+    pack_residuals,
+    residual_group,
+    unpack_residuals,
+)
+from photon.strategy.photon import Photon
+from photon.tree import ResidualTag
+
+#: Prefix of the state groups that hold the children's last key layers.
+_CHILD = "child:"
+
+
+class Residuals(Section):
+    """Key blocks that travel to other federations."""
+
+    n_res: int = Field(1, ge=0, description="Most blocks per key block on an edge and in a round; 0: none.")
+    select: Literal["least_similar", "least_attention"] = Field(
+        "least_similar", description="Which blocks travel: by similarity, or by their weight in attention."
+    )
+
+
+class WorldLM(Photon):
+    """Average the backbone, aggregate key layers by attention, and pass residual layers on.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    key_fraction
+        Share of the transformer blocks that are key blocks, rounded up; 1: the whole model.
+    key_blocks
+        ``"last"``: those nearest to the output; ``"spread"``: evenly over the depth; or regular expressions
+        for names of key parameters.
+    embeddings
+        ``"backbone"``: embeddings and final norm are shared; ``"key"``: they are key layers, too.
+    attention
+        Keys of `photon.strategy.attention.Attention`.
+    down
+        What a node does with the key layers of the node above: ``"attention"``, ``"overwrite"`` its own,
+        ``"none"``.
+    up
+        What a node does with its children's: ``"attention"``, or ``"none"``: they do not leave the children.
+    residuals
+        Keys of `Residuals`.
+    schedule
+        A federation with text of its own trains before its children (``"sequential"``) or beside them
+        (``"parallel"``).
+    backbone_weights
+        What a child counts by: ``"uniform"``, the ``"leaves"`` below it, or its ``"samples"`` of the round.
+    local_state
+        As in `Photon`.
+    """
+
+    folds_updates: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        key_fraction: float = 0.3,
+        key_blocks: Literal["last", "spread"] | list[str] = "last",
+        embeddings: Literal["backbone", "key"] = "backbone",
+        attention: dict[str, Any] | None = None,
+        down: Down = "attention",
+        up: Literal["attention", "none"] = "attention",
+        residuals: dict[str, Any] | None = None,
+        schedule: Literal["sequential", "parallel"] = "sequential",
+        backbone_weights: Literal["uniform", "leaves", "samples"] = "uniform",
+        local_state: LocalState = "keep",
+    ) -> None:
+        if not 0 <= key_fraction <= 1:
+            raise ValueError(f"key_fraction={key_fraction}: expected 0 to 1")
+        if local_state == "sync":
+            raise ValueError("local_state=sync: key layers are a node's own; set keep or reset")
+        if down not in get_args(Down):
+            raise ValueError(f"down={down!r}: expected {', '.join(get_args(Down))}")
+        super().__init__(config, weighting="uniform", local_state=local_state)
+        if self.refreshes:
+            raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
+        self.schedule = schedule
+        self.backbone_weights = backbone_weights
+        self.up = up
+        self.attention = _section(Attention, attention, "attention")
+        self.residuals = _section(Residuals, residuals, "residuals")
+        self.layers = KeyLayers(
+            key_fraction,
+            key_blocks if isinstance(key_blocks, str) else tuple(key_blocks),
+            embeddings,
+            down,
+            self.attention,
+        )
+        if up == "none" and down != "none":
+            raise ValueError(f"down={down} with up=none: no node above has key layers; set down=none")
+
+    # --- what travels -------------------------------------------------------------------------------
+
+    def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str] | None:
+        """Return the backbone where key layers do not leave the children."""
+        return None if self.up == "attention" else list(self.layers.split(params).backbone)
+
+    def optional_groups(self, params: Mapping[str, torch.Size]) -> Shapes:
+        """Return the residuals that a federation below may send."""
+        if self.up == "none":
+            return {}
+        keys = {name: params[name] for name in self.layers.split(params).key_names}
+        return {residual_group(slot): keys for slot in range(1, self.residuals.n_res + 1)}
+
+    def configure_train(
+        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+    ) -> Mapping[str, StateGroups]:
+        """Send the backbone and the node's key layers, or where those stay apart the backbone alone.
+
+        A participant that was not in the last round may be new or have lost its own, so it is sent both.
+        """
+        params, state = checkpoint.load_params(), checkpoint.state
+        parts = self.layers.split(params)
+        everything: StateGroups = {"params": params}
+        usual: StateGroups = everything
+        if self.layers.down == "none":
+            usual = {"params": _only(params, parts.backbone)}
+        orders: dict[str, StateGroups] = {}
+        for participant in cohort:
+            entry = state.ledger.get(participant.name)
+            stayed = entry is not None and 0 < entry.last_round == state.round
+            routed, _ = pack_residuals(self._routes(checkpoint, parts).get(participant.name, []))
+            groups = usual if stayed else everything
+            orders[participant.name] = {**groups, **routed} if routed else groups
+        return orders
+
+    def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
+        """Return what the residuals sent to a participant are."""
+        parts = self.layers.split(checkpoint.load_params())
+        return pack_residuals(self._routes(checkpoint, parts).get(participant, []))[1]
+
+    # --- folding ------------------------------------------------------------------------------------
+
+    def weight(self, reply: Reply) -> float:
+        """Return what a child counts by."""
+        if self.backbone_weights == "leaves":
+            return float(reply.report.leaves)
+        return float(reply.report.tokens) if self.backbone_weights == "samples" else 1.0
+
+    def aggregate_train(
+        self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
+    ) -> Aggregate:
+        """Average the backbone; then attend to the children's key layers and choose residuals."""
+        params = checkpoint.load_params()
+        parts = self.layers.split(params)
+        children: dict[str, Tensors] = {}
+        counts: dict[str, float] = {}
+        candidates: list[Residual] = []
+        aggregate = super().aggregate_train(
+            server_round, checkpoint, self._apart(replies, parts, children, counts, candidates)
+        )
+        if not parts.keys or self.up == "none":
+            return aggregate
+        initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
+        figures: dict[str, float] = {}
+        chosen: list[Residual] = []
+        for block, names in parts.keys.items():
+            names_of_children = list(children)
+            attended, weights = attend(
+                params,
+                [children[name] for name in names_of_children],
+                names,
+                initial,
+                self.attention,
+                include_self=self.attention.include_self_up,
+                counts=[counts[name] for name in names_of_children],
+            )
+            who = [*(["self"] if len(weights) > len(children) else []), *names_of_children]
+            figures |= {f"attention/{block}/{name}": w for name, w in zip(who, weights, strict=True)}
+            figures[f"attention_entropy/{block}"] = entropy(weights)
+            # Copies, because a file of tensors takes none that share memory.
+            own = [
+                Residual(block, name, server_round, {one: children[name][one].clone() for one in names})
+                for name in children
+            ]
+            travelling = [residual for residual in candidates if residual.block == block]
+            chosen += self._choose(
+                attended, own, travelling, names, initial, dict(zip(who, weights, strict=True))
+            )
+            aggregate.params.update(attended)
+        kept = {f"{_CHILD}{name}": dict(keys) for name, keys in children.items()}
+        earlier = {g: t for g, t in checkpoint.load_kept().items() if g.startswith(_CHILD)}
+        packed, tags = pack_residuals(chosen)
+        beside = {INITIAL: initial} if initial else {}
+        return replace(
+            aggregate,
+            kept={**earlier, **kept, **packed, **beside},
+            residuals=tags,
+            figures={**aggregate.figures, **figures},
+        )
+
+    def _apart(
+        self,
+        replies: Iterator[Reply],
+        parts: Partition,
+        children: dict[str, Tensors],
+        counts: dict[str, float],
+        candidates: list[Residual],
+    ) -> Iterator[Reply]:
+        """Pass the backbone on, and gather key layers and residuals."""
+        for reply in replies:
+            params = reply.groups["params"]
+            if self.up == "attention" and parts.keys:
+                # Copies: a view would keep the whole message in memory.
+                children[reply.participant] = {name: params[name].clone() for name in parts.key_names}
+                counts[reply.participant] = self.weight(reply)
+                candidates += [
+                    replace(residual, origin=f"{reply.participant}/{residual.origin}")
+                    for residual in unpack_residuals(reply.groups, reply.report.residuals, parts)
+                ]
+            yield replace(reply, groups={"params": _only(params, parts.backbone)})
+            del reply, params
+
+    def _choose(
+        self,
+        attended: Tensors,
+        own: Sequence[Residual],
+        travelling: Sequence[Residual],
+        names: Sequence[str],
+        initial: Tensors | None,
+        weights: Mapping[str, float],
+    ) -> list[Residual]:
+        """Return the blocks that travel on: those least like the node's new one."""
+        candidates = [*own, *travelling]
+        if not self.residuals.n_res or not candidates:
+            return []
+        if self.residuals.select == "least_attention":
+            # What came from below had no part in the attention, so it counts as least.
+            order = [weights.get(residual.origin, 0.0) for residual in candidates]
+        else:
+            blocks = [residual.tensors for residual in candidates]
+            order = similarities(attended, blocks, names, initial, self.attention)
+        ranked = sorted(range(len(candidates)), key=lambda index: (order[index], candidates[index].origin))
+        return [candidates[index] for index in ranked[: self.residuals.n_res]]
+
+    def _routes(self, checkpoint: Checkpoint, parts: Partition) -> dict[str, list[Residual]]:
+        """Return which residuals go to which child: the one that they are most like, not their own."""
+        if checkpoint.received is None and self.config.federation.parent is not None:
+            return {}  # Between rounds of its own a federation hears nothing from others.
+        groups, tags = checkpoint.load_inbox()
+        inbox = unpack_residuals(groups, tags, parts)
+        if not inbox:
+            return {}
+        kept = checkpoint.load_kept()
+        children = {g.removeprefix(_CHILD): tensors for g, tensors in kept.items() if g.startswith(_CHILD)}
+        routes: dict[str, list[Residual]] = {}
+        for residual in inbox:
+            others = sorted(name for name in children if name != residual.origin.partition("/")[0])
+            if not others:
+                continue
+            alike = similarities(
+                residual.tensors,
+                [children[name] for name in others],
+                parts.keys[residual.block],
+                kept.get(INITIAL),
+                self.attention,
+            )
+            routes.setdefault(others[alike.index(max(alike))], []).append(residual)
+        return routes
+
+
+def _only(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    return {name: tensors[name] for name in names}
+
+
+def _section(kind: type[Any], values: dict[str, Any] | None, where: str) -> Any:
+    try:
+        return kind.model_validate(values or {})
+    except ValidationError as error:
+        problem = explain_validation(error, kind.model_fields)
+        raise PhotonError(f"strategy.{where}.{problem}") from error

@@ -1,0 +1,334 @@
+"""Federations within a federation: WorldLM's limits, and runs that are killed at any level."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from photon.config import RunConfig, compose
+from photon.errors import PhotonError
+from photon.federation.run import prepare_run, run_inprocess
+from photon.state.checkpoint import CheckpointStore
+from photon.state.silo import SiloStore
+from photon.telemetry.events import ClientFinished, Diagnostics, Notice
+from photon.telemetry.log import read_events
+from photon.training.loop import LocalTrainer
+from tests.conftest import SMALL, write_corpus
+
+TREE = "federation.tree={north: [a, b], south: [c, d]}"
+DEEP = "federation.tree={west: {children: {north: [a], east: [b]}}, south: {children: [c, d], rounds: 2}}"
+#: SGD, because Adam blows rounding up where a gradient is zero, as that of an attention's key bias is.
+BASE = [
+    "cohort=null",
+    "model.architecture.n_layer=4",
+    "rounds=2",
+    "local_steps=2",
+    "optimizer=sgd",
+    "optimizer.lr=0.5",
+    "optimizer.momentum=0.9",
+    "schedule=constant",
+]
+#: Uniform attention over the children alone, overwritten on the way down, nothing across.
+UNIFORM = [
+    "strategy=worldlm",
+    "strategy.attention.tau=inf",
+    "strategy.attention.include_self_up=false",
+    "strategy.down=overwrite",
+    "strategy.residuals.n_res=0",
+]
+
+
+@pytest.fixture(scope="module")
+def four_silos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(
+        tmp_path_factory.mktemp("four"), {"a": "abcdefgh", "b": "abcdefgi", "c": "qrstuvwx", "d": "qrstuvwz"}
+    )
+
+
+@pytest.fixture
+def config(four_silos: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    def make(name: str, *overrides: str) -> RunConfig:
+        where = [f"data.path={four_silos}", f"run_dir={tmp_path / name}"]
+        return prepare_run(compose([*SMALL, *BASE, *where, *overrides]))
+
+    return make
+
+
+@pytest.fixture
+def train(config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    def run(name: str, *overrides: str) -> Path:
+        chosen = config(name, *overrides)
+        run_inprocess(chosen, resume=False)
+        return Path(str(chosen.run_dir))
+
+    return run
+
+
+def params_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    return CheckpointStore(run_dir / "checkpoints").latest()[0].load_params()
+
+
+def key_layers_of(silo_folder: Path) -> dict[str, torch.Tensor]:
+    """Return the key layers that a silo has kept from its last round."""
+    last = max(int(path.name.removeprefix("round-")) for path in silo_folder.glob("round-*"))
+    state = json.loads((silo_folder / f"round-{last:06d}" / "state.json").read_text())
+    kept = SiloStore(silo_folder, keep=9).load(state["run_id"], last)
+    assert kept is not None
+    return kept.groups["personal"]
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 1e-6) -> None:
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=0, atol=atol, msg=name)
+
+
+def per_node(run_dir: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((run_dir / "summary.json").read_text())["perplexity"]["per_node"]
+    return found
+
+
+# --- limits -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tree", [TREE, DEEP])
+def test_uniform_attention_and_overwriting_is_hierfavg(train: Callable[..., Path], tree: str) -> None:
+    world, hier = train("world", tree, *UNIFORM), train("hier", tree, "strategy=hierfavg")
+    assert_close(params_of(world), params_of(hier))
+
+
+def test_with_the_node_itself_in_the_softmax_it_is_not(train: Callable[..., Path]) -> None:
+    world = train("world", TREE, *UNIFORM, "strategy.attention.include_self_up=true")
+    hier = train("hier", TREE, "strategy=hierfavg")
+    with pytest.raises(AssertionError):
+        assert_close(params_of(world), params_of(hier))
+
+
+def test_on_a_balanced_tree_it_is_fedavg(train: Callable[..., Path]) -> None:
+    flat = params_of(train("flat", "strategy=photon", "strategy.weighting=uniform"))
+    assert_close(params_of(train("world", TREE, *UNIFORM)), flat)
+
+
+def test_weighted_by_leaves_it_is_fedavg_on_any_tree(train: Callable[..., Path]) -> None:
+    uneven = "federation.tree={north: [a, b, c], south: [d]}"
+    world = train("world", uneven, *UNIFORM, "strategy.backbone_weights=leaves")
+    flat = train("flat", "strategy=photon", "strategy.weighting=uniform")
+    assert_close(params_of(world), params_of(flat))
+
+
+def test_a_tree_of_depth_one_is_flat(train: Callable[..., Path]) -> None:
+    tree = train("tree", "strategy=worldlm", "federation.tree={a: null, b: null, c: null, d: null}")
+    flat = train("flat", "strategy=worldlm")
+    assert_close(params_of(tree), params_of(flat), atol=0)
+    assert per_node(tree) == per_node(flat)
+
+
+def test_only_oneself_is_fedper(train: Callable[..., Path]) -> None:
+    """With down=none key layers keep to themselves; FedPer does not even send them."""
+    tree, flat = train("tree", TREE, "strategy=fedper"), train("flat", "strategy=fedper")
+    assert_close(params_of(tree), params_of(flat))
+    for silo, where in {"a": "north", "d": "south"}.items():
+        assert_close(
+            key_layers_of(tree / "silos" / where / "silos" / silo), key_layers_of(flat / "silos" / silo)
+        )
+        assert per_node(tree)[silo] == pytest.approx(per_node(flat)[silo], rel=1e-5)
+    finished = [e for e in read_events(flat / "events.jsonl") if isinstance(e, ClientFinished)]
+    first, second = (e for e in finished if e.silo == "a")
+    assert second.bytes_down < first.bytes_down, "key layers come once, to begin with"
+    assert second.group_bytes_up == second.group_bytes_down
+
+
+def test_no_key_layers_is_hierarchical_fedavg(train: Callable[..., Path]) -> None:
+    world = train("world", TREE, "strategy=worldlm", "strategy.key_fraction=0")
+    assert_close(params_of(world), params_of(train("hier", TREE, "strategy=hierfavg")), atol=0)
+
+
+def test_nothing_but_key_layers_is_local_training(train: Callable[..., Path]) -> None:
+    tree = train("tree", TREE, "strategy=local")
+    alone = train("alone", "strategy=photon", "federation.tree={a: null}")
+    assert_close(key_layers_of(tree / "silos" / "north" / "silos" / "a"), params_of(alone), atol=0)
+    assert per_node(tree)["a"] == pytest.approx(per_node(alone)["a"])
+
+
+def test_inner_rounds_are_hierfavgs_second_period(train: Callable[..., Path]) -> None:
+    """With one federation below, twice as many rounds above with one each below are the same."""
+    one = "federation.tree={north: [a, b]}"
+    inner = train("inner", one, "strategy=hierfavg", "federation.inner_rounds=2", "rounds=2")
+    outer = train("outer", one, "strategy=hierfavg", "rounds=4")
+    assert_close(params_of(inner), params_of(outer), atol=0)
+
+
+# --- what travels -----------------------------------------------------------------------------------------
+
+
+def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: Callable[..., Path]) -> None:
+    run_dir = train("world", TREE, "strategy=worldlm", "strategy.residuals.n_res=1", "rounds=3")
+    events = read_events(run_dir / "events.jsonl")
+    finished = [e for e in events if isinstance(e, ClientFinished)]
+    received = [e for e in finished if e.group_bytes_down.get("residual-1")]
+    assert {e.round for e in received} == {2, 3}, "what was chosen in a round travels in the next"
+    assert not any(group > "residual-1" for e in finished for group in e.group_bytes_down if "resid" in group)
+    state = CheckpointStore(run_dir / "checkpoints").latest()[0].state
+    blocks = [tag.block for tag in state.residuals]
+    assert sorted(blocks) == ["2", "3"], "one for each of the two key blocks"
+    weights = [e.values for e in events if isinstance(e, Diagnostics) and "attention/3/north" in e.values]
+    assert len(weights) == 3
+    for values in weights:
+        assert sum(values[f"attention/3/{who}"] for who in ("self", "north", "south")) == pytest.approx(1)
+
+
+def test_a_node_sets_rules_of_its_own(train: Callable[..., Path]) -> None:
+    tree = "federation.tree={north: {children: [a, b], cohort: 1, outer: diloco}, south: [c, d]}"
+    run_dir = train("own", tree, "strategy=worldlm")
+    north = CheckpointStore(run_dir / "silos" / "north" / "checkpoints").latest()[0]
+    south = CheckpointStore(run_dir / "silos" / "south" / "checkpoints").latest()[0]
+    assert "momentum_buffer" in north.load_outer()
+    assert not south.load_outer()
+    trained = [
+        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, ClientFinished)
+    ]
+    assert len(trained) == 2, "one silo a round"
+
+
+def test_a_tree_without_data_is_refused(config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(PhotonError, match=r"x has no data.*there are a, b, c, d"):
+        run_inprocess(config("run", "federation.tree={north: [a, x]}", "strategy=worldlm"), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("north", "message"),
+    [
+        ("{children: [a], outer: dilco}", "north: outer=dilco: no such option; did you mean 'diloco'"),
+        ("{children: [a], strategy: {key_fracton: 0.5}}", "did you mean 'key_fraction'"),
+        ("{children: [a], privacy: {noise_multiplier: 1.0}}", "north: .*clip_norm"),
+        ("{children: [a], privacy: {clip_nrm: 1.0}}", "north: clip_nrm"),
+        ("{children: [a], link: {inline_limit_mb: -1}}", "north: inline_limit_mb"),
+    ],
+)
+def test_rules_that_cannot_be_are_refused_before_anything_starts(
+    config: Callable[..., RunConfig], north: str, message: str
+) -> None:
+    with pytest.raises(PhotonError, match=message):
+        config("run", f"federation.tree={{north: {north}, south: [c]}}", "strategy=worldlm")
+
+
+def test_noise_at_a_border_is_that_of_the_border_alone(train: Callable[..., Path]) -> None:
+    """What north sends is clipped to its bound; within north nothing is."""
+    bound = 1e-3
+    tree = f"federation.tree={{north: {{children: [a, b], privacy: {{clip_norm: {bound}}}}}, south: [c, d]}}"
+    run_dir = train("private", tree, "strategy=hierfavg", "rounds=1")
+    finished = {
+        event.silo: event.update_norm
+        for event in read_events(run_dir / "events.jsonl")
+        if isinstance(event, ClientFinished)
+    }
+    assert finished["north"] == pytest.approx(bound, rel=1e-3)
+    assert finished["south"] > 10 * bound
+    inside = [
+        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, ClientFinished)
+    ]
+    assert min(event.update_norm for event in inside) > 10 * bound
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert set(summary["privacy"]["epsilon"]) == {"north"}
+
+
+def test_a_tree_under_secure_aggregation_gives_the_same_mean(train: Callable[..., Path]) -> None:
+    """Every federation of the tree learns the sum of its children's updates alone, to rounding."""
+    rules = [TREE, "strategy=hierfavg", "link.up_of=update", "rounds=1"]
+    secured, plain = train("secured", *rules, "privacy=secure"), train("plain", *rules)
+    assert_close(params_of(secured), params_of(plain), atol=1e-5)
+
+
+# --- crashes ------------------------------------------------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """Ends the process, as far as Photon can tell."""
+
+
+@pytest.mark.parametrize("strategy", ["worldlm", "hierfavg"])
+@pytest.mark.parametrize("calls", [3, 10, 14, 16])
+def test_a_tree_killed_at_any_level_goes_on_as_if_nothing_had_been(
+    config: Callable[..., RunConfig],
+    train: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    strategy: str,
+    calls: int,
+) -> None:
+    """The n-th local training kills it: between silos, between rounds of a federation, or of the root."""
+    overrides = [TREE, f"strategy={strategy}", "federation.inner_rounds=2", "outer=diloco"]
+    whole = train("whole", *overrides)
+    original, count = LocalTrainer.train, [0]
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        count[0] += 1
+        if count[0] == calls:
+            raise KilledError
+        return original(self, *args, **kwargs)
+
+    killed = config("killed", *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalTrainer, "train", dying)
+        with pytest.raises(KilledError):
+            run_inprocess(killed, resume=False)
+    run_inprocess(killed, resume=True)
+    folder = Path(str(killed.run_dir))
+    assert_close(params_of(folder), params_of(whole), atol=0)
+    for node in ("north", "south"):
+        assert_close(params_of(folder / "silos" / node), params_of(whole / "silos" / node), atol=0)
+
+
+@pytest.mark.parametrize("calls", [2, 5, 7])
+def test_killed_while_a_checkpoint_is_written(
+    config: Callable[..., RunConfig],
+    train: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    calls: int,
+) -> None:
+    """Checkpoints of the root and of both federations are written in turn; any of them may be the last."""
+    from photon.state import checkpoint
+
+    overrides = [TREE, "strategy=worldlm"]
+    whole = train("whole", *overrides)
+    original, count = checkpoint.sync_files, [0]
+
+    def dying(folder: Path) -> None:
+        count[0] += 1
+        if count[0] == calls:
+            raise KilledError
+        original(folder)
+
+    killed = config("killed", *overrides)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "sync_files", dying)
+        with pytest.raises(KilledError):
+            run_inprocess(killed, resume=False)
+    run_inprocess(killed, resume=True)
+    assert_close(params_of(Path(str(killed.run_dir))), params_of(whole), atol=0)
+
+
+def test_a_federation_that_has_lost_everything_begins_anew(
+    config: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import shutil
+
+    from photon.federation.federation import Federation
+
+    chosen = config("run", TREE, "strategy=worldlm", "rounds=3")
+    folder = Path(str(chosen.run_dir))
+    original = Federation._round
+
+    def losing(self: Any, checkpoint: Any) -> Any:
+        if self.run_dir == folder and checkpoint.state.round == 1:
+            shutil.rmtree(folder / "silos" / "south")
+        return original(self, checkpoint)
+
+    monkeypatch.setattr(Federation, "_round", losing)
+    summary = run_inprocess(chosen, resume=False)
+    assert summary["failures"] == 0
+    notices = [e.message for e in read_events(folder / "events.jsonl") if isinstance(e, Notice)]
+    assert len(notices) == 1
+    assert notices[0].startswith("round 2: south had lost its local state")
