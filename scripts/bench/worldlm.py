@@ -1,0 +1,316 @@
+"""Validation perplexity of WorldLM and its baselines on the leaves of a tree of real text, at equal tokens.
+
+    python scripts/bench/worldlm.py run --minutes 30     # the installation's text; go on with what is missing
+    python scripts/bench/worldlm.py run --name languages --data DIR --tree '{a: [x, y], b: [z, u]}'
+    python scripts/bench/worldlm.py table                # what there is, as docs/results/worldlm-figures.md
+
+DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches. Every run
+is a whole tree in this process. Its result is one JSON file; a run that has one is not done again, so the
+script may be stopped at any time. All methods have the same model, rates, seeds and tokens per leaf; nothing
+is tuned. Where the hierarchy is broken, the last leaves of the two branches have changed places.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+WORLDLM = "WorldLM, τ = 1"
+BROKEN = "WorldLM, τ = 1, leaves swapped"
+HIERFAVG = "HierFAVG, κ2 = 2"
+FLAT = ["strategy=photon", "strategy.weighting=uniform"]
+PRIVATE = ["privacy=gaussian", "privacy.clip_norm=5.0"]
+
+
+def private(noise: float) -> list[str]:
+    return [*PRIVATE, f"privacy.noise_multiplier={noise}"]
+
+
+#: Overrides by method; flat ones have no tree.
+METHODS: dict[str, list[str]] = {
+    WORLDLM: ["strategy=worldlm"],
+    "flat FedAvg": FLAT,
+    HIERFAVG: ["strategy=hierfavg"],
+    "FedPer": ["strategy=fedper"],
+    "local": ["strategy=local"],
+    "centralized": ["strategy=centralized"],
+    "WorldLM, τ = 0.3": ["strategy=worldlm", "strategy.attention.tau=0.3"],
+    BROKEN: ["strategy=worldlm"],
+    "flat FedAvg, z = 0.002": [*FLAT, *private(0.002)],
+    "WorldLM, τ = 1, z = 0.002": ["strategy=worldlm", *private(0.002)],
+    "flat FedAvg, z = 0.01": [*FLAT, *private(0.01)],
+    "WorldLM, τ = 1, z = 0.01": ["strategy=worldlm", *private(0.01)],
+    "FedPer, z = 0.01": ["strategy=fedper", *private(0.01)],
+    "WorldLM, τ = 0.1": ["strategy=worldlm", "strategy.attention.tau=0.1"],
+    "WorldLM, τ = 1, cosine of the weights": ["strategy=worldlm", "strategy.attention.score=cosine"],
+    "WorldLM, τ = 1, no residuals": ["strategy=worldlm", "strategy.residuals.n_res=0"],
+    "WorldLM, τ = 1, own embeddings": ["strategy=worldlm", "strategy.embeddings=key"],
+}
+EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
+ROUNDS = 12
+LOCAL_STEPS = 24
+BATCH = 8
+SEQUENCE_LENGTH = 64
+VOCABULARY = 1024
+COMMON = [
+    "federation=inprocess",
+    "data=prepared",
+    "cohort=null",
+    "schedule=cosine",
+    "model.architecture.n_layer=4",
+    "model.architecture.n_embd=48",
+    "model.architecture.n_head=4",
+    f"model.sequence_length={SEQUENCE_LENGTH}",
+    "model.recipe.warmup_steps=32",
+    "optimizer.lr=0.004",
+    f"local_steps={LOCAL_STEPS}",
+    f"training.batch_size={BATCH}",
+    "training.threads=1",
+    "training.precision=fp32",
+    "evaluation.sequences=256",
+    "telemetry.display=none",
+    "telemetry.report=false",
+    "telemetry.export=false",
+]
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.command == "run":
+        run_missing(arguments, time.monotonic() + 60 * arguments.minutes)
+    else:
+        write_page(arguments.folder, arguments.output)
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def run_missing(arguments: argparse.Namespace, until: float) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    tree = read_branches(arguments.tree)
+    data = arguments.data or prepared_embedded(Path(".photon/worldlm/embedded"))
+    for seed in arguments.seeds:
+        for method in METHODS:
+            name = f"{arguments.name}-seed{seed}-{method}"
+            path = arguments.folder / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
+            if path.exists() or time.monotonic() > until:
+                continue
+            began = time.process_time()
+            result = {"name": arguments.name, "seed": seed, **train(data, tree, method, seed)}
+            result["cpu_seconds"] = time.process_time() - began
+            temporary = path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(result, indent=1))
+            temporary.replace(path)
+            print(f"{name}: {mean_of(result):.2f}, {result['cpu_seconds']:.0f} s of CPU", flush=True)
+
+
+def read_branches(text: str) -> dict[str, list[str]]:
+    """Return the leaves by branch of a tree of two branches."""
+    import yaml
+
+    from photon.tree import read_tree
+
+    branches = read_tree(yaml.safe_load(text)).children
+    if len(branches) != 2 or any(len(list(b.walk())) != 1 + len(b.silos()) or b.is_silo for b in branches):
+        raise SystemExit(f"--tree {text}: expected two branches of leaves")
+    return {branch.name: [leaf.name for leaf in branch.children] for branch in branches}
+
+
+def broken(tree: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Let the last leaves of the two branches change places."""
+    (one, ours), (other, theirs) = tree.items()
+    return {one: [*ours[:-1], theirs[-1]], other: [*theirs[:-1], ours[-1]]}
+
+
+def train(data: Path, tree: dict[str, list[str]], method: str, seed: int) -> dict[str, Any]:
+    from photon.config import compose
+    from photon.errors import RunError
+    from photon.federation.run import prepare_run, run_inprocess
+    from photon.telemetry.events import ClientFinished, RunStarted
+    from photon.telemetry.log import read_events
+
+    run_dir = Path(tempfile.mkdtemp(prefix="photon-worldlm-"))
+    chosen = broken(tree) if method == BROKEN else tree
+    inner = 2 if method == HIERFAVG else 1
+    overrides = [
+        *COMMON,
+        *METHODS[method],
+        f"data.path={data}",
+        f"rounds={ROUNDS // inner}",
+        f"federation.inner_rounds={inner}",
+        f"evaluation.every={ROUNDS // inner}",
+        f"seed={seed}",
+        f"run_dir={run_dir}",
+    ]
+    if not METHODS[method][0].endswith(("=photon", "=centralized")):
+        overrides.append(f"federation.tree={as_override(chosen)}")
+    if any(override.startswith("privacy=") for override in overrides):
+        overrides.append(f"privacy.seed={seed}")
+    config = prepare_run(compose(overrides))
+    try:
+        run_inprocess(config, resume=False)
+        per_node = json.loads((run_dir / "summary.json").read_text())["perplexity"]["per_node"]
+    except RunError as error:
+        if "diverged" not in str(error) and "finite" not in str(error):
+            raise
+        per_node = None
+    root = list(read_events(run_dir / "events.jsonl"))
+    below = [event for log in run_dir.glob("silos/**/events.jsonl") for event in read_events(log)]
+    shutil.rmtree(run_dir)
+    leaves = [leaf for branch in tree.values() for leaf in branch]
+    at_root = [event for event in root if isinstance(event, ClientFinished)]
+    everywhere = [*at_root, *(event for event in below if isinstance(event, ClientFinished))]
+    return {
+        "method": method,
+        "tree": tree,
+        "parameters": next(event.parameters for event in root if isinstance(event, RunStarted)),
+        "tokens": sum(event.tokens for event in at_root),
+        "update_norm": statistics.fmean(event.update_norm for event in at_root),
+        "bytes": {
+            "root": {"up": sum(e.bytes_up for e in at_root), "down": sum(e.bytes_down for e in at_root)},
+            "all": {"up": sum(e.bytes_up for e in everywhere), "down": sum(e.bytes_down for e in everywhere)},
+        },
+        "perplexity": None if per_node is None else {leaf: per_node[leaf] for leaf in leaves},
+    }
+
+
+def as_override(tree: dict[str, list[str]]) -> str:
+    return "{" + ", ".join(f"{branch}: [{', '.join(leaves)}]" for branch, leaves in tree.items()) + "}"
+
+
+def prepared_embedded(path: Path) -> Path:
+    """Return the installation's text, a silo per domain."""
+    from photon.data.embedded import embedded_documents
+    from photon.data.prepare import prepare_documents
+    from photon.data.prepared import is_prepared
+
+    if not is_prepared(path):
+        prepare_documents(
+            embedded_documents(), path, vocab_size=VOCABULARY, sequence_length=SEQUENCE_LENGTH, seed=0
+        )
+    return path
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+def mean_of(result: dict[str, Any]) -> float:
+    """Return the mean perplexity over the leaves; infinite for a run that diverged."""
+    found = result["perplexity"]
+    return math.inf if found is None else statistics.fmean(found.values())
+
+
+def write_page(folder: Path, output: Path) -> None:
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        "# WorldLM: the figures",
+        "",
+        f"Written by `python scripts/bench/worldlm.py table` from {len(results)} runs. What they mean is in",
+        "[WorldLM on text](worldlm.md).",
+        "",
+    ]
+    names = sorted({one["name"] for one in results})
+    for name in names:
+        lines += tree_table(name, [one for one in results if one["name"] == name])
+    output.write_text("\n".join(lines).rstrip() + "\n")
+    plot(results, names, output.with_suffix(".svg"))
+    print(f"{output}, {output.with_suffix('.svg')}: {len(results)} runs")
+
+
+def by_method(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    found = {method: [one for one in results if one["method"] == method] for method in METHODS}
+    return {method: runs for method, runs in found.items() if runs}
+
+
+def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
+    tree = results[0]["tree"]
+    leaves = [leaf for branch in tree.values() for leaf in branch]
+    yield f"## {name}: {as_override(tree)}"
+    yield ""
+    yield "Validation perplexity per leaf and its mean over leaves, over seeds; then each seed's mean."
+    yield "Megabytes that crossed the root's edges in the whole run, and those of all edges of the tree."
+    yield ""
+    columns = [*leaves, "Mean", "Seeds", "To WorldLM", "Up, root", "Down, root", "Up, all", "Down, all"]
+    yield f"| Method | {' | '.join(columns)} |"
+    yield "|---|" + "---:|" * len(columns)
+    chosen = by_method(results)
+    for method, runs in sorted(chosen.items(), key=lambda item: statistics.fmean(map(mean_of, item[1]))):
+        means = {one["seed"]: mean_of(one) for one in runs}
+        mean = statistics.fmean(means.values())
+        ours = {one["seed"]: mean_of(one) for one in chosen.get(WORLDLM, [])}
+        cells = ["diverged"] * len(leaves)
+        if math.isfinite(mean):
+            cells = [f"{statistics.fmean(one['perplexity'][leaf] for one in runs):.1f}" for leaf in leaves]
+        shared = sorted(means.keys() & ours.keys())
+        ratio = statistics.fmean(means[seed] / ours[seed] for seed in shared) if shared else math.nan
+        cells += [
+            f"**{mean:.1f}**",
+            ", ".join(f"{means[seed]:.1f}" for seed in sorted(means)),
+            f"{ratio:.2f}×",
+        ]
+        cells += [
+            f"{statistics.fmean(one['bytes'][where][way] for one in runs) / 1e6:.1f}"
+            for where in ("root", "all")
+            for way in ("up", "down")
+        ]
+        yield f"| {method} | {' | '.join(cells)} |"
+    yield ""
+
+
+def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+    """Draw the mean perplexity of every method, a panel for each tree; a dot is a seed."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    matplotlib.rcParams["svg.hashsalt"] = "photon"
+    figure, axes = pyplot.subplots(
+        1, len(names), figsize=(6.5 * len(names), 5.5), layout="constrained", squeeze=False
+    )
+    for axis, name in zip(axes[0], names, strict=True):
+        chosen = by_method([one for one in results if one["name"] == name])
+        means = {method: [mean_of(one) for one in runs] for method, runs in chosen.items()}
+        ordered = sorted(means, key=lambda method: -statistics.fmean(means[method]))
+        bars = [statistics.fmean(means[method]) for method in ordered]
+        colours = ["C1" if method == WORLDLM else "C0" for method in ordered]
+        axis.barh(ordered, [bar if math.isfinite(bar) else 0.0 for bar in bars], color=colours, alpha=0.6)
+        for method in ordered:
+            axis.plot(means[method], [method] * len(means[method]), "k.", markersize=5)
+        axis.set_title(name)
+        axis.set_xlabel("validation perplexity, mean over leaves")
+        axis.set_xscale("log")
+        axis.grid(axis="x", alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def parse_arguments() -> argparse.Namespace:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = made.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="do runs that are missing")
+    run.add_argument("--name", default="domains", help="what the tree is called in the table")
+    run.add_argument("--data", type=Path, help="prepared text; the default is the installation's own")
+    run.add_argument(
+        "--tree", default=EMBEDDED_TREE, help="two branches of leaves, which are silos of the text"
+    )
+    run.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one after the other")
+    run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    table = commands.add_parser("table", help="write the page and the plot")
+    table.add_argument("--output", type=Path, default=Path("docs/results/worldlm-figures.md"))
+    for command in (run, table):
+        command.add_argument("--folder", type=Path, default=Path("runs/worldlm"), help="the results")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
