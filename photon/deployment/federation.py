@@ -20,12 +20,13 @@ from photon.data.prepared import PreparedData, is_prepared
 from photon.data.separate import separate_silo
 from photon.deployment.local import CONNECTION, LocalFederation, Program
 from photon.errors import PhotonError, RunError
+from photon.federation.gateway import read_gateway
 from photon.federation.processes import flower_settings, stop_tree
 
 ONLINE_SECONDS = 120.0
 
 
-def up(folder: Path, *, silos: str, data: Path | None, secure: bool) -> None:
+def up(folder: Path, *, silos: str, data: Path | None, secure: bool, gateways: Sequence[Path] = ()) -> None:
     """Start a SuperLink, a SuperExec and a SuperNode per silo, each under a supervisor.
 
     Parameters
@@ -38,22 +39,26 @@ def up(folder: Path, *, silos: str, data: Path | None, secure: bool) -> None:
         Prepared data; None: the embedded corpus. Each silo is given a folder with its own part.
     secure
         Whether to use TLS and node keys.
+    gateways
+        YAML files of federations that take part as silos do.
 
     Raises
     ------
     PhotonError
-        If a federation is running in ``folder`` already, or there are no such silos.
+        If a federation is running in ``folder`` already, there are no such silos, or a gateway's file is
+        wrong.
     RunError
         If it does not come up.
     """
     if _running(folder):
         raise PhotonError(f"{folder}: a federation is running there; stop it with federation.sh down")
     source = PreparedData.open(data or _embedded())
-    federation = LocalFederation.create(folder, _choose(silos, source), secure=secure)
+    federations = {read_gateway(file).name: file.absolute() for file in gateways}
+    federation = LocalFederation.create(folder, _choose(silos, source), secure=secure, gateways=federations)
     # The aggregator has no text; it needs the tokenizer to export a model that others can use.
     tokenizer = folder / "aggregator" / "tokenizer"
     shutil.copytree(source.tokenizer_path, tokenizer, dirs_exist_ok=True)
-    for silo in federation.silos:
+    for silo in set(federation.silos) - set(federations):
         own = federation.silo_folder(silo) / "data"
         if not is_prepared(own):
             separate_silo(source, silo, own)
@@ -191,12 +196,19 @@ def main() -> None:
         one.add_argument("--folder", type=Path, default=photon_home() / "federation")
     parsers["up"].add_argument("--silos", default="")
     parsers["up"].add_argument("--data", type=Path)
+    parsers["up"].add_argument("--gateway", type=Path, action="append", default=[], metavar="FILE")
     parsers["up"].add_argument("--insecure", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
     try:
         if arguments.command == "up":
-            up(folder, silos=arguments.silos, data=arguments.data, secure=not arguments.insecure)
+            up(
+                folder,
+                silos=arguments.silos,
+                data=arguments.data,
+                secure=not arguments.insecure,
+                gateways=arguments.gateway,
+            )
         elif arguments.command == "down":
             down(folder)
         elif not status(folder):

@@ -14,7 +14,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,8 @@ class LocalFederation(BaseModel):
         The port of each silo's SuperNode, by the silo's name.
     secure
         Whether they speak TLS and nodes show a registered key.
+    gateways
+        The YAML file of each silo that is a federation behind a SuperLink of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -108,14 +110,22 @@ class LocalFederation(BaseModel):
     port: int
     silos: dict[str, int]
     secure: bool
+    gateways: dict[str, Path] = {}
 
     @classmethod
-    def create(cls, folder: Path, silos: list[str], *, secure: bool) -> "LocalFederation":
+    def create(
+        cls, folder: Path, silos: list[str], *, secure: bool, gateways: Mapping[str, Path] | None = None
+    ) -> "LocalFederation":
         """Choose ports, make keys where they are missing, and note all that in ``folder``."""
         folder = folder.absolute()
-        ports = _free_ports(1 + len(silos))
+        names = [*silos, *(gateways or {})]
+        ports = _free_ports(1 + len(names))
         made = cls(
-            folder=folder, port=ports[0], silos=dict(zip(silos, ports[1:], strict=True)), secure=secure
+            folder=folder,
+            port=ports[0],
+            silos=dict(zip(names, ports[1:], strict=True)),
+            secure=secure,
+            gateways=dict(gateways or {}),
         )
         if secure:
             made._make_keys()
@@ -205,7 +215,10 @@ class LocalFederation(BaseModel):
     def supernode(self, silo: str) -> Program:
         """Return a silo's SuperNode."""
         own = self.silo_folder(silo)
-        node_config = f'data-dir="{own / "data"}" state-dir="{own / "state"}"'
+        what = (
+            f'federation="{self.gateways[silo]}"' if silo in self.gateways else f'data-dir="{own / "data"}"'
+        )
+        node_config = f'{what} state-dir="{own / "state"}"'
         key = ["--auth-supernode-private-key", str(self.node_key(silo))] if self.secure else []
         return self._program(
             silo,

@@ -7,18 +7,20 @@ that was asked::
     RUN_DIR/assignment/groups.safetensors   state groups as they came
     RUN_DIR/start.safetensors               parameters that its first round starts from
     RUN_DIR/evaluation.json                 the answer, if a model was to be evaluated
+    RUN_DIR/description.json                the silos together
 """
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory
+from photon.state.atomic import atomic_directory, write_text
 from photon.state.checkpoint import Checkpoint, Received
 from photon.state.tensors import save_groups
 from photon.tree import ResidualTag
@@ -26,6 +28,8 @@ from photon.tree import ResidualTag
 _FOLDER = "assignment"
 #: What a federation within another one has found for that.
 EVALUATION = "evaluation.json"
+#: What its silos are together.
+DESCRIPTION = "description.json"
 
 
 class Assignment(BaseModel):
@@ -34,7 +38,8 @@ class Assignment(BaseModel):
     Attributes
     ----------
     kind
-        ``"evaluate"``: evaluate the model that came on every silo; ``"train"``: train.
+        ``"describe"``: describe the silos together; ``"evaluate"``: evaluate the model that came on every
+        silo; ``"train"``: train.
     round, model_id
         Round of the federation above, and the model that it is from.
     begins, ends
@@ -50,7 +55,7 @@ class Assignment(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["train", "evaluate"]
+    kind: Literal["describe", "train", "evaluate"]
     round: int = Field(ge=0)
     model_id: str
     begins: int = Field(ge=0)
@@ -76,6 +81,11 @@ class Assignment(BaseModel):
                 f"{file}: the federation above has left no readable assignment; its next order brings one"
             ) from error
 
+    @property
+    def key(self) -> str:
+        """A digest of the assignment; the same order gives the same one."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+
     def write(self, run_dir: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Write the assignment and the groups that came with it; they take the place of the last ones."""
         # Not flushed: after a power cut the federation above asks again.
@@ -95,3 +105,34 @@ class Assignment(BaseModel):
         state = checkpoint.state.model_copy(update={"global_step": self.global_step})
         received = Received(start, self.groups_file(run_dir), self.residuals)
         return replace(checkpoint, state=state, received=received)
+
+
+class Outcome(BaseModel):
+    """How an assignment ended, for a gateway that is not the process that carried it out.
+
+    Attributes
+    ----------
+    assignment
+        Its key.
+    error
+        Why it could not be carried out; None: it was.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    FILE: ClassVar[str] = "outcome.json"
+
+    assignment: str
+    error: str | None = None
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "Outcome | None":
+        """Return the last outcome, or None."""
+        try:
+            return cls.model_validate_json((run_dir / cls.FILE).read_text())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, run_dir: Path) -> None:
+        """Write the outcome in the place of the last one."""
+        write_text(run_dir / self.FILE, self.model_dump_json() + "\n", flush=False)

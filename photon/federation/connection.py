@@ -160,20 +160,22 @@ class Connection:
         return status
 
 
-def deployed_connection(name: str | None) -> Connection:
+def deployed_connection(name: str | None, folder: Path | None = None) -> Connection:
     """Return the connection that a deployed run is given to.
 
     Parameters
     ----------
     name
-        Its name in ``$FLWR_HOME/config.toml``; None: the default one there.
+        Its name in ``config.toml``; None: the default one there.
+    folder
+        Where that file lies; None: ``$FLWR_HOME``.
 
     Raises
     ------
     PhotonError
         If it is not there, or is a simulation's.
     """
-    home = Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
+    home = folder or Path(os.environ.get("FLWR_HOME") or Path.home() / ".flwr")
     file = home / "config.toml"
     mend = "see docs/deployment.md for how to make a connection, and set FLWR_HOME to its folder"
     try:

@@ -25,7 +25,7 @@ from photon.federation.agreement import client_cosine, consensus
 from photon.federation.assignment import Assignment
 from photon.federation.checks import nbytes_of, problem_with, shapes_of
 from photon.federation.pace import learnt_patience, matched_steps
-from photon.federation.roster import Roster
+from photon.federation.roster import Roster, joined
 from photon.federation.rounds import Failure, exchange
 from photon.federation.secure import SecureSum
 from photon.link.coding import Packed
@@ -171,6 +171,10 @@ class Federation:
                 for name, node in evaluated.per_node.items()
             },
         )
+
+    def describe(self) -> SiloInfo:
+        """Wait for the silos, and describe them together under the name of the run's folder."""
+        return joined(self.run_dir.name, self._gather())
 
     def _gather(self) -> list[SiloInfo]:
         """Wait for the silos and check that they go together."""

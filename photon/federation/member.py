@@ -25,8 +25,10 @@ from flwr.app import RecordDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from photon.config import Component, LinkSection, PrivacySection, RunConfig, compose, parse
-from photon.errors import PhotonError, RunError
-from photon.federation.assignment import EVALUATION, Assignment
+from photon.errors import PhotonError, RefusedError, RunError
+from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
+from photon.federation.gateway import GatewaySettings, below, drive, read_gateway
+from photon.federation.roster import joined
 from photon.link.messages import (
     BODY,
     Describe,
@@ -40,6 +42,7 @@ from photon.link.messages import (
     TrainOrder,
     TrainReport,
     pack,
+    pack_refusal,
     unpack,
     unpack_config,
 )
@@ -48,7 +51,7 @@ from photon.link.transport import SiloLink
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import release
 from photon.silo import secure, service, work
-from photon.silo.site import NodeConfig, SiloSite, find_site
+from photon.silo.site import NodeConfig, SiloSite, find_site, read_settings
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
@@ -68,6 +71,9 @@ def answer(message_type: service.MessageType, content: RecordDict, node_config: 
     A message to a node of the tree that has children goes to the federation that it is, any other to a silo.
     """
     config = parse(unpack_config(content))
+    file = read_settings(node_config).federation
+    if file is not None:
+        return _answer_as_gateway(read_gateway(file), message_type, content, *find_site(node_config, config))
     root = config.federation.root
     if root is None:
         return service.answer(message_type, content, node_config)
@@ -85,6 +91,28 @@ def answer(message_type: service.MessageType, content: RecordDict, node_config: 
     if node is not None and node.privacy is not None:
         config = config.model_copy(update={"privacy": border_privacy(config, node)})
     return service.answer_at(message_type, content, *find_site(node_config, config))
+
+
+def _answer_as_gateway(
+    settings: GatewaySettings,
+    message_type: service.MessageType,
+    content: RecordDict,
+    site: SiloSite,
+    config: RunConfig,
+) -> RecordDict:
+    """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
+    member = Member(settings.node, site, config, drive(settings), below(settings))
+    if message_type == "query":
+        if isinstance(unpack(content, Query).root, Describe):
+            return RecordDict({BODY: pack(Description(silos=[member.describe()]))})
+        return service.answer_at(message_type, content, site, config)
+    try:
+        site.policy.check_run(settings.name, config, member.described.vocab_size)
+        if message_type == "evaluate":
+            site.policy.check_evaluation(settings.name)
+    except RefusedError as refusal:
+        return RecordDict({BODY: pack_refusal(refusal)})
+    return member.answer(message_type, content)
 
 
 def border_privacy(config: RunConfig, node: TreeNode) -> PrivacySection:
@@ -108,22 +136,6 @@ def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list
         for child in node.children
     ]
     return infos if node.data is None else [*infos, silos[node.data]]
-
-
-def joined(name: str, members: list[SiloInfo]) -> SiloInfo:
-    """Describe a federation by its members together."""
-    shared = [silo for silo in members if silo.validation_tokens is not None]
-    validation = sum(silo.validation_tokens or 0 for silo in shared)
-    unigram = sum((silo.unigram_loss or 0.0) * (silo.validation_tokens or 0) for silo in shared)
-    return members[0].model_copy(
-        update={
-            "name": name,
-            "train_tokens": sum(silo.train_tokens for silo in members),
-            "validation_tokens": validation if shared else None,
-            "unigram_loss": unigram / validation if validation else None,
-            "federation": True,
-        }
-    )
 
 
 def run_here(config: RunConfig, resume: bool) -> None:
@@ -168,15 +180,25 @@ class Member:
         The configuration of the federation above.
     drive
         How its rounds are run.
+    below
+        Keys of the configuration's ``federation`` that hold for its own rounds.
     """
 
-    def __init__(self, node: TreeNode, site: SiloSite, config: RunConfig, drive: Drive) -> None:
+    def __init__(
+        self,
+        node: TreeNode,
+        site: SiloSite,
+        config: RunConfig,
+        drive: Drive,
+        below: Mapping[str, Any] | None = None,
+    ) -> None:
         self.node = node
         self._site = site
         self._above = config
         self._drive = drive
         self.run_dir = (site.state / node.name).absolute()
-        self.config = member_config(config, node, self.run_dir, site)
+        self._gateway = below is not None
+        self.config = member_config(config, node, self.run_dir, site, below or {})
         self._checkpoints = CheckpointStore(self.run_dir / "checkpoints", self.config.checkpoint.keep)
 
     def answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
@@ -194,7 +216,10 @@ class Member:
 
     def _answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
         link = SiloLink(self._site.store, self._site.state)
-        shapes = work.expected_shapes(self._site, self._above, states=False)
+        if self._gateway:
+            shapes = work.shapes_for(self._above, self.described.vocab_size)
+        else:
+            shapes = work.expected_shapes(self._site, self._above, states=False)
         if message_type == "train":
             order = unpack(content, TrainOrder)
             packed, report = self.train(order, dense_groups(link.receive(content, shapes)))
@@ -206,6 +231,30 @@ class Member:
         evaluation = unpack(content, EvaluateOrder)
         groups = dense_groups(link.receive(content, shapes))
         return RecordDict({BODY: pack(self.evaluate(evaluation, groups["params"]))})
+
+    def describe(self) -> SiloInfo:
+        """Ask the members, and return what they are together."""
+        assignment = Assignment(kind="describe", round=0, model_id="", begins=0, ends=0)
+        assignment.write(self.run_dir, {})
+        self._drive(self.config, bool(self._checkpoints.rounds()))
+        return self.described
+
+    @property
+    def described(self) -> SiloInfo:
+        """What the members were together when they were last asked.
+
+        Raises
+        ------
+        PhotonError
+            If they never were.
+        """
+        file = self.run_dir / DESCRIPTION
+        try:
+            return SiloInfo.model_validate_json(file.read_text())
+        except (OSError, ValidationError) as error:
+            raise PhotonError(
+                f"{file}: the members have not been described; start the run above anew"
+            ) from error
 
     def train(self, order: TrainOrder, groups: Mapping[str, Tensors]) -> tuple[Any, TrainReport]:
         """Train rounds from what the federation above sent.
@@ -311,7 +360,7 @@ class Member:
         return span, lost
 
     def _forget(self) -> None:
-        """Remove what earlier rounds have left."""
+        """Remove what earlier rounds have left; the description stays."""
         for name in ("checkpoints", "silos", "assignment"):
             shutil.rmtree(self.run_dir / name, ignore_errors=True)
         for name in ("events.jsonl", "assignments.json"):
@@ -428,7 +477,7 @@ class Member:
                 "total": max(1e-6, seconds),
             },
             state_lost=lost,
-            leaves=max(1, len(self.node.silos())),
+            leaves=len({client.silo for client in clients}) if self._gateway else len(self.node.silos()),
             residuals=[] if self.node.privacy else after.state.residuals,
         )
 
@@ -456,7 +505,9 @@ class Member:
         return load_groups(file) if last_round and file.exists() else {}
 
 
-def member_config(config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSite) -> RunConfig:
+def member_config(
+    config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSite, below: Mapping[str, Any]
+) -> RunConfig:
     """Return the configuration of a federation within another one.
 
     What the node does not set is as above. The learning-rate schedule is that of the federation above, whose
@@ -467,13 +518,14 @@ def member_config(config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSi
     federation = above.model_copy(
         update={
             "engine": "inprocess",
-            "tree": plain_tree(node),
+            "tree": plain_tree(node) or None,
             "parent": f"{above.parent}/{node.name}" if above.parent else node.name,
             "deadline": node.deadline,
             "quorum": node.quorum or 1,
             "silos": None,
             "patience": None,
             "accepted_failures": None,
+            **below,
         }
     )
     schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
@@ -492,6 +544,8 @@ def member_config(config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSi
         update={
             "run_dir": str(run_dir),
             "data": config.data.model_copy(update={"path": str(site.data)}),
+            # The store of the federation above is where that one reaches it.
+            "link": _own_link(config.link, site) if below else config.link,
             "cohort": node.cohort,
             "rounds": config.rounds * rounds,
             "schedule": Component.model_validate(schedule),
@@ -501,6 +555,11 @@ def member_config(config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSi
             **node_sections(config, node),
         }
     )
+
+
+def _own_link(link: LinkSection, site: SiloSite) -> LinkSection:
+    store = link.store.model_copy(update={"url": site.store, "presigned": False})
+    return link.model_copy(update={"store": store, "transport": "auto" if site.store else "inline"})
 
 
 def check_nodes(config: RunConfig) -> None:

@@ -114,3 +114,19 @@ class Roster:
 
 def _receive(_: str, reply: Message) -> list[SiloInfo]:
     return unpack(reply.content, Description).silos
+
+
+def joined(name: str, members: list[SiloInfo]) -> SiloInfo:
+    """Describe a federation by its members together."""
+    shared = [silo for silo in members if silo.validation_tokens is not None]
+    validation = sum(silo.validation_tokens or 0 for silo in shared)
+    unigram = sum((silo.unigram_loss or 0.0) * (silo.validation_tokens or 0) for silo in shared)
+    return members[0].model_copy(
+        update={
+            "name": name,
+            "train_tokens": sum(silo.train_tokens for silo in members),
+            "validation_tokens": validation if shared else None,
+            "unigram_loss": unigram / validation if validation else None,
+            "federation": True,
+        }
+    )

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from photon.config import RunConfig, compose, parse, photon_home, split_overrides
 from photon.errors import PhotonError
-from photon.federation.assignment import EVALUATION, Assignment
+from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment, Outcome
 from photon.federation.federation import Federation
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
@@ -102,7 +102,7 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
         try:
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
-                carry_out(Assignment.read(run_dir), federation, resume=resume)
+                carry_out(federation, resume=resume)
                 return {}
             checkpoint = federation.run(resume=resume)
             return _finish(config, run_dir, checkpoint, stream)
@@ -111,13 +111,22 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             raise
 
 
-def carry_out(assignment: Assignment, federation: Federation, *, resume: bool) -> None:
-    """Do what the federation above wants; what it leaves is the last checkpoint, or ``evaluation.json``."""
-    if assignment.kind == "train":
-        federation.run(resume=resume, assignment=assignment)
-        return
-    evaluated = federation.evaluate(assignment)
-    write_text(federation.run_dir / EVALUATION, evaluated.model_dump_json() + "\n", flush=False)
+def carry_out(federation: Federation, *, resume: bool) -> None:
+    """Do what the federation above wants, and leave behind how it ended."""
+    run_dir = federation.run_dir
+    assignment = Assignment.read(run_dir)
+    try:
+        if assignment.kind == "train":
+            federation.run(resume=resume, assignment=assignment)
+        elif assignment.kind == "evaluate":
+            evaluation = federation.evaluate(assignment)
+            write_text(run_dir / EVALUATION, evaluation.model_dump_json() + "\n", flush=False)
+        else:
+            write_text(run_dir / DESCRIPTION, federation.describe().model_dump_json() + "\n", flush=False)
+    except BaseException as error:
+        Outcome(assignment=assignment.key, error=_reason(error)).write(run_dir)
+        raise
+    Outcome(assignment=assignment.key).write(run_dir)
 
 
 def run_inprocess(config: RunConfig, *, resume: bool, live: bool = True) -> dict[str, Any]:

@@ -25,6 +25,10 @@ class NodeSettings(BaseModel):
 
     data_dir: Path | None = Field(None, description="Prepared data folder with the silo's text.")
     state_dir: Path | None = Field(None, description="Folder for what the silo keeps between rounds.")
+    federation: Path | None = Field(
+        None,
+        description="YAML file of the federation that this node is a gateway to, in place of `data-dir`.",
+    )
     policy: Path | None = Field(None, description="YAML file with what the silo accepts; none: everything.")
     store_url: str | None = Field(
         None, description="Shared folder or URL of the store for large payloads, as the silo reaches it."
@@ -110,7 +114,8 @@ def read_settings(node_config: NodeConfig) -> NodeSettings:
 def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     data, state = _folders(settings, config)
     # Like its folders, a deployed silo's store is its own to name.
-    store = settings.store_url if settings.data_dir is not None else config.link_in_use.store.url
+    deployed = settings.data_dir is not None or settings.federation is not None
+    store = settings.store_url if deployed else config.link_in_use.store.url
     # The file is read for every message, so that a change of it holds from the next one on.
     policy = read_policy(settings.policy)
     privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
@@ -118,6 +123,10 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:
+    if settings.federation is not None:
+        if settings.data_dir is not None or settings.state_dir is None:
+            raise PhotonError("node config: a gateway has a federation and a state-dir, and no data-dir")
+        return settings.state_dir, settings.state_dir
     if settings.data_dir is not None:
         if settings.state_dir is None:
             raise PhotonError("node config: data-dir is set but state-dir is not; set both")

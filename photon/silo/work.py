@@ -197,6 +197,11 @@ def expected_shapes(site: SiloSite, config: RunConfig, *, states: bool) -> Shape
     return _expected_shapes(config.text, PreparedData.reopen(site.data).manifest.vocab_size, states)
 
 
+def shapes_for(config: RunConfig, vocab_size: int) -> Shapes:
+    """Return the shapes of the parameters that an order may bring, for a node without text of its own."""
+    return _expected_shapes(config.text, vocab_size, False)
+
+
 @lru_cache(maxsize=2)
 def _expected_shapes(config_text: str, vocab_size: int, states: bool) -> Shapes:
     config = parse(config_text)

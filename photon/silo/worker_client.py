@@ -49,7 +49,9 @@ def has_worker(content: RecordDict, node_config: "NodeConfig") -> bool:
     wanted = node_config.get("worker", True)
     if not isinstance(wanted, bool):
         raise PhotonError(f"node config: worker={wanted!r} is neither true nor false")
-    return deployed and wanted and "state-dir" in node_config and hasattr(socket, "AF_UNIX")
+    # A gateway trains nothing itself.
+    silo = "state-dir" in node_config and "federation" not in node_config
+    return deployed and wanted and silo and hasattr(socket, "AF_UNIX")
 
 
 def ask_worker(message_type: "MessageType", content: RecordDict, node_config: "NodeConfig") -> RecordDict:

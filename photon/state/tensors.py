@@ -13,15 +13,19 @@ StateGroups = dict[str, dict[str, torch.Tensor]]
 
 
 def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write state groups to one file, under ``group/name`` keys."""
-    save_file(
-        {
-            f"{group}/{name}": tensor.detach().cpu().contiguous()
-            for group, tensors in groups.items()
-            for name, tensor in tensors.items()
-        },
-        path,
-    )
+    """Write state groups to one file, under ``group/name`` keys.
+
+    Tensors that are one in memory, as equal ones of a message may be, are written each for itself.
+    """
+    flat: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for group, tensors in groups.items():
+        for name, tensor in tensors.items():
+            whole = tensor.detach().cpu().contiguous()
+            place = whole.data_ptr()
+            flat[f"{group}/{name}"] = whole.clone() if place in places else whole
+            places.add(place)
+    save_file(flat, path)
 
 
 def load_groups(path: Path) -> StateGroups:

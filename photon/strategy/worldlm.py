@@ -201,11 +201,7 @@ class WorldLM(Photon):
             who = [*(["self"] if len(weights) > len(children) else []), *names_of_children]
             figures |= {f"attention/{block}/{name}": w for name, w in zip(who, weights, strict=True)}
             figures[f"attention_entropy/{block}"] = entropy(weights)
-            # Copies, because a file of tensors takes none that share memory.
-            own = [
-                Residual(block, name, server_round, {one: children[name][one].clone() for one in names})
-                for name in children
-            ]
+            own = [Residual(block, name, server_round, _only(children[name], names)) for name in children]
             travelling = [residual for residual in candidates if residual.block == block]
             chosen += self._choose(
                 attended, own, travelling, names, initial, dict(zip(who, weights, strict=True))

@@ -22,7 +22,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -58,6 +58,8 @@ class Deployment:
         Which silos there are; None: all of the data's.
     node_config
         What the silos' node configs say beside their folders.
+    gateways
+        Files of the federations that take part as silos do, by their names.
     """
 
     def __init__(
@@ -68,12 +70,15 @@ class Deployment:
         secure: bool = True,
         silos: Sequence[str] | None = None,
         node_config: str = "",
+        gateways: Mapping[str, Path] | None = None,
     ) -> None:
         source = PreparedData.open(data)
-        self.federation = LocalFederation.create(folder, list(silos or source.silo_names), secure=secure)
+        self.federation = LocalFederation.create(
+            folder, list(silos or source.silo_names), secure=secure, gateways=gateways
+        )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._node_config = node_config
-        for silo in self.federation.silos:
+        for silo in set(self.federation.silos) - set(self.federation.gateways):
             separate_silo(source, silo, self.data_folder(silo))
 
     def __enter__(self) -> Self:

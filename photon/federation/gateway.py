@@ -1,0 +1,147 @@
+"""The gateway of a sub-federation: a SuperNode of the federation above that drives a SuperLink of its own.
+
+The SuperNodes of that SuperLink are other organisations, which the federation above never sees. Each thing
+that is asked of the gateway becomes a run on its SuperLink: submitted, watched and stopped by Flower's own
+command. A run goes on when the gateway's process dies, and the same order finds it again::
+
+    STATE_DIR/NAME/running.json      Flower's run, and the assignment that it carries out
+    STATE_DIR/NAME/outcome.json      how an assignment ended (written by the run)
+"""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from photon.config import RunConfig, explain_validation
+from photon.errors import PhotonError, RunError
+from photon.federation.assignment import Assignment, Outcome
+from photon.federation.connection import Connection, deployed_connection
+from photon.state.atomic import write_text
+from photon.tree import TreeNode, read_tree
+
+RUNNING = "running.json"
+#: Seconds between looks for the outcome, and between questions for Flower's status of the run.
+LOOK_SECONDS, STATUS_SECONDS = 0.2, 15.0
+#: Seconds that a run has to end after it was stopped.
+STOP_SECONDS = 60.0
+
+
+class GatewaySettings(BaseModel):
+    """The YAML file of a gateway; further keys are those of a node of the tree without its children."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=False)
+
+    name: str = Field(description="What the federation above calls this one.")
+    connection: str | None = Field(
+        None, description="Connection of config.toml that leads to the own SuperLink; null: the default one."
+    )
+    flower_home: Path | None = Field(
+        None, description="Folder of that config.toml; null: $FLWR_HOME of the SuperNode."
+    )
+    silos: int | None = Field(None, ge=1, description="Members to wait for; null: those online.")
+
+    @property
+    def node(self) -> TreeNode:
+        """What the federation decides for itself."""
+        rules = dict(self.model_extra or {})
+        # A node without children would be a silo.
+        (node,) = read_tree({self.name: {"children": [f"{self.name}.members"], **rules}}).children
+        return node.model_copy(update={"children": ()})
+
+
+def read_gateway(path: Path) -> GatewaySettings:
+    """Read a gateway's file.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot be read, or has an unknown key (the nearest valid one is named) or a wrong value.
+    """
+    try:
+        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise PhotonError(f"federation {path}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(values, dict) or "children" in values or "data" in values:
+        raise PhotonError(
+            f"federation {path}: expected name, connection and rules; the members are those of its SuperLink"
+        )
+    try:
+        settings = GatewaySettings.model_validate(values)
+        _ = settings.node
+    except ValidationError as error:
+        problem = explain_validation(error, GatewaySettings.model_fields)
+        raise PhotonError(f"federation {path}: {problem}") from error
+    except PhotonError as error:
+        raise PhotonError(f"federation {path}: {error}") from error
+    return settings
+
+
+def below(settings: GatewaySettings) -> dict[str, Any]:
+    """Return the keys of the configuration's ``federation`` for runs on the gateway's SuperLink."""
+    return {"engine": "deployment", "tree": None, "silos": settings.silos, "connection": settings.connection}
+
+
+def drive(settings: GatewaySettings) -> Callable[[RunConfig, bool], None]:
+    """Return what carries out assignments on the gateway's SuperLink."""
+    connection = deployed_connection(settings.connection, settings.flower_home)
+
+    def carry_out(config: RunConfig, resume: bool) -> None:
+        run_dir = Path(str(config.run_dir))
+        key = Assignment.read(run_dir).key
+        run_id = _running(run_dir, key, connection)
+        if run_id is None:
+            (run_dir / Outcome.FILE).unlink(missing_ok=True)
+            run_id = connection.submit(config, resume=resume, settings=run_dir / "run-config.toml")
+            write_text(run_dir / RUNNING, json.dumps({"run_id": run_id, "assignment": key}), flush=False)
+        outcome = _wait(run_dir, key, connection, run_id)
+        if outcome.error is not None:
+            raise RunError(outcome.error)
+
+    return carry_out
+
+
+def _running(run_dir: Path, key: str, connection: Connection) -> str | None:
+    """Return Flower's run that is at work on an assignment already; stop one that is at work on another."""
+    try:
+        running = json.loads((run_dir / RUNNING).read_text())
+    except (OSError, ValueError):
+        return None
+    run_id = str(running["run_id"])
+    outcome = Outcome.read(run_dir)
+    if outcome is not None and outcome.assignment == running["assignment"]:
+        return None
+    if _is_over(connection.status(run_id)):
+        return None
+    if running["assignment"] == key:
+        return run_id
+    connection.flwr("stop", run_id, connection.name, check=False)
+    end = time.monotonic() + STOP_SECONDS
+    while not _is_over(connection.status(run_id)):
+        if time.monotonic() > end:
+            raise RunError(f"run {run_id} of an earlier order does not stop")
+        time.sleep(1.0)
+    return None
+
+
+def _wait(run_dir: Path, key: str, connection: Connection, run_id: str) -> Outcome:
+    next_question = time.monotonic() + STATUS_SECONDS
+    while True:
+        outcome = Outcome.read(run_dir)
+        if outcome is not None and outcome.assignment == key:
+            return outcome
+        if time.monotonic() > next_question:
+            next_question = time.monotonic() + STATUS_SECONDS
+            status = connection.status(run_id)
+            if _is_over(status) and Outcome.read(run_dir) is None:
+                see = f"flwr log {run_id} {connection.name} --show"
+                raise RunError(f"Flower reports {status} for run {run_id}; see `{see}`")
+        time.sleep(LOOK_SECONDS)
+
+
+def _is_over(status: str) -> bool:
+    return status.startswith("finished") or status == "unknown"

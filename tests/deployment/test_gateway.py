@@ -1,0 +1,67 @@
+"""A tree of two SuperLinks: what the gateway of a sub-federation promises, shown on real processes."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from photon.config import compose
+from photon.federation.connection import COMPLETED
+from photon.federation.run import prepare_run, run_inprocess
+from photon.telemetry.events import ClientFailed, ClientFinished, RoundFinished, RoundStarted
+from photon.telemetry.log import read_events
+from tests.conftest import SMALL
+from tests.deployment.harness import Deployment
+
+pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1800)]
+
+RUN = ["strategy=worldlm", "cohort=null", "rounds=2", "evaluation.every=2", "federation.silos=2"]
+TREE = "federation.tree={north: [alpha, beta], gamma: null}"
+
+
+@pytest.fixture
+def two_superlinks(corpus: Path, tmp_path: Path) -> Iterator[tuple[Deployment, Deployment]]:
+    """The federation north, and the one above it, which sees north and gamma."""
+    with Deployment(tmp_path / "north", corpus, silos=["alpha", "beta"]) as north:
+        file = tmp_path / "north.yaml"
+        file.write_text(
+            f"name: north\nconnection: federation\nflower_home: {north.federation.home}\nsilos: 2\n"
+        )
+        with Deployment(tmp_path / "world", corpus, silos=["gamma"], gateways={"north": file}) as world:
+            north.up()
+            world.up()
+            yield north, world
+
+
+def test_two_superlinks_train_as_one_process_does(
+    two_superlinks: tuple[Deployment, Deployment], corpus: Path, tmp_path: Path
+) -> None:
+    _, world = two_superlinks
+    run = world.submit(RUN)
+    assert run.wait() == COMPLETED, run.log()
+    deployed = json.loads((run.run_dir / "summary.json").read_text())
+    where = [f"data.path={corpus}", f"run_dir={tmp_path / 'inprocess'}"]
+    inprocess = run_inprocess(prepare_run(compose([*SMALL, *RUN, *where, TREE])), resume=False)
+    assert deployed["weights_sha256"] == inprocess["weights_sha256"]
+    assert deployed["perplexity"]["per_node"] == pytest.approx(inprocess["perplexity"]["per_node"])
+    # The federation above knows north, and none of its members.
+    assert {e.silo for e in run.events() if isinstance(e, ClientFinished)} == {"north", "gamma"}
+    members = world.state_folder("north") / "north" / "events.jsonl"
+    assert {e.silo for e in read_events(members) if isinstance(e, ClientFinished)} == {"alpha", "beta"}
+
+
+def test_a_gateway_that_is_killed_costs_a_round_and_no_more(
+    two_superlinks: tuple[Deployment, Deployment],
+) -> None:
+    _, world = two_superlinks
+    run = world.submit([*RUN, "rounds=3", "federation.deadline=240", "evaluation.every=1000"])
+    run.wait_for(lambda events: any(isinstance(e, RoundStarted) and e.round == 2 for e in events))
+    world.kill("north")
+    world.start("north")
+    assert run.wait() == COMPLETED, run.log()
+    events = run.events()
+    assert [e.round for e in events if isinstance(e, RoundFinished)] == [1, 2, 3]
+    assert {e.silo for e in events if isinstance(e, ClientFailed)} <= {"north"}
+    last = [e.silo for e in events if isinstance(e, ClientFinished) and e.round == 3]
+    assert sorted(last) == ["gamma", "north"]
