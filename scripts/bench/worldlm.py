@@ -98,7 +98,7 @@ def run_missing(arguments: argparse.Namespace, until: float) -> None:
     tree = read_branches(arguments.tree)
     data = arguments.data or prepared_embedded(Path(".photon/worldlm/embedded"))
     for seed in arguments.seeds:
-        for method in METHODS:
+        for method in arguments.methods:
             name = f"{arguments.name}-seed{seed}-{method}"
             path = arguments.folder / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
             if path.exists() or time.monotonic() > until:
@@ -304,6 +304,7 @@ def parse_arguments() -> argparse.Namespace:
         "--tree", default=EMBEDDED_TREE, help="two branches of leaves, which are silos of the text"
     )
     run.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one after the other")
+    run.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="some of them")
     run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
     table = commands.add_parser("table", help="write the page and the plot")
     table.add_argument("--output", type=Path, default=Path("docs/results/worldlm-figures.md"))
