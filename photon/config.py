@@ -183,6 +183,11 @@ class FederationSection(Section):
         description="Rounds of a federation within this one in each round of the one above it, unless the "
         "tree says otherwise (HierFAVG's second period).",
     )
+    own_silo: str | None = Field(
+        None,
+        description="Silo on whose text the federation itself trains, before or beside the others as "
+        "`strategy.schedule` says; it is never drawn. Within a tree it is a node's `data`.",
+    )
     parent: str | None = Field(
         None, description="Set by Photon for a federation within another: its name and the run above it."
     )

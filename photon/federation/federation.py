@@ -54,7 +54,7 @@ from photon.state.checkpoint import (
     ServerState,
     weights_sha256,
 )
-from photon.state.tensors import StateGroups, load_groups
+from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import Aggregate, Participant, Reply, Strategy
 from photon.strategy.key_layers import INITIAL, key_layers, unpack_residuals
 from photon.telemetry.events import (
@@ -326,6 +326,8 @@ class Federation:
         replies: dict[str, TrainReport] = {}
         arrivals: dict[str, float] = {}
         traffic = _Traffic()
+        if self._own is not None and self._strategy.schedule == "sequential":
+            checkpoint = self._train_itself(server_round, checkpoint, replies, arrivals, traffic)
         aggregate = self._strategy.aggregate_train(
             server_round,
             checkpoint,
@@ -380,10 +382,40 @@ class Federation:
 
     def _sample(self, server_round: int) -> list[Participant]:
         """Draw the cohort: a function of seed, round and who is online, so a resumed run draws the same."""
-        online = self._strategy.participants(self._roster.silos())
+        everybody = self._strategy.participants(self._roster.silos())
+        online = [participant for participant in everybody if participant.name != self._own]
         size = min(self.config.cohort or len(online), len(online))
         drawn = random.Random(f"{self.config.seed}/{server_round}").sample(online, size)
+        if self._strategy.schedule == "parallel":
+            drawn += [participant for participant in everybody if participant.name == self._own]
         return sorted(drawn, key=lambda participant: participant.name)
+
+    def _train_itself(
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        reports: dict[str, TrainReport],
+        arrivals: dict[str, float],
+        traffic: "_Traffic",
+    ) -> Checkpoint:
+        """Train on the federation's own text; return the checkpoint that starts from the result."""
+        participants = self._strategy.participants(self._roster.silos())
+        own = [participant for participant in participants if participant.name == self._own]
+        try:
+            for reply in self._train(server_round, checkpoint, own, reports, arrivals, traffic):
+                start = self.run_dir / "own.safetensors"
+                params = {**checkpoint.load_params(), **reply.groups["params"]}
+                save_groups(start, {"params": params})
+                before = checkpoint.received or Received(start)
+                return replace(checkpoint, received=replace(before, params=start))
+        except RunError as error:
+            self._notice("warning", f"round {server_round}: nothing was trained on own text: {error}")
+        return checkpoint
+
+    @property
+    def _own(self) -> str | None:
+        """The silo that the federation itself trains on."""
+        return self.config.federation.own_silo
 
     def _train(
         self,
@@ -529,6 +561,7 @@ class Federation:
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
                 residuals=self._strategy.residual_tags(checkpoint, participant.name),
+                own_layers=participant.name != self._own,
             )
         return orders
 

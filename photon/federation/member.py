@@ -135,7 +135,10 @@ def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list
         silos[child.name] if child.is_silo else joined(child.name, [silos[name] for name in child.silos()])
         for child in node.children
     ]
-    return infos if node.data is None else [*infos, silos[node.data]]
+    own = config.federation.own_silo
+    if own is not None and own not in silos:
+        raise PhotonError(f"federation.own_silo={own}: no such silo; there are {', '.join(sorted(silos))}")
+    return infos if own is None else [*infos, silos[own]]
 
 
 def run_here(config: RunConfig, resume: bool) -> None:
@@ -519,6 +522,7 @@ def member_config(
         update={
             "engine": "inprocess",
             "tree": plain_tree(node) or None,
+            "own_silo": node.data,
             "parent": f"{above.parent}/{node.name}" if above.parent else node.name,
             "deadline": node.deadline,
             "quorum": node.quorum or 1,

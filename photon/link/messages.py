@@ -166,6 +166,9 @@ class TrainOrder(Body):
         Under secure aggregation, what the silo needs to mask its update.
     residuals
         What the key blocks of other federations are that the order brings.
+    own_layers
+        Whether the silo has key layers of its own, where the strategy has any. The silo that a federation
+        itself trains on has not: it trains those of the order.
     """
 
     run_id: str
@@ -189,6 +192,7 @@ class TrainOrder(Body):
     scalars: dict[str, float] = Field(default_factory=dict)
     masking: Masking | None = None
     residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
+    own_layers: bool = True
 
 
 class ClientSeconds(TypedDict):

@@ -505,7 +505,7 @@ def _own_layers(
         If the silo has lost its key layers, and the order brings none to begin anew with.
     """
     received = groups["params"]
-    own = kept.groups.get(PERSONAL) if kept else None
+    own = kept.groups.get(PERSONAL) if kept and order.own_layers else None
     if own is None and not order.whole:
         raise PhotonError(
             f"{order.silo} has lost its key layers; its next order after this failure brings others"

@@ -84,26 +84,26 @@ class ServerState(BaseModel):
 
 @dataclass(frozen=True)
 class Received:
-    """What a federation has received from the one above it, and goes on from.
+    """Where a round starts, if not from the checkpoint's own parameters.
 
     Attributes
     ----------
     params
         File with the parameters to start from.
     groups
-        File with the groups as they came.
+        File with the groups as they came from the federation above; None: nothing did.
     residuals
         What those of them are that come from other federations.
     """
 
     params: Path
-    groups: Path
+    groups: Path | None = None
     residuals: Sequence[ResidualTag] = ()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk; with ``received``, it is that with what came from the federation above."""
+    """A checkpoint on disk; with ``received``, a round starts from that instead."""
 
     path: Path
     state: ServerState
@@ -128,7 +128,7 @@ class Checkpoint:
 
     def load_inbox(self) -> tuple[StateGroups, Sequence[ResidualTag]]:
         """Return what came from other federations: what the one above sent, or what the last round chose."""
-        if self.received is not None:
+        if self.received is not None and self.received.groups is not None:
             return load_groups(self.received.groups), self.received.residuals
         return self.load_kept(), self.state.residuals
 

@@ -121,6 +121,9 @@ class Strategy(ABC):
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 
+    #: Whether a federation with text of its own trains before its silos or beside them.
+    schedule: Literal["sequential", "parallel"] = "sequential"
+
     #: Share of a received parameter in what a silo that has kept its own goes on from.
     mixing: float = 1.0
 

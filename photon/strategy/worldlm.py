@@ -264,7 +264,8 @@ class WorldLM(Photon):
 
     def _routes(self, checkpoint: Checkpoint, parts: Partition) -> dict[str, list[Residual]]:
         """Return which residuals go to which child: the one that they are most like, not their own."""
-        if checkpoint.received is None and self.config.federation.parent is not None:
+        came = checkpoint.received is not None and checkpoint.received.groups is not None
+        if not came and self.config.federation.parent is not None:
             return {}  # Between rounds of its own a federation hears nothing from others.
         groups, tags = checkpoint.load_inbox()
         inbox = unpack_residuals(groups, tags, parts)

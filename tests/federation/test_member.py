@@ -161,6 +161,40 @@ def test_inner_rounds_are_hierfavgs_second_period(train: Callable[..., Path]) ->
     assert_close(params_of(inner), params_of(outer), atol=0)
 
 
+# --- text of a federation's own ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", ["sequential", "parallel"])
+def test_a_federation_trains_on_its_own_text_before_its_silos_or_beside_them(
+    train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    original = LocalTrainer.train
+    starts: list[dict[str, torch.Tensor]] = []
+    ends: list[dict[str, torch.Tensor]] = []
+
+    def recording(self: Any, *args: Any, **kwargs: Any) -> Any:
+        starts.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        result = original(self, *args, **kwargs)
+        ends.append({name: p.detach().clone() for name, p in self.model.named_parameters()})
+        return result
+
+    monkeypatch.setattr(LocalTrainer, "train", recording)
+    tree = "federation.tree={north: {children: [a], data: d}}"
+    train("own", tree, "strategy=worldlm", f"strategy.schedule={schedule}", "rounds=1")
+    assert len(starts) == 2
+    if schedule == "sequential":
+        assert_close(starts[1], ends[0], atol=0)
+    else:
+        assert_close(starts[1], starts[0], atol=0)
+
+
+def test_beside_its_silos_it_is_one_more_of_them(train: Callable[..., Path]) -> None:
+    rules = ["strategy=worldlm", "strategy.key_fraction=0", "strategy.schedule=parallel"]
+    own = train("own", *rules, "federation.tree={a: null, b: null}", "federation.own_silo=d")
+    flat = train("flat", *rules, "federation.tree={a: null, b: null, d: null}")
+    assert_close(params_of(own), params_of(flat), atol=0)
+
+
 # --- what travels -----------------------------------------------------------------------------------------
 
 
