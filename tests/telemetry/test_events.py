@@ -56,11 +56,12 @@ FIELDS = {
             **dict.fromkeys(RoundSeconds.__required_keys__, FINITE),  # type: ignore[arg-type]
         )
     },
-    "evaluated": {
-        "per_silo": st.dictionaries(
+    "evaluated": dict.fromkeys(
+        ("per_silo", "per_node"),
+        st.dictionaries(
             NAMES, st.builds(SiloEvaluation, loss=FINITE, perplexity=FINITE, tokens=COUNT), max_size=3
-        )
-    },
+        ),
+    ),
     "diagnostics": {"values": st.dictionaries(NAMES, FINITE, max_size=3)},
     "run_finished": {"summary": st.dictionaries(st.text(), JSON, max_size=4)},
 }
