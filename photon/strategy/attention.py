@@ -23,6 +23,8 @@ from photon.models.partition import flatten
 
 Score = Literal["dot", "cosine", "delta_cosine", "projection"]
 Block = Mapping[str, torch.Tensor]
+#: Values that torch sums in one thread.
+_PIECE = 2**14
 #: Values of a random projection that are drawn at a time.
 _CHUNK = 2**22
 
@@ -61,7 +63,7 @@ def similarities(
 
     query = vector(own)
     if attention.score == "dot":
-        return [float(torch.dot(query, vector(other))) / math.sqrt(len(query)) for other in others]
+        return [_inner(query, vector(other)) / math.sqrt(len(query)) for other in others]
     return [_cosine(query, vector(other)) for other in others]
 
 
@@ -116,9 +118,15 @@ def entropy(weights: Sequence[float]) -> float:
 
 
 def _cosine(one: torch.Tensor, other: torch.Tensor) -> float:
-    norms = float(torch.linalg.vector_norm(one) * torch.linalg.vector_norm(other))
+    norms = math.sqrt(_inner(one, one) * _inner(other, other))
     # What has not changed yet is like everything.
-    return float(torch.dot(one, other)) / norms if norms > 0 else 1.0
+    return _inner(one, other) / norms if norms > 0 else 1.0
+
+
+def _inner(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return ⟨one, other⟩, the same whatever the number of threads: nodes and engines must agree."""
+    pieces = zip(one.split(_PIECE), other.split(_PIECE), strict=True)
+    return math.fsum(float((a.double() * b.double()).sum()) for a, b in pieces)
 
 
 def _project(vector: torch.Tensor, dimensions: int) -> torch.Tensor:

@@ -115,3 +115,18 @@ def test_a_projection_keeps_the_cosine_about() -> None:
     )
     # The standard deviation of a cosine in d dimensions is about (1 − c²) / √d.
     assert projected == pytest.approx(exact, abs=5 * (1 - exact**2) / math.sqrt(1024))
+
+
+@pytest.mark.parametrize("score", ["dot", "cosine", "delta_cosine"])
+def test_similarities_do_not_depend_on_the_number_of_threads(score: Score) -> None:
+    large = {"weight": torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))}
+    other = {"weight": large["weight"].flip(0) + 0.1}
+    initial = {"weight": torch.zeros(1_000_003)}
+    before, found = torch.get_num_threads(), set()
+    try:
+        for threads in (1, 2, 3, 4):
+            torch.set_num_threads(threads)
+            found.update(similarities(large, [other], ["weight"], initial, Attention(score=score)))
+    finally:
+        torch.set_num_threads(before)
+    assert len(found) == 1
