@@ -68,6 +68,17 @@ class TreeNode(BaseModel):
         for child in self.children:
             yield from child.walk()
 
+    def levels(self, depth: int = 0) -> Iterator[tuple[int, "TreeNode"]]:
+        """Yield it and all below it with their levels, parents first: all that take part in rounds.
+
+        A federation's own text is a silo among its children.
+        """
+        yield depth, self
+        for child in self.children:
+            yield from child.levels(depth + 1)
+        if self.data is not None:
+            yield depth + 1, TreeNode(name=self.data)
+
     def silos(self) -> list[str]:
         """Return the names of all silos with text below it, and its own."""
         below = [node.name for node in self.walk() if node.is_silo]

@@ -309,6 +309,7 @@ class Federation:
                     "noise_multiplier": config.privacy.noise_multiplier,
                     "delta": config.privacy.delta,
                 },
+                tree=config.federation.tree if isinstance(config.federation.tree, dict) else None,
             )
         )
 

@@ -10,7 +10,7 @@ class with other arguments is FedPer, hierarchical FedAvg and local training; se
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -47,6 +47,15 @@ class Residuals(Section):
     select: Literal["least_similar", "least_attention"] = Field(
         "least_similar", description="Which blocks travel: by similarity, or by their weight in attention."
     )
+
+
+@dataclass(frozen=True)
+class _Route:
+    """A residual, the child that it goes to, and how much they are alike."""
+
+    child: str
+    residual: Residual
+    similarity: float
 
 
 class WorldLM(Photon):
@@ -149,10 +158,11 @@ class WorldLM(Photon):
         if self.layers.down == "none":
             usual = {"params": _only(params, parts.backbone)}
         orders: dict[str, StateGroups] = {}
+        routes = self._routes(checkpoint, parts)
         for participant in cohort:
             entry = state.ledger.get(participant.name)
             stayed = entry is not None and 0 < entry.last_round == state.round
-            routed, _ = pack_residuals(self._routes(checkpoint, parts).get(participant.name, []))
+            routed, _ = pack_residuals(_routed_to(participant.name, routes))
             groups = usual if stayed else everything
             orders[participant.name] = {**groups, **routed} if routed else groups
         return orders
@@ -160,7 +170,7 @@ class WorldLM(Photon):
     def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
         """Return what the residuals sent to a participant are."""
         parts = self.layers.split(checkpoint.load_params())
-        return pack_residuals(self._routes(checkpoint, parts).get(participant, []))[1]
+        return pack_residuals(_routed_to(participant, self._routes(checkpoint, parts)))[1]
 
     # --- folding ------------------------------------------------------------------------------------
 
@@ -185,7 +195,11 @@ class WorldLM(Photon):
         if not parts.keys or self.up == "none":
             return aggregate
         initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
-        figures: dict[str, float] = {}
+        figures = {
+            f"residual_route/{route.residual.block}/{route.residual.origin}>{route.child}": route.similarity
+            for route in self._routes(checkpoint, parts)
+            if route.child in children
+        }
         chosen: list[Residual] = []
         for block, names in parts.keys.items():
             names_of_children = list(children)
@@ -262,18 +276,18 @@ class WorldLM(Photon):
         ranked = sorted(range(len(candidates)), key=lambda index: (order[index], candidates[index].origin))
         return [candidates[index] for index in ranked[: self.residuals.n_res]]
 
-    def _routes(self, checkpoint: Checkpoint, parts: Partition) -> dict[str, list[Residual]]:
+    def _routes(self, checkpoint: Checkpoint, parts: Partition) -> list[_Route]:
         """Return which residuals go to which child: the one that they are most like, not their own."""
         came = checkpoint.received is not None and checkpoint.received.groups is not None
         if not came and self.config.federation.parent is not None:
-            return {}  # Between rounds of its own a federation hears nothing from others.
+            return []  # Between rounds of its own a federation hears nothing from others.
         groups, tags = checkpoint.load_inbox()
         inbox = unpack_residuals(groups, tags, parts)
         if not inbox:
-            return {}
+            return []
         kept = checkpoint.load_kept()
         children = {g.removeprefix(_CHILD): tensors for g, tensors in kept.items() if g.startswith(_CHILD)}
-        routes: dict[str, list[Residual]] = {}
+        routes: list[_Route] = []
         for residual in inbox:
             others = sorted(name for name in children if name != residual.origin.partition("/")[0])
             if not others:
@@ -285,8 +299,13 @@ class WorldLM(Photon):
                 kept.get(INITIAL),
                 self.attention,
             )
-            routes.setdefault(others[alike.index(max(alike))], []).append(residual)
+            closest = alike.index(max(alike))
+            routes.append(_Route(others[closest], residual, alike[closest]))
         return routes
+
+
+def _routed_to(child: str, routes: Sequence[_Route]) -> list[Residual]:
+    return [route.residual for route in routes if route.child == child]
 
 
 def _only(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:

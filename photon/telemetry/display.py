@@ -33,6 +33,8 @@ from photon.telemetry.summary import (
     format_count,
     format_perplexity,
     format_seconds,
+    has_own_models,
+    mean_over_silos,
     silo_unigram_perplexity,
     unigram_perplexity,
 )
@@ -349,11 +351,14 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
         notes.append(f"{format_perplexity(state.first.perplexity)} before training")
     if state.started is not None:
         notes.append(f"unigram {format_perplexity(unigram_perplexity(state.started, event))}")
+    own = ""
+    if state.started is not None and has_own_models(state.started, event):
+        own = f" · own models of silos {format_perplexity(mean_over_silos(state.started, event))} in the mean"
     per_silo = " · ".join(
         f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())
     )
     overall = f"validation perplexity {format_perplexity(event.perplexity)}"
-    return f"{overall} ({', '.join(notes)}) · {per_silo}"
+    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}"
 
 
 def _round_text(event: RoundFinished, state: _State) -> str:

@@ -110,7 +110,8 @@ class RunStarted(Event):
     """A run began, or began again: ``resumed_from`` is the last complete round it goes on from.
 
     ``flops_per_token`` counts forward and backward pass; ``roofline_flops`` is the device's measured or
-    documented peak in FLOP/s, ``None`` where nobody knows it.
+    documented peak in FLOP/s, ``None`` where nobody knows it. ``tree`` is what is below in a federation of
+    federations, as `photon.tree.read_tree` reads it; ``None`` where there are silos alone.
     """
 
     run_id: str
@@ -130,6 +131,7 @@ class RunStarted(Event):
     resumed_from: int | None
     flops_per_token: _Number
     privacy: PrivacyFacts | None = None
+    tree: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +214,10 @@ class Diagnostics(Event):
     change over the round ``exp_avg_change/SILO``, its cosine with the client's pseudo-gradient
     ``exp_avg_cosine/SILO``, LoRDO's ``basis_similarity/SILO``, norms of activations, and
     ``update_norm_before_clip/SILO`` where updates are clipped.
+    Of key layers: the weights of attention to the children ``attention/BLOCK/CHILD`` and
+    ``attention/BLOCK/self``; how much of its own a node keeps of what comes from above,
+    ``attention_self/SILO`` and in a federation's own events ``attention_self/down``; and for each key block
+    that travelled to a child that answered, how much they are alike: ``residual_route/BLOCK/ORIGIN>CHILD``.
     """
 
     round: int

@@ -12,6 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import matplotlib
@@ -130,6 +131,17 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class TreeRow:
+    """A node in the drawing of a tree: ``figure`` is about it, ``edge`` about what joins it to its parent."""
+
+    name: str
+    level: int
+    is_silo: bool
+    figure: str
+    edge: str
+
+
+@dataclass(frozen=True)
 class Drawing:
     """One plot as two SVG elements."""
 
@@ -197,6 +209,49 @@ def lying_bars(names: Sequence[str], layers: Sequence[tuple[Style, Sequence[floa
         axes.grid(visible=False, axis="y")
 
     return _draw_both(draw, height=90 + 34 * len(names))
+
+
+def tree_plot(rows: Sequence[TreeRow]) -> Drawing:
+    """Draw a tree, one node below the other: a ring for a federation, a dot for a silo.
+
+    Parameters
+    ----------
+    rows
+        Depth first; the first is the root.
+    """
+    deepest = max(1, *(row.level for row in rows))
+
+    def draw(axes: Axes, width: int) -> None:
+        wide = width == _WIDE[0]
+        axes.set_xlim(0, width)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.axis("off")
+        step = min(26.0, 0.3 * width / deepest)
+        above: list[int] = []
+        for place, row in enumerate(rows):
+            x, colour = 10 + step * row.level, _COLOURS[Style.of(row.level).colour]
+            if row.level:
+                corner = x - step
+                axes.plot(
+                    [corner, corner, x - 6],
+                    [above[row.level - 1] + 0.16, place, place],
+                    color=_COLOURS["muted"],
+                    linewidth=1.2,
+                )
+            above[row.level :] = [place]
+            filling = colour if row.is_silo else "none"
+            axes.plot([x], [place], "o", ms=9, mec=colour, mew=2.2, mfc=filling)
+            axes.annotate(_short(row.name), (x + 11, place), va="center", fontweight="bold")
+            axes.annotate(row.figure, ((0.62 * width if wide else width) - 4, place), va="center", ha="right")
+            place_of_edge = place if wide else place + 0.36
+            axes.annotate(
+                row.edge, (width - 4, place_of_edge), va="center", ha="right", color=_COLOURS["muted"]
+            )
+
+    drawn = []
+    for width, height in ((_WIDE[0], 34), (_NARROW[0], 46)):
+        drawn.append(_draw(partial(draw, width=width), width, height * len(rows)))
+    return Drawing(*drawn)
 
 
 def cohort_grid(
@@ -391,17 +446,20 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _draw_both(draw: Callable[[Axes], None], *, height: int | None = None) -> Drawing:
-    drawn = []
-    for width, usual_height in (_WIDE, _NARROW):
-        with matplotlib.rc_context(_RC):
-            # At 72 dots per inch a point is a unit of the SVG, and the page shows a unit as a pixel.
-            size = (width / 72, (height or usual_height) / 72)
-            figure = Figure(figsize=size, dpi=72)
-            axes = figure.subplots()
-            draw(axes)
+    return Drawing(*(_draw(draw, width, height or usual) for width, usual in (_WIDE, _NARROW)))
+
+
+def _draw(draw: Callable[[Axes], None], width: int, height: int) -> str:
+    with matplotlib.rc_context(_RC):
+        # At 72 dots per inch a point is a unit of the SVG, and the page shows a unit as a pixel.
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        axes = figure.subplots()
+        draw(axes)
+        if axes.axison:
             _leave_room(figure, axes)
-            drawn.append(_svg(figure))
-    return Drawing(*drawn)
+        else:
+            figure.subplots_adjust(0, 0, 1, 1)
+        return _svg(figure)
 
 
 def _leave_room(figure: Figure, axes: Axes) -> None:

@@ -9,7 +9,7 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ import yaml
 from photon import __version__
 from photon.errors import PhotonError
 from photon.state import atomic
-from photon.telemetry import plots
+from photon.telemetry import plots, tree_figures
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
@@ -48,6 +48,7 @@ from photon.telemetry.summary import (
     last_start,
     privacy_figures,
 )
+from photon.tree import TreeNode, read_tree
 
 _MOST_ROWS = 200
 _ROUND = Axis("round", "round")
@@ -63,6 +64,8 @@ _PHASES = (
     ("other", Style("muted")),
 )
 _DIAGNOSTICS = {
+    "attention": "Weights of a node's own key blocks and of its children's, by block, in each aggregation.",
+    "residual_route": "Of key blocks that travelled to another child: how much alike they are, by block.",
     "noise": "Gradient noise scale: trace of the covariance of updates, squared norm of the true one, ratio.",
     "pseudo_gradient_norm": "By layer.",
     "parameter_norm": "By layer, after the outer step.",
@@ -121,6 +124,20 @@ class _Table:
     rows: list[list[str]]
     marks: list[Style | None]
     strong_last: bool = False
+    #: What share of its colour each cell beside the names has, in a heat map.
+    shades: list[list[float]] | None = None
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """Tables with all that stands around them, in the place of a plot."""
+
+    title: str
+    note: str
+    tables: list[_Table]
+
+
+_Panel = _Figure | _Tables
 
 
 @dataclass(frozen=True)
@@ -133,7 +150,7 @@ class _Page:
     status_kind: str
     cards: list[tuple[str, str, str]]
     tables: list[tuple[str, _Table]]
-    sections: list[tuple[str, list[_Figure]]]
+    sections: list[tuple[str, Sequence[_Panel]]]
     log: list[tuple[str, str, str, str]]
     configs: list[tuple[str, str]]
     commands: list[str]
@@ -278,7 +295,7 @@ def _run_page(run: _Run) -> _Page:
         status_kind=kind,
         cards=_cards(run),
         tables=[("Validation perplexity by silo", _silo_table(run))],
-        sections=_draw_sections(run, sections),
+        sections=[*_tree_section(run), *_draw_sections(run, sections)],
         log=_log(run),
         configs=[("config.yaml", run.config_text)],
         commands=_commands(run),
@@ -288,8 +305,8 @@ def _run_page(run: _Run) -> _Page:
 
 def _draw_sections(
     what: Any, sections: Sequence[tuple[str, Sequence[Callable[[Any], _Figure | None]]]]
-) -> list[tuple[str, list[_Figure]]]:
-    drawn = []
+) -> list[tuple[str, Sequence[_Panel]]]:
+    drawn: list[tuple[str, Sequence[_Panel]]] = []
     for title, makers in sections:
         figures = [figure for figure in (maker(what) for maker in makers) if figure is not None]
         if figures:
@@ -596,6 +613,138 @@ def _identity(run: _Run) -> list[tuple[str, str]]:
     if run.summary["weights_sha256"]:
         facts.append(("SHA-256 of the weights", run.summary["weights_sha256"]))
     return facts
+
+
+# --- a federation of federations -------------------------------------------------------------------
+
+
+def _tree_section(run: _Run) -> list[tuple[str, Sequence[_Panel]]]:
+    if run.started.tree is None:
+        return []
+    root = read_tree(run.started.tree)
+    events = tree_figures.histories(run.folder, run.history, root)
+    panels: list[_Panel | None] = [
+        _tree(root, events),
+        *_own_models_by_level(run, root),
+        _attention(root, events),
+        _routes(root, events),
+    ]
+    return [("Tree", [panel for panel in panels if panel is not None])]
+
+
+_Histories = Mapping[str, Sequence[Event]]
+
+
+def _tree(root: TreeNode, events: _Histories) -> _Figure:
+    branches = tree_figures.branches(root, events)
+    rows = [
+        plots.TreeRow(
+            name=branch.name,
+            level=branch.level,
+            is_silo=branch.is_silo,
+            figure=f"{format_perplexity(branch.first)} → {format_perplexity(branch.last)}",
+            edge=f"↑ {format_bytes(branch.up)}   ↓ {format_bytes(branch.down)}" if branch.level else "",
+        )
+        for branch in branches
+    ]
+    table = [
+        [
+            branch.name,
+            str(branch.level),
+            format_perplexity(branch.first),
+            format_perplexity(branch.last),
+            format_bytes(branch.up),
+            format_bytes(branch.down),
+        ]
+        for branch in branches
+    ]
+    unknown = [branch.name for branch in branches if branch.level and branch.up is None]
+    note = (
+        "Rings are federations, dots silos. Beside each: perplexity of its own model on its own text before "
+        "training and last, and bytes of training on the edge to the node above it."
+    )
+    if unknown:
+        note += (
+            f" Bytes of {', '.join(unknown)} are in the run folders of their federations, not at hand here."
+        )
+    columns = ["node", "level", "before", "after", "up", "down"]
+    return _Figure("Perplexity and bytes of each node", note, plots.tree_plot(rows), columns, _thinned(table))
+
+
+def _own_models_by_level(run: _Run, root: TreeNode) -> list[_Figure | None]:
+    levels: dict[int, list[str]] = {}
+    for level, node in root.levels():
+        levels.setdefault(level, []).append(node.name)
+    return [_own_models(run, level, names) for level, names in levels.items() if level]
+
+
+def _own_models(run: _Run, level: int, names: Sequence[str]) -> _Figure | None:
+    series = []
+    for index, name in enumerate(names):
+        curve = tree_figures.perplexities(run.history, name)
+        series.append(
+            Series(name, [number for number, _ in curve], [value for _, value in curve], Style.of(index))
+        )
+    note = f"What the own models of the nodes at level {level} give on their own validation text."
+    title = f"Own models, level {level}"
+    return _by_round(title, note, series, _PERPLEXITY, format_perplexity)
+
+
+def _attention(root: TreeNode, events: _Histories) -> _Tables | None:
+    """Return heat maps: for each federation key blocks by children, then all nodes by what they keep."""
+    tables, kept = [], []
+    for _, node in root.levels():
+        weights = tree_figures.attention_to_children(events.get(node.name, ()))
+        columns = ["self", *(child.name for level, child in node.levels() if level == 1)]
+        cells = {
+            f"{node.name}, block {block}": [found.get(who) for who in columns]
+            for block, found in weights.items()
+        }
+        if cells:
+            tables.append(_heat_map(["of its children", *columns], cells))
+    for parent in root.walk():
+        for child in (node for level, node in parent.levels() if level == 1):
+            history, above = events.get(child.name, ()), events.get(parent.name, ())
+            kept.append((child.name, tree_figures.attention_to_above(child, history, above)))
+    known = {name: [own, 1 - own] for name, own in kept if own is not None}
+    if known:
+        tables.append(_heat_map(["of what comes down", "self", "others"], known))
+    if not tables:
+        return None
+    note = (
+        "How much of itself and of its children a federation takes into each key "
+        "block, and how much of its own key layers a node keeps when those from above and residuals come "
+        "down, averaged over key blocks."
+    )
+    return _Tables("Attention in the last round", note, tables)
+
+
+def _heat_map(columns: list[str], cells: Mapping[str, Sequence[float | None]]) -> _Table:
+    rows = [[name, *(_write("{:.2f}".format, value) for value in values)] for name, values in cells.items()]
+    shades = [[value or 0.0 for value in values] for values in cells.values()]
+    return _Table(columns, rows, [None] * len(rows), shades=shades)
+
+
+def _routes(root: TreeNode, events: _Histories) -> _Tables | None:
+    rows = [
+        [
+            route.block,
+            route.origin,
+            route.child,
+            str(route.rounds),
+            str(route.last_round),
+            f"{route.similarity:.3f}",
+        ]
+        for _, node in root.levels()
+        for route in tree_figures.routes(events.get(node.name, ()))
+    ]
+    if not rows:
+        return None
+    note = (
+        "Key blocks that travelled to other nodes: whose, where to, in how many rounds, how much alike last."
+    )
+    columns = ["block", "from", "to", "rounds", "last round", "similarity"]
+    return _Tables("Residual routes", note, [_Table(columns, _thinned(rows), [None] * len(rows))])
 
 
 # --- the page on several runs ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ It is a Python string, because Flower's app bundle carries no files of other kin
 """
 
 TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
-{% macro grid(columns, rows, label, marks=none, strong_last=false) %}
+{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none) %}
 <div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
 <table>
 <thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
@@ -13,12 +13,14 @@ TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css
 {% set mark = marks[loop.index0] if marks else none %}
 <tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
 {%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% set shade = shades[loop.index0] if shades else none %}
+{%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>
 </table>
 </div>
 {% endmacro %}
+{% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
 <!doctype html>
 <html lang="en">
 <head>
@@ -81,6 +83,7 @@ figure .note { color: var(--muted); font-size: .87rem; margin-top: 2px; }
 .plot .wide svg { max-width: 640px; }
 .plot .wide { display: none; }
 @container (min-width: 470px) { .plot .wide { display: block; } .plot .narrow { display: none; } }
+.table { font-size: .87rem; margin-top: 12px; }
 details { font-size: .87rem; }
 summary { cursor: pointer; color: var(--muted); padding: 2px 0; }
 summary:hover { color: var(--ink); }
@@ -142,6 +145,11 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% for figure in figures %}
 <figure class="panel" role="figure" aria-label="{{ figure.title }}">
 <figcaption><h3>{{ figure.title }}</h3><p class="note">{{ figure.note }}</p></figcaption>
+{% if figure.tables is defined %}
+{% for table in figure.tables %}
+<div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades) }}</div>
+{% endfor %}
+{% else %}
 {% if figure.legend %}
 <ul class="legend">{% for label, style in figure.legend %}<li>{{ swatch(style) }}{{ label }}</li>{% endfor %}</ul>
 {% endif %}
@@ -150,6 +158,7 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 <div class="narrow" aria-hidden="true">{{ figure.drawing.narrow | safe }}</div>
 </div>
 <details><summary>Figures</summary>{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}</details>
+{% endif %}
 </figure>
 {% endfor %}
 </div>

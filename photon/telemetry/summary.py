@@ -30,6 +30,7 @@ from photon.telemetry.events import (
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
+from photon.tree import read_tree
 
 
 def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dict[str, Any]:
@@ -39,7 +40,9 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``training`` sums the time in which clients trained, ``overhead`` is everything else.
     ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
     ``per_group`` has those of each state group's tensors in training.
-    ``perplexity.per_node`` has what the own model of every silo and federation below gives on its own text.
+    ``perplexity.per_node`` has what the own model of every silo and federation below gives on its own text;
+    ``perplexity.mean_of_silos`` is the mean over the silos alone, each counting the same.
+    ``tree`` is that of a federation of federations.
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have let out; None where no
     update is clipped.
@@ -76,6 +79,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "parameters": started.parameters,
         "rounds": len(rounds),
         "tokens": tokens,
+        "tree": started.tree,
         "perplexity": _perplexities(started, history),
         "bytes": {
             **_bytes([*rounds, *evaluations]),
@@ -127,6 +131,26 @@ def unigram_perplexity(started: RunStarted, evaluation: Evaluated | None) -> flo
     return math.exp(math.fsum(losses[name] * weights[name] for name in losses) / whole) if whole else None
 
 
+def has_own_models(started: RunStarted, evaluation: Evaluated) -> bool:
+    """Return whether own models of nodes were evaluated, and not the global one on each silo alone."""
+    nodes = evaluation.per_node
+    return bool(nodes) and (started.tree is not None or nodes != evaluation.per_silo)
+
+
+def mean_over_silos(started: RunStarted, evaluation: Evaluated) -> float | None:
+    """Return the mean perplexity of the own models of all silos below, each counting the same.
+
+    ``None`` where nothing is known of them, or not which nodes are silos: without a tree only if no node
+    but the run's own participants answered.
+    """
+    nodes = evaluation.per_node
+    if started.tree is not None:
+        silos = [name for name in read_tree(started.tree).silos() if name in nodes]
+    else:
+        silos = list(nodes) if nodes.keys() <= evaluation.per_silo.keys() else []
+    return math.fsum(nodes[name]["perplexity"] for name in silos) / len(silos) if silos else None
+
+
 def silo_unigram_perplexity(silo: SiloFacts) -> float | None:
     """Return the perplexity of the unigram model on a silo, ``None`` where the silo keeps it."""
     return None if silo["unigram_loss"] is None else math.exp(silo["unigram_loss"])
@@ -154,6 +178,9 @@ def print_summary(
     """
     console.print()
     console.print(_perplexity_table(summary["perplexity"]))
+    own = _own_models_table(summary["perplexity"], summary["tree"])
+    if own is not None:
+        console.print(own)
     console.print(_bytes_table(summary["bytes"]))
     console.print(_facts(summary, report_path, export_path))
     if sample is not None:
@@ -239,6 +266,7 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
             for silo in started.silos
         },
         "per_node": {name: node["perplexity"] for name, node in (final.per_node if final else {}).items()},
+        "mean_of_silos": mean_over_silos(started, final) if final else None,
     }
 
 
@@ -313,6 +341,30 @@ def _perplexity_table(perplexity: dict[str, Any]) -> Table:
     table.add_section()
     overall = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
     table.add_row("overall", *overall, style="bold")
+    return table
+
+
+def _own_models_table(perplexity: dict[str, Any], tree: dict[str, Any] | None) -> Table | None:
+    """Return what nodes' own models give, where that is more than what the global one gives on each silo."""
+    nodes, per_silo = perplexity["per_node"], perplexity["per_silo"]
+    known = {name: per_silo[name]["final"] for name in nodes if name in per_silo}
+    if not nodes or (tree is None and nodes == known):
+        return None
+    levels = dict.fromkeys(nodes, 0)
+    if tree is not None:
+        levels = {node.name: level - 1 for level, node in read_tree(tree).levels() if level}
+    table = Table(
+        title="Own models, validation perplexity",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("node")
+    table.add_column("after", justify="right")
+    for name, level in levels.items():
+        table.add_row(Text("  " * level + name), format_perplexity(nodes.get(name)))
+    table.add_section()
+    table.add_row("mean of silos", format_perplexity(perplexity["mean_of_silos"]), style="bold")
     return table
 
 

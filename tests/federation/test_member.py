@@ -1,6 +1,8 @@
 """Federations within a federation: WorldLM's limits, and runs that are killed at any level."""
 
+import collections
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_inprocess
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
-from photon.telemetry.events import ClientFinished, Diagnostics, Notice
+from photon.telemetry.events import ClientFinished, Diagnostics, Event, Notice
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
 from tests.conftest import SMALL, write_corpus
@@ -205,6 +207,11 @@ def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: 
     received = [e for e in finished if e.group_bytes_down.get("residual-1")]
     assert {e.round for e in received} == {2, 3}, "what was chosen in a round travels in the next"
     assert not any(group > "residual-1" for e in finished for group in e.group_bytes_down if "resid" in group)
+    block = sum(tensor.nbytes for name, tensor in params_of(run_dir).items() if ".h.3." in name)
+    below = [run_dir / "silos" / name for name in ("north", "south")]
+    told = [check_routes(read_events(folder / "events.jsonl"), block) for folder in (run_dir, *below)]
+    assert told[0] == 4, "one of each of the two key blocks in rounds 2 and 3"
+    assert sum(told[1:]) == 4, "and each goes on to one of the silos"
     state = CheckpointStore(run_dir / "checkpoints").latest()[0].state
     blocks = [tag.block for tag in state.residuals]
     assert sorted(blocks) == ["2", "3"], "one for each of the two key blocks"
@@ -212,6 +219,28 @@ def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: 
     assert len(weights) == 3
     for values in weights:
         assert sum(values[f"attention/3/{who}"] for who in ("self", "north", "south")) == pytest.approx(1)
+
+
+def check_routes(events: list[Event], block: int) -> int:
+    """Check the routes of each round against the bytes of residuals, ``block`` each; return how many."""
+    routes = [
+        (event.round, re.fullmatch(r"residual_route/(\w+)/([\w/]+)>(\w+)", name), value)
+        for event in events
+        if isinstance(event, Diagnostics)
+        for name, value in event.values.items()
+        if name.startswith("residual_route")
+    ]
+    finished = [event for event in events if isinstance(event, ClientFinished)]
+    sent = {(event.round, event.silo): event.group_bytes_down.get("residual-1", 0) for event in finished}
+    told = collections.Counter((number, found[3]) for number, found, _ in routes if found)
+    assert {who: count * block for who, count in told.items()} == {
+        w: size for w, size in sent.items() if size
+    }
+    for _, found, similarity in routes:
+        assert found is not None
+        assert found[2].partition("/")[0] != found[3], "a block never goes back to where it came from"
+        assert -1 <= similarity <= 1
+    return len(routes)
 
 
 def test_a_node_sets_rules_of_its_own(train: Callable[..., Path]) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -207,3 +208,21 @@ def test_a_display_that_saw_nothing_ends_well(tmp_path: Path) -> None:
     with Display(console):
         pass
     assert "Photon" in out.getvalue()
+
+
+def test_own_models_of_silos_are_told_in_the_mean(events: list[Event]) -> None:
+    evaluation = next(event for event in events if isinstance(event, Evaluated))
+    assert "own models" not in " ".join(_plain([events[0], evaluation]))
+    same = dataclasses.replace(evaluation, per_node=evaluation.per_silo)
+    assert "own models" not in " ".join(_plain([events[0], same]))
+    own = dataclasses.replace(
+        evaluation,
+        per_node={
+            "north": {"loss": 2.0, "perplexity": 99.0, "tokens": 1},
+            "x": {"loss": 2.0, "perplexity": 20.0, "tokens": 1},
+            "y": {"loss": 2.0, "perplexity": 30.0, "tokens": 9},
+        },
+    )
+    assert isinstance(events[0], RunStarted)
+    started = dataclasses.replace(events[0], tree={"north": {"children": {"x": None, "y": None}}})
+    assert _plain([started, own])[-1].endswith(" · own models of silos 25.0 in the mean")

@@ -45,6 +45,7 @@ FIELDS = {
             max_size=3,
         ),
         "privacy": st.none() | st.builds(PrivacyFacts, noise_multiplier=FINITE, delta=FINITE),
+        "tree": st.none() | st.dictionaries(st.text(), JSON, max_size=4),
     },
     "client_finished": {
         "seconds": st.builds(ClientSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE),

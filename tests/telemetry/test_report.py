@@ -1,10 +1,12 @@
 import dataclasses
 import html.parser
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,14 +14,17 @@ from photon.errors import PhotonError
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
+    Diagnostics,
     Evaluated,
     Event,
     RoundFinished,
     RoundStarted,
     RunStarted,
+    SiloEvaluation,
 )
 from photon.telemetry.log import EventLog, read_events
 from photon.telemetry.report import write_report
+from tests.telemetry.conftest import write_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
 
@@ -285,6 +290,102 @@ def test_the_centralized_client_is_in_the_figures(tmp_path: Path, events: list[E
     page = _page([folder], tmp_path / "report.html")
     assert [row[1] for row in page.table("Cohort of each round")] == ["centralized"] * 10
     assert page.columns("Pseudo-gradient norm") == ["round", "centralized", "pseudo-gradient"]
+
+
+TREE = {"west": {"children": {"deep": {"children": {"x": None}}, "y": None}}, "z": None}
+
+
+def _node(name: str, perplexity: float) -> dict[str, SiloEvaluation]:
+    return {name: {"loss": math.log(perplexity), "perplexity": perplexity, "tokens": 10}}
+
+
+def _tree_events(
+    events: list[Event], tree: dict[str, Any] | None, clients: dict[str, int], values: dict[str, float]
+) -> list[Event]:
+    """Tell of two rounds, in which clients sent this many bytes up and got ten times as many."""
+    started = next(event for event in events if isinstance(event, RunStarted))
+    finished = next(event for event in events if isinstance(event, ClientFinished))
+    evaluation = next(event for event in events if isinstance(event, Evaluated))
+    told: list[Event] = [dataclasses.replace(started, tree=tree, rounds=2)]
+    for number in range(3):
+        if number:
+            told += [
+                dataclasses.replace(finished, round=number, silo=name, bytes_up=size, bytes_down=10 * size)
+                for name, size in clients.items()
+            ]
+            told.append(Diagnostics(time=evaluation.time, round=number, values=values))
+            closed = next(e for e in events if isinstance(e, RoundFinished))
+            told.append(dataclasses.replace(closed, round=number))
+        nodes = _node("west", 40.0 - number) | _node("x", 30.0 - number) | _node("z", 20.0 - number)
+        told.append(dataclasses.replace(evaluation, round=number, perplexity=90.0 - number, per_node=nodes))
+    return told
+
+
+@pytest.fixture
+def tree_run(tmp_path: Path, events: list[Event]) -> Path:
+    """Return a run whose federation ``west`` is at hand, but not ``deep`` below it."""
+    weights = {
+        "attention/3/self": 0.5,
+        "attention/3/west": 0.2,
+        "attention/3/z": 0.3,
+        "attention_entropy/3": 1.0,
+    }
+    route = {"residual_route/3/west/deep>z": 0.25, "attention_self/z": 0.75}
+    folder = tmp_path / "world"
+    write_run(folder, _tree_events(events, TREE, {"west": 1000, "z": 2000}, weights | route))
+    values = {"attention/3/self": 0.9, "attention/3/deep": 0.1, "attention_self/down": 0.4}
+    below = _tree_events(events, None, {"deep": 300, "y": 400}, values)
+    write_run(folder / "silos" / "west", below)
+    return folder
+
+
+def test_a_tree_is_drawn_with_what_its_nodes_and_edges_have(tree_run: Path, tmp_path: Path) -> None:
+    page = _page([tree_run], tmp_path / "report.html")
+    assert "Tree" in page.headings
+    assert page.table("Perplexity and bytes of each node") == [
+        ["root", "0", "90.0", "88.0", "–", "–"],
+        ["west", "1", "40.0", "38.0", "2.00 kB", "20.0 kB"],
+        ["deep", "2", "–", "–", "600 B", "6.00 kB"],
+        ["x", "3", "30.0", "28.0", "–", "–"],
+        ["y", "2", "–", "–", "800 B", "8.00 kB"],
+        ["z", "1", "20.0", "18.0", "4.00 kB", "40.0 kB"],
+    ]
+    assert any("Bytes of x are in the run folders" in words for words in page.words)
+    assert page.columns("Own models, level 1") == ["round", "west", "z"]
+    assert page.table("Own models, level 1")[1] == ["1", "39.0", "19.0"]
+    assert page.table("Own models, level 3")[2] == ["2", "28.0"]
+    assert "Own models, level 2" not in page.headings, "nobody knows a perplexity there"
+    assert [rows for above, rows in page.tables if above == "Attention in the last round"] == [
+        [["of its children", "self", "west", "z"], ["root, block 3", "0.50", "0.20", "0.30"]],
+        [["of its children", "self", "deep", "y"], ["west, block 3", "0.90", "0.10", "–"]],
+        [["of what comes down", "self", "others"], ["west", "0.40", "0.60"], ["z", "0.75", "0.25"]],
+    ]
+    shades = [value for tag, name, value in page.attributes if (tag, name) == ("td", "style")]
+    assert "background: color-mix(in srgb, var(--c1) 63%, transparent)" in shades, "0.9 of 70 %"
+    assert page.table("Residual routes") == [["3", "west/deep", "z", "2", "2", "0.250"]]
+
+
+def test_a_tree_without_its_federations_shows_what_the_run_itself_has(tree_run: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tree_run / "silos")
+    page = _page([tree_run], tmp_path / "report.html")
+    rows = {row[0]: row for row in page.table("Perplexity and bytes of each node")}
+    assert rows["west"][4:] == ["2.00 kB", "20.0 kB"]
+    assert rows["deep"][4:] == ["–", "–"]
+    assert [rows for above, rows in page.tables if above == "Attention in the last round"][1][1:] == [
+        ["z", "0.75", "0.25"]
+    ]
+
+
+def test_events_of_a_federation_that_are_broken_are_named(tree_run: Path, tmp_path: Path) -> None:
+    (tree_run / "silos" / "west" / "events.jsonl").write_text("nonsense\n")
+    with pytest.raises(PhotonError, match=r"west/events.jsonl.*line 1: not an event"):
+        write_report([tree_run], tmp_path / "report.html")
+
+
+def test_a_run_without_a_tree_has_no_such_section(report: Path) -> None:
+    page = Page(report.read_text())
+    assert "Tree" not in page.headings
+    assert not [value for tag, name, value in page.attributes if (tag, name) == ("td", "style")]
 
 
 @pytest.mark.parametrize(

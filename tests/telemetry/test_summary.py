@@ -1,7 +1,9 @@
+import dataclasses
 import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -16,6 +18,7 @@ from photon.telemetry.events import (
     RoundFinished,
     RunFinished,
     RunStarted,
+    SiloEvaluation,
 )
 from photon.telemetry.summary import (
     build_summary,
@@ -140,6 +143,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "parameters": 1000,
         "rounds": 2,
         "tokens": 192,
+        "tree": None,
         "perplexity": {
             "initial": 1000.0,
             "final": 80.0,
@@ -150,6 +154,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
                 "b": {"initial": 1100.0, "final": 100.0, "unigram": pytest.approx(800.0)},
             },
             "per_node": {},
+            "mean_of_silos": None,
         },
         "bytes": {
             "up": 32,
@@ -255,6 +260,48 @@ def test_the_table_leaves_out_what_there_is_not() -> None:
     assert "report" not in out.getvalue()
     assert "FLOPs" not in out.getvalue()
     assert "nan" not in out.getvalue().lower()
+
+
+def _own_models(tree: dict[str, Any] | None, **perplexities: float) -> dict[str, Any]:
+    """Return the summary of a run whose nodes have own models of these perplexities."""
+    found = {name: _evaluation(value) for name, value in perplexities.items()}
+    evaluation = dataclasses.replace(_evaluated(113.0, 2, 60.0, 100.0), per_node=found)
+    return build_summary([dataclasses.replace(_started(), tree=tree), evaluation], weights_sha256=None)
+
+
+def _evaluation(perplexity: float) -> SiloEvaluation:
+    return {"loss": math.log(perplexity), "perplexity": perplexity, "tokens": 10}
+
+
+def _printed(summary: dict[str, Any]) -> list[str]:
+    out = io.StringIO()
+    print_summary(Console(file=out, width=100), summary, None, None, None)
+    return [line.strip("\n") for line in out.getvalue().splitlines()]
+
+
+def test_own_models_stand_in_the_levels_of_the_tree() -> None:
+    tree = {"a": {"children": {"c": None, "d": None}, "data": "e"}, "b": None}
+    summary = _own_models(tree, b=80.0, a=50.0, d=30.0, c=20.0, e=70.0)
+    assert summary["tree"] == tree
+    assert summary["perplexity"]["mean_of_silos"] == pytest.approx((20 + 30 + 70 + 80) / 4)
+    lines = _printed(summary)
+    begin = next(index for index, line in enumerate(lines) if "Own models" in line)
+    rows = [line.rstrip() for line in lines[begin + 4 : begin + 12] if line.strip("─ ")]
+    words = [row.split() for row in rows]
+    assert words[:5] == [["a", "50.0"], ["c", "20.0"], ["d", "30.0"], ["e", "70.0"], ["b", "80.0"]]
+    assert words[5] == ["mean", "of", "silos", "50.0"]
+    assert rows[1].index("c") == rows[0].index("a") + 2
+
+
+def test_own_models_of_silos_alone_are_shown_where_they_differ_from_the_global_one() -> None:
+    same = _own_models(None, a=60.0, b=100.0)
+    assert same["perplexity"]["mean_of_silos"] == 80.0
+    assert not any("Own models" in line for line in _printed(same))
+    own = _own_models(None, a=40.0, b=100.0)
+    assert own["perplexity"]["mean_of_silos"] == 70.0
+    assert any("Own models" in line for line in _printed(own))
+    # Which of them are silos nobody says.
+    assert _own_models(None, a=40.0, b=100.0, c=30.0)["perplexity"]["mean_of_silos"] is None
 
 
 @pytest.mark.parametrize(
