@@ -275,7 +275,7 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
 
     matplotlib.rcParams["svg.hashsalt"] = "photon"
     figure, axes = pyplot.subplots(
-        1, len(names), figsize=(6.5 * len(names), 5.5), layout="constrained", squeeze=False
+        1, len(names), figsize=(5.5 * len(names), 5), layout="constrained", squeeze=False
     )
     for axis, name in zip(axes[0], names, strict=True):
         chosen = by_method([one for one in results if one["name"] == name])
@@ -288,7 +288,6 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
             axis.plot(means[method], [method] * len(means[method]), "k.", markersize=5)
         axis.set_title(name)
         axis.set_xlabel("validation perplexity, mean over leaves")
-        axis.set_xscale("log")
         axis.grid(axis="x", alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
