@@ -22,6 +22,7 @@ from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment, Outcome
 from photon.federation.connection import Connection, deployed_connection
 from photon.state.atomic import write_text
+from photon.state.checkpoint import CheckpointStore
 from photon.tree import TreeNode, read_tree
 
 RUNNING = "running.json"
@@ -92,9 +93,15 @@ def drive(settings: GatewaySettings) -> Callable[[RunConfig, bool], None]:
 
     def carry_out(config: RunConfig, resume: bool) -> None:
         run_dir = Path(str(config.run_dir))
-        key = Assignment.read(run_dir).key
+        assignment = Assignment.read(run_dir)
+        key = assignment.key
         run_id = _running(run_dir, key, connection)
         if run_id is None:
+            checkpoints = CheckpointStore(run_dir / "checkpoints")
+            if _stopped(run_dir, connection):
+                # It may have gone on after the order that is now to be followed was prepared.
+                checkpoints.discard_after(assignment.begins if assignment.begins else -1)
+                resume = bool(checkpoints.rounds())
             (run_dir / Outcome.FILE).unlink(missing_ok=True)
             run_id = connection.submit(config, resume=resume, settings=run_dir / "run-config.toml")
             write_text(run_dir / RUNNING, json.dumps({"run_id": run_id, "assignment": key}), flush=False)
@@ -106,26 +113,45 @@ def drive(settings: GatewaySettings) -> Callable[[RunConfig, bool], None]:
 
 
 def _running(run_dir: Path, key: str, connection: Connection) -> str | None:
-    """Return Flower's run that is at work on an assignment already; stop one that is at work on another."""
+    """Return Flower's run that is at work on an assignment already."""
+    running = _noted(run_dir)
+    if running is None or running["assignment"] != key or _has_ended(run_dir, running, connection):
+        return None
+    return running["run_id"]
+
+
+def _stopped(run_dir: Path, connection: Connection) -> bool:
+    """Stop Flower's run that is at work on another assignment; return whether there was one.
+
+    Raises
+    ------
+    RunError
+        If it does not stop.
+    """
+    running = _noted(run_dir)
+    if running is None or _has_ended(run_dir, running, connection):
+        return False
+    connection.flwr("stop", running["run_id"], connection.name, check=False)
+    end = time.monotonic() + STOP_SECONDS
+    while not _is_over(connection.status(running["run_id"])):
+        if time.monotonic() > end:
+            raise RunError(f"run {running['run_id']} of an earlier order does not stop")
+        time.sleep(1.0)
+    return True
+
+
+def _noted(run_dir: Path) -> dict[str, str] | None:
     try:
         running = json.loads((run_dir / RUNNING).read_text())
-    except (OSError, ValueError):
+        return {"run_id": str(running["run_id"]), "assignment": str(running["assignment"])}
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    run_id = str(running["run_id"])
+
+
+def _has_ended(run_dir: Path, running: dict[str, str], connection: Connection) -> bool:
     outcome = Outcome.read(run_dir)
-    if outcome is not None and outcome.assignment == running["assignment"]:
-        return None
-    if _is_over(connection.status(run_id)):
-        return None
-    if running["assignment"] == key:
-        return run_id
-    connection.flwr("stop", run_id, connection.name, check=False)
-    end = time.monotonic() + STOP_SECONDS
-    while not _is_over(connection.status(run_id)):
-        if time.monotonic() > end:
-            raise RunError(f"run {run_id} of an earlier order does not stop")
-        time.sleep(1.0)
-    return None
+    told = outcome is not None and outcome.assignment == running["assignment"]
+    return told or _is_over(connection.status(running["run_id"]))
 
 
 def _wait(run_dir: Path, key: str, connection: Connection, run_id: str) -> Outcome:
