@@ -658,15 +658,12 @@ def _tree(root: TreeNode, events: _Histories) -> _Figure:
         ]
         for branch in branches
     ]
-    unknown = [branch.name for branch in branches if branch.level and branch.up is None]
     note = (
         "Rings are federations, dots silos. Beside each: perplexity of its own model on its own text before "
         "training and last, and bytes of training on the edge to the node above it."
     )
-    if unknown:
-        note += (
-            f" Bytes of {', '.join(unknown)} are in the run folders of their federations, not at hand here."
-        )
+    if any(branch.level and branch.up is None for branch in branches):
+        note += " Where bytes are missing, the run folder of the federation above is not at hand."
     columns = ["node", "level", "before", "after", "up", "down"]
     return _Figure("Perplexity and bytes of each node", note, plots.tree_plot(rows), columns, _thinned(table))
 
@@ -741,7 +738,8 @@ def _routes(root: TreeNode, events: _Histories) -> _Tables | None:
     if not rows:
         return None
     note = (
-        "Key blocks that travelled to other nodes: whose, where to, in how many rounds, how much alike last."
+        "Key blocks that travelled to other nodes: whose, where to, in how many rounds, how much alike last. "
+        "Each federation counts its own rounds."
     )
     columns = ["block", "from", "to", "rounds", "last round", "similarity"]
     return _Tables("Residual routes", note, [_Table(columns, _thinned(rows), [None] * len(rows))])

@@ -11,9 +11,9 @@ TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css
 <tbody>
 {% for row in rows %}
 {% set mark = marks[loop.index0] if marks else none %}
+{% set shade = shades[loop.index0] if shades else none %}
 <tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
 {%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
-{% set shade = shades[loop.index0] if shades else none %}
 {%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
 {% endfor %}
 </tbody>

@@ -350,7 +350,7 @@ def test_a_tree_is_drawn_with_what_its_nodes_and_edges_have(tree_run: Path, tmp_
         ["y", "2", "–", "–", "800 B", "8.00 kB"],
         ["z", "1", "20.0", "18.0", "4.00 kB", "40.0 kB"],
     ]
-    assert any("Bytes of x are in the run folders" in words for words in page.words)
+    assert any("Where bytes are missing" in words for words in page.words)
     assert page.columns("Own models, level 1") == ["round", "west", "z"]
     assert page.table("Own models, level 1")[1] == ["1", "39.0", "19.0"]
     assert page.table("Own models, level 3")[2] == ["2", "28.0"]
