@@ -13,7 +13,15 @@ COUNT = 400_000
 
 
 def settings(clip_norm: float, noise_multiplier: float = 0.0) -> PrivacySection:
-    return PrivacySection(clip_norm=clip_norm, noise_multiplier=noise_multiplier, delta=1e-5, seed=None)
+    return PrivacySection(
+        clip_norm=clip_norm,
+        noise_multiplier=noise_multiplier,
+        delta=1e-5,
+        seed=None,
+        secure_aggregation=False,
+        threshold=None,
+        range=8.0,
+    )
 
 
 def tensors(*norms: float) -> dict[str, torch.Tensor]:

@@ -96,10 +96,10 @@ def test_a_round_that_is_asked_for_again_brings_no_new_noise(
 
     writing = federation.CheckpointStore.writing
 
-    def dying(self: Any, state: Any, *rest: Any) -> Any:
+    def dying(self: Any, state: Any, *rest: Any, **more: Any) -> Any:
         if state.round == 2:
             raise RuntimeError("the server dies")
-        return writing(self, state, *rest)
+        return writing(self, state, *rest, **more)
 
     config = prepare_run(small_config("cohort=3", "rounds=2", *NOISY))
     with monkeypatch.context() as patch:
