@@ -58,7 +58,7 @@ from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
 from photon.training.schedule import resolve_schedule
-from photon.tree import TreeNode, plain_tree, unknown_silo
+from photon.tree import ResidualTag, TreeNode, plain_tree, unknown_silo
 
 #: Carries out the assignment in the folder of a configuration; the flag: whether there are checkpoints.
 Drive = Callable[[RunConfig, bool], None]
@@ -325,7 +325,9 @@ class Member:
             kept = self._checkpoints.load(ends).load_params()
             merged = {**params, **{name: kept[name] for name in key_names}}
             own = self._evaluated(order, merged, ends, own=True)
-        per_node = {**own.per_node, self.node.name: NodeLoss(loss=own.loss, tokens=own.tokens)}
+        per_node = {self.node.name: NodeLoss(loss=own.loss, tokens=own.tokens)}
+        if not self._gateway:
+            per_node |= own.per_node
         return received.model_copy(update={"per_node": per_node})
 
     # --- rounds -------------------------------------------------------------------------------------
@@ -481,7 +483,7 @@ class Member:
             },
             state_lost=lost,
             leaves=len({client.silo for client in clients}) if self._gateway else len(self.node.silos()),
-            residuals=[] if self.node.privacy else after.state.residuals,
+            residuals=[] if self.node.privacy else self._tags(after),
         )
 
     def _evaluated(self, order: EvaluateOrder, params: Tensors, ends: int, *, own: bool) -> EvaluateReport:
@@ -499,6 +501,12 @@ class Member:
 
     def _release_file(self, server_round: int) -> Path:
         return self.run_dir / f"released-{server_round:06d}.safetensors"
+
+    def _tags(self, after: Checkpoint) -> list[ResidualTag]:
+        """Return what the residuals are; members behind a gateway stay unnamed."""
+        if not self._gateway:
+            return after.state.residuals
+        return [tag.model_copy(update={"origin": "member"}) for tag in after.state.residuals]
 
     def _link_file(self, server_round: int) -> Path:
         return self.run_dir / f"link-{server_round:06d}.safetensors"
