@@ -8,6 +8,7 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
@@ -46,27 +47,26 @@ def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> N
     """
     parameters = inspect.signature(factory).parameters.values()
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
-    hints = _type_hints(factory)
     for name, value in arguments.items():
         if name not in known:
             raise PhotonError(f"{where}.{name}: unknown key{nearest(name, known)}")
-        if name in hints:
-            _check_value(hints[name], value, f"{where}.{name}")
+        if (adapter := _adapter(factory, name)) is not None:
+            _check_value(adapter, value, f"{where}.{name}")
 
 
-def _type_hints(factory: Any) -> dict[str, Any]:
+# Kept, because every round builds its outer optimizer anew and making an adapter takes longer than that.
+@lru_cache(maxsize=256)
+def _adapter(factory: Any, name: str) -> TypeAdapter[Any] | None:
+    """Return what checks a value against an argument's type hint; None if there is no hint that can be checked."""
     try:
-        return get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    except (NameError, TypeError):
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        return TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
+    except (KeyError, NameError, TypeError, PydanticUserError):
         # Hints that only a type checker can resolve are left to the factory itself.
-        return {}
+        return None
 
 
-def _check_value(hint: Any, value: Any, where: str) -> None:
-    try:
-        adapter: TypeAdapter[Any] = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except PydanticUserError:
-        return
+def _check_value(adapter: TypeAdapter[Any], value: Any, where: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:

@@ -261,6 +261,8 @@ def pack(
     tuple
         What travels, and what the codecs want to see again, by codec.
     """
+    if not codecs:
+        return Packed(tensor), {}
     draw, memory = draw or generator(""), memory or {}
     entries: list[CodecEntry] = []
     kept: dict[str, torch.Tensor] = {}

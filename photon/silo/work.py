@@ -214,6 +214,11 @@ def _expected_shapes(config_text: str, vocab_size: int, states: bool) -> Shapes:
     return {**expected, **strategy.optional_groups(params)}
 
 
+@lru_cache(maxsize=2)
+def _state_groups(config_text: str) -> list[str]:
+    return state_group_names(parse(config_text).optimizer.as_mapping())
+
+
 def train(
     order: TrainOrder, groups: Mapping[str, Mapping[str, torch.Tensor]], site: SiloSite, config: RunConfig
 ) -> tuple[PackedGroups, TrainReport]:
@@ -576,7 +581,7 @@ def _state_to_start_from(
     A silo that has kept nothing takes the averages only if they are its whole state: with one moment at zero
     and a step counter far from it, bias correction would blow up the first steps.
     """
-    states = state_group_names(config.optimizer.as_mapping())
+    states = _state_groups(config.text)
     averaged = {group: dict(tensors) for group, tensors in received.items() if group in (*states, RECEIVED)}
     if before is not None:
         # `RECEIVED` is for a `Refreshing` optimizer, unless it goes with parameters that the silo has kept.

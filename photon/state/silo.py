@@ -23,6 +23,10 @@ from photon.state.tensors import StateGroups, load_groups, save_groups
 #: What is counted for a run.
 Counted = TypeVar("Counted")
 
+#: Run to the tokens that the silo has trained; and to the updates that have left it, with the smallest noise.
+TOKENS = TypeAdapter(dict[str, int])
+RELEASES = TypeAdapter(dict[str, tuple[int, float]])
+
 
 @dataclass(frozen=True)
 class SiloState:
@@ -122,7 +126,7 @@ class SiloStore:
         PhotonError
             If the count cannot be read.
         """
-        return self._count("tokens.json", int).get(run_id, 0)
+        return self._count("tokens.json", TOKENS).get(run_id, 0)
 
     def count_tokens(self, run_id: str, tokens: int) -> None:
         """Add to the tokens that the silo has trained in a run.
@@ -132,7 +136,7 @@ class SiloStore:
         PhotonError
             If the count cannot be read or written.
         """
-        counts = self._count("tokens.json", int)
+        counts = self._count("tokens.json", TOKENS)
         counts[run_id] = counts.get(run_id, 0) + tokens
         self._write_count("tokens.json", counts)
 
@@ -154,16 +158,16 @@ class SiloStore:
         PhotonError
             If the count cannot be read or written.
         """
-        counts = self._count("releases.json", tuple[int, float])
+        counts = self._count("releases.json", RELEASES)
         before, smallest = counts.get(run_id, (0, noise_multiplier))
         counts[run_id] = before + 1, min(smallest, noise_multiplier)
         self._write_count("releases.json", counts)
         return counts[run_id]
 
-    def _count(self, name: str, kind: type[Counted]) -> dict[str, Counted]:
+    def _count(self, name: str, kind: TypeAdapter[dict[str, Counted]]) -> dict[str, Counted]:
         path = self.folder / name
         try:
-            return TypeAdapter(dict[str, kind]).validate_json(path.read_bytes())  # type: ignore[valid-type]
+            return kind.validate_json(path.read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
