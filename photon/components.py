@@ -57,7 +57,7 @@ def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> N
 # Kept, because every round builds its outer optimizer anew and making an adapter takes longer than that.
 @lru_cache(maxsize=256)
 def _adapter(factory: Any, name: str) -> TypeAdapter[Any] | None:
-    """Return what checks a value against an argument's type hint; None if there is no hint that can be checked."""
+    """Return what checks a value against an argument's type hint; None if no hint can be checked."""
     try:
         hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
         return TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))

@@ -24,6 +24,7 @@ from pydantic import Field
 
 from photon.components import nearest
 from photon.errors import PhotonError
+from photon.link.hashing import hash_of
 from photon.link.messages import Body
 
 DTYPES: dict[str, torch.dtype] = {
@@ -68,14 +69,14 @@ class Coding(Body):
         Of the tensor.
     codecs
         In the order in which they were applied.
-    sha256
-        Of the payload.
+    blake3
+        Hash of the payload.
     """
 
     shape: list[int] = Field(max_length=16)
     dtype: str
     codecs: list[CodecEntry] = Field(min_length=1, max_length=16)
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True)
@@ -291,7 +292,10 @@ def pack(
         return Packed(tensor), {}
     data = _join(sides, values)
     coding = Coding(
-        shape=list(tensor.shape), dtype=dtype_name(tensor.dtype), codecs=entries, sha256=_sha256(data)
+        shape=list(tensor.shape),
+        dtype=dtype_name(tensor.dtype),
+        codecs=entries,
+        blake3=hash_of(data.numpy().data),
     )
     return Packed(data, coding), kept
 
@@ -370,8 +374,8 @@ def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
     needed = _nbytes(last) + (0 if steps[-1].codec.on_bytes else sides)
     if data.numel() != needed:
         raise ValueError(f"it has {data.numel()} bytes, its codecs and its shape need {needed}")
-    if _sha256(data) != coding.sha256:
-        raise ValueError("its SHA-256 is not the one that was sent; it was damaged on its way")
+    if hash_of(data.numpy().data) != coding.blake3:
+        raise ValueError("its BLAKE3 hash is not the one that was sent; it was damaged on its way")
     while steps and steps[-1].codec.on_bytes:
         step = steps.pop()
         undone = step.codec.decode(data, data[:0], step.before.shape, torch.uint8)
@@ -441,7 +445,3 @@ def _view(data: torch.Tensor, layout: Layout) -> torch.Tensor:
 
 def _nbytes(layout: Layout) -> int:
     return math.prod(layout.shape) * layout.dtype.itemsize
-
-
-def _sha256(data: torch.Tensor) -> str:
-    return hashlib.sha256(data.numpy().data if data.numel() else b"").hexdigest()

@@ -32,7 +32,7 @@ from photon.link.coding import (
 #: Flower's label for how an array's bytes are to be read: a tensor's memory, row-major.
 RAW = "photon.raw"
 HEADER = "link"
-FORMAT = 2
+FORMAT = 3
 #: Key of the header where the tensors lie in a store: how many bytes that are.
 STORED_BYTES = "stored-bytes"
 

@@ -6,7 +6,6 @@ the object is, and for every tensor its place in it, its hash and the codecs tha
 taken from a store that does not agree with its reference.
 """
 
-import hashlib
 import math
 import mmap
 import uuid
@@ -32,6 +31,7 @@ from photon.link.coding import (
     payloads_of,
     unpack,
 )
+from photon.link.hashing import new_hasher
 from photon.link.messages import Body
 from photon.link.records import (
     HEADER,
@@ -69,7 +69,7 @@ class StoredTensor(Body):
     shape: list[int] = Field(max_length=16)
     offset: int = Field(ge=0)
     nbytes: int = Field(ge=0)
-    sha256: str
+    blake3: str
     coding: Coding | None = None
 
 
@@ -88,7 +88,7 @@ class StoredObject(Body):
         The parts of an upload by presigned requests, which the server still has to finish.
     """
 
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     key: str
     nbytes: int = Field(ge=0)
     groups: dict[str, dict[str, StoredTensor]]
@@ -391,9 +391,9 @@ def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[
             offset = _aligned(end)
             if write is not None:
                 write(memoryview(bytes(offset - end)))
-            digest = hashlib.sha256()
+            hasher = new_hasher()
             for start in range(0, len(data), CHUNK):
-                digest.update(data[start : start + CHUNK])
+                hasher.update(data[start : start + CHUNK])
                 if write is not None:
                     write(data[start : start + CHUNK])
             layout[group][name] = StoredTensor(
@@ -401,7 +401,7 @@ def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[
                 shape=list(sent.shape),
                 offset=offset,
                 nbytes=len(data),
-                sha256=digest.hexdigest(),
+                blake3=hasher.hexdigest(),
                 coding=packed.coding,
             )
             end = offset + len(data)
@@ -451,9 +451,9 @@ def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Deco
     }
     with file:
         for where, tensor in _tensors(stored):
-            if _sha256(file, tensor) != tensor.sha256:
+            if _hash_of_part(file, tensor) != tensor.blake3:
                 raise PhotonError(
-                    f"link: {where} in {stored.key} is not what was sent (its SHA-256 differs); it was "
+                    f"link: {where} in {stored.key} is not what was sent (its BLAKE3 hash differs); it was "
                     "damaged or changed in the store"
                 )
         mapped = mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_COPY) if stored.nbytes else None
@@ -466,16 +466,16 @@ def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Deco
     }
 
 
-def _sha256(file: BinaryIO, tensor: StoredTensor) -> str:
+def _hash_of_part(file: BinaryIO, tensor: StoredTensor) -> str:
     # Read, not mapped: pages that were only hashed do not stay in this process.
-    digest = hashlib.sha256()
+    hasher = new_hasher()
     file.seek(tensor.offset)
     left = tensor.nbytes
     buffer = memoryview(bytearray(min(left, CHUNK)))
     while left and (count := file.readinto(buffer[: min(left, CHUNK)])):  # type: ignore[attr-defined]
-        digest.update(buffer[:count])
+        hasher.update(buffer[:count])
         left -= count
-    return digest.hexdigest()
+    return hasher.hexdigest()
 
 
 def _view(mapped: mmap.mmap | None, tensor: StoredTensor) -> torch.Tensor:

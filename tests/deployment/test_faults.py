@@ -202,7 +202,7 @@ DAMAGED = Fault(
         *((Scene.halt_server,), (Scene.wake, "alpha"), (Scene.damage_reply,)),
         *((Scene.wake, "beta"), (Scene.wake_server,), (Scene.failed, "alpha")),
     ),
-    {"alpha": ("rejected", "SHA-256 differs")},
+    {"alpha": ("rejected", "BLAKE3 hash differs")},
 )
 DISK_FULL = Fault(
     "a silo's disk is full",

@@ -74,13 +74,13 @@ def set_header(text: str) -> Callable[[RecordDict], None]:
 
 
 def header(params: object) -> str:
-    return json.dumps({"format": 2, "groups": {"params": params}})
+    return json.dumps({"format": 3, "groups": {"params": params}})
 
 
 def coding(codec: str = "cast", version: int = 1, arguments: object = None) -> dict[str, object]:
     arguments = {"dtype": "bfloat16"} if arguments is None else arguments
     entry = {"codec": codec, "version": version, "arguments": arguments}
-    return {"shape": [4], "dtype": "float32", "codecs": [entry], "sha256": "0"}
+    return {"shape": [4], "dtype": "float32", "codecs": [entry], "blake3": "0"}
 
 
 @pytest.mark.parametrize(

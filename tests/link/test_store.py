@@ -1,6 +1,5 @@
 """Large payloads go through a store: whole, verified, and to the place that was meant, or not at all."""
 
-import hashlib
 import http.client
 import json
 import logging
@@ -14,6 +13,7 @@ from typing import Any
 import boto3
 import pytest
 import torch
+from blake3 import blake3
 from flwr.app import ConfigRecord, RecordDict
 from moto.server import ThreadedMotoServer
 
@@ -202,7 +202,7 @@ def test_the_object_is_the_tensors_bytes_one_after_another(sides: Sides, folder:
     for group, tensors in reference["groups"].items():
         for name, entry in tensors.items():
             raw = data[entry["offset"] : entry["offset"] + entry["nbytes"]]
-            assert hashlib.sha256(raw).hexdigest() == entry["sha256"]
+            assert blake3(raw).hexdigest() == entry["blake3"]
             values = sent[group][name].contiguous().reshape(-1)
             assert raw == bytes(values.view(torch.uint8).tolist())
 
@@ -306,7 +306,7 @@ def weight(reference: dict[str, Any]) -> dict[str, Any]:
         (lambda r: weight(r).update(nbytes=64), r"64 bytes.* needs 60"),
         (lambda r: weight(r).update(offset=64), "is said to begin at 64, not at 0"),
         (lambda r: weight(r).update(offset=-64), "malformed.*offset"),
-        (lambda r: weight(r).update(sha256="0" * 64), "params/a.weight in .* is not what was sent"),
+        (lambda r: weight(r).update(blake3="0" * 64), "params/a.weight in .* is not what was sent"),
         (lambda r: weight(r).update(coding={"codecs": []}), "malformed.*coding"),
         (lambda r: weight(r).update(extra=1), "malformed.*extra"),
         (lambda r: r.update(nbytes=r["nbytes"] + 64), "its tensors end at"),
@@ -430,7 +430,7 @@ def test_a_silo_does_not_follow_every_url(tmp_path: Path) -> None:
     order = RecordDict({HEADER: ConfigRecord({"object": "", STORED_BYTES: 64})})
     reference = {"key": "run0/a", "nbytes": 4, "url": "http://internal.example.org/x", "groups": {}}
     reference["groups"] = {"params": {"w": {"dtype": "float32", "shape": [1], "offset": 0, "nbytes": 4}}}
-    reference["groups"]["params"]["w"] |= {"sha256": "", "coding": None}  # type: ignore[index]
+    reference["groups"]["params"]["w"] |= {"blake3": "", "coding": None}  # type: ignore[index]
     order[HEADER] = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: 4})
     with pytest.raises(PhotonError, match="is not encrypted"):
         SiloLink(None, tmp_path).receive(order)
