@@ -1,7 +1,7 @@
 """The hash by which whoever receives a payload knows that it is what was sent.
 
-BLAKE3 is as good against tampering as SHA-256 and runs on all cores: hashing a large model would otherwise take
-longer than reading its file.
+BLAKE3 is as good against tampering as SHA-256 and runs on all cores: hashing a large model would otherwise
+take longer than reading its file.
 """
 
 from blake3 import blake3

@@ -44,6 +44,7 @@ from photon.link.records import (
     records_of,
 )
 from photon.link.store import (
+    FolderStore,
     ObjectStore,
     Store,
     Write,
@@ -51,6 +52,7 @@ from photon.link.store import (
     read_presigned,
     write_presigned,
 )
+from photon.state.tensors import Places, places
 
 #: Name of the record that says where a silo may write its reply.
 TICKET = "ticket"
@@ -81,7 +83,7 @@ class StoredObject(Body):
     key, nbytes
         The object and its length.
     groups
-        Group name to tensor name to place, in the order in which they lie.
+        Group name to tensor name to place.
     url
         Where it can be read without credentials.
     etags
@@ -304,8 +306,15 @@ class SiloLink:
         self._check_url(stored.url)
         return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool), expected)
 
-    def send(self, groups: PackedGroups, order: RecordDict) -> RecordDict:
+    def send(self, groups: PackedGroups, order: RecordDict, kept: Path | None = None) -> RecordDict:
         """Return the records of the reply to ``order``, which takes the way that the order came.
+
+        Parameters
+        ----------
+        kept
+            File that ``save_groups`` has written the same tensors to, if the store may have that file itself:
+            a shared folder on the same disk then takes no second copy. Whoever can write to the folder can
+            change the file, so it must be this user's alone.
 
         Raises
         ------
@@ -316,7 +325,7 @@ class SiloLink:
         if ticket is None:
             return records_of(groups)
         if ticket.part_urls is None:
-            return _refer(_write(self._store(), ticket.key, groups))
+            return _refer(_put(self._store(), ticket.key, groups, kept))
         for url in ticket.part_urls:
             self._check_url(url)
         with write_presigned(ticket.part_urls) as (write, etags):
@@ -373,13 +382,20 @@ def group_bytes(records: RecordDict) -> dict[str, int]:
 # --- objects ------------------------------------------------------------------------------------------
 
 
-def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[str, StoredTensor]], int]:
+def _lay_out(
+    groups: PackedGroups, write: Write | None, lying: Places | None = None
+) -> tuple[dict[str, dict[str, StoredTensor]], int]:
     """Hash tensor by tensor, and write it if there is a place to write to.
+
+    Parameters
+    ----------
+    lying
+        Where the tensors already lie; None: one after another.
 
     Returns
     -------
     tuple
-        Where each tensor lies, and the object's length.
+        Where each tensor lies, and the end of the last.
     """
     layout: dict[str, dict[str, StoredTensor]] = {}
     end = 0
@@ -388,7 +404,7 @@ def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[
         for name, packed in tensors.items():
             sent = packed.data
             data = sent.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-            offset = _aligned(end)
+            offset = _aligned(end) if lying is None else lying[group][name][0]
             if write is not None:
                 write(memoryview(bytes(offset - end)))
             hasher = new_hasher()
@@ -404,8 +420,16 @@ def _lay_out(groups: PackedGroups, write: Write | None) -> tuple[dict[str, dict[
                 blake3=hasher.hexdigest(),
                 coding=packed.coding,
             )
-            end = offset + len(data)
+            end = max(end, offset + len(data))
     return layout, end
+
+
+def _put(store: Store, key: str, groups: PackedGroups, kept: Path | None) -> StoredObject:
+    """Bring tensors to a store: the file that has them already, or else a new object."""
+    if kept is not None and isinstance(store, FolderStore) and store.adopt(key, kept):
+        layout, nbytes = _lay_out(groups, None, places(kept))
+        return StoredObject(key=key, nbytes=nbytes, groups=layout)
+    return _write(store, key, groups)
 
 
 def _write(store: Store, key: str, groups: PackedGroups) -> StoredObject:
@@ -417,7 +441,7 @@ def _write(store: Store, key: str, groups: PackedGroups) -> StoredObject:
 def _check(stored: StoredObject) -> None:
     """Check that the tensors of a reference add up to its object, before anything is read or allocated."""
     end = 0
-    for where, tensor in _tensors(stored):
+    for where, tensor in sorted(_tensors(stored), key=lambda entry: (entry[1].offset, entry[1].nbytes)):
         dtype = DTYPES.get(tensor.dtype)
         if dtype is None:
             raise PhotonError(f"link: {where} has the unknown type {tensor.dtype!r}")
@@ -429,8 +453,10 @@ def _check(stored: StoredObject) -> None:
                 f"link: {where} has {tensor.nbytes} bytes, but its shape {tensor.shape} of {tensor.dtype} "
                 f"needs {expected}"
             )
-        if tensor.offset != _aligned(end):
-            raise PhotonError(f"link: {where} is said to begin at {tensor.offset}, not at {_aligned(end)}")
+        if tensor.offset < end or tensor.offset % dtype.itemsize:
+            raise PhotonError(
+                f"link: {where} cannot begin at {tensor.offset}; the tensor before it ends at {end}"
+            )
         end = tensor.offset + tensor.nbytes
     if end != stored.nbytes:
         raise PhotonError(

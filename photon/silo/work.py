@@ -12,6 +12,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -553,6 +554,11 @@ def _pruned(fitted: GroupResult, masks: Tensors) -> GroupResult:
 def _due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tensor]:
     names = fitted.params if order.due_params is None else order.due_params
     return {name: fitted.params[name] for name in names}
+
+
+def reply_file(order: TrainOrder, site: SiloSite, config: RunConfig) -> Path:
+    """Return the file that `train` keeps the reply to an order in."""
+    return _silo_store(order.silo, site, config).reply_file(order.round)
 
 
 def _silo_store(silo: str, site: SiloSite, config: RunConfig) -> SiloStore:

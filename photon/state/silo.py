@@ -23,6 +23,9 @@ from photon.state.tensors import StateGroups, load_groups, save_groups
 #: What is counted for a run.
 Counted = TypeVar("Counted")
 
+#: Name of the file that holds a round's reply.
+REPLY = "reply.safetensors"
+
 #: Run to the tokens that the silo has trained; and to the updates that have left it, with the smallest noise.
 TOKENS = TypeAdapter(dict[str, int])
 RELEASES = TypeAdapter(dict[str, tuple[int, float]])
@@ -88,7 +91,7 @@ class SiloStore:
         with _written(self.folder), atomic_directory(self._path(state.round), flush=False) as folder:
             save_groups(folder / "optimizer.safetensors", state.groups)
             save_groups(folder / "link.safetensors", state.link)
-            save_groups(folder / "reply.safetensors", reply)
+            save_groups(folder / REPLY, reply)
             (folder / "state.json").write_text(json.dumps(numbers))
         for old in self._rounds()[: -self._keep]:
             shutil.rmtree(self._path(old), ignore_errors=True)
@@ -114,9 +117,13 @@ class SiloStore:
         if state is None or state.model_id != model_id:
             return None
         try:
-            return state, load_groups(self._path(server_round) / "reply.safetensors")
+            return state, load_groups(self.reply_file(server_round))
         except PhotonError:
             return None
+
+    def reply_file(self, server_round: int) -> Path:
+        """Return the file of a round's reply."""
+        return self._path(server_round) / REPLY
 
     def trained_tokens(self, run_id: str) -> int:
         """Return the tokens that the silo has trained in a run, accepted by the server or not.

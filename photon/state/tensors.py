@@ -1,5 +1,6 @@
 """State groups in safetensors files: memory-mapped on reading, never pickled."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from photon.errors import PhotonError
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
+#: Group to name to the first byte of a tensor in a file, and the one behind its last.
+Places = dict[str, dict[str, tuple[int, int]]]
 
 
 def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -26,6 +29,20 @@ def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) ->
             flat[f"{group}/{name}"] = whole.clone() if place in places else whole
             places.add(place)
     save_file(flat, path)
+
+
+def places(path: Path) -> Places:
+    """Return where each tensor lies in a file that :func:`save_groups` wrote."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    found: Places = {}
+    for key, entry in header.items():
+        if key != "__metadata__":
+            group, _, name = key.partition("/")
+            begin, end = entry["data_offsets"]
+            found.setdefault(group, {})[name] = (8 + length + begin, 8 + length + end)
+    return found
 
 
 def load_groups(path: Path) -> StateGroups:

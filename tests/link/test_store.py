@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import boto3
 import pytest
@@ -25,6 +26,7 @@ from photon.link.coding import pack_groups
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
 from photon.link.store import FolderStore, ObjectStore, download, open_store
 from photon.link.transport import TICKET, ServerLink, SiloLink, Ticket
+from photon.state.tensors import load_groups, save_groups
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import read_events
 
@@ -128,8 +130,8 @@ class Sides:
         records = RecordDict(dict(self.server.send(sent, RUN, server_round)))
         return records, self.server.admit(records, nbytes(sent), RUN, server_round)
 
-    def reply(self, groups: Groups, order: RecordDict) -> RecordDict:
-        return self.silo.send(pack_groups(groups, self._up), order)
+    def reply(self, groups: Groups, order: RecordDict, kept: Path | None = None) -> RecordDict:
+        return self.silo.send(pack_groups(groups, self._up), order, kept)
 
 
 @pytest.fixture
@@ -205,6 +207,25 @@ def test_the_object_is_the_tensors_bytes_one_after_another(sides: Sides, folder:
             assert blake3(raw).hexdigest() == entry["blake3"]
             values = sent[group][name].contiguous().reshape(-1)
             assert raw == bytes(values.view(torch.uint8).tolist())
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_file_with_the_tensors_is_the_object_where_the_disk_can_link(
+    sides: Sides, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
+    if not linked:
+        monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links between disks")))
+    trained, kept = groups(1), tmp_path / "reply.safetensors"
+    save_groups(kept, trained)
+    order, ticket = sides.order(groups())
+    reply = sides.reply(trained, order, kept)
+    assert_equal(sides.server.receive(reply, ticket), trained)
+    assert ticket is not None
+    assert (folder / ticket.key).samefile(kept) is linked
+    # What is cleaned up is the store's name of the file alone.
+    sides.server.collect(RUN, 1)
+    assert not (folder / ticket.key).exists()
+    assert_equal(load_groups(kept), trained)
 
 
 def test_a_shared_folder_is_mapped_and_a_write_to_a_tensor_stays_private(sides: Sides, folder: Path) -> None:
@@ -304,7 +325,8 @@ def weight(reference: dict[str, Any]) -> dict[str, Any]:
         (lambda r: weight(r).update(shape=[-3, -5]), "impossible shape"),
         (lambda r: weight(r).update(shape=[0, 2**62, 2**62]), "impossible shape"),
         (lambda r: weight(r).update(nbytes=64), r"64 bytes.* needs 60"),
-        (lambda r: weight(r).update(offset=64), "is said to begin at 64, not at 0"),
+        (lambda r: weight(r).update(offset=r["nbytes"] - 60), "cannot begin at"),
+        (lambda r: weight(r).update(offset=1), "a.weight cannot begin at 1; the tensor before it ends at 0"),
         (lambda r: weight(r).update(offset=-64), "malformed.*offset"),
         (lambda r: weight(r).update(blake3="0" * 64), "params/a.weight in .* is not what was sent"),
         (lambda r: weight(r).update(coding={"codecs": []}), "malformed.*coding"),
