@@ -86,27 +86,32 @@ class Sparse(Photon):
     ) -> Aggregate:
         """Aggregate as Photon does; and compare the supports."""
         names = prunable(self.config, checkpoint.state.vocab_size)
-        supports = _Supports(names, checkpoint.load_params())
-        aggregate = super().aggregate_train(server_round, checkpoint, supports.watched(replies))
+        supports = Supports(names, checkpoint.load_params())
+        aggregate = super().aggregate_train(server_round, checkpoint, _watched(replies, supports))
         densities = {f"density/{name}": density(aggregate.params, [name]) for name in names}
         densities["density/all"] = density(aggregate.params, names)
         return replace(aggregate, figures=densities | supports.figures())
 
 
-class _Supports:
-    """Compare supports: of the clients with one another, and with what they received."""
+class Supports:
+    """Compare supports: of the clients with one another, and with what they received.
+
+    Parameters
+    ----------
+    names
+        The prunable weights.
+    received
+        The parameters that the clients started from.
+    """
 
     def __init__(self, names: list[str], received: Mapping[str, torch.Tensor]) -> None:
         self._names = names
         self._received = _bits(received, names)
         self._clients: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
 
-    def watched(self, replies: Iterator[Reply]) -> Iterator[Reply]:
-        """Pass the replies on."""
-        for reply in replies:
-            self._clients.append(_bits(reply.groups["params"], self._names))
-            yield reply
-            del reply
+    def add(self, params: Mapping[str, torch.Tensor]) -> None:
+        """Note where the weights of a client are not zero."""
+        self._clients.append(_bits(params, self._names))
 
     def figures(self) -> dict[str, float]:
         """Return the mean intersection over union of two clients' masks, and the weights that grew again."""
@@ -116,6 +121,13 @@ class _Supports:
             pairs = list(combinations(self._clients, 2))
             figures["mask_iou/all"] = fmean(_count(a & b) / max(1, _count(a | b)) for a, b in pairs)
         return figures
+
+
+def _watched(replies: Iterator[Reply], supports: Supports) -> Iterator[Reply]:
+    for reply in replies:
+        supports.add(reply.groups["params"])
+        yield reply
+        del reply
 
 
 def _bits(params: Mapping[str, torch.Tensor], names: list[str]) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -1,6 +1,7 @@
 """Sparse layers against closed forms and plain autograd."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -235,6 +236,103 @@ def test_activation_pruning_is_exact_but_for_the_weight(sparsity: float) -> None
         assert torch.equal(model.linear.weight.grad, exact[2])
     else:
         assert not torch.allclose(model.linear.weight.grad, exact[2])
+
+
+CONVOLUTIONS = [
+    {"kernel_size": 3, "padding": 1},
+    {"kernel_size": 1, "stride": 2, "bias": False},
+    {"kernel_size": (3, 2), "stride": (2, 1), "padding": (1, 0), "dilation": (1, 2)},
+    {"kernel_size": 3, "groups": 2},
+]
+
+
+@pytest.mark.parametrize("settings", CONVOLUTIONS)
+@pytest.mark.parametrize("sparsity", [0.0, 0.75, 0.999])
+def test_activation_pruning_of_a_convolution_is_exact_but_for_the_weight(
+    settings: dict[str, Any], sparsity: float
+) -> None:
+    torch.manual_seed(1)
+    conv = nn.Conv2d(4, 6, **settings)
+    total = conv.weight.numel()
+    with torch.no_grad():
+        conv.weight.mul_(largest(conv.weight, kept(total, sparsity)))
+    x = torch.randn(3, 4, 9, 8, requires_grad=True)
+    upstream = torch.randn_like(conv(x))
+    conv(x).backward(upstream)
+    own = [tensor for tensor in (x, conv.bias, conv.weight) if tensor is not None]
+    exact = [tensor.grad.clone() for tensor in own]  # type: ignore[union-attr]
+    for tensor in own:
+        tensor.grad = None
+    SparseTraining(0.5, activations="measured").attach(nn.Sequential(conv))
+    y = conv(x)
+    assert torch.equal(y, functional.conv2d(x, *convolution_arguments(conv)))
+    y.backward(upstream)
+    for tensor, before in zip(own[:-1], exact[:-1], strict=True):
+        assert tensor.grad is not None
+        assert torch.equal(tensor.grad, before)
+    count = math.ceil(max(kept(total, sparsity) / total, LEAST_ACTIVATIONS) * x.numel())
+    expected = weight_gradient(conv, x.detach() * largest(x, count), upstream)
+    torch.testing.assert_close(conv.weight.grad, expected)
+    assert torch.equal(conv.weight.grad, exact[-1]) == (sparsity == 0)  # type: ignore[arg-type]
+
+
+def convolution_arguments(conv: nn.Conv2d) -> tuple[Any, ...]:
+    return conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+
+
+def weight_gradient(conv: nn.Conv2d, x: torch.Tensor, upstream: torch.Tensor) -> torch.Tensor:
+    """∂L/∂W as a product of matrices: what every weight met, by what came back."""
+    met = functional.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)  # type: ignore[arg-type]
+    met = met.view(len(x), conv.groups, -1, met.shape[-1])
+    back = upstream.view(len(x), conv.groups, conv.out_channels // conv.groups, -1)
+    return torch.einsum("ngop,ngip->goi", back, met).reshape(conv.weight.shape)
+
+
+def test_convolutions_are_pruned_and_stay_so() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(16, 5)
+    )
+    x = torch.randn(6, 3, 6, 6)
+    names = prunable_names(model, ())
+    assert names == ["0.weight", "3.weight", "5.weight"]
+    before = model.eval()(x)
+    SparseTraining(0.8, beta=1.25, activations="measured").attach(model)
+    torch.testing.assert_close(model(x), before)
+    model.train()
+    masks = masks_of(read_params(model), names, 0.8, "layer")
+    write_params(model, prune({"params": read_params(model)}, masks)["params"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e-3)
+    start = {name: tensor.clone() for name, tensor in read_params(model).items()}
+    for _ in range(10):
+        functional.cross_entropy(model(x), torch.arange(6) % 5).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = read_params(model)
+    for name in names:
+        assert not after[name][~masks[name]].any()
+        assert not torch.equal(after[name], start[name])
+
+
+@pytest.mark.parametrize("settings", [{"padding": "same"}, {"padding": 1, "padding_mode": "circular"}])
+def test_a_convolution_that_pads_otherwise_is_refused(settings: dict[str, Any]) -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, **settings))
+    with pytest.raises(PhotonError, match=r"activation_pruning: 0\.weight pads with"):
+        SparseTraining(0.5, activations="measured").attach(model)
+    SparseTraining(0.5, beta=1.25).attach(model)
+    model(torch.randn(1, 2, 5, 5)).sum().backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_threshold_is_the_one_of_a_sort(dtype: torch.dtype) -> None:
+    values = torch.randn(500, generator=torch.Generator().manual_seed(4)).to(dtype)
+    values[::7] = 0.0
+    ordered = values.abs().sort(descending=True).values
+    for count in (1, 37, 499):
+        mask = largest(values, count)
+        assert int(mask.sum()) == count
+        assert values[mask].abs().min() == ordered[count - 1]
+        assert values[~mask].abs().max() == ordered[count]
 
 
 def test_activations_are_left_alone_while_evaluating() -> None:
