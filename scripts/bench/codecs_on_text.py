@@ -10,18 +10,14 @@ again, so the script may be stopped at any time. The same seed draws the same we
 
 import argparse
 import itertools
-import json
-import math
-import os
-import shutil
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import ADAM, COMMON, load, prepared
+from convergence import ADAM, SETTINGS, dealt_evenly
+from text_runs import Runs, federate, load, parsers, temporary_folder
 
 PRESETS = ["dense", "int8", "int4", "sparseloco", "e3m0", "topk", "sign", "fp8", "powersgd", "bf16"]
 RECIPES = {"Photon": ["strategy=photon", ADAM], "DiLoCo": ["strategy=diloco", ADAM]}
@@ -32,58 +28,37 @@ RATE = 0.008
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "run":
-        run_missing(arguments, time.monotonic() + 60 * arguments.minutes)
+        run_missing(arguments)
     else:
         write_page(arguments.folder, arguments.output)
 
 
-def run_missing(arguments: argparse.Namespace, until: float) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+def run_missing(arguments: argparse.Namespace) -> None:
+    runs, steps = Runs(arguments.folder, arguments.minutes), arguments.steps
     for seed in arguments.seeds:
         for preset, recipe, local_steps in itertools.product(
             arguments.presets, arguments.recipes, arguments.local_steps
         ):
-            path = arguments.folder / f"{recipe}-{preset}-{arguments.steps}-H{local_steps}-seed{seed}.json"
-            if path.exists() or time.monotonic() > until:
-                continue
-            result = train(arguments.data, recipe, preset, arguments.steps, local_steps, seed)
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(result, indent=1))
-            temporary.replace(path)
-            print(f"{path.stem}: perplexity {result['perplexity']}", flush=True)
+            name = f"{recipe}-{preset}-{steps}-H{local_steps}-seed{seed}"
+            runs.once(name, partial(train, arguments.data, recipe, preset, steps, local_steps, seed))
 
 
 def train(data: Path, recipe: str, preset: str, steps: int, local_steps: int, seed: int) -> dict[str, Any]:
-    from photon.config import compose
-    from photon.errors import RunError
-    from photon.federation.run import prepare_run, run_inprocess
-
     rounds = steps // local_steps
-    run_dir = Path(tempfile.mkdtemp(prefix="photon-codecs-"))
-    config = compose(
-        [
-            *COMMON,
-            *RECIPES[recipe],
-            f"link={preset}",
-            f"optimizer.lr={RATE}",
-            f"data.path={prepared(data, CLIENTS)}",
-            f"cohort={CLIENTS}",
-            f"local_steps={local_steps}",
-            f"rounds={rounds}",
-            f"evaluation.every={rounds}",
-            f"seed={seed}",
-            f"run_dir={run_dir}",
-        ]
-    )
-    began = time.process_time()
-    try:
-        summary = run_inprocess(prepare_run(config), resume=False)
-    except RunError as error:
-        if "diverged" not in str(error) and "finite" not in str(error):
-            raise
-        summary = None
-    shutil.rmtree(run_dir)
+    overrides = [
+        *SETTINGS,
+        *RECIPES[recipe],
+        f"link={preset}",
+        f"optimizer.lr={RATE}",
+        f"data.path={dealt_evenly(data, CLIENTS)}",
+        f"cohort={CLIENTS}",
+        f"local_steps={local_steps}",
+        f"rounds={rounds}",
+        f"evaluation.every={rounds}",
+        f"seed={seed}",
+    ]
+    with temporary_folder() as run_dir:
+        summary = federate(overrides, run_dir)
     replies = rounds * CLIENTS
     result: dict[str, Any] = {
         "recipe": recipe,
@@ -92,7 +67,6 @@ def train(data: Path, recipe: str, preset: str, steps: int, local_steps: int, se
         "local_steps": local_steps,
         "seed": seed,
     }
-    result["cpu_seconds"] = time.process_time() - began
     result["perplexity"] = summary and summary["perplexity"]["final"]
     if summary:
         sent = summary["bytes"]
@@ -159,20 +133,13 @@ def table(results: Sequence[dict[str, Any]], title: str) -> Iterator[str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="do runs that are missing")
-    run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    made, run = parsers(__doc__, folder="runs/codecs", output="docs/results/link.md")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
     run.add_argument("--presets", nargs="+", choices=PRESETS, default=PRESETS)
     run.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     run.add_argument("--steps", type=int, default=256, help="local steps of each silo in a run")
     run.add_argument("--local-steps", nargs="+", type=int, default=[16, 64], help="of a round")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    page = commands.add_parser("table", help="write the page")
-    page.add_argument("--output", type=Path, default=Path("docs/results/link.md"))
-    for command in (run, page):
-        command.add_argument("--folder", type=Path, default=Path("runs/codecs"), help="the results")
     return made.parse_args()
 
 

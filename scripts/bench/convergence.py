@@ -15,17 +15,15 @@ counted: a gradient of the model's size in each step.
 
 import argparse
 import itertools
-import json
 import math
-import os
-import shutil
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
 
 ADAM = "optimizer.betas=[0.95,0.95]"
 SYNCHRONOUS = "synchronous"
@@ -65,22 +63,14 @@ STEPS = 384
 BATCH = 4
 SEQUENCE_LENGTH = 64
 VOCABULARY = 512
-COMMON = [
-    "federation=inprocess",
-    "data=prepared",
-    "schedule=cosine",
+SETTINGS = [
     "model.architecture.n_layer=2",
     "model.architecture.n_embd=64",
     "model.architecture.n_head=2",
     f"model.sequence_length={SEQUENCE_LENGTH}",
     "model.recipe.warmup_steps=32",
     f"training.batch_size={BATCH}",
-    "training.threads=1",
-    "training.precision=fp32",
     "evaluation.sequences=96",
-    "telemetry.display=none",
-    "telemetry.report=false",
-    "telemetry.export=false",
 ]
 #: How often the model is evaluated, in local steps.
 EVALUATION = 64
@@ -112,7 +102,7 @@ CELLS = [
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "run":
-        run_missing(arguments.folder, arguments.data, time.monotonic() + 60 * arguments.minutes)
+        run_missing(Runs(arguments.folder, arguments.minutes), arguments.data)
     else:
         write_page(arguments.folder, arguments.output)
 
@@ -120,70 +110,46 @@ def main() -> None:
 # --- runs -------------------------------------------------------------------------------------------
 
 
-def run_missing(folder: Path, data: Path, until: float) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    folder.mkdir(parents=True, exist_ok=True)
+def run_missing(runs: Runs, data: Path) -> None:
     names = list(METHODS)
     for methods in (names[:FIRST], names[FIRST:]):
         for rate in (GRID[1], GRID[0], GRID[2]):
             for method in methods:
-                run_once(folder, data, method, TUNING, rate, until)
+                run_once(runs, data, method, TUNING, rate)
         for method in methods:
-            best = tuned(load(folder), method)
+            best = tuned(runs.results(), method)
             if best in BEYOND:
-                run_once(folder, data, method, TUNING, BEYOND[best], until)
+                run_once(runs, data, method, TUNING, BEYOND[best])
         for cell in CELLS:
             for method in methods:
-                best = tuned(load(folder), method)
+                best = tuned(runs.results(), method)
                 if best is not None:
-                    run_once(folder, data, method, cell, best, until)
+                    run_once(runs, data, method, cell, best)
 
 
-def run_once(folder: Path, data: Path, method: str, cell: Cell, rate: float, until: float) -> None:
+def run_once(runs: Runs, data: Path, method: str, cell: Cell, rate: float) -> None:
     name = f"{method}-H{cell.local_steps}-N{cell.clients}-seed{cell.seed}-lr{rate:g}"
-    path = folder / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
-    if path.exists() or time.monotonic() > until:
-        return
-    began, cpu = time.monotonic(), time.process_time()
-    result = train(data, method, cell, rate)
-    result["seconds"] = {"wall": time.monotonic() - began, "cpu": time.process_time() - cpu}
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1))
-    temporary.replace(path)
-    print(f"{name}: perplexity {result['perplexity']}, {result['seconds']['cpu']:.0f} s of CPU", flush=True)
+    runs.once(name, partial(train, data, method, cell, rate))
 
 
 def train(data: Path, method: str, cell: Cell, rate: float) -> dict[str, Any]:
-    from photon.config import compose
-    from photon.errors import RunError
-    from photon.federation.run import prepare_run, run_inprocess
     from photon.telemetry.events import ClientFinished, Evaluated, RunStarted
     from photon.telemetry.log import read_events
 
-    run_dir = Path(tempfile.mkdtemp(prefix="photon-convergence-"))
-    config = compose(
-        [
-            *COMMON,
-            *METHODS[method],
-            f"optimizer.lr={rate}",
-            f"data.path={prepared(data, cell.clients)}",
-            f"cohort={cell.clients}",
-            f"local_steps={cell.local_steps}",
-            f"rounds={STEPS // cell.local_steps}",
-            f"evaluation.every={max(1, EVALUATION // cell.local_steps)}",
-            f"seed={cell.seed}",
-            f"run_dir={run_dir}",
-        ]
-    )
-    try:
-        run_inprocess(prepare_run(config), resume=False)
-        diverged = False
-    except RunError as error:
-        if "diverged" not in str(error) and "finite" not in str(error):
-            raise
-        diverged = True
-    events = list(read_events(run_dir / "events.jsonl"))
-    shutil.rmtree(run_dir)
+    overrides = [
+        *SETTINGS,
+        *METHODS[method],
+        f"optimizer.lr={rate}",
+        f"data.path={dealt_evenly(data, cell.clients)}",
+        f"cohort={cell.clients}",
+        f"local_steps={cell.local_steps}",
+        f"rounds={STEPS // cell.local_steps}",
+        f"evaluation.every={max(1, EVALUATION // cell.local_steps)}",
+        f"seed={cell.seed}",
+    ]
+    with temporary_folder() as run_dir:
+        summary = federate(overrides, run_dir)
+        events = list(read_events(run_dir / "events.jsonl"))
     parameters = next(event.parameters for event in events if isinstance(event, RunStarted))
     curve, up, tokens = [], 0, 0
     for event in events:
@@ -200,35 +166,18 @@ def train(data: Path, method: str, cell: Cell, rate: float) -> dict[str, Any]:
         **asdict(cell),
         "rate": rate,
         "parameters": parameters,
-        "perplexity": None if diverged else curve[-1]["perplexity"],
+        "perplexity": None if summary is None else curve[-1]["perplexity"],
         "curve": curve,
     }
 
 
-def prepared(folder: Path, clients: int) -> Path:
+def dealt_evenly(folder: Path, clients: int) -> Path:
     """Return the installation's text dealt out evenly over some silos."""
-    from photon.data.embedded import embedded_documents
-    from photon.data.prepare import prepare_documents
-    from photon.data.prepared import is_prepared
-
-    path = folder / f"iid-{clients}"
-    if not is_prepared(path):
-        prepare_documents(
-            embedded_documents(),
-            path,
-            vocab_size=VOCABULARY,
-            sequence_length=SEQUENCE_LENGTH,
-            partition=f"iid:{clients}",
-            seed=0,
-        )
-    return path
+    path, partition = folder / f"iid-{clients}", f"iid:{clients}"
+    return prepared(path, VOCABULARY, SEQUENCE_LENGTH, partition=partition)
 
 
 # --- the page ---------------------------------------------------------------------------------------
-
-
-def load(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
 
 
 def of_cell(results: Sequence[dict[str, Any]], method: str, local_steps: int, clients: int) -> Iterator[Any]:
@@ -326,13 +275,10 @@ def cell_table(results: Sequence[dict[str, Any]], local_steps: int, clients: int
 
 def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Draw perplexity by tokens and by bytes for the cell that was tuned."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "photon"
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True, layout="constrained")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     for number, method in enumerate(METHODS):
         best = tuned(results, method)
         for one in of_cell(results, method, 16, 4):
@@ -352,20 +298,12 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, labels, loc="outside right upper", fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def parse_arguments() -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="do runs that are missing")
-    run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
+    made, run = parsers(__doc__, folder="runs/convergence", output="docs/results/convergence.md")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
-    table = commands.add_parser("table", help="write the page and the plot")
-    table.add_argument("--output", type=Path, default=Path("docs/results/convergence.md"))
-    for command in (run, table):
-        command.add_argument("--folder", type=Path, default=Path("runs/convergence"), help="the results")
     return made.parse_args()
 
 

@@ -11,16 +11,14 @@ is tuned. Where the hierarchy is broken, the last leaves of the two branches hav
 """
 
 import argparse
-import json
 import math
-import os
-import shutil
 import statistics
-import tempfile
-import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
 
 WORLDLM = "WorldLM, τ = 1"
 BROKEN = "WorldLM, τ = 1, leaves swapped"
@@ -59,11 +57,8 @@ LOCAL_STEPS = 24
 BATCH = 8
 SEQUENCE_LENGTH = 64
 VOCABULARY = 1024
-COMMON = [
-    "federation=inprocess",
-    "data=prepared",
+SETTINGS = [
     "cohort=null",
-    "schedule=cosine",
     "model.architecture.n_layer=4",
     "model.architecture.n_embd=48",
     "model.architecture.n_head=4",
@@ -72,19 +67,14 @@ COMMON = [
     "optimizer.lr=0.004",
     f"local_steps={LOCAL_STEPS}",
     f"training.batch_size={BATCH}",
-    "training.threads=1",
-    "training.precision=fp32",
     "evaluation.sequences=256",
-    "telemetry.display=none",
-    "telemetry.report=false",
-    "telemetry.export=false",
 ]
 
 
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "run":
-        run_missing(arguments, time.monotonic() + 60 * arguments.minutes)
+        run_missing(arguments)
     else:
         write_page(arguments.folder, arguments.output)
 
@@ -92,24 +82,13 @@ def main() -> None:
 # --- runs -------------------------------------------------------------------------------------------
 
 
-def run_missing(arguments: argparse.Namespace, until: float) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+def run_missing(arguments: argparse.Namespace) -> None:
+    runs, name = Runs(arguments.folder, arguments.minutes), arguments.name
     tree = read_branches(arguments.tree)
-    data = arguments.data or prepared_embedded(Path(".photon/worldlm/embedded"))
+    data = arguments.data or prepared(Path(".photon/worldlm/embedded"), VOCABULARY, SEQUENCE_LENGTH)
     for seed in arguments.seeds:
         for method in arguments.methods:
-            name = f"{arguments.name}-seed{seed}-{method}"
-            path = arguments.folder / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
-            if path.exists() or time.monotonic() > until:
-                continue
-            began = time.process_time()
-            result = {"name": arguments.name, "seed": seed, **train(data, tree, method, seed)}
-            result["cpu_seconds"] = time.process_time() - began
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(result, indent=1))
-            temporary.replace(path)
-            print(f"{name}: {mean_of(result):.2f}, {result['cpu_seconds']:.0f} s of CPU", flush=True)
+            runs.once(f"{name}-seed{seed}-{method}", partial(train, name, data, tree, method, seed))
 
 
 def read_branches(text: str) -> dict[str, list[str]]:
@@ -130,45 +109,35 @@ def broken(tree: dict[str, list[str]]) -> dict[str, list[str]]:
     return {one: [*ours[:-1], theirs[-1]], other: [*theirs[:-1], ours[-1]]}
 
 
-def train(data: Path, tree: dict[str, list[str]], method: str, seed: int) -> dict[str, Any]:
-    from photon.config import compose
-    from photon.errors import RunError
-    from photon.federation.run import prepare_run, run_inprocess
+def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: int) -> dict[str, Any]:
     from photon.telemetry.events import ClientFinished, RunStarted
     from photon.telemetry.log import read_events
 
-    run_dir = Path(tempfile.mkdtemp(prefix="photon-worldlm-"))
     chosen = broken(tree) if method == BROKEN else tree
     inner = 2 if method == HIERFAVG else 1
     overrides = [
-        *COMMON,
+        *SETTINGS,
         *METHODS[method],
         f"data.path={data}",
         f"rounds={ROUNDS // inner}",
         f"federation.inner_rounds={inner}",
         f"evaluation.every={ROUNDS // inner}",
         f"seed={seed}",
-        f"run_dir={run_dir}",
     ]
     if not METHODS[method][0].endswith(("=photon", "=centralized")):
         overrides.append(f"federation.tree={as_override(chosen)}")
     if any(override.startswith("privacy=") for override in overrides):
         overrides.append(f"privacy.seed={seed}")
-    config = prepare_run(compose(overrides))
-    try:
-        run_inprocess(config, resume=False)
-        per_node = json.loads((run_dir / "summary.json").read_text())["perplexity"]["per_node"]
-    except RunError as error:
-        if "diverged" not in str(error) and "finite" not in str(error):
-            raise
-        per_node = None
-    root = list(read_events(run_dir / "events.jsonl"))
-    below = [event for log in run_dir.glob("silos/**/events.jsonl") for event in read_events(log)]
-    shutil.rmtree(run_dir)
+    with temporary_folder() as run_dir:
+        summary = federate(overrides, run_dir)
+        root = list(read_events(run_dir / "events.jsonl"))
+        below = [event for log in run_dir.glob("silos/**/events.jsonl") for event in read_events(log)]
     leaves = [leaf for branch in tree.values() for leaf in branch]
     at_root = [event for event in root if isinstance(event, ClientFinished)]
     everywhere = [*at_root, *(event for event in below if isinstance(event, ClientFinished))]
     return {
+        "name": name,
+        "seed": seed,
         "method": method,
         "tree": tree,
         "parameters": next(event.parameters for event in root if isinstance(event, RunStarted)),
@@ -178,25 +147,12 @@ def train(data: Path, tree: dict[str, list[str]], method: str, seed: int) -> dic
             "root": {"up": sum(e.bytes_up for e in at_root), "down": sum(e.bytes_down for e in at_root)},
             "all": {"up": sum(e.bytes_up for e in everywhere), "down": sum(e.bytes_down for e in everywhere)},
         },
-        "perplexity": None if per_node is None else {leaf: per_node[leaf] for leaf in leaves},
+        "perplexity": summary and {leaf: summary["perplexity"]["per_node"][leaf] for leaf in leaves},
     }
 
 
 def as_override(tree: dict[str, list[str]]) -> str:
     return "{" + ", ".join(f"{branch}: [{', '.join(leaves)}]" for branch, leaves in tree.items()) + "}"
-
-
-def prepared_embedded(path: Path) -> Path:
-    """Return the installation's text, a silo per domain."""
-    from photon.data.embedded import embedded_documents
-    from photon.data.prepare import prepare_documents
-    from photon.data.prepared import is_prepared
-
-    if not is_prepared(path):
-        prepare_documents(
-            embedded_documents(), path, vocab_size=VOCABULARY, sequence_length=SEQUENCE_LENGTH, seed=0
-        )
-    return path
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -209,7 +165,7 @@ def mean_of(result: dict[str, Any]) -> float:
 
 
 def write_page(folder: Path, output: Path) -> None:
-    results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    results = load(folder)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         "# WorldLM: the figures",
@@ -268,15 +224,10 @@ def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
     """Draw the mean perplexity of every method, a panel for each tree; a dot is a seed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "photon"
-    figure, axes = pyplot.subplots(
-        1, len(names), figsize=(5.5 * len(names), 5), layout="constrained", squeeze=False
-    )
+    figure = Figure(figsize=(5.5 * len(names), 5), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         chosen = by_method([one for one in results if one["name"] == name])
         means = {method: [mean_of(one) for one in runs] for method, runs in chosen.items()}
@@ -289,14 +240,11 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
         axis.set_title(name)
         axis.set_xlabel("validation perplexity, mean over leaves")
         axis.grid(axis="x", alpha=0.3)
-    figure.savefig(path, metadata={"Date": None})
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def parse_arguments() -> argparse.Namespace:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = made.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="do runs that are missing")
+    made, run = parsers(__doc__, folder="runs/worldlm", output="docs/results/worldlm-figures.md")
     run.add_argument("--name", default="domains", help="what the tree is called in the table")
     run.add_argument("--data", type=Path, help="prepared text; the default is the installation's own")
     run.add_argument(
@@ -304,11 +252,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     run.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one after the other")
     run.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="some of them")
-    run.add_argument("--minutes", type=float, default=math.inf, help="begin no run after so long")
-    table = commands.add_parser("table", help="write the page and the plot")
-    table.add_argument("--output", type=Path, default=Path("docs/results/worldlm-figures.md"))
-    for command in (run, table):
-        command.add_argument("--folder", type=Path, default=Path("runs/worldlm"), help="the results")
     return made.parse_args()
 
 
