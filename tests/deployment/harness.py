@@ -77,6 +77,8 @@ class Deployment:
             folder, list(silos or source.silo_names), secure=secure, gateways=gateways
         )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        #: What SuperNodes connect to; a test may put something in between.
+        self.seen_by_silos = self.federation.address
         self._node_config = node_config
         for silo in set(self.federation.silos) - set(self.federation.gateways):
             separate_silo(source, silo, self.data_folder(silo))
@@ -103,10 +105,11 @@ class Deployment:
     def program(self, name: str) -> Program:
         """Return a program by its name: ``superlink``, ``superexec`` or a silo's."""
         program = next(program for program in self.federation.programs() if program.name == name)
-        if name in self.federation.silos and self._node_config:
-            *command, own = program.command
-            program = dataclasses.replace(program, command=(*command, f"{own} {self._node_config}"))
-        return program
+        if name not in self.federation.silos:
+            return program
+        *command, own = program.command
+        command[command.index("--superlink") + 1] = self.seen_by_silos
+        return dataclasses.replace(program, command=(*command, f"{own} {self._node_config}".strip()))
 
     def up(self, silos: Sequence[str] | None = None) -> None:
         """Start SuperLink and SuperExec, and ``silos`` (None: all), and wait until they are online."""
