@@ -1,7 +1,7 @@
 """What the scripts that train on text share: runs that are done once and kept, their text, their pages.
 
-Every run is a whole federation in this process. Its result is one JSON file in a folder; a run that has one
-is not done again, so a script may be stopped at any time.
+Every run is a whole federation in this process; the script on images shares all but that. Its result is one
+JSON file in a folder; a run that has one is not done again, so a script may be stopped at any time.
 """
 
 import argparse
@@ -67,13 +67,16 @@ class Runs:
         Made if it is not there.
     minutes
         After so long no run begins.
+    shown
+        The figure of a result that is printed when it is there.
     """
 
-    def __init__(self, folder: Path, minutes: float) -> None:
+    def __init__(self, folder: Path, minutes: float, shown: str = "perplexity") -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._until = time.monotonic() + 60 * minutes
+        self._shown = shown
 
     def once(self, name: str, train: Callable[[], dict[str, Any]]) -> None:
         """Keep what ``train`` returns, with the CPU time it took, under ``name``, unless that is there."""
@@ -86,7 +89,8 @@ class Runs:
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(result, indent=1))
         temporary.replace(path)
-        print(f"{name}: perplexity {result['perplexity']}, {result['cpu_seconds']:.0f} s of CPU", flush=True)
+        figure = f"{self._shown} {result[self._shown]}"
+        print(f"{name}: {figure}, {result['cpu_seconds']:.0f} s of CPU", flush=True)
 
     def results(self) -> list[dict[str, Any]]:
         return load(self._folder)
