@@ -9,7 +9,7 @@ import json
 import math
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -104,11 +104,14 @@ def decode_groups(records: RecordDict, expected: Shapes | None = None) -> Decode
 
 
 def dense_groups(groups: Decoded) -> dict[str, dict[str, torch.Tensor]]:
-    """Return state groups with every sparse tensor made dense."""
-    return {
-        group: {name: t.dense() if isinstance(t, SparseTensor) else t for name, t in tensors.items()}
-        for group, tensors in groups.items()
-    }
+    """Return state groups with every sparse tensor made dense; groups that are dense already as they are."""
+    return {group: _dense(tensors) for group, tensors in groups.items()}
+
+
+def _dense(tensors: dict[str, torch.Tensor | SparseTensor]) -> dict[str, torch.Tensor]:
+    if not any(isinstance(tensor, SparseTensor) for tensor in tensors.values()):
+        return cast(dict[str, torch.Tensor], tensors)
+    return {name: t.dense() if isinstance(t, SparseTensor) else t for name, t in tensors.items()}
 
 
 def expected_shape(expected: Shapes | None, group: str, name: str) -> torch.Size | None:

@@ -26,6 +26,7 @@ from photon.link.coding import (
     Coding,
     Packed,
     PackedGroups,
+    SparseTensor,
     dtype_name,
     pack_groups,
     payloads_of,
@@ -484,12 +485,41 @@ def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Deco
                 )
         mapped = mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_COPY) if stored.nbytes else None
     return {
-        group: {
-            name: unpack(Packed(_view(mapped, tensor), tensor.coding), f"{group}/{name}", shapes[group, name])
-            for name, tensor in tensors.items()
-        }
+        group: MappedTensors(
+            {
+                name: unpack(
+                    Packed(_view(mapped, tensor), tensor.coding), f"{group}/{name}", shapes[group, name]
+                )
+                for name, tensor in tensors.items()
+            },
+            mapped,
+        )
         for group, tensors in stored.groups.items()
     }
+
+
+class MappedTensors(dict[str, torch.Tensor | SparseTensor]):
+    """Tensors that may lie in a mapped file.
+
+    Parameters
+    ----------
+    tensors
+        Name to tensor.
+    pages
+        The private map of the file, if there is one.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor | SparseTensor], pages: mmap.mmap | None) -> None:
+        super().__init__(tensors)
+        self._pages = pages
+
+    def release(self) -> None:
+        """Give back the memory of what was read; it is read again where it is needed.
+
+        Of what was written to the tensors in the meantime nothing remains.
+        """
+        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)
 
 
 def _hash_of_part(file: BinaryIO, tensor: StoredTensor) -> str:

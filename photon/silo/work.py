@@ -34,6 +34,7 @@ from photon.link.messages import (
     TrainReport,
 )
 from photon.link.records import Shapes
+from photon.link.transport import MappedTensors
 from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model, causal_loss
 from photon.models.sparse import masks_of, prune
@@ -647,6 +648,9 @@ def _fit_here(
     """Train in this process, on the workbench that it keeps."""
     bench = workbench(config, data.manifest.vocab_size)
     write_params(bench.model, params)
+    if isinstance(params, MappedTensors):
+        # What was received is needed again after training, and not beside the gradients.
+        params.release()
     if state is None:
         reset_optimizer(bench.optimizer)
     else:

@@ -188,6 +188,8 @@ class LocalTrainer:
             self._update(norm)
         self._synchronize()
         seconds = time.perf_counter() - started
+        # A model's worth of memory that what follows a round's training can use.
+        self.optimizer.zero_grad(set_to_none=True)
         losses, norms = record.finish(skipped_steps_are_normal=self.precision == "fp16")
         return TrainResult(
             steps=steps,

@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import boto3
+import psutil
 import pytest
 import torch
 from blake3 import blake3
@@ -25,7 +26,7 @@ from photon.link.chains import up_chains
 from photon.link.coding import pack_groups
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
 from photon.link.store import FolderStore, ObjectStore, download, open_store
-from photon.link.transport import TICKET, ServerLink, SiloLink, Ticket
+from photon.link.transport import TICKET, MappedTensors, ServerLink, SiloLink, Ticket
 from photon.state.tensors import load_groups, save_groups
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import read_events
@@ -207,6 +208,20 @@ def test_the_object_is_the_tensors_bytes_one_after_another(sides: Sides, folder:
             assert blake3(raw).hexdigest() == entry["blake3"]
             values = sent[group][name].contiguous().reshape(-1)
             assert raw == bytes(values.view(torch.uint8).tolist())
+
+
+def test_pages_of_a_received_model_are_given_back_and_read_again(tmp_path: Path) -> None:
+    size = 64 * 2**20
+    sent = {"params": {"w": torch.arange(size // 4, dtype=torch.float32)}}
+    sides = Sides(tmp_path, str(tmp_path / "store"))
+    order, _ = sides.order(sent)
+    received = sides.silo.receive(order)["params"]
+    assert isinstance(received, MappedTensors)
+    assert torch.equal(received["w"], sent["params"]["w"])
+    with_pages = psutil.Process().memory_info().rss
+    received.release()
+    assert with_pages - psutil.Process().memory_info().rss > 0.9 * size
+    assert torch.equal(received["w"], sent["params"]["w"])
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -81,6 +81,7 @@ def perplexity(data: Path, run_dir: Path, *overrides: str) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_with_little_text_worldlm_is_better_than_fedavg_and_fedper(tmp_path: Path) -> None:
     """The text is seen 30 times over, so that a leaf alone would learn it by heart."""
     data = write_sequences(tmp_path / "data", 256)
