@@ -41,6 +41,7 @@ from photon.models.sparse import masks_of, prune
 from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
+from photon.state.memory import LARGE_BYTES, release_freed
 from photon.state.silo import SiloState, SiloStore
 from photon.strategy.base import Strategy, sparse_training
 from photon.strategy.key_layers import INITIAL, PERSONAL, KeyLayers, key_layers, unpack_residuals
@@ -661,7 +662,10 @@ def _fit_here(
         stream, global_step=order.global_step, steps=order.steps
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
-    return GroupResult(read_params(bench.model), groups, scalars, stream.position, result)
+    trained = read_params(bench.model)
+    if sum(tensor.nbytes for tensor in trained.values()) > LARGE_BYTES:
+        release_freed()  # the gradients
+    return GroupResult(trained, groups, scalars, stream.position, result)
 
 
 def _fit_in_group(

@@ -3,6 +3,9 @@
 import ctypes
 import sys
 
+#: Bytes of a model from which it is worth handing back what one phase of a round leaves for the next.
+LARGE_BYTES = 256 * 2**20
+
 
 def release_freed() -> None:
     """Hand freed heap memory back to the operating system (glibc; elsewhere this does nothing).

@@ -16,7 +16,7 @@ import torch
 from photon.components import import_target
 from photon.config import RunConfig
 from photon.state.checkpoint import Checkpoint
-from photon.state.memory import release_freed
+from photon.state.memory import LARGE_BYTES, release_freed
 from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups, Strategy
 from photon.strategy.fold import WeightedMean
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
@@ -26,9 +26,6 @@ from photon.training.loop import state_group_names
 
 #: Parameters, norms of the step, and the outer optimizer's state groups and scalars after it.
 OuterResult = tuple[Tensors, OuterStep, dict[str, Tensors], dict[str, float]]
-
-#: From this size of the mean on, what the replies leave behind in the allocator is worth releasing.
-LARGE_BYTES = 256 * 2**20
 
 
 class Photon(Strategy):
@@ -164,7 +161,7 @@ class Photon(Strategy):
             # Drop the reply before the next one is pulled: one reply in memory, not two.
             del reply
         if mean.nbytes > LARGE_BYTES:
-            release_freed()
+            release_freed()  # the replies
         begin = time.perf_counter()
         averaged = mean.result()
         params, step, groups, scalars = self.step_outer(server_round, checkpoint, averaged.pop("params"))
