@@ -366,14 +366,19 @@ def draw_plot(results: Results, path: Path) -> None:
         2, len(alphas), figsize=(5.5 * len(alphas), 6.5), sharex=True, sharey="row", squeeze=False
     )
     figure.set_layout_engine("constrained")
-    for one in results:
+    for one in sorted(
+        results, key=lambda one: (list(METHODS).index(one["method"]), one["sparsity"], one["seed"])
+    ):
         column = axes[:, alphas.index(one["alpha"])]
+        label = one["method"] if one["method"] == DENSE else f"{one['method']}, {one['sparsity']:.0%}"
         style = {
             "color": f"C{list(METHODS).index(one['method'])}",
             "linestyle": "-" if one["seed"] == 0 else "--",
-            "label": f"{one['method']}, {one['sparsity']:.0%}" + f", seed {one['seed']}" * (one["seed"] > 0),
+            "label": label + f", seed {one['seed']}" * (one["seed"] > 0),
         }
         for axis, key in zip(column, ("accuracy", "density"), strict=True):
+            if one["method"] == DENSE and key == "density":
+                continue
             known = [point for point in one["rounds"] if key in point]
             axis.plot([point["round"] for point in known], [point[key] for point in known], **style)
     for number, alpha in enumerate(alphas):
@@ -383,7 +388,7 @@ def draw_plot(results: Results, path: Path) -> None:
         for axis in axes[:, number]:
             axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("accuracy, test images")
-    axes[1, 0].set_ylim(0, 0.12)
+    axes[1, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylabel("density of the global model")
     save_figure(figure, path)
     pyplot.close(figure)
