@@ -1,0 +1,380 @@
+"""Validation perplexity, bytes and masks of sparse federated training on real text, at equal tokens.
+
+    python scripts/bench/sparse_on_text.py run --minutes 45    # go on with what is missing
+    python scripts/bench/sparse_on_text.py table               # what there is, as docs/results/sparsity.md
+
+Every run is a whole federation of eight silos in this process, all of them in every round, on text that the
+installation brings: dealt out evenly (``iid``), or a domain to two silos, each with its own half of the
+documents (``domains``). Its result is one JSON file; a run that has one is not done again, so the script may
+be stopped at any time. The same seed draws the same weights and the same text.
+
+The peak learning rate of dense training, Top-K and SparsyFed is tuned at 90 % sparsity, ``iid`` and seed 0,
+by the same rule for all: two rates, then twice the larger or half the smaller as long as that is better. The
+other runs of a method take its best rate; a variant takes that of its method, and twice that.
+"""
+
+import argparse
+import itertools
+import math
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from convergence import SEQUENCE_LENGTH, SETTINGS, VOCABULARY, dealt_evenly
+from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
+
+DENSE, TOPK, SPARSYFED = "dense", "Top-K", "SparsyFed"
+#: Overrides by method. Those after the first three are variants, for the cell alone that rates are tuned in.
+METHODS: dict[str, list[str]] = {
+    DENSE: ["strategy=photon"],
+    SPARSYFED: ["strategy=sparsyfed"],
+    TOPK: ["strategy=topk"],
+    "SparsyFed, β = 2": ["strategy=sparsyfed", "strategy.beta=2"],
+    "SparsyFed, β = 1.1": ["strategy=sparsyfed", "strategy.beta=1.1"],
+    "SparsyFed, β = 1.5": ["strategy=sparsyfed", "strategy.beta=1.5"],
+    "SparsyFed, ramp of 8 rounds": ["strategy=sparsyfed", "strategy.ramp_rounds=8"],
+    "Top-K, ramp of 8 rounds": ["strategy=topk", "strategy.ramp_rounds=8"],
+    "SparsyFed, whole inputs": ["strategy=sparsyfed", "strategy.activation_pruning=false"],
+}
+#: In the order of the runs.
+SPARSITIES = (0.9, 0.95, 0.5, 0.75)
+MAIN = (DENSE, SPARSYFED, TOPK)
+VARIANTS = tuple(METHODS)[len(MAIN) :]
+RATES = (0.004, 0.008)
+CLIENTS = 8
+ROUNDS = 16
+LOCAL_STEPS = 24
+BATCH = 2
+OVERRIDES = [
+    *SETTINGS,
+    f"rounds={ROUNDS}",
+    f"local_steps={LOCAL_STEPS}",
+    f"cohort={CLIENTS}",
+    f"training.batch_size={BATCH}",
+    f"evaluation.every={ROUNDS}",
+]
+#: Weights of the linear layers of the model that SETTINGS describe, which sparse strategies prune.
+PRUNABLE = 2 * 12 * 64**2
+
+
+@dataclass(frozen=True)
+class Case:
+    """One run; ``sparsity`` is 0 for dense training."""
+
+    method: str
+    sparsity: float
+    split: str
+    seed: int
+    rate: float
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.command == "run":
+        run_missing(Runs(arguments.folder, arguments.minutes), arguments.data)
+    else:
+        write_page(arguments.folder, arguments.output)
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def run_missing(runs: Runs, data: Path) -> None:
+    def once(method: str, sparsity: float, split: str, seed: int, rate: float | None) -> None:
+        if rate is not None:
+            case = Case(method, 0.0 if method == DENSE else sparsity, split, seed, rate)
+            name = f"{method}-{case.sparsity:g}-{split}-seed{seed}-lr{rate:g}"
+            runs.once(name, partial(train, case, data))
+
+    def best(method: str) -> float | None:
+        return tuned(runs.results(), method)
+
+    def tune(method: str) -> None:
+        tried = None
+        while (rate := untried(runs.results(), method)) != tried:
+            once(method, 0.9, "iid", 0, rate)
+            tried = rate
+
+    def compare(split: str, sparsities: Sequence[float], seed: int) -> None:
+        for sparsity, method in itertools.product(sparsities, MAIN):
+            once(method, sparsity, split, seed, best(method))
+
+    def vary(methods: Sequence[str], factor: float) -> None:
+        for method in methods:
+            if rate := best(method.partition(",")[0]):
+                once(method, 0.9, "iid", 0, factor * rate)
+
+    for method in MAIN:
+        tune(method)
+    compare("domains", SPARSITIES[:1], seed=0)
+    compare("iid", SPARSITIES[:3], seed=0)
+    vary(VARIANTS, 1)
+    for seed, split in itertools.product((0, 1), ("iid", "domains")):
+        compare(split, SPARSITIES, seed)
+    vary(VARIANTS, 2)
+
+
+def train(case: Case, data: Path) -> dict[str, Any]:
+    from photon.telemetry.events import Diagnostics
+    from photon.telemetry.log import read_events
+
+    overrides = [*METHODS[case.method], f"optimizer.lr={case.rate}", f"seed={case.seed}"]
+    if case.method != DENSE:
+        overrides.append(f"strategy.sparsity={case.sparsity}")
+    with temporary_folder() as run_dir:
+        text = dealt_evenly(data, CLIENTS) if case.split == "iid" else by_domain(data)
+        summary = federate([*OVERRIDES, *overrides, f"data.path={text}"], run_dir)
+        figures = [
+            {name: event.values[name] for name in ("density/all", "mask_iou/all", "regrown/mean")}
+            for event in read_events(run_dir / "events.jsonl")
+            if isinstance(event, Diagnostics) and "density/all" in event.values
+        ]
+    result: dict[str, Any] = {**asdict(case), "rounds": figures, "perplexity": None}
+    if summary is not None:
+        result["perplexity"] = summary["perplexity"]["final"]
+        result["per_silo"] = {
+            silo: found["final"] for silo, found in summary["perplexity"]["per_silo"].items()
+        }
+        result["parameters"] = summary["parameters"]
+        result["bytes"] = {
+            way: sum(one[way] for one in summary["bytes"]["per_client"].values()) / ROUNDS / CLIENTS
+            for way in ("up", "down")
+        }
+    return result
+
+
+def by_domain(folder: Path) -> Path:
+    """Return the installation's text, a domain to two silos."""
+    return prepared(folder / "domains", VOCABULARY, SEQUENCE_LENGTH, deal=halved)
+
+
+def halved(domains: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Deal the documents of every domain out evenly over two silos."""
+    from photon.data.partition import Partition, partition_documents
+
+    return {
+        f"{domain}-{number}": half
+        for domain, documents in domains.items()
+        for number, half in enumerate(
+            partition_documents({domain: documents}, Partition("iid", silos=2), seed=0).values()
+        )
+    }
+
+
+# --- the page ---------------------------------------------------------------------------------------
+
+
+def tuning(results: list[dict[str, Any]], method: str) -> dict[float, float]:
+    """Return the perplexity by rate of the runs that tune a method; infinite for one that diverged."""
+    cell = (method, 0.0 if method == DENSE else 0.9, "iid", 0)
+    return {
+        one["rate"]: math.inf if one["perplexity"] is None else one["perplexity"]
+        for one in results
+        if (one["method"], one["sparsity"], one["split"], one["seed"]) == cell
+    }
+
+
+def untried(results: list[dict[str, Any]], method: str) -> float | None:
+    """Return the rate that a method should be tried with next; None: its best lies between two others."""
+    found = tuning(results, method)
+    for rate in RATES:
+        if rate not in found:
+            return rate
+    best = min(found, key=lambda rate: found[rate])
+    if best == max(found):
+        return 2 * best
+    return best / 2 if best == min(found) else None
+
+
+def tuned(results: list[dict[str, Any]], method: str) -> float | None:
+    """Return the rate with the lowest perplexity of those tried; None before ``RATES`` are."""
+    found = tuning(results, method)
+    return min(found, key=lambda rate: found[rate]) if found.keys() >= set(RATES) else None
+
+
+def write_page(folder: Path, output: Path) -> None:
+    results = load(folder)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    tokens = CLIENTS * ROUNDS * LOCAL_STEPS * BATCH * SEQUENCE_LENGTH
+    lines = [
+        "# Sparse training on text: the figures",
+        "",
+        f"Written by `python scripts/bench/sparse_on_text.py table` from {len(results)} runs: {CLIENTS}",
+        f"silos, {ROUNDS} rounds of {LOCAL_STEPS} local steps, batch {BATCH} × {SEQUENCE_LENGTH},",
+        f"{tokens:,} tokens in all. *Density* is that of the mean of the clients' models, *IoU* compares",
+        "two clients' masks, both after the first and after the last round. *Regrown* is the share of the",
+        "prunable weights that were zero when a client got them and were not when they left, mean over the",
+        "rounds after the first. Bytes are those of one message, with all that it carries. What the figures",
+        "mean is in [sparse training](../sparsity.md#on-text).",
+        "",
+        f"![Perplexity by sparsity]({output.with_suffix('.svg').name})",
+        "",
+        *rates_table(results),
+    ]
+    lines += split_table(results, "Documents dealt out evenly", "iid")
+    lines += variants_table(results)
+    lines += split_table(results, "A domain to two silos", "domains")
+    lines += domains_table(results)
+    output.write_text("\n".join(lines).rstrip() + "\n")
+    plot(results, output.with_suffix(".svg"))
+    print(f"{output}, {output.with_suffix('.svg')}: {len(results)} runs")
+
+
+def rates_table(results: list[dict[str, Any]]) -> Iterator[str]:
+    found = {method: tuning(results, method) for method in MAIN}
+    rates = sorted(set(RATES).union(*found.values()))
+    yield "## Tuning: perplexity by peak learning rate (90 %, evenly, seed 0)"
+    yield ""
+    yield "| Method | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
+    yield "|---|" + "---:|" * len(rates)
+    for method in MAIN:
+        best = tuned(results, method)
+        cells = [perplexity(found[method][rate]) if rate in found[method] else "–" for rate in rates]
+        cells = [f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, cells, strict=True)]
+        yield f"| {method} | " + " | ".join(cells) + " |"
+    yield ""
+
+
+def perplexity(value: float | None) -> str:
+    return "diverged" if value is None or math.isinf(value) else f"{value:.1f}"
+
+
+def percent(share: float, digits: int = 0, sign: str = "") -> str:
+    return f"{100 * share:{sign}.{digits}f} %"
+
+
+def chosen(results: list[dict[str, Any]], method: str, sparsity: float, split: str) -> list[dict[str, Any]]:
+    """Return the runs of a cell at the tuned rate, by seed."""
+    cell = (method, sparsity, split, tuned(results, method))
+    runs = [one for one in results if (one["method"], one["sparsity"], one["split"], one["rate"]) == cell]
+    return sorted(runs, key=lambda one: int(one["seed"]))
+
+
+def split_table(results: list[dict[str, Any]], title: str, split: str) -> Iterator[str]:
+    cells = itertools.product((0.0, *sorted(SPARSITIES)), MAIN)
+    groups = [chosen(results, method, sparsity, split) for sparsity, method in cells]
+    yield from runs_table(title, groups, chosen(results, DENSE, 0.0, split))
+
+
+def variants_table(results: list[dict[str, Any]]) -> Iterator[str]:
+    groups = [chosen(results, method, 0.0 if method == DENSE else 0.9, "iid")[:1] for method in MAIN]
+    groups += [[one] for method in VARIANTS for one in results if one["method"] == method]
+    yield from runs_table("Variants at 90 %, documents dealt out evenly, seed 0", groups, groups[0])
+
+
+def runs_table(
+    title: str, groups: Sequence[Sequence[dict[str, Any]]], dense: Sequence[dict[str, Any]]
+) -> Iterator[str]:
+    """Give a row to each group of runs that differ in the seed alone."""
+    of_seed = {one["seed"]: one["perplexity"] for one in dense}
+    yield f"## {title}"
+    yield ""
+    yield (
+        "| Method | Sparsity | Rate | Perplexity, each seed | To dense | Density | IoU of masks | Regrown "
+        "| Up | Of dense | Down |"
+    )
+    yield "|---|" + "---:|" * 10
+    for runs in filter(None, groups):
+        first = runs[0]
+        row = [first["method"], percent(first["sparsity"]), f"{first['rate']:g}"]
+        row.append(", ".join(perplexity(one["perplexity"]) for one in runs))
+        if all(one["perplexity"] for one in runs):
+            against = [one["perplexity"] / of_seed[one["seed"]] - 1 for one in runs if one["seed"] in of_seed]
+            row += [", ".join(percent(share, 1, "+") for share in against), *mask_cells(runs)]
+            row += byte_cells(runs, dense)
+        else:
+            row += [""] * 7
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def domains_table(results: list[dict[str, Any]]) -> Iterator[str]:
+    rows, names = [], []
+    for sparsity, method in itertools.product((0.0, *sorted(SPARSITIES)), MAIN):
+        runs = [one for one in chosen(results, method, sparsity, "domains") if one["perplexity"]]
+        if runs:
+            found = by_domain_of(runs)
+            names = list(found)
+            cells = [percent(sparsity), *map(perplexity, found.values())]
+            rows.append(f"| {method} | " + " | ".join(cells) + " |")
+    if rows:
+        yield "Perplexity of each domain, the geometric mean of its two silos and of the seeds:"
+        yield ""
+        yield f"| Method | Sparsity | {' | '.join(names)} |"
+        yield "|---|" + "---:|" * (1 + len(names))
+        yield from rows
+
+
+def by_domain_of(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for one in runs:
+        for silo, value in one["per_silo"].items():
+            values.setdefault(silo.rpartition("-")[0], []).append(value)
+    return {domain: statistics.geometric_mean(found) for domain, found in values.items()}
+
+
+def mask_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return density and IoU in the first and the last round, and what grew again, means over seeds."""
+    if not runs[0]["rounds"]:
+        return ["1", "–", "–"]
+    cells = []
+    for figure, digits in (("density/all", 3), ("mask_iou/all", 2)):
+        first, last = (statistics.fmean(one["rounds"][at][figure] for one in runs) for at in (0, -1))
+        cells.append(f"{first:.{digits}f} → {last:.{digits}f}")
+    regrown = statistics.fmean(later["regrown/mean"] for one in runs for later in one["rounds"][1:])
+    return [*cells, percent(regrown / PRUNABLE, 2)]
+
+
+def byte_cells(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> list[str]:
+    """Return bytes up, their share of those of dense training, and bytes down, means over seeds."""
+    up, down = (statistics.fmean(one["bytes"][way] for one in runs) for way in ("up", "down"))
+    share = f"1/{statistics.fmean(one['bytes']['up'] for one in dense) / up:.2f}" if dense else ""
+    return [f"{up / 1e3:,.1f} kB", share, f"{down / 1e3:,.1f} kB"]
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw perplexity by sparsity for each split; a dot is a run, a line the mean of the seeds."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for axis, split, title in zip(
+        axes, ("iid", "domains"), ("dealt out evenly", "a domain to two silos"), strict=True
+    ):
+        for number, method in enumerate(MAIN):
+            means: dict[float, float] = {}
+            for sparsity in (0.0,) if method == DENSE else sorted(SPARSITIES):
+                heights = [
+                    one["perplexity"] for one in chosen(results, method, sparsity, split) if one["perplexity"]
+                ]
+                if heights:
+                    means[1 - sparsity] = statistics.fmean(heights)
+                    axis.plot([1 - sparsity] * len(heights), heights, f"C{number}.")
+            if method == DENSE and means:
+                axis.axhline(means[1.0], color=f"C{number}", linestyle="--", label=method)
+            else:
+                axis.plot(list(means), list(means.values()), f"C{number}-", label=method)
+        axis.set_xscale("log")
+        axis.invert_xaxis()
+        axis.set_xticks([1.0, *(1 - sparsity for sparsity in sorted(SPARSITIES))], minor=False)
+        axis.set_xticklabels(["0", *map(percent, sorted(SPARSITIES))])
+        axis.minorticks_off()
+        axis.set_title(title)
+        axis.set_xlabel("sparsity of the prunable weights")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation perplexity")
+    axes[0].legend()
+    save_figure(figure, path)
+
+
+def parse_arguments() -> argparse.Namespace:
+    made, run = parsers(__doc__, folder="runs/sparsity", output="docs/results/sparsity.md")
+    run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
+    return made.parse_args()
+
+
+if __name__ == "__main__":
+    main()
