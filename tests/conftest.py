@@ -1,13 +1,16 @@
 """Fixtures for whole runs: a small corpus of three silos and a model that trains in milliseconds."""
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from photon.config import RunConfig, compose
+from photon.data.prepared import MANIFEST_NAME, SPLITS, PreparedData, silo_file
 
 SEQUENCE_LENGTH = 16
 
@@ -60,6 +63,31 @@ def write_corpus(folder: Path, silos: dict[str, str], tokenizer: Path | None = N
         progress=False,
     )
     return output
+
+
+def deal(data: Path, folder: Path, islands: dict[str, int]) -> None:
+    """Write prepared data in which each silo of ``islands`` is dealt to so many: NAME-1, NAME-2, …
+
+    One that is dealt to one keeps its name.
+    """
+    whole = PreparedData.open(data)
+    shutil.copytree(whole.tokenizer_path, folder / "tokenizer")
+    silos = {}
+    for silo, count in islands.items():
+        for island in range(count):
+            name, entry = silo if count == 1 else f"{silo}-{island + 1}", whole.manifest.silos[silo]
+            (folder / "silos" / name).mkdir(parents=True)
+            np.save(silo_file(folder, name, "unigram"), whole.unigram(silo))
+            for split in SPLITS:
+                windows = whole.windows(silo, split)[island::count]
+                np.save(silo_file(folder, name, split), windows)
+                part = getattr(entry, split).model_copy(
+                    update={"sequences": len(windows), "tokens": windows.size}
+                )
+                entry = entry.model_copy(update={split: part})
+            silos[name] = entry
+    manifest = whole.manifest.model_copy(update={"silos": silos})
+    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
 
 
 @pytest.fixture(scope="session")

@@ -172,6 +172,19 @@ class PreparedData:
             return cls.open(path)
         return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size)
 
+    def dealt(self, island: int, islands: int) -> "PreparedData":
+        """Return one of ``islands`` equal shares of each silo NAME, as the silo NAME-ISLAND.
+
+        Windows are dealt like cards: the share begins with window ``island - 1`` and has every
+        ``islands``-th from there. They are not copied.
+
+        Raises
+        ------
+        PhotonError
+            If a silo has fewer windows than there are shares.
+        """
+        return _Share(self, island, islands)
+
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
 
@@ -227,6 +240,38 @@ class PreparedData:
         if entry is None:
             raise PhotonError(f"{self.path} has no silo {silo!r}: it has {', '.join(self.silo_names)}")
         return entry
+
+
+class _Share(PreparedData):
+    """A share of all windows. Of an entry, tokens and sequences are the share's, the rest is the whole's."""
+
+    def __init__(self, whole: PreparedData, island: int, islands: int) -> None:
+        self._whole = whole
+        self._dealt = slice(island - 1, None, islands)
+        self._names = {f"{name}-{island}": name for name in whole.silo_names}
+        silos = {share: self._entry_of(name, islands) for share, name in self._names.items()}
+        super().__init__(whole.path, whole.manifest.model_copy(update={"silos": silos}))
+
+    def windows(self, silo: str, split: SplitName) -> np.ndarray:
+        self._entry(silo)
+        return self._whole.windows(self._names[silo], split)[self._dealt]
+
+    def unigram(self, silo: str) -> np.ndarray:
+        return count_tokens(self.windows(silo, "train"), self.manifest.vocab_size)
+
+    def _entry_of(self, name: str, islands: int) -> SiloEntry:
+        splits: dict[str, Split] = {}
+        for split in SPLITS:
+            entry: Split = getattr(self._whole.manifest.silos[name], split)
+            if entry.sequences < islands:
+                raise PhotonError(
+                    f"{self._whole.path}: {entry.sequences} {split} windows of {name} cannot be dealt to "
+                    f"{islands} islands; use fewer islands, or more text"
+                )
+            count = len(range(entry.sequences)[self._dealt])
+            tokens = count * self._whole.manifest.sequence_length
+            splits[split] = entry.model_copy(update={"sequences": count, "tokens": tokens})
+        return self._whole.manifest.silos[name].model_copy(update=splits)
 
 
 @lru_cache(maxsize=8)

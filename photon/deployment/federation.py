@@ -20,13 +20,23 @@ from photon.data.prepared import PreparedData, is_prepared
 from photon.data.separate import separate_silo
 from photon.deployment.local import CONNECTION, LocalFederation, Program
 from photon.errors import PhotonError, RunError
+from photon.federation.flower_compat import parse_node_config
 from photon.federation.gateway import read_gateway
 from photon.federation.processes import flower_settings, stop_tree
+from photon.silo.site import read_settings
 
 ONLINE_SECONDS = 120.0
 
 
-def up(folder: Path, *, silos: str, data: Path | None, secure: bool, gateways: Sequence[Path] = ()) -> None:
+def up(
+    folder: Path,
+    *,
+    silos: str,
+    data: Path | None,
+    secure: bool,
+    gateways: Sequence[Path] = (),
+    node_config: str = "",
+) -> None:
     """Start a SuperLink, a SuperExec and a SuperNode per silo, each under a supervisor.
 
     Parameters
@@ -41,6 +51,8 @@ def up(folder: Path, *, silos: str, data: Path | None, secure: bool, gateways: S
         Whether to use TLS and node keys.
     gateways
         YAML files of federations that take part as silos do.
+    node_config
+        What the node configs of the silos with data say beside their folders.
 
     Raises
     ------
@@ -54,7 +66,14 @@ def up(folder: Path, *, silos: str, data: Path | None, secure: bool, gateways: S
         raise PhotonError(f"{folder}: a federation is running there; stop it with federation.sh down")
     source = PreparedData.open(data or _embedded())
     federations = {read_gateway(file).name: file.absolute() for file in gateways}
-    federation = LocalFederation.create(folder, _choose(silos, source), secure=secure, gateways=federations)
+    read_settings(parse_node_config(node_config))
+    federation = LocalFederation.create(
+        folder,
+        _choose(silos, source),
+        secure=secure,
+        gateways=federations,
+        node_config=node_config,
+    )
     # The aggregator has no text; it needs the tokenizer to export a model that others can use.
     tokenizer = folder / "aggregator" / "tokenizer"
     shutil.copytree(source.tokenizer_path, tokenizer, dirs_exist_ok=True)
@@ -197,6 +216,7 @@ def main() -> None:
     parsers["up"].add_argument("--silos", default="")
     parsers["up"].add_argument("--data", type=Path)
     parsers["up"].add_argument("--gateway", type=Path, action="append", default=[], metavar="FILE")
+    parsers["up"].add_argument("--node-config", default="", metavar="SETTINGS")
     parsers["up"].add_argument("--insecure", action="store_true")
     arguments = parser.parse_args()
     folder = arguments.folder.absolute()
@@ -208,6 +228,7 @@ def main() -> None:
                 data=arguments.data,
                 secure=not arguments.insecure,
                 gateways=arguments.gateway,
+                node_config=arguments.node_config,
             )
         elif arguments.command == "down":
             down(folder)

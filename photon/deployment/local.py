@@ -102,6 +102,8 @@ class LocalFederation(BaseModel):
         Whether they speak TLS and nodes show a registered key.
     gateways
         The YAML file of each silo that is a federation behind a SuperLink of its own.
+    node_config
+        What the other silos' node configs say beside their folders.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -111,10 +113,17 @@ class LocalFederation(BaseModel):
     silos: dict[str, int]
     secure: bool
     gateways: dict[str, Path] = {}
+    node_config: str = ""
 
     @classmethod
     def create(
-        cls, folder: Path, silos: list[str], *, secure: bool, gateways: Mapping[str, Path] | None = None
+        cls,
+        folder: Path,
+        silos: list[str],
+        *,
+        secure: bool,
+        gateways: Mapping[str, Path] | None = None,
+        node_config: str = "",
     ) -> "LocalFederation":
         """Choose ports, make keys where they are missing, and note all that in ``folder``."""
         folder = folder.absolute()
@@ -126,6 +135,7 @@ class LocalFederation(BaseModel):
             silos=dict(zip(names, ports[1:], strict=True)),
             secure=secure,
             gateways=dict(gateways or {}),
+            node_config=node_config,
         )
         if secure:
             made._make_keys()
@@ -215,9 +225,10 @@ class LocalFederation(BaseModel):
     def supernode(self, silo: str) -> Program:
         """Return a silo's SuperNode."""
         own = self.silo_folder(silo)
-        what = (
-            f'federation="{self.gateways[silo]}"' if silo in self.gateways else f'data-dir="{own / "data"}"'
-        )
+        if silo in self.gateways:
+            what = f'federation="{self.gateways[silo]}"'
+        else:
+            what = f'{self.node_config} data-dir="{own / "data"}"'.strip()
         node_config = f'{what} state-dir="{own / "state"}"'
         key = ["--auth-supernode-private-key", str(self.node_key(silo))] if self.secure else []
         return self._program(

@@ -174,7 +174,13 @@ class Federation:
 
     def describe(self) -> SiloInfo:
         """Wait for the silos, and describe them together under the name of the run's folder."""
-        return joined(self.run_dir.name, self._gather())
+        silos = self._gather()
+        together = joined(self.run_dir.name, silos)
+        peaks = [silo.roofline_flops for silo in silos if silo.roofline_flops is not None]
+        if self.config.federation.engine != "deployment" or len(peaks) < len(silos):
+            return together
+        # They train at the same time, each on a device of its own.
+        return together.model_copy(update={"roofline_flops": sum(peaks)})
 
     def _gather(self) -> list[SiloInfo]:
         """Wait for the silos and check that they go together."""
@@ -182,7 +188,7 @@ class Federation:
         self._roster.wait(
             federation.silos,
             federation.wait_for_silos,
-            nodes_may_join=federation.engine == "deployment",
+            nodes_may_join=federation.engine == "deployment" and federation.wait_for_silos > 0,
         )
         silos = self._roster.silos()
         self._check_silos(silos)

@@ -4,6 +4,7 @@ It serves tests, sweeps and sub-federations. Messages and apps are the very same
 engines, so a run gives the same result on all of them.
 """
 
+import threading
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -87,18 +88,46 @@ class InProcessGrid(Grid):
         """Let the addressed nodes work, and yield their replies."""
         for identifier in message_ids:
             message = self._mailbox.pop(identifier, None)
-            if message is None:
-                continue
-            # A client may take records out of its message; the server's own must stay whole.
-            copy = with_own_records(message)
-            try:
-                yield self._app(copy, self._contexts[message.metadata.dst_node_id])
-            except Exception as error:
-                traceback.print_exc()
-                yield Message(Error(CLIENT_APP_RAISED, repr(error)), reply_to=message)
+            if message is not None:
+                yield self._answer(message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
         """Push messages and pull all replies."""
         return list(self.pull_messages(self.push_messages(messages)))
+
+    def _answer(self, message: Message) -> Message:
+        # A client may take records out of its message; the server's own must stay whole.
+        copy = with_own_records(message)
+        try:
+            return self._app(copy, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            traceback.print_exc()
+            return Message(Error(CLIENT_APP_RAISED, repr(error)), reply_to=message)
+
+
+class ParallelGrid(InProcessGrid):
+    """Call the ClientApps at once, each in a thread: for nodes whose work is done by other processes."""
+
+    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, NodeValue]]) -> None:
+        super().__init__(client_app, nodes)
+        self._replies: dict[str, Message] = {}
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Let the addressed nodes begin their work."""
+        identifiers = list(super().push_messages(messages))
+        for identifier in identifiers:
+            # A thread must not keep the process from ending, which those at work then notice.
+            threading.Thread(target=self._work, args=(identifier,), daemon=True).start()
+        return identifiers
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yield the replies that are there."""
+        for identifier in message_ids:
+            reply = self._replies.pop(identifier, None)
+            if reply is not None:
+                yield reply
+
+    def _work(self, identifier: str) -> None:
+        self._replies[identifier] = self._answer(self._mailbox.pop(identifier))

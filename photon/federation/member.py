@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from photon.config import Component, LinkSection, PrivacySection, RunConfig, compose, parse
 from photon.errors import PhotonError, RefusedError, RunError
+from photon.federation import islands
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
 from photon.federation.gateway import GatewaySettings, below, drive, read_gateway
 from photon.federation.roster import joined
@@ -51,9 +52,10 @@ from photon.link.transport import SiloLink
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import release
 from photon.silo import secure, service, work
-from photon.silo.site import NodeConfig, SiloSite, find_site, read_settings
+from photon.silo.site import NodeConfig, NodeSettings, SiloSite, find_site, read_settings
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore
+from photon.state.silo import SiloStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
@@ -71,9 +73,14 @@ def answer(message_type: service.MessageType, content: RecordDict, node_config: 
     A message to a node of the tree that has children goes to the federation that it is, any other to a silo.
     """
     config = parse(unpack_config(content))
-    file = read_settings(node_config).federation
-    if file is not None:
-        return _answer_as_gateway(read_gateway(file), message_type, content, *find_site(node_config, config))
+    settings = read_settings(node_config)
+    if settings.federation is not None:
+        gateway = read_gateway(settings.federation)
+        return _answer_as_gateway(gateway, message_type, content, *find_site(node_config, config))
+    if settings.is_federation:
+        return _answer_with_islands(
+            settings, node_config, message_type, content, *find_site(node_config, config)
+        )
     root = config.federation.root
     if root is None:
         return service.answer(message_type, content, node_config)
@@ -102,14 +109,64 @@ def _answer_as_gateway(
 ) -> RecordDict:
     """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
     member = Member(settings.node, site, config, drive(settings), below(settings))
+    return _answer_as_silo(member, message_type, content, site, config, lambda _: None)
+
+
+def _answer_with_islands(
+    settings: NodeSettings,
+    node_config: NodeConfig,
+    message_type: service.MessageType,
+    content: RecordDict,
+    site: SiloSite,
+    config: RunConfig,
+) -> RecordDict:
+    """Answer for a silo of islands; its policy judges what all of them do together."""
+    steps = unpack(content, TrainOrder).steps if message_type == "train" else config.local_steps
+    member = Member(
+        islands.node_of(settings, site),
+        site,
+        config,
+        islands.drive(node_config, settings),
+        islands.below(settings),
+        islands.config_of(settings, config, steps),
+    )
+
+    def judge(order: TrainOrder) -> None:
+        if member.has_trained(order):
+            return
+        together = order.model_copy(update={"batch_size": order.batch_size * (settings.islands or 1)})
+        store = SiloStore(member.run_dir, keep=config.checkpoint.keep)
+        length = member.described.sequence_length
+        site.policy.check_order(together, length, store.trained_tokens(order.run_id))
+        # Before they train, so that a crash counts twice, and never not at all.
+        store.count_tokens(order.run_id, together.steps * together.batch_size * length)
+
+    return _answer_as_silo(member, message_type, content, site, config, judge)
+
+
+def _answer_as_silo(
+    member: "Member",
+    message_type: service.MessageType,
+    content: RecordDict,
+    site: SiloSite,
+    config: RunConfig,
+    judge: Callable[[TrainOrder], None],
+) -> RecordDict:
+    """Answer for a federation that looks like a silo from above; ``judge`` refuses orders to train."""
+    name = member.node.name
     if message_type == "query":
         if isinstance(unpack(content, Query).root, Describe):
-            return RecordDict({BODY: pack(Description(silos=[member.describe()]))})
+            described = member.describe()
+            if not site.policy.share_validation:
+                described = described.model_copy(update={"validation_tokens": None, "unigram_loss": None})
+            return RecordDict({BODY: pack(Description(silos=[described]))})
         return service.answer_at(message_type, content, site, config)
     try:
-        site.policy.check_run(settings.name, config, member.described.vocab_size)
+        site.policy.check_run(name, config, member.described.vocab_size)
         if message_type == "evaluate":
-            site.policy.check_evaluation(settings.name)
+            site.policy.check_evaluation(name)
+        else:
+            judge(unpack(content, TrainOrder))
     except RefusedError as refusal:
         return RecordDict({BODY: pack_refusal(refusal)})
     return member.answer(message_type, content)
@@ -184,7 +241,10 @@ class Member:
     drive
         How its rounds are run.
     below
-        Keys of the configuration's ``federation`` that hold for its own rounds.
+        Keys of the configuration's ``federation`` that hold for its own rounds; None: its members are nodes
+        of the tree, known above. Otherwise nothing names them there.
+    inside
+        The configuration that its own is made from; None: the one of the federation above.
     """
 
     def __init__(
@@ -194,14 +254,15 @@ class Member:
         config: RunConfig,
         drive: Drive,
         below: Mapping[str, Any] | None = None,
+        inside: RunConfig | None = None,
     ) -> None:
         self.node = node
         self._site = site
         self._above = config
         self._drive = drive
         self.run_dir = (site.state / node.name).absolute()
-        self._gateway = below is not None
-        self.config = member_config(config, node, self.run_dir, site, below or {})
+        self._unseen = below is not None
+        self.config = member_config(inside or config, node, self.run_dir, site, below or {})
         self._checkpoints = CheckpointStore(self.run_dir / "checkpoints", self.config.checkpoint.keep)
 
     def answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
@@ -219,12 +280,18 @@ class Member:
 
     def _answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
         link = SiloLink(self._site.store, self._site.state)
-        if self._gateway:
+        if self._unseen:
             shapes = work.shapes_for(self._above, self.described.vocab_size)
         else:
             shapes = work.expected_shapes(self._site, self._above, states=False)
         if message_type == "train":
             order = unpack(content, TrainOrder)
+            if order.due != ["params"]:
+                states = ", ".join(group for group in order.due if group != "params")
+                raise PhotonError(
+                    f"{order.silo} is a federation, which has no {states} of its own; use a strategy that "
+                    "averages parameters alone"
+                )
             packed, report = self.train(order, dense_groups(link.receive(content, shapes)))
             if order.masking is not None:
                 packed = secure.mask(order, order.masking, packed, self._site, self._above)
@@ -326,9 +393,18 @@ class Member:
             merged = {**params, **{name: kept[name] for name in key_names}}
             own = self._evaluated(order, merged, ends, own=True)
         per_node = {self.node.name: NodeLoss(loss=own.loss, tokens=own.tokens)}
-        if not self._gateway:
+        if not self._unseen:
             per_node |= own.per_node
         return received.model_copy(update={"per_node": per_node})
+
+    def has_trained(self, order: TrainOrder) -> bool:
+        """Tell whether the reply to an order is there already."""
+        span = self._spans().rounds.get(order.round)
+        return (
+            span is not None
+            and (span.run_id, span.model_id) == (order.run_id, order.model_id)
+            and self._has(span.ends)
+        )
 
     # --- rounds -------------------------------------------------------------------------------------
 
@@ -482,7 +558,7 @@ class Member:
                 "total": max(1e-6, seconds),
             },
             state_lost=lost,
-            leaves=len({client.silo for client in clients}) if self._gateway else len(self.node.silos()),
+            leaves=len({client.silo for client in clients}) if self._unseen else len(self.node.silos()),
             residuals=[] if self.node.privacy else self._tags(after),
         )
 
@@ -503,8 +579,8 @@ class Member:
         return self.run_dir / f"released-{server_round:06d}.safetensors"
 
     def _tags(self, after: Checkpoint) -> list[ResidualTag]:
-        """Return what the residuals are; members behind a gateway stay unnamed."""
-        if not self._gateway:
+        """Return what the residuals are; members that are not seen above stay unnamed."""
+        if not self._unseen:
             return after.state.residuals
         return [tag.model_copy(update={"origin": "member"}) for tag in after.state.residuals]
 

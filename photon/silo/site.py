@@ -6,9 +6,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from photon.config import PrivacySection, RunConfig, explain_validation, parse
+from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.silo.policy import SiloPolicy, read_policy
 
@@ -33,6 +34,15 @@ class NodeSettings(BaseModel):
     store_url: str | None = Field(
         None, description="Shared folder or URL of the store for large payloads, as the silo reaches it."
     )
+    islands: int | None = Field(
+        None, ge=1, description="Islands that the silo is a federation of, each with a share of its windows."
+    )
+    island_rounds: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds of the islands that the local steps of an order are divided among; none: one.",
+    )
+    island: int | None = Field(None, ge=1, description="Set by Photon for each of the islands.")
     worker: bool = Field(True, description="Train in a process that stays from round to round.")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
     processes: int | None = Field(None, ge=1, description="Devices that train together.")
@@ -46,6 +56,24 @@ class NodeSettings(BaseModel):
     )
     partition_id: int | None = Field(None, description="Set by Flower on simulated nodes.")
     num_partitions: int | None = Field(None, description="Set by Flower on simulated nodes.")
+
+    @property
+    def is_federation(self) -> bool:
+        """Whether the node answers for a federation. One island is the silo itself."""
+        return self.federation is not None or ((self.islands or 1) > 1 and self.island is None)
+
+    @model_validator(mode="after")
+    def _go_together(self) -> "NodeSettings":
+        if self.islands is None and self.island_rounds is not None:
+            raise ValueError("island-rounds is set but islands is not; set both")
+        if (self.islands or 1) > 1:
+            if self.federation is not None:
+                raise ValueError(
+                    "islands are of a silo with a data-dir, not of a gateway; remove one of the two"
+                )
+            if not self.worker:
+                raise ValueError("islands train in workers; remove worker=false")
+        return self
 
     def training(self) -> dict[str, Any]:
         """Return the keys of the run's ``training`` section that the operator has set."""
@@ -69,6 +97,8 @@ class SiloSite:
         What the silo accepts.
     privacy
         What is done to updates before they leave: what the run asks for, and what the policy adds to it.
+    share
+        Which share of the text, of how many; None: all of it.
     """
 
     data: Path
@@ -76,6 +106,18 @@ class SiloSite:
     store: str | None
     policy: SiloPolicy
     privacy: PrivacySection
+    share: tuple[int, int] | None = None
+
+    def prepared(self) -> PreparedData:
+        """Return the text that is trained on here.
+
+        Raises
+        ------
+        PhotonError
+            If it is damaged, or too little for the islands.
+        """
+        data = PreparedData.reopen(self.data)
+        return data if self.share is None else data.dealt(*self.share)
 
 
 def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, RunConfig]:
@@ -119,7 +161,8 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     # The file is read for every message, so that a change of it holds from the next one on.
     policy = read_policy(settings.policy)
     privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
-    return SiloSite(data, state, store, policy, privacy)
+    share = None if settings.island is None else (settings.island, settings.islands or 1)
+    return SiloSite(data, state, store, policy, privacy, share)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

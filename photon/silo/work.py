@@ -147,7 +147,7 @@ def _workbench(config_text: str, vocab_size: int) -> Workbench:
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
     use_threads(config.training.threads, config.federation.clients_in_parallel)
-    data = PreparedData.reopen(site.data)
+    data = site.prepared()
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)
@@ -176,7 +176,7 @@ def check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
     RefusedError
         If a rule forbids it.
     """
-    manifest = PreparedData.reopen(site.data).manifest
+    manifest = site.prepared().manifest
     site.policy.check_run(order.silo, config, manifest.vocab_size)
     store = _silo_store(order.silo, site, config)
     if store.reply(order.run_id, order.model_id, order.round) is None:
@@ -192,12 +192,12 @@ def check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) ->
         If a rule forbids it.
     """
     site.policy.check_evaluation(order.silo)
-    site.policy.check_run(order.silo, config, PreparedData.reopen(site.data).manifest.vocab_size)
+    site.policy.check_run(order.silo, config, site.prepared().manifest.vocab_size)
 
 
 def expected_shapes(site: SiloSite, config: RunConfig, *, states: bool) -> Shapes:
     """Return the shapes of what an order may bring: the parameters, and states of the local optimizer."""
-    return _expected_shapes(config.text, PreparedData.reopen(site.data).manifest.vocab_size, states)
+    return _expected_shapes(config.text, site.prepared().manifest.vocab_size, states)
 
 
 def shapes_for(config: RunConfig, vocab_size: int) -> Shapes:
@@ -251,7 +251,7 @@ def train(
         reply = with_codings(payloads, trained_before.codings)
         return reply, TrainReport.model_validate_json(trained_before.report)
 
-    data = PreparedData.reopen(site.data)
+    data = site.prepared()
     kept, state_lost = _kept_state(store, order)
     before = None if order.local_state == "reset" else kept
     fit = _fit_here if config.training.processes == 1 else _fit_in_group
@@ -348,7 +348,7 @@ def evaluate(
     config: RunConfig,
 ) -> EvaluateReport:
     """Evaluate the received model on a silo's validation windows, and the silo's own if it is asked to."""
-    data = PreparedData.reopen(site.data)
+    data = site.prepared()
     bench = workbench(config, data.manifest.vocab_size)
 
     def evaluated(params: Tensors) -> NodeLoss:

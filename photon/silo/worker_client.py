@@ -49,9 +49,14 @@ def has_worker(content: RecordDict, node_config: "NodeConfig") -> bool:
     wanted = node_config.get("worker", True)
     if not isinstance(wanted, bool):
         raise PhotonError(f"node config: worker={wanted!r} is neither true nor false")
-    # A gateway trains nothing itself.
-    silo = "state-dir" in node_config and "federation" not in node_config
-    return deployed and wanted and silo and hasattr(socket, "AF_UNIX")
+    return deployed and wanted and _trains(node_config) and hasattr(socket, "AF_UNIX")
+
+
+def _trains(node_config: "NodeConfig") -> bool:
+    """Tell whether a node trains itself; a federation has others that do (`NodeSettings.is_federation`)."""
+    if "state-dir" not in node_config or "federation" in node_config:
+        return False
+    return "island" in node_config or node_config.get("islands", 1) == 1
 
 
 def ask_worker(message_type: "MessageType", content: RecordDict, node_config: "NodeConfig") -> RecordDict:

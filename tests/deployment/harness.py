@@ -57,7 +57,7 @@ class Deployment:
     silos
         Which silos there are; None: all of the data's.
     node_config
-        What the silos' node configs say beside their folders.
+        What the node configs of the silos with data say beside their folders.
     gateways
         Files of the federations that take part as silos do, by their names.
     """
@@ -74,12 +74,15 @@ class Deployment:
     ) -> None:
         source = PreparedData.open(data)
         self.federation = LocalFederation.create(
-            folder, list(silos or source.silo_names), secure=secure, gateways=gateways
+            folder,
+            list(silos or source.silo_names),
+            secure=secure,
+            gateways=gateways,
+            node_config=node_config,
         )
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         #: What SuperNodes connect to; a test may put something in between.
         self.seen_by_silos = self.federation.address
-        self._node_config = node_config
         for silo in set(self.federation.silos) - set(self.federation.gateways):
             separate_silo(source, silo, self.data_folder(silo))
 
@@ -107,9 +110,9 @@ class Deployment:
         program = next(program for program in self.federation.programs() if program.name == name)
         if name not in self.federation.silos:
             return program
-        *command, own = program.command
+        command = list(program.command)
         command[command.index("--superlink") + 1] = self.seen_by_silos
-        return dataclasses.replace(program, command=(*command, f"{own} {self._node_config}".strip()))
+        return dataclasses.replace(program, command=tuple(command))
 
     def up(self, silos: Sequence[str] | None = None) -> None:
         """Start SuperLink and SuperExec, and ``silos`` (None: all), and wait until they are online."""

@@ -1,0 +1,125 @@
+"""A silo that is a federation of islands: groups of its machine's devices, each with a share of its windows.
+
+Every island trains in a silo worker of its own, so that all train at the same time, and keeps a local
+optimizer of its own from round to round. The silo averages them, in as many rounds as it is set to, and
+answers with the result. What is done to an update before it leaves is done to that alone::
+
+    STATE_DIR/NAME/              run folder of the silo's rounds, as of any federation
+    STATE_DIR/NAME/tokens.json   as of any silo
+    STATE_DIR/NAME/islands/I/    state folder of island I: its worker, and what it keeps between rounds
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from photon.config import Component, RunConfig
+from photon.errors import PhotonError
+from photon.silo.site import NodeConfig, NodeSettings, SiloSite
+from photon.training.schedule import resolve_schedule
+from photon.tree import TreeNode
+
+
+def silo_of(site: SiloSite) -> str:
+    """Return the name of the silo that consists of islands.
+
+    Raises
+    ------
+    PhotonError
+        If there are several in its data folder.
+    """
+    names = site.prepared().silo_names
+    if len(names) > 1:
+        raise PhotonError(
+            f"node config: islands are of one silo, and {site.data} has {', '.join(names)}; cut it with "
+            "`photon data separate`"
+        )
+    return names[0]
+
+
+def node_of(settings: NodeSettings, site: SiloSite) -> TreeNode:
+    """Return what the silo decides for its islands: they send parameters as they are."""
+    privacy = None if site.privacy.clip_norm is None else site.privacy.model_dump()
+    rounds = settings.island_rounds or 1
+    return TreeNode(name=silo_of(site), rounds=rounds, link="dense", privacy=privacy)
+
+
+def below(settings: NodeSettings) -> dict[str, Any]:
+    """Return the keys of the configuration's ``federation`` for the islands' rounds."""
+    islands = settings.islands or 1
+    return {
+        "engine": "deployment",
+        "tree": None,
+        "silos": islands,
+        "wait_for_silos": 0.0,
+        "clients_in_parallel": islands,
+    }
+
+
+def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfig:
+    """Return the configuration that the islands' one is made from.
+
+    Their rounds share the local steps of the order, so that the silo is where the learning-rate schedule is.
+    Nothing is done to what they send, which stays in the silo.
+
+    Parameters
+    ----------
+    steps
+        Local steps of the order.
+
+    Raises
+    ------
+    PhotonError
+        If an island is to be a group of processes, or its rounds cannot share the steps.
+    """
+    if config.training.processes > 1:
+        raise PhotonError(
+            f"islands={settings.islands}: an island trains in one process, and training.processes="
+            f"{config.training.processes}; set processes=1 in the node config"
+        )
+    rounds = settings.island_rounds or 1
+    if rounds > 1 and (config.switch is not None or config.local_steps % rounds):
+        what = "a run with a switch" if config.switch else f"local_steps={config.local_steps}"
+        raise PhotonError(f"island-rounds={rounds} does not divide {what}; set another in the node config")
+    off = {"clip_norm": None, "noise_multiplier": 0.0, "secure_aggregation": False}
+    schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    return config.model_copy(
+        update={
+            "local_steps": max(1, steps // rounds),
+            "schedule": Component.model_validate(schedule),
+            "privacy": config.privacy.model_copy(update=off),
+        }
+    )
+
+
+def drive(node_config: NodeConfig, settings: NodeSettings) -> Callable[[RunConfig, bool], None]:
+    """Return what carries out assignments on the islands."""
+
+    def carry_out(config: RunConfig, resume: bool) -> None:
+        from photon.client_app import app
+        from photon.federation.grid import ParallelGrid
+        from photon.federation.run import run_federation
+
+        nodes = {
+            island: _island(node_config, island, Path(str(config.run_dir)), config.training.device)
+            for island in range(1, (settings.islands or 1) + 1)
+        }
+        run_federation(config, ParallelGrid(app, nodes), resume=resume, live=False)
+
+    return carry_out
+
+
+def _island(node_config: NodeConfig, island: int, run_dir: Path, device: str) -> NodeConfig:
+    """Return the node config of an island: the silo's, without what the silo sees to itself."""
+    own = {key: value for key, value in node_config.items() if key not in ("policy", "store-url")}
+    folder = run_dir / "islands" / str(island)
+    return {**own, "island": island, "state-dir": str(folder), "device": _device(device, island)}
+
+
+def _device(device: str, island: int) -> str:
+    """Give islands the machine's GPUs in turn, unless one device is named for all."""
+    import torch
+
+    if device in ("auto", "cuda") and (count := torch.cuda.device_count()):
+        return f"cuda:{(island - 1) % count}"
+    return device

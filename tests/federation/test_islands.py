@@ -1,0 +1,242 @@
+"""A silo of islands: the tree that it stands for, what its policy sees of it, and what a crash costs it."""
+
+import json
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from photon.client_app import app
+from photon.config import compose
+from photon.data.prepared import PreparedData
+from photon.data.separate import separate_silo
+from photon.errors import PhotonError
+from photon.federation.federation import Federation
+from photon.federation.grid import InProcessGrid, ParallelGrid
+from photon.federation.rounds import exchange
+from photon.federation.run import prepare_run, run_federation, run_inprocess
+from photon.silo import worker_client
+from photon.silo.site import read_settings
+from photon.state.checkpoint import Checkpoint, CheckpointStore
+from photon.telemetry.events import ClientFailed, ClientFinished, Event
+from photon.telemetry.log import read_events
+from tests.conftest import SMALL, deal
+
+RUN = ["cohort=null", "rounds=2", "evaluation.every=2", "federation.accepted_failures=0"]
+#: The tree that alpha stands for when it has two islands.
+TREE = "federation.tree={alpha: [alpha-1, alpha-2], beta: null}"
+#: Adam blows rounding up where a gradient is zero, as that of an attention's key bias is.
+SMOOTH = ["optimizer=sgd", "optimizer.lr=0.5", "optimizer.momentum=0.9"]
+
+Nodes = Mapping[int, Mapping[str, str | int]]
+
+
+@pytest.fixture
+def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let islands work here, one after the other, and not in workers."""
+    monkeypatch.setattr("photon.client_app.has_worker", lambda *_: False)
+    monkeypatch.setattr("photon.federation.grid.ParallelGrid", InProcessGrid)
+
+
+@pytest.fixture
+def nodes(corpus: Path, tmp_path: Path) -> Iterator[dict[int, dict[str, str | int]]]:
+    """Node configs of alpha, which has two islands, and of beta."""
+    data = PreparedData.open(corpus)
+    made: dict[int, dict[str, str | int]] = {}
+    for node, silo in enumerate(("alpha", "beta"), start=1):
+        separate_silo(data, silo, tmp_path / silo / "data")
+        made[node] = {
+            "data-dir": str(tmp_path / silo / "data"),
+            "state-dir": str(tmp_path / silo / "state"),
+        }
+    made[1]["islands"] = 2
+    yield made
+    for process in workers(tmp_path):
+        process.kill()
+        process.wait(10)
+
+
+def workers(folder: Path) -> list[psutil.Process]:
+    """Return the silo workers whose state folders are below ``folder``."""
+    children = psutil.Process().children()
+    return [
+        child
+        for child in children
+        if not worker_client.is_gone(child) and any(str(folder) in word for word in child.cmdline())
+    ]
+
+
+def deploy(nodes: Nodes, run_dir: Path, *overrides: str, resume: bool = False) -> dict[str, Any]:
+    """Train as a deployment does, but for Flower's processes: islands and beta have workers of their own."""
+    small = [o for o in SMALL if not o.startswith(("federation=", "data="))]
+    config = prepare_run(
+        compose(
+            [*small, "federation=deployment", "federation.silos=2", *RUN, *overrides, f"run_dir={run_dir}"]
+        )
+    )
+    return run_federation(config, InProcessGrid(app, nodes), resume=resume, live=False)
+
+
+def params_of(run_dir: Path) -> dict[str, torch.Tensor]:
+    return CheckpointStore(run_dir / "checkpoints").latest()[0].load_params()
+
+
+def events_of(run_dir: Path) -> list[Event]:
+    return read_events(run_dir / "events.jsonl")
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_islands_train_as_the_tree_in_one_process_does(nodes: Nodes, corpus: Path, tmp_path: Path) -> None:
+    deployed = deploy(nodes, tmp_path / "run")
+    deal(corpus, tmp_path / "dealt", {"alpha": 2, "beta": 1})
+    where = [f"data.path={tmp_path / 'dealt'}", f"run_dir={tmp_path / 'inprocess'}"]
+    inprocess = run_inprocess(prepare_run(compose([*SMALL, *RUN, *where, TREE])), resume=False)
+    assert deployed["weights_sha256"] == inprocess["weights_sha256"]
+    assert deployed["perplexity"]["final"] == pytest.approx(inprocess["perplexity"]["final"], rel=1e-9)
+    # Four steps, four windows of 16 tokens: on two islands, and on beta.
+    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)]
+    assert [(e.silo, e.steps, e.tokens) for e in finished] == 2 * [("alpha", 4, 512), ("beta", 4, 256)]
+    assert deployed["tokens"] == inprocess["tokens"] == 2 * (512 + 256)
+    # Nothing above the silo names an island.
+    assert "alpha-1" not in (tmp_path / "run" / "events.jsonl").read_text()
+    state = tmp_path / "alpha" / "state" / "alpha"
+    assert {e.silo for e in events_of(state) if isinstance(e, ClientFinished)} == {"alpha-1", "alpha-2"}
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_one_island_is_the_silo_itself(nodes: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    weights = []
+    for islands in ({"islands": 1, "island-rounds": 1}, {}):
+        own = {key: value for key, value in nodes[1].items() if not key.startswith("island")}
+        chosen = {1: {**own, **islands}, 2: nodes[2]}
+        summary = deploy(chosen, tmp_path / f"run-{len(islands)}")
+        weights.append(summary["weights_sha256"])
+    assert weights[0] == weights[1]
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_rounds_of_the_islands_share_the_local_steps(
+    nodes: dict[int, dict[str, Any]], corpus: Path, tmp_path: Path
+) -> None:
+    """Alone, such a silo is a flat federation of its islands, with more and shorter rounds."""
+    nodes[1]["island-rounds"] = 2
+    deploy({1: nodes[1]}, tmp_path / "run", "federation.silos=1", *SMOOTH)
+    deal(corpus, tmp_path / "dealt", {"alpha": 2})
+    where = [f"data.path={tmp_path / 'dealt'}", f"run_dir={tmp_path / 'flat'}"]
+    flat = [*RUN, *SMOOTH, "rounds=4", "local_steps=2"]
+    run_inprocess(prepare_run(compose([*SMALL, *flat, *where])), resume=False)
+    trained, expected = (params_of(tmp_path / name) for name in ("run", "flat"))
+    for name, tensor in expected.items():
+        # But for one rounding a round: θ − (θ − mean) at the federation above.
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-6)
+    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)]
+    assert [(e.steps, e.tokens) for e in finished] == 2 * [(4, 512)]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="islands need Unix sockets")
+def test_islands_that_are_killed_lose_nothing_that_was_kept(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = deploy(nodes, tmp_path / "whole")
+    rounds = Federation._round
+
+    def killing(self: Federation, checkpoint: Checkpoint) -> Checkpoint:
+        if self.config.federation.parent is None and checkpoint.state.round == 1:
+            assert len(workers(tmp_path / "alpha")) == 2
+            for process in workers(tmp_path / "alpha"):
+                process.kill()
+                process.wait(10)
+        return rounds(self, checkpoint)
+
+    monkeypatch.setattr(Federation, "_round", killing)
+    assert deploy(nodes, tmp_path / "killed")["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]], tmp_path: Path) -> None:
+    policy = tmp_path / "policy.yaml"
+    nodes[1]["policy"] = str(policy)
+    # Four steps on two islands, four windows of 16 tokens each: 512.
+    policy.write_text(
+        "max_round_tokens: 512\nmax_local_steps: 4\nmax_run_tokens: 1024\nshare_validation: false\n"
+    )
+    deploy(nodes, tmp_path / "run", "evaluation.every=1000")
+    count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "tokens.json").read_text())
+    assert list(count.values()) == [1024]
+    for rule in ("max_round_tokens: 511", "max_local_steps: 3", "max_run_tokens: 511"):
+        policy.write_text(rule + "\n")
+        run_dir = tmp_path / rule.partition(":")[0]
+        deploy(nodes, run_dir, "federation.accepted_failures=null", "rounds=1")
+        (reason, *_) = {e.reason for e in events_of(run_dir) if isinstance(e, ClientFailed)}
+        assert rule.replace(": ", "=") in reason.replace(",", "")
+
+
+@pytest.mark.usefixtures("in_one_process")
+def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
+    nodes: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    policy = tmp_path / "policy.yaml"
+    policy.write_text("privacy: {clip_norm: 0.01}\n")
+    nodes[1]["policy"] = str(policy)
+    deploy(nodes, tmp_path / "run", "rounds=1")
+    norms = {e.silo: e.update_norm for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)}
+    assert norms["alpha"] <= 0.01 * (1 + 1e-5)
+    inside = [
+        e.update_norm
+        for e in events_of(tmp_path / "alpha" / "state" / "alpha")
+        if isinstance(e, ClientFinished)
+    ]
+    assert len(inside) == 2
+    assert min(inside) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ({"islands": 0}, "islands=0: input should be greater than or equal to 1"),
+        ({"island-rounds": 2}, "island-rounds is set but islands is not"),
+        ({"islands": 2, "worker": False}, "islands train in workers"),
+        ({"islands": 2, "federation": "north.yaml"}, "islands are of a silo with a data-dir"),
+    ],
+)
+def test_what_does_not_go_together_is_told(own: dict[str, Any], message: str) -> None:
+    with pytest.raises(PhotonError, match=message):
+        read_settings(own)
+
+
+def test_nodes_of_a_parallel_grid_work_at_the_same_time() -> None:
+    meeting, waiting = threading.Barrier(2), ClientApp()
+
+    @waiting.query()
+    def meet(message: Message, _: Context) -> Message:
+        meeting.wait(20)
+        return Message(RecordDict(), reply_to=message)
+
+    grid = ParallelGrid(waiting, {1: {}, 2: {}})
+    messages = {str(node): Message(RecordDict(), node, "query") for node in (1, 2)}
+    answers = list(exchange(grid, messages, lambda name, _: name, deadline=30))
+    assert answers == [("1", "1"), ("2", "2")]
+
+
+def test_shares_are_all_of_the_windows_once(corpus: Path) -> None:
+    whole = PreparedData.open(corpus)
+    shares = [whole.dealt(island, 3) for island in (1, 2, 3)]
+    windows = [share.windows(f"alpha-{island}", "train") for island, share in enumerate(shares, start=1)]
+    together = np.empty_like(whole.windows("alpha", "train"))
+    for place, part in enumerate(windows):
+        together[place::3] = part
+    assert np.array_equal(together, whole.windows("alpha", "train"))
+    assert [s.manifest.silos[f"alpha-{i}"].train.sequences for i, s in enumerate(shares, 1)] == [
+        len(part) for part in windows
+    ]
+    with pytest.raises(PhotonError, match=r"train windows of alpha cannot be dealt to 100000 islands"):
+        whole.dealt(1, 100000)
