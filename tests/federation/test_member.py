@@ -313,64 +313,57 @@ class KilledError(BaseException):
 
 
 @pytest.mark.parametrize("strategy", ["worldlm", "hierfavg"])
-@pytest.mark.parametrize("calls", [3, 10, 14, 16])
 def test_a_tree_killed_at_any_level_goes_on_as_if_nothing_had_been(
     config: Callable[..., RunConfig],
     train: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
     strategy: str,
-    calls: int,
 ) -> None:
     """The n-th local training kills it: between silos, between rounds of a federation, or of the root."""
     overrides = [TREE, f"strategy={strategy}", "federation.inner_rounds=2", "outer=diloco"]
     whole = train("whole", *overrides)
-    original, count = LocalTrainer.train, [0]
-
-    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
-        count[0] += 1
-        if count[0] == calls:
-            raise KilledError
-        return original(self, *args, **kwargs)
-
-    killed = config("killed", *overrides)
-    with monkeypatch.context() as patch:
-        patch.setattr(LocalTrainer, "train", dying)
-        with pytest.raises(KilledError):
-            run_inprocess(killed, resume=False)
-    run_inprocess(killed, resume=True)
-    folder = Path(str(killed.run_dir))
-    assert_close(params_of(folder), params_of(whole), atol=0)
-    for node in ("north", "south"):
-        assert_close(params_of(folder / "silos" / node), params_of(whole / "silos" / node), atol=0)
+    for calls in (3, 10, 14, 16):
+        folder = killed_and_resumed(
+            config(f"killed-{calls}", *overrides), monkeypatch, LocalTrainer, "train", calls
+        )
+        assert_close(params_of(folder), params_of(whole), atol=0)
+        for node in ("north", "south"):
+            assert_close(params_of(folder / "silos" / node), params_of(whole / "silos" / node), atol=0)
 
 
-@pytest.mark.parametrize("calls", [2, 5, 7])
 def test_killed_while_a_checkpoint_is_written(
-    config: Callable[..., RunConfig],
-    train: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
-    calls: int,
+    config: Callable[..., RunConfig], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Checkpoints of the root and of both federations are written in turn; any of them may be the last."""
     from photon.state import checkpoint
 
     overrides = [TREE, "strategy=worldlm"]
     whole = train("whole", *overrides)
-    original, count = checkpoint.sync_files, [0]
+    for calls in (2, 5, 7):
+        folder = killed_and_resumed(
+            config(f"killed-{calls}", *overrides), monkeypatch, checkpoint, "sync_files", calls
+        )
+        assert_close(params_of(folder), params_of(whole), atol=0)
 
-    def dying(folder: Path) -> None:
+
+def killed_and_resumed(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, owner: Any, function: str, calls: int
+) -> Path:
+    """Kill a run at the n-th call of a function, resume it, and return its folder."""
+    original, count = getattr(owner, function), [0]
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
         count[0] += 1
         if count[0] == calls:
             raise KilledError
-        original(folder)
+        return original(*args, **kwargs)
 
-    killed = config("killed", *overrides)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "sync_files", dying)
+        patch.setattr(owner, function, dying)
         with pytest.raises(KilledError):
-            run_inprocess(killed, resume=False)
-    run_inprocess(killed, resume=True)
-    assert_close(params_of(Path(str(killed.run_dir))), params_of(whole), atol=0)
+            run_inprocess(config, resume=False)
+    run_inprocess(config, resume=True)
+    return Path(str(config.run_dir))
 
 
 def test_a_federation_that_has_lost_everything_begins_anew(
