@@ -56,6 +56,10 @@ class Store(ABC):
     def writing(self, key: str) -> Any:
         """Return a context that yields a function to write with; the object appears when it ends well."""
 
+    def adopt(self, key: str, file: Path) -> bool:
+        """Make an object of a file that stays where it is; return whether the store can do that."""
+        return False
+
     @abstractmethod
     def reading(self, key: str, nbytes: int, spool: Path) -> BinaryIO:
         """Return the object as a local file.
@@ -120,7 +124,7 @@ class FolderStore(Store):
             yield file.write
 
     def adopt(self, key: str, file: Path) -> bool:
-        """Make an object of a file that stays where it is; return whether the disk can do that."""
+        """Give the file a second name, if it is on the same disk."""
         path = self._path(key)
         with _explained(f"cannot write {path}"):
             path.parent.mkdir(parents=True, exist_ok=True)

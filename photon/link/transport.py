@@ -45,7 +45,6 @@ from photon.link.records import (
     records_of,
 )
 from photon.link.store import (
-    FolderStore,
     ObjectStore,
     Store,
     Write,
@@ -427,7 +426,7 @@ def _lay_out(
 
 def _put(store: Store, key: str, groups: PackedGroups, kept: Path | None) -> StoredObject:
     """Bring tensors to a store: the file that has them already, or else a new object."""
-    if kept is not None and isinstance(store, FolderStore) and store.adopt(key, kept):
+    if kept is not None and store.adopt(key, kept):
         layout, nbytes = _lay_out(groups, None, places(kept))
         return StoredObject(key=key, nbytes=nbytes, groups=layout)
     return _write(store, key, groups)
