@@ -14,7 +14,6 @@ from pydantic import Field, ValidationError
 from photon.config import PrivacySection, RunConfig, Section, explain_validation
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
-from photon.models.build import build_model, parameter_count
 from photon.strategy.base import sparse_training, strategy_of
 
 
@@ -89,6 +88,9 @@ class SiloPolicy(Section):
             raise _refused(silo, "privacy", "noise on every coordinate", "a sparse model")
         if self.max_parameters is None and not self.secure_aggregation:
             return
+        # Here, because scripts/federation.sh reads policies and needs no models otherwise.
+        from photon.models.build import build_model, parameter_count
+
         model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
         if self.max_parameters is not None:
             self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
