@@ -25,6 +25,7 @@ from text_runs import Runs, federate, load, parsers, temporary_folder
 
 TOPK = "link.up=[{{_target_: photon.link.codecs.TopK, k: {}, chunk: {}}}, {{_target_: {}}}]"
 TWO_BIT = "photon.link.codecs.TwoBit"
+SIGN = "photon.link.codecs.Sign"
 #: Overrides by name: the presets, and what was tried in their place.
 LINKS = {
     "dense": ["link=dense"],
@@ -35,6 +36,13 @@ LINKS = {
     "sparseloco": ["link=sparseloco"],
     "top1of32": ["link=top1of32"],
     "1 of 24, two bits": ["link=top1of32", TOPK.format(1, 24, TWO_BIT)],
+    "1 of 16, sign": ["link=top1of32", TOPK.format(1, 16, SIGN)],
+    "1 of 16, sign, one scale": ["link=top1of32", TOPK.format(1, 16, f"{SIGN}, block: 1048576")],
+    "1 of 4 drawn, sign": [
+        "link=top1of32",
+        "link.up=[{_target_: photon.link.codecs.RandomK, stride: 4, scaled: false},"
+        " {_target_: photon.link.codecs.Sign, block: 512}]",
+    ],
     "bf16": ["link=bf16"],
     "fp8": ["link=fp8"],
     "topk": ["link=topk"],
