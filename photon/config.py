@@ -285,7 +285,8 @@ class LinkSection(Section):
         "silos that were in it (others get all of them as they are)."
     )
     states: list[CodecSection] = Field(
-        description="Codecs of all other state groups, in both directions; applied to their values."
+        description="Codecs of all other state groups, in both directions; applied to their values. Second "
+        "moments need a wide range: Cast, or Float8 with float8_e5m2."
     )
     transport: Literal["inline", "store", "auto"] = Field(
         description="inline: inside messages; store: by reference through `link.store`; auto: through the "

@@ -99,8 +99,8 @@ class Photon(Strategy):
 
         A participant whose last accepted round is after a group's last average has worked on from that
         average; it keeps its own. One that was absent since, or is new, receives the average. If the local
-        optimizer wants to know what a sync changed (LoRDO), one that missed the last round also receives
-        the parameters from which that started.
+        optimizer wants to know what a sync changed (`Refreshing`), one that missed the last round also
+        receives the parameters from which that started.
         """
         params = checkpoint.load_params()
         state = checkpoint.state

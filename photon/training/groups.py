@@ -23,7 +23,7 @@ RECEIVED = "received"
 
 @runtime_checkable
 class Refreshing(Protocol):
-    """An optimizer that looks at what a sync changed, as `photon.optim.LoRDO` does."""
+    """An optimizer that looks at what a sync changed, as `photon.optim.LoRDO` and `RefreshedAdamW` do."""
 
     def refresh(self, pseudo_gradient: Mapping[Tensor, Tensor]) -> None:
         """Take parameter → value at the last sync minus value now."""

@@ -34,9 +34,12 @@ PLAIN = (
 
 
 def by_hand(
-    config: RunConfig, data: Path, periods: dict[str, int], *, reset: bool = False
+    config: RunConfig, data: Path, periods: dict[str, int], *, reset: bool = False, refresh: bool = False
 ) -> dict[str, torch.Tensor]:
-    """Local AdamW loops; after a step whatever is due is averaged over them, or all state is forgotten."""
+    """Local AdamW loops; after a step whatever is due is averaged over them, or all state is forgotten.
+
+    With ``refresh`` the first moments are set from what a round has changed.
+    """
     torch.set_num_threads(1)
     prepared = PreparedData.open(data)
     models, optimizers, streams = [], [], []
@@ -54,6 +57,7 @@ def by_hand(
         )
         windows = prepared.windows(silo, "train")
         streams.append(WindowStream([windows], stream_seed(config.seed, [silo])))
+    before = [parameter.detach().clone() for parameter in models[0].parameters()]
     for step in range(1, config.total_steps + 1):
         for model, optimizer, stream in zip(models, optimizers, streams, strict=True):
             optimizer.zero_grad()
@@ -66,6 +70,15 @@ def by_hand(
         if reset and step % periods["params"] == 0:
             for optimizer in optimizers:
                 optimizer.state.clear()
+        if refresh and step % periods["params"] == 0:
+            travelled = periods["params"] * config.model.recipe.learning_rate
+            for model, optimizer in zip(models, optimizers, strict=True):
+                for old, parameter in zip(before, model.parameters(), strict=True):
+                    state = optimizer.state[parameter]
+                    velocity = (old - parameter.detach()) / travelled
+                    corrected = (state["exp_avg_sq"] / (1 - 0.95**step)).sqrt() + EPS
+                    state["exp_avg"].copy_(velocity * corrected * (1 - 0.9**step))
+            before = [parameter.detach().clone() for parameter in models[0].parameters()]
     return {name: parameter.detach() for name, parameter in models[0].named_parameters()}
 
 
@@ -131,6 +144,28 @@ def test_states_zeroed_at_every_sync_are_the_reset_baseline(
     run_small(*chosen)
     expected = by_hand(small_config(*chosen), corpus, {"params": 4}, reset=True)
     _assert_trained(tmp_path, expected)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "periods"),
+    [
+        (["strategy=photon"], {"params": 4}),
+        (["strategy=desloc", "~strategy.sync.exp_avg"], {"params": 4, "exp_avg_sq": 24}),
+    ],
+)
+def test_first_moments_are_read_from_the_pseudo_gradient(
+    overrides: list[str],
+    periods: dict[str, int],
+    run_small: Run,
+    small_config: Make,
+    corpus: Path,
+    tmp_path: Path,
+) -> None:
+    chosen = ("optimizer=refreshed-adamw", *overrides, *PLAIN, "rounds=7")
+    run_small(*chosen)
+    _assert_trained(tmp_path, by_hand(small_config(*chosen), corpus, periods, refresh=True))
+    with pytest.raises(AssertionError):
+        _assert_trained(tmp_path, by_hand(small_config(*chosen), corpus, periods))
 
 
 def test_momentum_sgd_that_averages_after_every_step_is_one_large_batch(
