@@ -156,15 +156,17 @@ class WorldLM(Photon):
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> Mapping[str, StateGroups]:
-        """Send the backbone and the node's key layers, or where those stay apart the backbone alone.
+        """Send the backbone and the node's key layers, or with ``up="none"`` the backbone alone.
 
+        Where children's key layers come up, the node's own go down even if nobody takes them up: an update is
+        told as the difference to what was received.
         A participant that was not in the last round may be new or have lost its own, so it is sent both.
         """
         params, state = checkpoint.load_params(), checkpoint.state
         parts = self.layers.split(params)
         everything: StateGroups = {"params": params}
         usual: StateGroups = everything
-        if self.layers.down == "none":
+        if self.up == "none":
             usual = {"params": _only(params, parts.backbone)}
         orders: dict[str, StateGroups] = {}
         routes = self._routes(checkpoint, parts)

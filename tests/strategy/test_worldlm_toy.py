@@ -14,8 +14,14 @@ from photon.federation.run import prepare_run, run_inprocess
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEF"
 TREE = "federation.tree={north: [a, b], south: [c, d]}"
-FEDAVG = ["strategy=photon", "strategy.weighting=uniform", "strategy.local_state=reset"]
 LENGTH = 33
+WORLD = [TREE, "strategy.residuals.n_res=0", "strategy.local_state=reset", "strategy.key_fraction=0.5"]
+METHODS = {
+    "worldlm": ["strategy=worldlm", *WORLD],
+    "fedper": ["strategy=fedper", *WORLD],
+    "local": ["strategy=local", TREE, "strategy.local_state=reset"],
+    "fedavg": ["strategy=photon", "strategy.weighting=uniform", "strategy.local_state=reset"],
+}
 
 
 def sources() -> dict[str, np.ndarray]:
@@ -57,17 +63,23 @@ def perplexity(data: Path, run_dir: Path, *overrides: str) -> float:
             "model.architecture.n_embd=48",
             "model.architecture.n_head=4",
             f"model.sequence_length={LENGTH}",
+            # As torch and GPT-2 have them. With those of Photon's presets, which learn quicker, 256 sequences
+            # are learnt by heart within 24 rounds.
+            "model.architecture.initializer_range=0.02",
+            "optimizer.lr=0.002",
+            "optimizer.betas=[0.9,0.999]",
+            "optimizer.weight_decay=0.01",
             "federation=inprocess",
             "data=prepared",
             f"data.path={data}",
             "cohort=null",
-            "rounds=12",
+            "rounds=24",
             "local_steps=20",
             "schedule=constant",
             "training.batch_size=32",
             "training.threads=1",
             "training.precision=fp32",
-            "evaluation.every=12",
+            "evaluation.every=24",
             "telemetry.display=none",
             "telemetry.report=false",
             "telemetry.export=false",
@@ -82,12 +94,16 @@ def perplexity(data: Path, run_dir: Path, *overrides: str) -> float:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_with_little_text_worldlm_is_better_than_fedavg_and_fedper(tmp_path: Path) -> None:
-    """The text is seen 30 times over, so that a leaf alone would learn it by heart."""
-    data = write_sequences(tmp_path / "data", 256)
-    world = [TREE, "strategy.residuals.n_res=0", "strategy.local_state=reset", "strategy.key_fraction=0.5"]
-    ours = perplexity(data, tmp_path / "world", "strategy=worldlm", *world)
-    fedavg = perplexity(data, tmp_path / "fedavg", *FEDAVG)
-    fedper = perplexity(data, tmp_path / "fedper", "strategy=fedper", *world)
-    assert ours <= 0.95 * fedavg
-    assert ours <= 0.9 * fedper
+@pytest.mark.parametrize(
+    ("trained_on", "bounds"),
+    [(256, {"fedavg": 0.95, "fedper": 0.75}), (2048, {"fedavg": 0.85, "local": 1.05})],
+    ids=["seen 60 times", "seen 8 times"],
+)
+def test_worldlm_is_between_sharing_all_and_sharing_nothing_and_better(
+    tmp_path: Path, trained_on: int, bounds: dict[str, float]
+) -> None:
+    """With little text it beats both; with more, leaves are as well off alone, and WorldLM is no worse."""
+    data = write_sequences(tmp_path / "data", trained_on)
+    found = {method: perplexity(data, tmp_path / method, *METHODS[method]) for method in ("worldlm", *bounds)}
+    for method, bound in bounds.items():
+        assert found["worldlm"] <= bound * found[method], found
