@@ -283,7 +283,7 @@ class Member:
         if self._unseen:
             shapes = work.shapes_for(self._above, self.described.vocab_size)
         else:
-            shapes = work.expected_shapes(self._site, self._above, states=False)
+            shapes = work.expected_shapes(self._site, self._above)
         if message_type == "train":
             order = unpack(content, TrainOrder)
             if order.due != ["params"]:

@@ -86,7 +86,7 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     work.check_order(order, site, config)  # before any tensor is read
     link = SiloLink(site.store, site.state)
-    shapes = work.expected_shapes(site, config, states=order.local_state == "sync")
+    shapes = work.expected_shapes(site, config, order.local_state)
     received = link.receive(content, shapes)
     groups, report = work.train(order, dense_groups(received), site, config)
     kept = None
@@ -103,7 +103,7 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
     work.check_evaluation(order, site, config)
-    shapes = work.expected_shapes(site, config, states=False)
+    shapes = work.expected_shapes(site, config)
     received = SiloLink(site.store, site.state).receive(content, shapes)
     return RecordDict({BODY: pack(work.evaluate(order, dense_groups(received), site, config))})
 

@@ -44,7 +44,7 @@ from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.memory import LARGE_BYTES, release_freed
 from photon.state.silo import SiloState, SiloStore
-from photon.strategy.base import Strategy, sparse_training
+from photon.strategy.base import LocalState, Strategy, sparse_training
 from photon.strategy.key_layers import INITIAL, PERSONAL, KeyLayers, key_layers, unpack_residuals
 from photon.strategy.sparse import prunable
 from photon.training.batch_probe import find_micro_batch_size
@@ -196,24 +196,30 @@ def check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) ->
     site.policy.check_run(order.silo, config, site.prepared().manifest.vocab_size)
 
 
-def expected_shapes(site: SiloSite, config: RunConfig, *, states: bool) -> Shapes:
-    """Return the shapes of what an order may bring: the parameters, and states of the local optimizer."""
-    return _expected_shapes(config.text, site.prepared().manifest.vocab_size, states)
+def expected_shapes(site: SiloSite, config: RunConfig, local_state: LocalState = "reset") -> Shapes:
+    """Return the shapes of what an order may bring: parameters, and what the local optimizer needs.
+
+    Its states come where ``local_state`` is ``"sync"``, and unless it is ``"reset"`` the parameters that the
+    last round began with, if the optimizer is `Refreshing`.
+    """
+    return _expected_shapes(config.text, site.prepared().manifest.vocab_size, local_state)
 
 
 def shapes_for(config: RunConfig, vocab_size: int) -> Shapes:
     """Return the shapes of the parameters that an order may bring, for a node without text of its own."""
-    return _expected_shapes(config.text, vocab_size, False)
+    return _expected_shapes(config.text, vocab_size, "reset")
 
 
 @lru_cache(maxsize=2)
-def _expected_shapes(config_text: str, vocab_size: int, states: bool) -> Shapes:
+def _expected_shapes(config_text: str, vocab_size: int, local_state: LocalState) -> Shapes:
     config = parse(config_text)
     model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
     params = {name: parameter.shape for name, parameter in model.named_parameters()}
     expected: dict[str, Mapping[str, torch.Size]] = {"params": params}
-    if states:
-        expected |= {**state_shapes(config.optimizer.as_mapping(), params), RECEIVED: params}
+    if local_state == "sync":
+        expected |= state_shapes(config.optimizer.as_mapping(), params)
+    if local_state != "reset" and _refreshes(config):
+        expected[RECEIVED] = params
     strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
     return {**expected, **strategy.optional_groups(params)}
 
@@ -442,8 +448,11 @@ def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: Ru
     """Return what is kept beside the local optimizer's state groups, for the next sync."""
     if order.due_params is not None and key_layers(config) is None:
         return {"params": dict(trained), RECEIVED: dict(known)}
-    refreshing = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
-    return {RECEIVED: dict(known)} if refreshing else {}
+    return {RECEIVED: dict(known)} if _refreshes(config) else {}
+
+
+def _refreshes(config: RunConfig) -> bool:
+    return issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
 
 
 def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tensors:

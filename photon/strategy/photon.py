@@ -109,7 +109,7 @@ class Photon(Strategy):
         for participant in cohort:
             last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
             missing = {group for group, at in state.averaged_rounds.items() if last <= at}
-            if self.refreshes and last < state.round:
+            if self.refreshes and self.local_state != "reset" and last < state.round:
                 missing.add(RECEIVED)
             groups = frozenset(missing)
             if groups not in sent:

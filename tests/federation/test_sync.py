@@ -314,9 +314,16 @@ def test_an_absent_silo_receives_the_averages_and_a_new_one_the_step_count(
     assert state.scalars["step"] == 4 * joined
 
 
-@pytest.mark.parametrize("strategy", ["local-adam", "desloc"])
-def test_a_resumed_run_averages_as_an_uninterrupted_one(run_small: Run, strategy: str) -> None:
-    chosen = (f"strategy={strategy}", "strategy.sync={exp_avg: 8, exp_avg_sq: 12}", "cohort=2")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("strategy=local-adam", "strategy.sync={exp_avg: 8, exp_avg_sq: 12}"),
+        ("strategy=desloc", "strategy.sync={exp_avg: 8, exp_avg_sq: 12}"),
+        ("strategy=photon", "optimizer=refreshed-adamw"),
+    ],
+)
+def test_a_resumed_run_averages_as_an_uninterrupted_one(run_small: Run, overrides: tuple[str, ...]) -> None:
+    chosen = (*overrides, "cohort=2")
     whole = run_small(*chosen, "rounds=6", name="whole")
     interrupted(run_small, *chosen)
     assert (
