@@ -7,7 +7,6 @@ Nothing is changed on either side but an empty file that is written to the state
 import datetime
 import importlib.metadata
 import math
-import os
 import shutil
 import socket
 import ssl
@@ -405,13 +404,12 @@ def _state_bytes(silo: Silo) -> int:
 def _device(silo: Silo) -> Iterator[Finding]:
     import torch
 
-    from photon.training.hardware import resolve_device
+    from photon.training.hardware import resolve_device, usable_cores
 
     training = silo.here[1].training
     device = resolve_device(training.device)
     if device.type == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        yield Finding("device", "ok", f"CPU, {cores} cores")
+        yield Finding("device", "ok", f"CPU, {usable_cores()} cores")
         return
     count = torch.cuda.device_count()
     wanted = max(training.processes, (device.index or 0) + 1)

@@ -5,7 +5,6 @@ starts a SuperLink of its own, with its own home and port, follows the run's eve
 status, and stops everything it started.
 """
 
-import os
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -28,6 +27,7 @@ from photon.federation.processes import (
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import RunInterrupted
 from photon.telemetry.log import EventLog, read_events
+from photon.training.hardware import usable_cores
 
 CONNECTION = "photon"
 
@@ -123,7 +123,7 @@ class Simulation:
 
     def _resources(self) -> str:
         federation = self._config.federation
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = usable_cores()
         return (
             f"num-supernodes={federation.clients_in_parallel} "
             f"client-resources-num-cpus={max(1, cores // federation.clients_in_parallel)} "

@@ -25,10 +25,14 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use: all, where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def use_threads(threads: int | None, processes: int) -> None:
     """Use ``threads`` CPU threads here; None: a share of the cores."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // processes))
+    torch.set_num_threads(threads or max(1, usable_cores() // processes))
 
 
 def device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
