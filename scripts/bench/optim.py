@@ -4,7 +4,8 @@
 
 The parameters have the shapes of photon-125m with fewer layers and a smaller vocabulary. Ratios are those of
 rates: 0.87 means that a step takes 1.15 times as long. LoRDO finds its bases anew once in --period
-steps: every turn does it for the matrices that its share of the period comes to.
+steps: every turn does it for the matrices that its share of the period comes to. RefreshedAdamW is told of a
+sync in every turn in which a period ends: with --steps of a period, in each.
 
 Photon lets waiting threads sleep, which has to be said before torch is imported. On a busy machine
 threads that spin make every small operation slow, and an update in blocks has many of them.
@@ -18,7 +19,7 @@ import torch
 from common import Report, interleave, parser
 from torch import nn
 
-from photon.optim import ADOPT, QHADOPT, LoRDO, MuonAdamW, QHAdamW
+from photon.optim import ADOPT, QHADOPT, LoRDO, MuonAdamW, QHAdamW, RefreshedAdamW
 
 REFERENCE = "AdamW, foreach"
 Named = list[tuple[str, nn.Parameter]]
@@ -34,6 +35,7 @@ def main() -> None:
         "QHAdamW": QHAdamW,
         "QHAdamW, two momenta": lambda p: QHAdamW(p, betas=(0.9, 0.999, 0.999), weights=(0.05, 0.9)),
         "QHADOPT": QHADOPT,
+        "RefreshedAdamW": RefreshedAdamW,
         "MuonAdamW": MuonAdamW,
         "LoRDO": lambda p: LoRDO(p, rank=arguments.rank),
         "LoRDO, full-rank term off": lambda p: LoRDO(p, rank=arguments.rank, weight=1.0),
@@ -71,6 +73,8 @@ def turn(make: Callable[[Named], torch.optim.Optimizer], arguments: argparse.Nam
             )
             chosen = [matrices[index % len(matrices)] for index in due]
             optimizer.refresh({one: one.grad for one in chosen if one.grad is not None})
+        elif isinstance(optimizer, RefreshedAdamW) and (number + 1) * arguments.steps % arguments.period == 0:
+            optimizer.refresh({one: one.grad for _, one in named if one.grad is not None})
 
     return run
 
