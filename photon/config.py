@@ -727,6 +727,9 @@ def explain_hydra_error(error: Exception) -> str:
     text = "\n".join(messages)
     if match := re.search(r"Could not override '([^']+)'", text):
         key = match[1]
+        if others := sorted(option.stem for option, keys in _option_keys() if key in keys):
+            group = key.partition(".")[0]
+            return f"{key}: not a key of this {group}; those that have it: {', '.join(others)}"
         return f"{key}: unknown key{nearest(key, _default_keys())}"
     if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
@@ -739,15 +742,11 @@ def _default_keys() -> set[str]:
     """Return every dotted key of the default configuration, of the groups' options, and of the schema."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import DictConfig
 
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         default = hydra_compose("config")
-    keys = set(known_keys())
-    for option in conf_dir().glob("*/*.yaml"):
-        loaded = OmegaConf.load(option)
-        if isinstance(loaded, DictConfig):
-            keys |= {f"{option.parent.name}.{key}" for key in map(str, loaded) if key != "defaults"}
+    keys = set(known_keys()).union(*(keys for _, keys in _option_keys()))
 
     def walk(node: DictConfig, prefix: str) -> None:
         for key in map(str, node):
@@ -757,6 +756,13 @@ def _default_keys() -> set[str]:
 
     walk(default, "")
     return {key for key in keys if not key.endswith("_target_")}
+
+
+def _option_keys() -> Iterator[tuple[Path, set[str]]]:
+    """Yield every option of every group, and the dotted keys that its file gives."""
+    for option in conf_dir().glob("*/*.yaml"):
+        loaded = yaml.safe_load(option.read_text()) or {}
+        yield option, {f"{option.parent.name}.{key}" for key in loaded if key != "defaults"}
 
 
 def explain_validation(error: ValidationError, known: Collection[str]) -> str:

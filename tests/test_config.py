@@ -34,6 +34,10 @@ from photon.federation.run import settings_from
         ("schedule._target_=subprocess.Popen", "is not a schedule"),
         ("optimizer._target_=torch.optim.AdamWW", "cannot import 'torch.optim.AdamWW'"),
         ("outer.momentun=0.9", "did you mean 'outer.momentum'"),
+        (
+            "strategy.sparsity=0.9",
+            r"not a key of this strategy; those that have it: flash, sparsyfed, topk, zerofl$",
+        ),
         ("training.micro_batch_size=3", "does not divide training.batch_size=4"),
         ("training.processes=3", "does not divide training.batch_size=4"),
         ("training.precision=fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
