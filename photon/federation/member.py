@@ -57,6 +57,8 @@ from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.strategy.base import Strategy, strategy_of
+from photon.strategy.centralized import Centralized
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
 from photon.training.schedule import resolve_schedule
@@ -656,7 +658,7 @@ def check_nodes(config: RunConfig) -> None:
     Raises
     ------
     PhotonError
-        For an unknown key, option or value.
+        For an unknown key, option or value, or a strategy that needs silos in the place of federations.
     """
     root = config.federation.root
     for node in [] if root is None else root.walk():
@@ -665,13 +667,29 @@ def check_nodes(config: RunConfig) -> None:
             if node.privacy is not None and border_privacy(config, node).clip_norm is None:
                 raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
             alone = config.federation.model_copy(update={"tree": None})
-            parse(config.model_copy(update={**sections, "federation": alone}).text)
+            rules = parse(config.model_copy(update={**sections, "federation": alone}).text)
+            inner = next((child for child in node.children if not child.is_silo), None)
+            if inner is not None:
+                _check_over_federations(strategy_of(rules), inner)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
             raise PhotonError(f"federation.tree: {node.name}: {key}: {problem['msg']}") from error
         except PhotonError as error:
             raise PhotonError(f"federation.tree: {node.name}: {error}") from error
+
+
+def _check_over_federations(strategy: Strategy, child: TreeNode) -> None:
+    if strategy.local_state == "sync":
+        raise PhotonError(
+            f"strategy.local_state=sync: {child.name} is a federation, which has no states of a local "
+            "optimizer; use a strategy that averages parameters alone"
+        )
+    if isinstance(strategy, Centralized):
+        raise PhotonError(
+            f"strategy=centralized pools the text of silos, and {child.name} is a federation; leave out "
+            "federation.tree"
+        )
 
 
 def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:

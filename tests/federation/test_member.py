@@ -279,6 +279,20 @@ def test_rules_that_cannot_be_are_refused_before_anything_starts(
         config("run", f"federation.tree={{north: {north}, south: [c]}}", "strategy=worldlm")
 
 
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        ("local-adam", "local_state=sync: north is a federation"),
+        ("centralized", "north is a federation; leave"),
+    ],
+)
+def test_strategies_that_need_silos_are_refused_over_federations(
+    config: Callable[..., RunConfig], strategy: str, message: str
+) -> None:
+    with pytest.raises(PhotonError, match=message):
+        config("run", "federation.tree={north: [a], south: [c]}", f"strategy={strategy}")
+
+
 def test_noise_at_a_border_is_that_of_the_border_alone(train: Callable[..., Path]) -> None:
     """What north sends is clipped to its bound; within north nothing is."""
     bound = 1e-3
