@@ -49,7 +49,8 @@ def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> N
     known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     for name, value in arguments.items():
         if name not in known:
-            raise PhotonError(f"{where}.{name}: unknown key{nearest(name, known)}")
+            hint = nearest(name, known) or f"; {factory.__name__} takes {', '.join(sorted(known)) or 'none'}"
+            raise PhotonError(f"{where}.{name}: unknown key{hint}")
         if (adapter := _adapter(factory, name)) is not None:
             _check_value(adapter, value, f"{where}.{name}")
 
@@ -70,7 +71,8 @@ def _check_value(adapter: TypeAdapter[Any], value: Any, where: str) -> None:
     try:
         adapter.validate_python(value)
     except ValidationError as error:
-        problem = error.errors()[0]["msg"]
+        first = error.errors()[0]
+        problem = "too few values" if first["type"] == "missing" else first["msg"].replace("tuple", "list")
         raise PhotonError(f"{where}={value!r}: {problem[0].lower()}{problem[1:]}") from error
 
 

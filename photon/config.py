@@ -120,7 +120,7 @@ class TrainingSection(Section):
     )
     compile: bool = Field(description="Use torch.compile.")
     activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
-    threads: int | None = Field(ge=1, description="CPU threads; null: a fair share of the cores.")
+    threads: int | None = Field(ge=1, le=1024, description="CPU threads; null: a fair share of the cores.")
     device: str = Field(description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(ge=1, description="Devices of one silo that train together.")
     parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
@@ -373,7 +373,7 @@ class RunConfig(Section):
     run_dir: str | None = Field(
         description="Folder of the run; null: a new one in runs/, or for `flwr run` in runs/ of $PHOTON_HOME."
     )
-    seed: int = Field(ge=0, description="Seed of initial weights, cohorts and data order.")
+    seed: int = Field(ge=0, lt=2**63, description="Seed of initial weights, cohorts and data order.")
     rounds: int = Field(ge=1, description="Rounds to train.")
     local_steps: int = Field(ge=1, description="Local steps of each client in a round (H).")
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
@@ -425,7 +425,7 @@ class RunConfig(Section):
             )
         if self.switch is not None:
             if self.federation.tree is not None:
-                raise ValueError("switch: a tree of federations trains without one; set switch=null")
+                raise ValueError("switch: a tree of federations trains without one; leave it out")
             before = self.switch.local_steps or self.local_steps
             if self.switch.step % before:
                 raise ValueError(
@@ -528,10 +528,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     from omegaconf.errors import OmegaConfBaseException
 
     for override in overrides:
-        if override.startswith("-"):
-            raise PhotonError(
-                f"{override}: no such option; overrides look like key=value, see `photon train --help`"
-            )
+        _check_override(override)
     GlobalHydra.instance().clear()
     _register_resolvers()
     try:
@@ -542,11 +539,38 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     return validate(resolved(composed))
 
 
+def _check_override(override: str) -> None:
+    """Check that an override can be read and is one; Hydra's own words for it help nobody."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if override.startswith("-"):
+        raise PhotonError(
+            f"{override}: no such option; overrides look like key=value, see `photon train --help`"
+        )
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise PhotonError(
+            f"{override!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or other signs "
+            "needs quotes of its own, as in run_dir='\"a=b\"'"
+        ) from error
+    if parsed.is_sweep_override():
+        raise PhotonError(f"{override}: several values make a sweep; add -m, or write a list as [a,b]")
+    group, value = parsed.key_or_group, parsed.value()
+    if not group or (_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
+        raise PhotonError(_no_option(group, "null" if value is None else value))
+
+
 def _register_resolvers() -> None:
     """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own."""
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("times", lambda factor, value: int(factor) * int(value), replace=True)
+    def times(factor: int, value: Any) -> Any:
+        # What is no number is told of where it comes from.
+        return factor * value if type(value) is int else value
+
+    OmegaConf.register_new_resolver("times", times, replace=True)
 
 
 def split_overrides(text: str) -> list[str]:
@@ -633,9 +657,9 @@ def validate(values: Any) -> RunConfig:
         raise PhotonError(explain_validation(error, set(known_keys()))) from error
     for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
-    for where, codecs in (("link.up", config.link.up), ("link.down", config.link.down)):
-        for codec in codecs:
-            _check_component(codec, where)
+    for where in ("up", "down", "states"):
+        for codec in getattr(config.link, where):
+            _check_component(codec, f"link.{where}")
     _try_components(config)
     return config
 
@@ -645,6 +669,7 @@ def _try_components(config: RunConfig) -> None:
     import torch
 
     from photon.components import build
+    from photon.link.chains import change_chain, down_chains, up_chains
     from photon.training.schedule import build_schedule
     from photon.training.switch import check_switch
 
@@ -652,6 +677,8 @@ def _try_components(config: RunConfig) -> None:
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [torch.nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
+        chains(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(
@@ -726,16 +753,32 @@ def explain_hydra_error(error: Exception) -> str:
         messages.append(str(cause))
     text = "\n".join(messages)
     if match := re.search(r"Could not override '([^']+)'", text):
-        key = match[1]
-        if others := sorted(option.stem for option, keys in _option_keys() if key in keys):
-            group = key.partition(".")[0]
-            return f"{key}: not a key of this {group}; those that have it: {', '.join(others)}"
-        return f"{key}: unknown key{nearest(key, _default_keys())}"
+        return _unknown_key(match[1])
     if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
-        options = sorted(file.stem for file in (conf_dir() / group).glob("*.yaml"))
-        return f"{group}={option}: no such option{nearest(option, options)} (there are: {', '.join(options)})"
+        return _no_option(group, option)
     return f"config: {_first_line(error)}"
+
+
+def _options(group: str) -> list[str]:
+    """Return the options of a group of ``conf/``."""
+    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")) if group else []
+
+
+def _no_option(group: str, option: Any) -> str:
+    options = _options(group)
+    there_are = f" (there are: {', '.join(options)})" if options else ""
+    return f"{group}={option}: no such option{nearest(str(option), options)}{there_are}"
+
+
+def _unknown_key(key: str) -> str:
+    """Return one line for a key that the composed configuration does not have."""
+    group = key.partition(".")[0]
+    having = sorted(one.stem for one, keys in _option_keys() if one.parent.name == group and key in keys)
+    if having:
+        return f"{key}: not a key of this {group}; those that have it: {', '.join(having)}"
+    others = {one for one in _default_keys() if not f"{key}.".startswith(f"{one}.")}
+    return f"{key}: unknown key{nearest(key, others)}"
 
 
 def _default_keys() -> set[str]:
@@ -761,24 +804,43 @@ def _default_keys() -> set[str]:
 def _option_keys() -> Iterator[tuple[Path, set[str]]]:
     """Yield every option of every group, and the dotted keys that its file gives."""
     for option in conf_dir().glob("*/*.yaml"):
-        loaded = yaml.safe_load(option.read_text()) or {}
-        yield option, {f"{option.parent.name}.{key}" for key in loaded if key != "defaults"}
+        text = option.read_text()
+        values = {key: value for key, value in (yaml.safe_load(text) or {}).items() if key != "defaults"}
+        yield option, set(_dotted(values, "" if "@package _global_" in text else f"{option.parent.name}."))
+
+
+def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+#: How pydantic names the alternatives of a union.
+_ALTERNATIVE = r"(int|float|str|bool)|(literal|dict|list)\[.*\]"
 
 
 def explain_validation(error: ValidationError, known: Collection[str]) -> str:
     """Return one line for a value that does not fit its schema, whose keys are ``known``."""
-    problems = []
+    problems: dict[str, list[str]] = {}
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
+        # The alternatives of a key, such as a number or `auto`, are no part of its name.
+        where = ".".join(part for part in map(str, item["loc"]) if not re.fullmatch(_ALTERNATIVE, part))
         if item["type"] == "extra_forbidden":
-            problems.append(f"{where}: unknown key{nearest(where, known)}")
+            problems[f"{where}: unknown key{nearest(where, known)}"] = []
         elif item["type"] == "missing":
-            problems.append(f"{where}: missing; every key has a default in conf/, so remove the deletion")
+            problems[f"{where}: missing; every key has a default in conf/, so remove the deletion"] = []
         elif item["type"] == "value_error":
-            problems.append(str(item["ctx"]["error"]))
+            problems[str(item["ctx"]["error"])] = []
         else:
-            problems.append(f"{where}={item['input']!r}: {item['msg'][0].lower()}{item['msg'][1:]}")
-    return "; ".join(dict.fromkeys(problems))
+            told = f"{item['msg'][0].lower()}{item['msg'][1:]}"
+            problems.setdefault(f"{where}={item['input']!r}: ", []).append(told)
+    return "; ".join(
+        what + " or ".join([told[0], *(one.removeprefix("input should be ") for one in told[1:])])
+        if told
+        else what
+        for what, told in problems.items()
+    )
 
 
 def _first_line(error: Exception) -> str:

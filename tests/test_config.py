@@ -30,6 +30,9 @@ from photon.federation.run import settings_from
         ("optimizer.lr=nan", "not a finite number"),
         ("optimizer._target_=os.system", "optimizer._target_=os.system is not a torch.optim.Optimizer"),
         ("+link.up=[{_target_: os.system, command: id}]", "is not a codec"),
+        ("link.states=[{_target_: os.system, command: id}]", "link.states._target_=os.system is not a codec"),
+        ("link.up=[{_target_: photon.link.codecs.Int, bits: 3}]", "bits=3: expected 4 or 8"),
+        ("link.states=[{_target_: photon.link.codecs.Cast, dtype: f12}]", "expected bfloat16 or float16"),
         ("strategy._target_=subprocess.Popen", "is not a photon Strategy"),
         ("schedule._target_=subprocess.Popen", "is not a schedule"),
         ("optimizer._target_=torch.optim.AdamWW", "cannot import 'torch.optim.AdamWW'"),
@@ -44,7 +47,20 @@ from photon.federation.run import settings_from
         ("schedule.warmup_steps=100000", "must lie between 0 and schedule.steps"),
         ("data=prepared", "data.path is not set"),
         ("federation.quorum=9", "larger than cohort=3"),
-        ("rounds", "rounds"),
+        ("rounds", "'rounds': cannot be read; overrides look like KEY=VALUE"),
+        ("rounds=[1,2", "cannot be read; overrides look like KEY=VALUE"),
+        ("rounds=1,2", "several values make a sweep; add -m"),
+        ("=3", "no such option"),
+        ("strategy=null", r"strategy=null: no such option \(there are: centralized"),
+        ("model=3", r"model=3: no such option \(there are: custom"),
+        ("hydra/launcher=foo", "hydra/launcher=foo: no such option$"),
+        ("outer.foo=1", r"did you mean 'outer\.\w+'"),
+        ("strategy.fragments=4",),
+        ("training.micro_batch_size=foo", "^training.micro_batch_size='foo': [a-z ]+ integer or 'auto'$"),
+        ("optimizer._target_=torch.optim.SGD", "optimizer.betas: unknown key; SGD takes .*momentum"),
+        ("optimizer.betas=[0.9]", "too few values"),
+        ("seed=99999999999999999999", "seed=99999999999999999999: input should be less than"),
+        ("training.threads=100000", "less than or equal to 1024"),
         ("--rounds=3", "no such option"),
         ("cohort=[1,2]", "cohort"),
     ],
@@ -64,6 +80,11 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     for option in options:
         # Recipes with long warm-ups need a run to match.
         compose([f"{group}={option}", "rounds=100"])
+
+
+def test_a_wrong_number_that_a_period_is_made_of_is_told_where_it_was_given() -> None:
+    with pytest.raises(PhotonError, match=r"^local_steps=1000\.0: input should be a valid integer"):
+        compose(["strategy=desloc", "local_steps=1e3"])
 
 
 def test_a_strategy_may_bring_its_outer_optimizer_and_still_be_overridden() -> None:

@@ -47,7 +47,7 @@ class NodeSettings(BaseModel):
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
     processes: int | None = Field(None, ge=1, description="Devices that train together.")
     parallel: Literal["ddp", "fsdp"] | None = Field(None, description="How they share the work.")
-    threads: int | None = Field(None, ge=1, description="CPU threads.")
+    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads.")
     micro_batch_size: int | Literal["auto"] | None = Field(
         None, description="Sequences per forward pass; auto: probe."
     )
