@@ -211,9 +211,9 @@ class FederationSection(Section):
         "null: Flower's default one."
     )
 
-    @field_validator("tree", mode="after")
+    @field_validator("tree", mode="before")
     @classmethod
-    def _read_tree(cls, tree: dict[str, Any] | str | None) -> dict[str, Any] | None:
+    def _read_tree(cls, tree: object) -> dict[str, Any] | None:
         if isinstance(tree, str):
             tree = _tree_file(Path(tree))
         return None if tree is None else plain_tree(read_tree(tree))

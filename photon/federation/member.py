@@ -57,7 +57,7 @@ from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
-from photon.strategy.base import Strategy, strategy_of
+from photon.strategy.base import strategy_of
 from photon.strategy.centralized import Centralized
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
@@ -658,7 +658,7 @@ def check_nodes(config: RunConfig) -> None:
     Raises
     ------
     PhotonError
-        For an unknown key, option or value, or a strategy that needs silos in the place of federations.
+        For an unknown key, option or value, or what needs silos in the place of federations.
     """
     root = config.federation.root
     for node in [] if root is None else root.walk():
@@ -670,7 +670,7 @@ def check_nodes(config: RunConfig) -> None:
             rules = parse(config.model_copy(update={**sections, "federation": alone}).text)
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
-                _check_over_federations(strategy_of(rules), inner)
+                _check_over_federations(rules, inner)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
@@ -679,7 +679,13 @@ def check_nodes(config: RunConfig) -> None:
             raise PhotonError(f"federation.tree: {node.name}: {error}") from error
 
 
-def _check_over_federations(strategy: Strategy, child: TreeNode) -> None:
+def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
+    strategy = strategy_of(rules)
+    if rules.link.down_of == "update":
+        raise PhotonError(
+            f"link.down_of=update: {child.name} is a federation, to which parameters do not travel as a "
+            "change; set link.down_of=parameters"
+        )
     if strategy.local_state == "sync":
         raise PhotonError(
             f"strategy.local_state=sync: {child.name} is a federation, which has no states of a local "

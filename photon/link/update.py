@@ -151,14 +151,11 @@ def codings_of(reply: PackedGroups) -> str:
 
 
 def with_codings(payloads: Groups, codings: str) -> PackedGroups:
-    """Return the encoded reply that a silo has kept."""
-    entries = json.loads(codings)
+    """Return the encoded reply that a silo has kept; a group without tensors is in ``codings`` alone."""
     return {
         group: {
-            name: Packed(
-                data, Coding.model_validate(entries[group][name]) if name in entries[group] else None
-            )
-            for name, data in tensors.items()
+            name: Packed(data, Coding.model_validate(coded[name]) if name in coded else None)
+            for name, data in payloads.get(group, {}).items()
         }
-        for group, tensors in payloads.items()
+        for group, coded in json.loads(codings).items()
     }

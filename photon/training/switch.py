@@ -93,7 +93,7 @@ def check_switch(switch: SwitchSection, optimizer: Mapping[str, Any]) -> None:
         if group not in moments:
             raise PhotonError(
                 f"switch.zero: {group} is no moment of the local optimizer{nearest(group, moments)}; "
-                f"there are {', '.join(moments)}"
+                f"there are {', '.join(moments) or 'none'}"
             )
     corrected = {group for group in moments if group.startswith("exp_avg")}
     if switch.reset_step and (missing := sorted(corrected - set(switch.zero))):

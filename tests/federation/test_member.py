@@ -280,17 +280,18 @@ def test_rules_that_cannot_be_are_refused_before_anything_starts(
 
 
 @pytest.mark.parametrize(
-    ("strategy", "message"),
+    ("overrides", "message"),
     [
-        ("local-adam", "local_state=sync: north is a federation"),
-        ("centralized", "north is a federation; leave"),
+        (["strategy=local-adam"], "local_state=sync: north is a federation"),
+        (["strategy=centralized"], "north is a federation; leave"),
+        (["link.up_of=update", "link.down_of=update"], "north is a federation, to which"),
     ],
 )
-def test_strategies_that_need_silos_are_refused_over_federations(
-    config: Callable[..., RunConfig], strategy: str, message: str
+def test_what_needs_silos_is_refused_over_federations(
+    config: Callable[..., RunConfig], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(PhotonError, match=message):
-        config("run", "federation.tree={north: [a], south: [c]}", f"strategy={strategy}")
+        config("run", "federation.tree={north: [a], south: [c]}", *overrides)
 
 
 def test_noise_at_a_border_is_that_of_the_border_alone(train: Callable[..., Path]) -> None:

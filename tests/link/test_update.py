@@ -79,6 +79,12 @@ def test_a_kept_reply_is_the_reply() -> None:
         assert torch.equal(packed.data, reply["params"][name].data)
 
 
+def test_a_kept_reply_has_its_groups_without_tensors() -> None:
+    """Such as the parameters of strategy=local; a file of tensors does not hold them."""
+    reply, _ = encode_reply({"params": {}}, weights(0), section(BF16), {}, seed="")
+    assert with_codings({}, codings_of(reply)) == {"params": {}}
+
+
 def test_updates_as_they_are_train_as_parameters_do(run_small: Callable[..., dict[str, Any]]) -> None:
     parameters = run_small("cohort=2", "outer=diloco")
     updates = run_small("cohort=2", "outer=diloco", "link.up_of=update", name="updates")
