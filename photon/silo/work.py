@@ -261,7 +261,6 @@ def train(
     data = site.prepared()
     kept, state_lost = _kept_state(store, order)
     before = None if order.local_state == "reset" else kept
-    fit = _fit_here if config.training.processes == 1 else _fit_in_group
     if order.base is not None:
         groups = {**groups, "params": _changed(kept, groups["params"], order)}
     state = _state_to_start_from(before, groups, order, config)
@@ -271,15 +270,9 @@ def train(
     else:
         own = _own_layers(layers, kept, groups, order)
         params, known = own.params, groups["params"]
-    sparse = sparse_training(config)
-    if sparse is not None:
-        if config.training.processes > 1:
-            raise PhotonError("training.processes: a sparse strategy trains in one process; set it to 1")
-        names = prunable(config, data.manifest.vocab_size)
-        state = _without_absent(state, params, names)
-    fitted = fit(order, params, state, data, config, site)
-    if sparse is not None:
-        fitted = _pruned(fitted, masks_of(fitted.params, names, sparse.target(order.round), sparse.scope))
+    if sparse_training(config) is not None:
+        state = _without_absent(state, params, prunable(config, data.manifest.vocab_size))
+    fitted = _fit(order, params, state, data, config, site)
     trained = time.perf_counter()
     result = fitted.result
     due = _due_params(fitted, order)
@@ -648,13 +641,33 @@ def _reply(due: dict[str, torch.Tensor], fitted: GroupResult, order: TrainOrder)
     return {group: available[group] for group in order.due}
 
 
+def _fit(
+    order: TrainOrder,
+    params: Tensors,
+    state: OptimizerState | None,
+    data: PreparedData,
+    config: RunConfig,
+    site: SiloSite,
+) -> GroupResult:
+    """Train, here or in a group of processes, and prune what was trained if the strategy is a sparse one."""
+    sparse = sparse_training(config)
+    if config.training.processes > 1:
+        if sparse is not None:
+            raise PhotonError("training.processes: a sparse strategy trains in one process; set it to 1")
+        return _fit_in_group(order, params, state, data, config, site)
+    fitted = _fit_here(order, params, state, data, config)
+    if sparse is None:
+        return fitted
+    names = prunable(config, data.manifest.vocab_size)
+    return _pruned(fitted, masks_of(fitted.params, names, sparse.target(order.round), sparse.scope))
+
+
 def _fit_here(
     order: TrainOrder,
     params: Mapping[str, torch.Tensor],
     state: OptimizerState | None,
     data: PreparedData,
     config: RunConfig,
-    _: SiloSite,
 ) -> GroupResult:
     """Train in this process, on the workbench that it keeps."""
     bench = workbench(config, data.manifest.vocab_size)
