@@ -689,10 +689,15 @@ def _try_components(config: RunConfig) -> None:
         raise PhotonError(
             "privacy.secure_aggregation: the strategy folds more than the plain mean of the updates; use "
             "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync, or "
-            "worldlm with strategy.backbone_weights=uniform"
+            "worldlm with strategy.backbone_weights=uniform and without strategy.embeddings=trimmed"
         )
     if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
         raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
+    if config.privacy.noise_multiplier > 0 and strategy.trims:
+        raise PhotonError(
+            "privacy.noise_multiplier: with strategy.embeddings=trimmed silos tell their vocabularies, which "
+            "no noise hides; use strategy.embeddings=backbone"
+        )
     if config.switch is not None:
         check_switch(config.switch, config.optimizer.as_mapping())
     if config.federation.tree is not None and config.federation.parent is None:

@@ -10,6 +10,7 @@
 """
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -183,7 +184,7 @@ class PreparedData:
         PhotonError
             If a silo has fewer windows than there are shares.
         """
-        return _Share(self, island, islands)
+        return _share(self, island, islands)
 
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
@@ -201,6 +202,10 @@ class PreparedData:
         """Return the memory-mapped int64 counts of the silo's train tokens, (vocab_size,)."""
         self._entry(silo)
         return _load(silo_file(self.path, silo, "unigram"), (self.manifest.vocab_size,), "int64")
+
+    def vocabulary(self, silos: Sequence[str]) -> np.ndarray:
+        """Return which tokens occur in the training text of any of some silos: bool, (vocab_size,)."""
+        return np.logical_or.reduce([self.unigram(silo) > 0 for silo in silos])
 
     def verify(self) -> None:
         """Read everything: hashes, token ids below vocab_size, unigram counts equal to the train tokens.
@@ -247,6 +252,7 @@ class _Share(PreparedData):
 
     def __init__(self, whole: PreparedData, island: int, islands: int) -> None:
         self._whole = whole
+        self._unigrams: dict[str, np.ndarray] = {}
         self._dealt = slice(island - 1, None, islands)
         self._names = {f"{name}-{island}": name for name in whole.silo_names}
         silos = {share: self._entry_of(name, islands) for share, name in self._names.items()}
@@ -257,7 +263,10 @@ class _Share(PreparedData):
         return self._whole.windows(self._names[silo], split)[self._dealt]
 
     def unigram(self, silo: str) -> np.ndarray:
-        return count_tokens(self.windows(silo, "train"), self.manifest.vocab_size)
+        if silo not in self._unigrams:
+            windows = self.windows(silo, "train")
+            self._unigrams[silo] = count_tokens(windows, self.manifest.vocab_size)
+        return self._unigrams[silo]
 
     def _entry_of(self, name: str, islands: int) -> SiloEntry:
         splits: dict[str, Split] = {}
@@ -272,6 +281,12 @@ class _Share(PreparedData):
             tokens = count * self._whole.manifest.sequence_length
             splits[split] = entry.model_copy(update={"sequences": count, "tokens": tokens})
         return self._whole.manifest.silos[name].model_copy(update=splits)
+
+
+@lru_cache(maxsize=8)
+def _share(whole: PreparedData, island: int, islands: int) -> PreparedData:
+    # Kept, because a share counts its own tokens, which takes a pass over it.
+    return _Share(whole, island, islands)
 
 
 @lru_cache(maxsize=8)

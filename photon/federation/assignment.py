@@ -102,7 +102,7 @@ class Assignment(BaseModel):
         """Return a checkpoint that starts from ``params``, which are written to the disk."""
         start = run_dir / "start.safetensors"
         save_groups(start, {"params": params})
-        state = checkpoint.state.model_copy(update={"global_step": self.global_step})
+        state = checkpoint.state.model_copy(update={"global_step": self.global_step, "vocabulary": None})
         received = Received(start, self.groups_file(run_dir), self.residuals)
         return replace(checkpoint, state=state, received=received)
 

@@ -4,9 +4,11 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from photon.errors import PhotonError
 from photon.link.coding import SparseTensor
 from photon.link.messages import TrainOrder, TrainReport
 from photon.link.records import Shapes
+from photon.models.vocabulary import unpack_vocabulary
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
@@ -29,6 +31,7 @@ def problem_with(
     optional: Shapes | None = None,
     summed: Collection[str] = (),
     federation: bool = False,
+    rows: int | None = None,
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
@@ -43,8 +46,12 @@ def problem_with(
         Parameters that are masked if anything is.
     federation
         Whether it comes from a federation, whose pace and members are its own.
+    rows
+        Rows of the embedding, if the report must tell which of them were trained.
     """
     if problem := _problem_with_report(report, order, sequence_length, federation=federation):
+        return problem
+    if rows is not None and (problem := _problem_with_vocabulary(report.vocabulary, rows)):
         return problem
     extra = optional or {}
     if set(groups) - set(extra) != set(expected):
@@ -86,6 +93,16 @@ def _problem_with_report(
             return f"it reports {report.steps} steps and {report.tokens} tokens, not what was ordered"
         if report.position != order.position + order.steps * order.batch_size:
             return f"it took its text up to window {report.position}, not what was ordered"
+    return None
+
+
+def _problem_with_vocabulary(vocabulary: str | None, rows: int) -> str | None:
+    if vocabulary is None:
+        return "it tells no vocabulary; set strategy.embeddings alike at every node"
+    try:
+        unpack_vocabulary(vocabulary, rows)
+    except PhotonError as error:
+        return str(error)
     return None
 
 

@@ -46,6 +46,7 @@ from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change, subtract
 from photon.models.build import build_model, parameter_count, self_contained
 from photon.models.flops import mfu, model_flops_per_token
+from photon.models.vocabulary import joined_vocabulary, token_parameters
 from photon.state.checkpoint import (
     Checkpoint,
     CheckpointStore,
@@ -460,6 +461,7 @@ class Federation:
             sequence_length=checkpoint.state.sequence_length,
             optional=optional,
             summed=summed,
+            rows=self._rows(shapes),
         )
 
         def receive(name: str, message: Message) -> Reply | Failure:
@@ -677,6 +679,10 @@ class Federation:
             expected["params"] = {name: params[name] for name in order.due_params}
         return expected
 
+    def _rows(self, params: Mapping[str, torch.Size]) -> int | None:
+        """Return how many rows the embedding has, if silos tell which of them they train."""
+        return params[token_parameters(self.config.model)[0]][0] if self._strategy.trims else None
+
     def _is_federation(self, name: str) -> bool:
         return any(silo.federation for silo in self._roster.silos() if silo.name == name)
 
@@ -743,6 +749,7 @@ class Federation:
                 "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
                 "local_scalars": _typical_scalars(reports.values()),
                 "residuals": list(aggregate.residuals),
+                "vocabulary": _joined(before.vocabulary, reports.values()),
                 "noise": before.noise.add(
                     aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
                 ),
@@ -936,6 +943,14 @@ def _first_state(silo: SiloInfo) -> ServerState:
         sequence_length=silo.sequence_length,
         tokenizer_sha256=silo.tokenizer_sha256,
     )
+
+
+def _joined(before: str | None, reports: Collection[TrainReport]) -> str | None:
+    """Return the rows that were trained, all that reports tell of them; None: no report tells any."""
+    for report in reports:
+        if report.vocabulary is not None:
+            before = joined_vocabulary(before, report.vocabulary)
+    return before
 
 
 def _typical_scalars(reports: Collection[TrainReport]) -> dict[str, float]:

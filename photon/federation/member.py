@@ -498,6 +498,8 @@ class Member:
             return reply, None
         privacy = border_privacy(self._above, self.node)
         assert privacy.clip_norm is not None, "the configuration refuses it"
+        if privacy.noise_multiplier > 0 and strategy_of(self.config).trims:
+            raise PhotonError("privacy.noise_multiplier: no noise hides the vocabulary; see docs/worldlm.md")
         file = self._release_file(order.round)
         if not file.exists():
             generator = None
@@ -562,6 +564,7 @@ class Member:
             state_lost=lost,
             leaves=len({client.silo for client in clients}) if self._unseen else len(self.node.silos()),
             residuals=[] if self.node.privacy else self._tags(after),
+            vocabulary=after.state.vocabulary,
         )
 
     def _evaluated(self, order: EvaluateOrder, params: Tensors, ends: int, *, own: bool) -> EvaluateReport:
@@ -667,7 +670,9 @@ def check_nodes(config: RunConfig) -> None:
             if node.privacy is not None and border_privacy(config, node).clip_norm is None:
                 raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
             alone = config.federation.model_copy(update={"tree": None})
-            rules = parse(config.model_copy(update={**sections, "federation": alone}).text)
+            privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
+            own = {**sections, "federation": alone, "privacy": privacy}
+            rules = parse(config.model_copy(update=own).text)
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)

@@ -25,6 +25,8 @@ Seconds = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 
 #: Figures that a report may bring beside the usual ones.
 MAX_DIAGNOSTICS = 1000
+#: Characters of a packed vocabulary: some six million rows.
+MAX_VOCABULARY = 2**20
 
 
 class Body(BaseModel):
@@ -229,7 +231,8 @@ class TrainReport(Body):
     local optimizer, such as ``step``; ``diagnostics`` holds further figures by name, where the run asks for
     them. A federation reports the steps of one of its silos, the tokens of all, its own rounds as its
     position, how many silos it has (``leaves``), and what the key blocks are that it passes on
-    (``residuals``).
+    (``residuals``). With trimmed embeddings ``vocabulary`` says which rows were trained, as
+    `photon.models.vocabulary.pack_vocabulary` writes it.
     """
 
     round: int
@@ -249,6 +252,7 @@ class TrainReport(Body):
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     leaves: int = Field(default=1, ge=1)
     residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
+    vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
 
 
 class EvaluateOrder(Body):

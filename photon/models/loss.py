@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 
-def causal_loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
+def causal_loss(
+    model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the mean cross-entropy of predicting every token but the first from those before it.
 
     Equal to ``model(input_ids, labels=input_ids).loss`` and cheaper: the last token, which predicts
@@ -18,6 +20,9 @@ def causal_loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         A causal language model, or a wrapper of one that returns what it returns.
     input_ids
         Token ids, shape (batch, sequence length).
+    vocabulary
+        Tokens that the softmax runs over, bool of shape (rows of the head,): all of ``input_ids`` are among
+        them. None: every row.
 
     Returns
     -------
@@ -25,6 +30,8 @@ def causal_loss(model: nn.Module, input_ids: torch.Tensor) -> torch.Tensor:
         Scalar, float32, nats per predicted token.
     """
     logits = model(input_ids=input_ids[:, :-1]).logits.float().flatten(0, 1)
+    if vocabulary is not None:
+        logits = logits.masked_fill(~vocabulary, -torch.inf)
     targets = input_ids[:, 1:].reshape(-1)
     if logits.device.type == "cpu":
         return _CrossEntropy.apply(logits, targets)

@@ -57,12 +57,13 @@ def partition(
         ``"last"``: the blocks nearest to the output; ``"spread"``: evenly over the depth; or regular
         expressions for names of key parameters, in the place of a share.
     embeddings
-        ``"key"`` makes what is in no block (embeddings, final norm) a key block, too.
+        ``"key"`` makes what is in no block (embeddings, final norm) a key block, too; ``"trimmed"``: it must
+        not be in one.
 
     Raises
     ------
     PhotonError
-        If an expression fits no parameter, or the model has no numbered blocks.
+        If an expression fits no parameter, or one that is to be trimmed, or the model has no numbered blocks.
     """
     if isinstance(key_blocks, str):
         keys = _key_blocks(params, key_fraction, key_blocks)
@@ -77,6 +78,12 @@ def partition(
             keys |= found
     if embeddings == "key" or key_fraction == 1:
         keys |= {name for name in params if not _BLOCK.search(name)}
+    outside = sorted(name for name in keys if not _BLOCK.search(name))
+    if embeddings == "trimmed" and outside:
+        raise PhotonError(
+            f"strategy.embeddings=trimmed: {outside[0]} would be a key layer, and what is in no block is "
+            "shared; change strategy.key_blocks, or set strategy.embeddings=key"
+        )
     blocks: dict[str, list[str]] = {}
     for name in sorted(keys):
         found_block = _BLOCK.search(name)

@@ -22,7 +22,7 @@ from photon.config import Component, PrivacySection, RunConfig, parse
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
-from photon.evaluation.perplexity import evaluate_windows
+from photon.evaluation.perplexity import OwnTokens, evaluate_windows
 from photon.link.coding import PackedGroups, payloads_of
 from photon.link.messages import (
     EvaluateOrder,
@@ -39,12 +39,13 @@ from photon.link.update import REFERENCE, codings_of, encode_reply, with_codings
 from photon.models.build import build_model
 from photon.models.loss import causal_loss
 from photon.models.sparse import masks_of, prune
+from photon.models.vocabulary import choose_rows, pack_vocabulary, token_parameters
 from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
 from photon.state.memory import LARGE_BYTES, release_freed
 from photon.state.silo import SiloState, SiloStore
-from photon.strategy.base import LocalState, Strategy, sparse_training
+from photon.strategy.base import LocalState, Strategy, sparse_training, strategy_of
 from photon.strategy.key_layers import INITIAL, PERSONAL, KeyLayers, key_layers, unpack_residuals
 from photon.strategy.sparse import prunable
 from photon.training.batch_probe import find_micro_batch_size
@@ -272,7 +273,8 @@ def train(
         params, known = own.params, groups["params"]
     if sparse_training(config) is not None:
         state = _without_absent(state, params, prunable(config, data.manifest.vocab_size))
-    fitted = _fit(order, params, state, data, config, site)
+    vocabulary = _vocabulary(order, params, data, config)
+    fitted = _fit(order, params, state, data, config, site, vocabulary)
     trained = time.perf_counter()
     result = fitted.result
     due = _due_params(fitted, order)
@@ -308,6 +310,7 @@ def train(
         release=let_out,
         scalars=fitted.scalars,
         diagnostics=diagnostics,
+        vocabulary=None if vocabulary is None else pack_vocabulary(vocabulary),
     )
     reply, memory = encode_reply(
         _reply(due, fitted, order),
@@ -347,11 +350,15 @@ def evaluate(
     site: SiloSite,
     config: RunConfig,
 ) -> EvaluateReport:
-    """Evaluate the received model on a silo's validation windows, and the silo's own if it is asked to."""
+    """Evaluate the received model on a silo's validation windows, and the silo's own if it is asked to.
+
+    The received model's softmax is over all tokens. With trimmed embeddings that of the silo's own is over
+    the tokens that it was trained on.
+    """
     data = site.prepared()
     bench = workbench(config, data.manifest.vocab_size)
 
-    def evaluated(params: Tensors) -> NodeLoss:
+    def evaluated(params: Tensors, own_tokens: OwnTokens | None = None) -> NodeLoss:
         write_params(bench.model, params)
         nll, tokens = evaluate_windows(
             bench.model,
@@ -360,6 +367,7 @@ def evaluate(
             device=bench.device,
             precision=bench.precision,
             limit=config.evaluation.sequences,
+            own=own_tokens,
         )
         return NodeLoss(loss=nll / tokens, tokens=tokens)
 
@@ -368,9 +376,12 @@ def evaluate(
     if order.own and layers is not None and order.last_round:
         store = _silo_store(order.silo, site, config)
         kept = store.load(order.run_id, order.last_round)
-        own = kept.groups.get(PERSONAL) if kept else None
-        if own is not None:
-            per_node[order.silo] = evaluated({**groups["params"], **own})
+        tokens = None
+        if strategy_of(config).trims:
+            tokens = OwnTokens.of(data.unigram(order.silo), bench.model.config.vocab_size)
+        if kept is not None and (tokens or PERSONAL in kept.groups):
+            own = {**groups["params"], **kept.groups.get(PERSONAL, {})}
+            per_node[order.silo] = evaluated(own, tokens)
     return EvaluateReport(round=order.round, silo=order.silo, **received, per_node=per_node)
 
 
@@ -424,6 +435,9 @@ def _allocate_optimizer_state(bench: Workbench) -> None:
 
 def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     """Return a forward and backward pass of a given number of sequences, for the batch probe."""
+    rows = bench.model.config.vocab_size if strategy_of(config).trims else None
+    # A softmax over some rows takes more memory than one over all.
+    vocabulary = None if rows is None else torch.ones(rows, dtype=torch.bool, device=bench.device)
 
     def step(sequences: int) -> None:
         windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
@@ -431,7 +445,7 @@ def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
         with torch.autocast(
             bench.device.type, dtype=DTYPES[bench.precision], enabled=bench.precision != "fp32"
         ):
-            loss = causal_loss(bench.model, windows.to(bench.device))
+            loss = causal_loss(bench.model, windows.to(bench.device), vocabulary)
         loss.backward()
 
     return step
@@ -556,6 +570,31 @@ def _pruned(fitted: GroupResult, masks: Tensors) -> GroupResult:
     return replace(fitted, params=pruned.pop("params"), groups=pruned)
 
 
+def _vocabulary(
+    order: TrainOrder, params: Tensors, data: PreparedData, config: RunConfig
+) -> torch.Tensor | None:
+    """Return which rows of the embedding are of tokens in the training text: bool, (rows,).
+
+    None: the strategy does not trim. An embedding may have more rows than the tokenizer has tokens.
+    """
+    if not strategy_of(config).trims:
+        return None
+    vocabulary = torch.zeros(len(params[token_parameters(config.model)[0]]), dtype=torch.bool)
+    vocabulary[: data.manifest.vocab_size] = torch.from_numpy(data.vocabulary(order.members))
+    return vocabulary
+
+
+def _trimmed(
+    fitted: GroupResult, received: Tensors, vocabulary: torch.Tensor, config: RunConfig
+) -> GroupResult:
+    """Put rows outside the vocabulary back: no gradient has reached them, but weight decay has."""
+    rows = {}
+    for name in token_parameters(config.model):
+        trained = fitted.params[name]
+        rows[name] = choose_rows(vocabulary.to(trained.device), trained, received[name].to(trained.device))
+    return replace(fitted, params=fitted.params | rows)
+
+
 def _due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tensor]:
     names = fitted.params if order.due_params is None else order.due_params
     return {name: fitted.params[name] for name in names}
@@ -648,14 +687,18 @@ def _fit(
     data: PreparedData,
     config: RunConfig,
     site: SiloSite,
+    vocabulary: torch.Tensor | None,
 ) -> GroupResult:
-    """Train, here or in a group of processes, and prune what was trained if the strategy is a sparse one."""
+    """Train, here or in a group of processes; undo what the strategy does not want trained."""
     sparse = sparse_training(config)
     if config.training.processes > 1:
         if sparse is not None:
             raise PhotonError("training.processes: a sparse strategy trains in one process; set it to 1")
-        return _fit_in_group(order, params, state, data, config, site)
-    fitted = _fit_here(order, params, state, data, config)
+        fitted = _fit_in_group(order, params, state, data, config, site, vocabulary)
+    else:
+        fitted = _fit_here(order, params, state, data, config, vocabulary)
+    if vocabulary is not None:
+        return _trimmed(fitted, params, vocabulary, config)
     if sparse is None:
         return fitted
     names = prunable(config, data.manifest.vocab_size)
@@ -668,6 +711,7 @@ def _fit_here(
     state: OptimizerState | None,
     data: PreparedData,
     config: RunConfig,
+    vocabulary: torch.Tensor | None,
 ) -> GroupResult:
     """Train in this process, on the workbench that it keeps."""
     bench = workbench(config, data.manifest.vocab_size)
@@ -682,7 +726,7 @@ def _fit_here(
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
-        stream, global_step=order.global_step, steps=order.steps
+        stream, global_step=order.global_step, steps=order.steps, vocabulary=vocabulary
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
     trained = read_params(bench.model)
@@ -698,6 +742,7 @@ def _fit_in_group(
     data: PreparedData,
     config: RunConfig,
     site: SiloSite,
+    vocabulary: torch.Tensor | None,
 ) -> GroupResult:
     """Train in ``training.processes`` processes, one per device."""
     training = config.training
@@ -725,6 +770,7 @@ def _fit_in_group(
         position=order.position,
         global_step=order.global_step,
         steps=order.steps,
+        vocabulary=None if vocabulary is None else pack_vocabulary(vocabulary),
     )
     groups, scalars = state or ({}, {})
     folder = site.state / order.silo / "group"

@@ -62,6 +62,9 @@ class ServerState(BaseModel):
         Scalar states of the local optimizers, such as ``step``, after the last round.
     residuals
         What the key blocks are that travel to other federations.
+    vocabulary
+        With trimmed embeddings the rows that were trained since the federation above gave its last order, as
+        `photon.models.vocabulary.pack_vocabulary` writes them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -77,6 +80,7 @@ class ServerState(BaseModel):
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
     residuals: list[ResidualTag] = Field(default_factory=list)
+    vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str

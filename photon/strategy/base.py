@@ -124,6 +124,9 @@ class Strategy(ABC):
     #: Whether a federation with text of its own trains before its silos or beside them.
     schedule: Literal["sequential", "parallel"] = "sequential"
 
+    #: Whether silos train the rows of their own vocabularies alone, and tell these.
+    trims: bool = False
+
     #: Share of a received parameter in what a silo that has kept its own goes on from.
     mixing: float = 1.0
 

@@ -20,15 +20,19 @@ class WeightedMean:
     sparse is summed instead, Σ w_i x_i, and divided at the end, so that adding it costs what it holds and not
     what it stands for. The caller adds replies in cohort order, which makes the result independent of the
     order of arrival. Memory: one accumulator, whatever the number of replies.
+
+    A reply may count for some rows of a tensor alone. Each row then has a W_k of its own, so its mean is that
+    of the replies that count for it; a row for which none does is as in the first reply.
     """
 
     def __init__(self) -> None:
         self._mean: dict[str, dict[str, torch.Tensor]] = {}
         self._sums: set[tuple[str, str]] = set()
+        self._row_weights: dict[str, torch.Tensor] = {}
         self.total_weight = 0.0
         self.count = 0
 
-    def add(self, groups: Groups, weight: float) -> None:
+    def add(self, groups: Groups, weight: float, rows: Mapping[str, torch.Tensor] | None = None) -> None:
         """Fold one reply in.
 
         Parameters
@@ -37,6 +41,9 @@ class WeightedMean:
             Group name to tensor name to tensor; names and shapes as in the first reply. Only read.
         weight
             Positive weight of the reply.
+        rows
+            Parameter to the rows for which the reply counts, bool of shape (rows,); the same parameters in
+            every reply. Of others it counts for all.
 
         Raises
         ------
@@ -50,6 +57,7 @@ class WeightedMean:
         if self.count == 1:
             self._mean = {group: {} for group in groups}
         share = weight / self.total_weight
+        row_shares = {name: self._row_share(name, counts, weight) for name, counts in (rows or {}).items()}
         for group, tensors in groups.items():
             accumulator = self._mean[group]
             for name, tensor in tensors.items():
@@ -58,7 +66,18 @@ class WeightedMean:
                 elif isinstance(tensor, SparseTensor) or (group, name) in self._sums:
                     self._add_to_sum(group, name, tensor, weight)
                 else:
-                    accumulator[name].lerp_(tensor.to(torch.float32), share)
+                    own = row_shares.get(name, share) if group == "params" else share
+                    if isinstance(own, torch.Tensor):
+                        own = own.view(-1, *[1] * (tensor.dim() - 1))
+                    accumulator[name].lerp_(tensor.to(torch.float32), own)
+
+    def _row_share(self, name: str, rows: torch.Tensor, weight: float) -> float | torch.Tensor:
+        """Return w_k / W_k of each row, zero where the reply does not count; a number if all are the same."""
+        total = self._row_weights.setdefault(name, torch.zeros(len(rows), dtype=torch.float64))
+        total += weight * rows
+        shares = torch.where(rows, weight / total, 0.0)
+        # One number goes another way through torch's arithmetic, which may round otherwise.
+        return shares[0].item() if bool((shares == shares[0]).all()) else shares.to(torch.float32)
 
     def _add_to_sum(self, group: str, name: str, tensor: torch.Tensor | SparseTensor, weight: float) -> None:
         sums = self._mean[group]

@@ -143,6 +143,10 @@ class Photon(Strategy):
         """Return the positive weight of a reply in the mean, up to a common factor."""
         return float(reply.report.tokens) if self.weighting == "tokens" else 1.0
 
+    def rows(self, reply: Reply) -> Mapping[str, torch.Tensor]:
+        """Return for which rows of a parameter a reply counts, bool of shape (rows,); of others for all."""
+        return {}
+
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
@@ -153,13 +157,12 @@ class Photon(Strategy):
         for reply in replies:
             begin = time.perf_counter()
             weight = self.weight(reply)
-            mean.add(
-                reply.groups if reply.update is None else reply.groups | {"params": reply.update}, weight
-            )
+            groups = reply.groups if reply.update is None else reply.groups | {"params": reply.update}
+            mean.add(groups, weight, self.rows(reply))
             weights[reply.participant] = weight
             fold_seconds += time.perf_counter() - begin
             # Drop the reply before the next one is pulled: one reply in memory, not two.
-            del reply
+            del reply, groups
         if mean.nbytes > LARGE_BYTES:
             release_freed()  # the replies
         begin = time.perf_counter()

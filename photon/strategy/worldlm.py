@@ -20,6 +20,7 @@ from photon.config import RunConfig, Section, explain_validation
 from photon.errors import PhotonError
 from photon.link.records import Shapes
 from photon.models.partition import Partition
+from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.attention import Attention, attend, entropy, similarities
 from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups
@@ -71,7 +72,9 @@ class WorldLM(Photon):
         ``"last"``: those nearest to the output; ``"spread"``: evenly over the depth; or regular expressions
         for names of key parameters.
     embeddings
-        ``"backbone"``: embeddings and final norm are shared; ``"key"``: they are key layers, too.
+        ``"backbone"``: embeddings and final norm are shared; ``"key"``: they are key layers, too;
+        ``"trimmed"``: shared, and a silo trains the rows of its own vocabulary alone (DEPT). A row is
+        averaged over the children that have it, and one that none has stays as it is.
     attention
         Keys of `photon.strategy.attention.Attention`.
     down
@@ -98,7 +101,7 @@ class WorldLM(Photon):
         *,
         key_fraction: float = 0.3,
         key_blocks: Literal["last", "spread"] | list[str] = "last",
-        embeddings: Literal["backbone", "key"] = "backbone",
+        embeddings: Literal["backbone", "key", "trimmed"] = "backbone",
         attention: dict[str, Any] | None = None,
         down: Down = "attention",
         up: Literal["attention", "none"] = "attention",
@@ -109,6 +112,8 @@ class WorldLM(Photon):
     ) -> None:
         if not 0 <= key_fraction <= 1:
             raise ValueError(f"key_fraction={key_fraction}: expected 0 to 1")
+        if embeddings == "trimmed" and key_fraction == 1:
+            raise ValueError("embeddings=trimmed with key_fraction=1: nothing is shared; set embeddings=key")
         if local_state == "sync":
             raise ValueError("local_state=sync: key layers are a node's own; set keep or reset")
         if down not in get_args(Down):
@@ -119,6 +124,7 @@ class WorldLM(Photon):
         self.schedule = schedule
         self.backbone_weights = backbone_weights
         self.up = up
+        self.trims = embeddings == "trimmed"
         self.attention = _section(Attention, attention, "attention")
         self.residuals = _section(Residuals, residuals, "residuals")
         self.layers = KeyLayers(
@@ -139,8 +145,11 @@ class WorldLM(Photon):
 
     @property
     def folds_mean(self) -> bool:
-        """Whether children count the same: then the mean is all that it needs of the backbone's updates."""
-        return self.backbone_weights == "uniform"
+        """Whether children count the same: then the mean is all that it needs of the backbone's updates.
+
+        With trimmed embeddings they do not: the mean of a row that one child alone has is that child's.
+        """
+        return self.backbone_weights == "uniform" and not self.trims
 
     def summed_params(self, params: Mapping[str, torch.Size]) -> Sequence[str]:
         """Return the backbone: key layers are looked at one by one."""
@@ -191,6 +200,14 @@ class WorldLM(Photon):
             return float(reply.report.leaves)
         return float(reply.report.tokens) if self.backbone_weights == "samples" else 1.0
 
+    def rows(self, reply: Reply) -> Mapping[str, torch.Tensor]:
+        """Return the rows of a child's vocabulary, of every parameter that has a row for each token."""
+        if not self.trims:
+            return {}
+        names = token_parameters(self.config.model)
+        told = unpack_vocabulary(reply.report.vocabulary or "", len(reply.groups["params"][names[0]]))
+        return dict.fromkeys(names, told)
+
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
@@ -200,11 +217,18 @@ class WorldLM(Photon):
         children: dict[str, Tensors] = {}
         counts: dict[str, float] = {}
         candidates: list[Residual] = []
+        trained: dict[str, torch.Tensor] = {}
+        sizes: dict[str, float] = {}
         aggregate = super().aggregate_train(
-            server_round, checkpoint, self._apart(replies, parts, children, counts, candidates)
+            server_round,
+            checkpoint,
+            self._trimmed(self._apart(replies, parts, children, counts, candidates), params, trained, sizes),
         )
+        for name, rows in trained.items():
+            # Momentum and decay of the outer optimizer would move them.
+            aggregate.params[name] = choose_rows(rows, aggregate.params[name], params[name])
         if not parts.keys or self.up == "none":
-            return aggregate
+            return replace(aggregate, figures=sizes)
         initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
         figures = {
             f"residual_route/{route.residual.block}/{route.residual.origin}>{route.child}": route.similarity
@@ -240,7 +264,7 @@ class WorldLM(Photon):
             aggregate,
             kept={**earlier, **kept, **packed, **beside},
             residuals=tags,
-            figures={**aggregate.figures, **figures},
+            figures={**sizes, **figures},
         )
 
     def _apart(
@@ -264,6 +288,26 @@ class WorldLM(Photon):
                 ]
             yield replace(reply, groups={"params": _only(params, parts.backbone)})
             del reply, params
+
+    def _trimmed(
+        self,
+        replies: Iterator[Reply],
+        params: Tensors,
+        trained: dict[str, torch.Tensor],
+        sizes: dict[str, float],
+    ) -> Iterator[Reply]:
+        """Put the rows that a child does not have back to what it was sent, and note which are trained.
+
+        The link may have rounded them, and a row that no child has is to have a pseudo-gradient of zero.
+        """
+        for reply in replies:
+            shared = dict(reply.groups["params"])
+            for name, rows in self.rows(reply).items():
+                shared[name] = choose_rows(rows, shared[name], params[name])
+                trained[name] = trained[name] | rows if name in trained else rows
+                sizes[f"vocabulary/{reply.participant}"] = float(rows.sum())
+            yield replace(reply, groups={"params": shared})
+            del reply, shared
 
     def _choose(
         self,

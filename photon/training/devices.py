@@ -48,6 +48,7 @@ from photon.config import Component, ModelSection, SwitchSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model
+from photon.models.vocabulary import unpack_vocabulary
 from photon.state.atomic import atomic_directory, write_text
 from photon.state.tensors import load_groups, save_groups
 from photon.training.groups import (
@@ -102,6 +103,8 @@ class GroupJob(BaseModel):
         Order of the windows, and how many were taken already.
     global_step, steps
         First step of the run to take, and how many.
+    vocabulary
+        Tokens that the softmax runs over, as `pack_vocabulary` writes them; None: all.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -125,9 +128,12 @@ class GroupJob(BaseModel):
     position: int
     global_step: int
     steps: int
+    vocabulary: str | None = None
 
     #: What the same processes can be given anew.
-    PER_FIT: ClassVar = frozenset({"windows", "stream_seed", "position", "global_step", "steps"})
+    PER_FIT: ClassVar = frozenset(
+        {"windows", "stream_seed", "position", "global_step", "steps", "vocabulary"}
+    )
 
     def fixed(self) -> str:
         """Return, as text, the part of the job that the processes are built for."""
@@ -514,7 +520,12 @@ class _Member:
             job.stream_seed,
             job.position,
         )
-        result = self._trainer.train(stream, global_step=job.global_step, steps=job.steps)
+        vocabulary = None
+        if job.vocabulary is not None:
+            vocabulary = unpack_vocabulary(job.vocabulary, self._model.config.vocab_size)
+        result = self._trainer.train(
+            stream, global_step=job.global_step, steps=job.steps, vocabulary=vocabulary
+        )
         result = _mean_over_ranks(result, self._device)
         _save_result(folder, self._model, self._optimizer, result, stream.position)
         if self._device.type == "cuda":

@@ -130,6 +130,7 @@ class LocalTrainer:
         self.precision = precision
         self.device = device
         self.switch = switch
+        self._vocabulary: Tensor | None = None
         self._parameters = list(model.parameters())
         self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -146,6 +147,7 @@ class LocalTrainer:
         global_step: int,
         steps: int,
         on_step: Callable[[int, float], None] | None = None,
+        vocabulary: Tensor | None = None,
     ) -> TrainResult:
         """Take ``steps`` local steps on the next ``steps · batch_size`` windows of ``stream``.
 
@@ -160,6 +162,8 @@ class LocalTrainer:
         on_step
             Called with the global step and its loss. On a GPU one step late, so that the device never
             waits for it.
+        vocabulary
+            Tokens that the softmax runs over, as in `causal_loss`.
 
         Raises
         ------
@@ -172,6 +176,7 @@ class LocalTrainer:
         if steps < 1:
             raise PhotonError(f"cannot train {steps} local steps; ask for at least 1")
         self.model.train()
+        self._vocabulary = None if vocabulary is None else vocabulary.to(self.device)
         record = _Record(global_step, on_step, wait=self.device.type == "cpu")
         self._synchronize()
         started = time.perf_counter()
@@ -242,7 +247,7 @@ class LocalTrainer:
 
     def _loss(self, micro_batch: Tensor) -> Tensor:
         with self._autocast():
-            return causal_loss(self._forward, micro_batch)
+            return causal_loss(self._forward, micro_batch, self._vocabulary)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":

@@ -24,6 +24,9 @@ WORLDLM = "WorldLM, τ = 1"
 BROKEN = "WorldLM, τ = 1, leaves swapped"
 HIERFAVG = "HierFAVG, κ2 = 2"
 FLAT = ["strategy=photon", "strategy.weighting=uniform"]
+#: FedAvg over the tree without key layers but perhaps embeddings; on a balanced tree that is flat FedAvg.
+SHARED = ["strategy=fedper", "strategy.key_fraction=0"]
+TRIMMED = "strategy.embeddings=trimmed"
 PRIVATE = ["privacy=gaussian", "privacy.clip_norm=5.0"]
 
 
@@ -50,6 +53,11 @@ METHODS: dict[str, list[str]] = {
     "WorldLM, τ = 1, cosine of the weights": ["strategy=worldlm", "strategy.attention.score=cosine"],
     "WorldLM, τ = 1, no residuals": ["strategy=worldlm", "strategy.residuals.n_res=0"],
     "WorldLM, τ = 1, own embeddings": ["strategy=worldlm", "strategy.embeddings=key"],
+    "WorldLM, τ = 1, trimmed embeddings": ["strategy=worldlm", TRIMMED],
+    "FedPer, own embeddings": ["strategy=fedper", "strategy.embeddings=key"],
+    "FedPer, trimmed embeddings": ["strategy=fedper", TRIMMED],
+    "FedAvg, own embeddings": [*SHARED, "strategy.embeddings=key"],
+    "FedAvg, trimmed embeddings": [*SHARED, TRIMMED],
 }
 EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
 ROUNDS = 12

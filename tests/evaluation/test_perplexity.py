@@ -8,7 +8,7 @@ from torch import nn
 
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
-from photon.evaluation.perplexity import Score, evaluate_data, evaluate_windows, overall
+from photon.evaluation.perplexity import OwnTokens, Score, evaluate_data, evaluate_windows, overall
 
 
 class Table(nn.Module):
@@ -53,6 +53,32 @@ def test_known_probabilities_by_hand() -> None:
     expected = -math.log(0.5 * 0.25 * 0.9) - math.log(0.2 * 0.9 * 0.2)
     assert score == (pytest.approx(expected, rel=1e-6), 6)
     assert score.perplexity == pytest.approx(math.exp(expected / 6), rel=1e-6)
+
+
+def test_a_model_of_some_tokens_leaves_a_share_to_those_it_has_never_seen() -> None:
+    """Tokens 0 to 2 of six; 0 occurs once among ten: u = 2/12, for each other token a third of that."""
+    own = OwnTokens.of(np.array([1, 4, 5, 0, 0, 0]), rows=8)
+    logits = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
+    shares = logits[:, :3].softmax(1) * (10 / 12)
+    score = evaluate_windows(
+        Table(torch.cat([logits, torch.zeros(2, 8)])),  # type: ignore[arg-type]
+        np.array([[0, 1, 5, 2]]),
+        batch_size=2,
+        device="cpu",
+        precision="fp32",
+        own=own,
+    )
+    expected = -math.log(shares[0, 1]) - math.log(2 / 12 / 3) - math.log(shares[5, 2])
+    assert score == (pytest.approx(expected, rel=1e-6), 3)
+    every = torch.cat([own.losses(logits[:1], torch.tensor([token])) for token in range(6)])
+    assert float((-every).exp().sum()) == pytest.approx(1, rel=1e-6), "rows beyond the tokenizer have none"
+
+
+def test_a_model_of_all_tokens_is_measured_as_any() -> None:
+    logits, targets = torch.randn(5, 4), torch.tensor([0, 1, 2, 3, 3])
+    own = OwnTokens.of(np.array([1, 2, 3, 4]), rows=4)
+    plain = nn.functional.cross_entropy(logits, targets, reduction="none")
+    assert torch.equal(own.losses(logits, targets), plain)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -16,7 +16,7 @@ from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import Masking, TrainOrder
 from photon.models.build import build_model
-from photon.silo.policy import SiloPolicy, read_policy
+from photon.silo.policy import PrivacyRule, SiloPolicy, read_policy
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
 from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RunStarted
@@ -80,6 +80,16 @@ def test_key_layers_that_would_leave_without_masks_are_refused(small_config: Mak
         policy.check_run("alpha", small_config("strategy=worldlm", deep), 300)
     for strategy in ("fedper", "hierfavg"):
         policy.check_run("alpha", small_config(f"strategy={strategy}", deep), 300)
+
+
+def test_a_vocabulary_that_would_leave_without_noise_is_refused(small_config: Make) -> None:
+    trimmed = small_config("strategy=worldlm", "strategy.embeddings=trimmed")
+    clipping = PrivacyRule(clip_norm=1.0)
+    SiloPolicy(privacy=clipping).check_run("alpha", trimmed, 300)
+    noise = PrivacyRule(clip_norm=1.0, noise_multiplier=0.5)
+    with pytest.raises(RefusedError, match=r"privacy=noise on what leaves.*the vocabulary, which has none"):
+        SiloPolicy(privacy=noise).check_run("alpha", trimmed, 300)
+    SiloPolicy(privacy=noise).check_run("alpha", small_config("strategy=worldlm"), 300)
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,36 @@ def test_refuses_a_weight_that_is_not_positive(weight: float) -> None:
         WeightedMean().add(replies(1)[0], weight)
 
 
+@pytest.mark.parametrize("weights", [[1, 1, 1, 1], [3, 1, 8, 2]])
+def test_a_reply_counts_for_its_rows_alone(weights: list[float]) -> None:
+    """Of seven rows one has no reply, one the first, one the last, one all, and the others some."""
+    items = replies(4)
+    has = np.array(
+        [[0, 1, 0, 1, 1, 0, 1], [0, 0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 0, 1, 1], [0, 0, 1, 1, 0, 0, 1]], bool
+    )
+    mean = WeightedMean()
+    for item, weight, rows in zip(items, weights, has, strict=True):
+        mean.add(item, weight, {"weight": torch.from_numpy(rows)})
+    result = mean.result()["params"]
+    plain = fold(items, weights)["params"]
+    stacked = np.stack([item["params"]["weight"].double().numpy() for item in items])
+    shares = np.array(weights)[:, None] * has
+    expected = (shares[..., None] * stacked).sum(0) / np.maximum(shares.sum(0), 1e-9)[:, None]
+    np.testing.assert_allclose(result["weight"].numpy()[1:], expected[1:], rtol=1e-5, atol=1e-6)
+    assert torch.equal(result["weight"][0], items[0]["params"]["weight"][0]), "as in the first"
+    assert torch.equal(result["weight"][1], items[0]["params"]["weight"][1]), "of one reply, exactly"
+    assert torch.equal(result["weight"][2], items[3]["params"]["weight"][2])
+    assert torch.equal(result["bias"], plain["bias"])
+
+
+def test_replies_that_count_for_all_rows_fold_as_if_nothing_had_been_said() -> None:
+    items, weights = replies(5), [3.0, 1.0, 8.0, 2.0, 0.7]
+    mean = WeightedMean()
+    for item, weight in zip(items, weights, strict=True):
+        mean.add(item, weight, {"weight": torch.ones(7, dtype=torch.bool)})
+    assert torch.equal(mean.result()["params"]["weight"], fold(items, weights)["params"]["weight"])
+
+
 def sparse(seed: int) -> SparseTensor:
     generator = torch.Generator().manual_seed(seed)
     indices = torch.randperm(35, generator=generator)[:6]

@@ -15,6 +15,7 @@ from photon.config import Component, ModelSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model
+from photon.models.vocabulary import pack_vocabulary
 from photon.state.tensors import save_groups
 from photon.training.devices import GroupJob, ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
@@ -190,6 +191,18 @@ def test_the_same_processes_take_the_next_job_and_forget_the_last(tmp_path, para
     assert again.result.loss == first.result.loss
     assert all(torch.equal(again.params[name], first.params[name]) for name in params)
     assert (tmp_path / "second" / "rank-1.log").exists()
+
+
+def test_a_softmax_over_some_tokens_is_the_same_in_two_processes(tmp_path):
+    one, few, windows = OneProcess(), torch.arange(VOCABULARY) < 7, random_windows() % 7
+    params = one.state()[0]
+    task = job(tmp_path, vocabulary=pack_vocabulary(few))
+    np.save(task.windows[0], windows)
+    trained = train_in_group(task, params, {}, {}, processes=2, folder=tmp_path / "job")
+    one.stream = WindowStream([windows], seed=3)
+    expected = one.trainer.train(one.stream, global_step=0, steps=3, vocabulary=few)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert trained.result.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 @pytest.mark.parametrize("why", ["a process died", pytest.param("another job", marks=pytest.mark.slow)])
