@@ -47,11 +47,11 @@ def problem_with(
     federation
         Whether it comes from a federation, whose pace and members are its own.
     rows
-        Rows of the embedding, if the report must tell which of them were trained.
+        Rows of the embedding, if the report must tell which of them were trained; else it must not.
     """
     if problem := _problem_with_report(report, order, sequence_length, federation=federation):
         return problem
-    if rows is not None and (problem := _problem_with_vocabulary(report.vocabulary, rows)):
+    if problem := _problem_with_vocabulary(report.vocabulary, rows):
         return problem
     extra = optional or {}
     if set(groups) - set(extra) != set(expected):
@@ -96,9 +96,12 @@ def _problem_with_report(
     return None
 
 
-def _problem_with_vocabulary(vocabulary: str | None, rows: int) -> str | None:
-    if vocabulary is None:
-        return "it tells no vocabulary; set strategy.embeddings alike at every node"
+def _problem_with_vocabulary(vocabulary: str | None, rows: int | None) -> str | None:
+    if vocabulary is None or rows is None:
+        if (vocabulary is None) == (rows is None):
+            return None
+        told = "no vocabulary" if vocabulary is None else "a vocabulary that was not asked for"
+        return f"it tells {told}; set strategy.embeddings alike at every node"
     try:
         unpack_vocabulary(vocabulary, rows)
     except PhotonError as error:

@@ -119,6 +119,20 @@ def test_arrays_are_memory_mapped_and_read_only(folder):
         assert not array.flags.writeable
 
 
+def test_a_vocabulary_is_of_the_training_text_of_some_silos_or_of_a_share(folder):
+    data = PreparedData.open(folder)
+
+    def of(*windows: np.ndarray) -> list[int]:
+        return sorted(set(np.concatenate([array.ravel() for array in windows]).tolist()))
+
+    low, high = data.windows("low", "train"), data.windows("high", "train")
+    assert np.flatnonzero(data.vocabulary(["low"])).tolist() == of(low)
+    assert np.flatnonzero(data.vocabulary(["low", "high"])).tolist() == of(low, high)
+    share = data.dealt(2, 3)
+    assert np.flatnonzero(share.vocabulary(["low-2"])).tolist() == of(low[1::3])
+    assert data.dealt(2, 3) is share, "it counts its tokens once"
+
+
 def test_a_silo_that_is_not_there_is_an_error_that_names_those_that_are(folder):
     with pytest.raises(PhotonError, match=r"has no silo 'middle': it has high, low"):
         PreparedData.open(folder).windows("middle", "train")

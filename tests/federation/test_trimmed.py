@@ -289,10 +289,14 @@ def test_a_reply_must_tell_its_vocabulary() -> None:
     params = {"params": {"w": torch.ones(8, 2)}}
     shapes = {"params": {"w": torch.Size((8, 2))}}
 
-    def problem(vocabulary: str | None) -> str | None:
+    def problem(vocabulary: str | None, rows: int | None = 8) -> str | None:
         told = report.model_copy(update={"vocabulary": vocabulary})
-        return problem_with(told, params, order, shapes, 16, rows=8)
+        return problem_with(told, params, order, shapes, 16, rows=rows)
 
     assert problem(pack_vocabulary(torch.ones(8, dtype=torch.bool))) is None
     assert problem(None) == "it tells no vocabulary; set strategy.embeddings alike at every node"
+    unasked = problem(pack_vocabulary(torch.ones(8, dtype=torch.bool)), rows=None)
+    assert unasked is not None
+    assert "a vocabulary that was not asked for" in unasked
+    assert problem(None, rows=None) is None
     assert problem("AAAA") == "its vocabulary has 3 bytes, 8 rows need 1"
