@@ -24,6 +24,8 @@ from photon.telemetry.noise_scale import NoiseScale
 from photon.tree import ResidualTag
 
 FORMAT = "photon-checkpoint/1"
+#: The file with the hashes of a checkpoint's other files.
+_SEAL = "sha256.json"
 
 
 class LedgerEntry(BaseModel):
@@ -240,7 +242,7 @@ class CheckpointStore:
                 save_groups(folder / "kept.safetensors", kept)
             self._write_averaged(folder, state, averaged)
             (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
-            flushed = background.submit(sync_files, folder)
+            flushed = background.submit(_seal, folder)
             yield Checkpoint(folder, state)
             flushed.result()
             before_commit()
@@ -277,6 +279,7 @@ class CheckpointStore:
         for server_round in reversed(self.rounds()):
             try:
                 checkpoint = self.load(server_round)
+                _check_seal(self._path(server_round))
                 checkpoint.load_params()
                 checkpoint.load_outer()
                 checkpoint.load_reference()
@@ -320,6 +323,40 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if state.format != FORMAT:
         raise PhotonError(f"{file}: format {state.format}, this photon reads {FORMAT}")
     return Checkpoint(path, state)
+
+
+def _seal(folder: Path) -> None:
+    """Write beside a checkpoint's files what they hash to, and flush all of it to the disk."""
+    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    (folder / _SEAL).write_text(json.dumps(sums, indent=1))
+    sync_files(folder)
+
+
+def _check_seal(folder: Path) -> None:
+    """Check that a checkpoint is what was written; one of an earlier Photon has no seal to check.
+
+    Raises
+    ------
+    PhotonError
+        If a file of it is gone or holds something else.
+    """
+    seal = folder / _SEAL
+    if not seal.is_file():
+        return
+    try:
+        sums: dict[str, str] = json.loads(seal.read_text())
+        wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
+    except (OSError, ValueError, AttributeError) as error:
+        raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
+    if wrong:
+        raise PhotonError(
+            f"{folder}: damaged ({', '.join(wrong)} is not what was written); use an older checkpoint"
+        )
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def weights_sha256(params: Mapping[str, torch.Tensor]) -> str:

@@ -19,6 +19,11 @@ def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) ->
     """Write state groups to one file, under ``group/name`` keys.
 
     Tensors that are one in memory, as equal ones of a message may be, are written each for itself.
+
+    Raises
+    ------
+    OSError
+        If the disk takes no more.
     """
     flat: dict[str, torch.Tensor] = {}
     places: set[int] = set()
@@ -28,7 +33,10 @@ def save_groups(path: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) ->
             place = whole.data_ptr()
             flat[f"{group}/{name}"] = whole.clone() if place in places else whole
             places.add(place)
-    save_file(flat, path)
+    try:
+        save_file(flat, path)
+    except SafetensorError as error:
+        raise OSError(f"{path}: cannot be written ({error})") from error
 
 
 def places(path: Path) -> Places:

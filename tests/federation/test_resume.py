@@ -1,5 +1,6 @@
 """Killed at any moment, a run goes on where it was and ends with the very same weights."""
 
+import errno
 import json
 import multiprocessing
 import signal
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from photon.config import RunConfig
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 from photon.federation.run import prepare_run, run_inprocess
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import ClientFinished, RoundFinished
@@ -105,13 +106,24 @@ def test_a_damaged_newest_checkpoint_is_passed_over(
     assert "passed over" in (run_dir / "events.jsonl").read_text()
 
 
+def flip_last_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: (folder / "checkpoint.json").write_text("{"), "damaged"),
         (lambda folder: (folder / "checkpoint.json").unlink(), "not a checkpoint"),
-        (lambda folder: (folder / "params.safetensors").write_bytes(b"\xff" * 64), "cannot be read"),
-        (lambda folder: (folder / "params.safetensors").unlink(), "cannot be read"),
+        (lambda folder: (folder / "params.safetensors").write_bytes(b"\xff" * 64), "params.safetensors"),
+        (lambda folder: (folder / "params.safetensors").unlink(), r"damaged \(.*No such file"),
+        (
+            lambda folder: flip_last_bit(folder / "params.safetensors"),
+            "damaged .params.safetensors is not what was written",
+        ),
+        (lambda folder: (folder / "sha256.json").write_text("["), "damaged"),
         (
             lambda folder: (folder / "checkpoint.json").write_text(
                 json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"format": "other/9"})
@@ -134,6 +146,21 @@ def test_damaged_checkpoints_end_in_one_clear_error(
     damage(store.folder / "round-000001")
     with pytest.raises(PhotonError, match=message):
         store.latest()
+
+
+def test_a_full_disk_stops_a_run_that_can_go_on(
+    run_small: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("photon.federation.federation.CheckpointStore.writing", full)
+        with pytest.raises(RunError, match="No space left on device"):
+            run_small("cohort=1", "rounds=1")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PhotonError, match=r"file: cannot be written \(.*\); choose another run_dir"):
+        run_small("cohort=1", f"run_dir={tmp_path / 'file'}")
 
 
 def test_two_processes_never_write_one_run(run_small: Callable[..., Any], tmp_path: Path) -> None:
