@@ -134,8 +134,10 @@ def ensure_hub(
     PhotonError
         As ``hub_documents`` and ``photon.data.prepare.prepare_documents``.
     """
+    from photon.data.partition import parse_partition
     from photon.data.prepare import prepare_documents
     from photon.data.prepared import is_prepared
+    from photon.data.tokenizer import load_tokenizer
 
     if data.hub is None:
         raise PhotonError("data.source is hub but data.hub is not set: name a corpus, for instance data=c4")
@@ -152,6 +154,10 @@ def ensure_hub(
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not is_prepared(path):
+            # Before anything is downloaded.
+            parse_partition(data.partition)
+            if tokenizer is not None:
+                load_tokenizer(tokenizer)
             documents = hub_documents(data.hub.corpus, limit=data.hub.documents_per_silo)
             prepare_documents(documents, path, tokenizer=tokenizer, progress=progress, **options)
     return path

@@ -97,6 +97,11 @@ def split_documents(
         split[owner][cluster in chosen].append(document)
     for name, (train, validation) in split.items():
         if not train or not validation:
+            if len(silos[name]) == 1:
+                raise PhotonError(
+                    f"silo {name!r} has one document, and train and validation take whole ones: give it "
+                    "several files, or a .jsonl file with a document in each line"
+                )
             raise PhotonError(
                 f"silo {name!r} cannot be split into train and validation: its {len(silos[name])} documents "
                 "are near-duplicates of each other or of another silo's; give it more, different documents"

@@ -98,6 +98,10 @@ def _files(path: Path, reading: Reading) -> list[tuple[Path, str]]:
     files, others = [], Counter[str]()
     for folder, subfolders, names in os.walk(path):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in subfolders:
+            if (link := Path(folder, name)).is_symlink():
+                reason = "a link to a folder, not followed; give the folder itself to read it"
+                reading.skipped.append(SkippedFile(link.relative_to(path).as_posix(), reason))
         for name in sorted(names):
             file = Path(folder, name)
             if name.startswith("."):
@@ -108,9 +112,8 @@ def _files(path: Path, reading: Reading) -> list[tuple[Path, str]]:
                 files.append((file, file.relative_to(path).as_posix()))
     if others:
         kinds = ", ".join(sorted(others)[:8])
-        reason = (
-            f"{others.total()} files of other kinds ({kinds}) left alone; give one by its own name to read it"
-        )
+        count = f"{others.total()} file{'' if others.total() == 1 else 's'}"
+        reason = f"{count} of other kinds ({kinds}) left alone; give one by its own name to read it"
         reading.skipped.append(SkippedFile(".", reason))
     return sorted(files, key=lambda item: item[1])
 
@@ -269,7 +272,7 @@ def _document(row: Any, place: str, text_field: str, source_field: str | None) -
         return row.reason
     text = field_value(row, text_field)
     if not isinstance(text, str):
-        return f"no text field {text_field!r}"
+        return f"no text field {text_field!r}; name another with --text-field"
     if not text.strip():
         return "empty text"
     if not _is_unicode(text):

@@ -169,5 +169,10 @@ def test_a_run_prepares_its_corpus_once_and_another_configuration_apart(make_tex
         ensure_hub(tmp_path, data.model_copy(update={"tokenizer": str(first / "tokenizer")}), 16, 0),
     ]
     assert len({first, *others}) == 5
+    streams.clear()
+    for wrong in ({"partition": "iid:0"}, {"tokenizer": "/nowhere"}):
+        with pytest.raises(PhotonError, match=r"iid:0|nowhere"):
+            ensure_hub(tmp_path, data.model_copy(update=wrong), 16, 0)
+    assert not streams, "what is wrong is told before a download"
     with pytest.raises(PhotonError, match=r"data\.hub is not set"):
         ensure_hub(tmp_path, data.model_copy(update={"hub": None}), 16, 0)

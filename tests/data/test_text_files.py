@@ -93,7 +93,7 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
         "e.jsonl:3",
     ]
     assert len(reading.skipped) == 1
-    assert "1 files of other kinds (.csv)" in reading.skipped[0].reason
+    assert "1 file of other kinds (.csv)" in reading.skipped[0].reason
 
 
 def test_a_file_named_itself_is_plain_text_whatever_its_suffix(tmp_path):
@@ -127,6 +127,19 @@ def test_fields_by_other_names_and_inside_other_fields(tmp_path):
             ("A", "hello"),
             ("B", "there"),
         ]
+
+
+def test_a_link_to_a_folder_is_named_and_not_followed(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "a.txt").write_text("text")
+    (tmp_path / "silo").mkdir()
+    (tmp_path / "silo" / "b.txt").write_text("more")
+    (tmp_path / "silo" / "link").symlink_to(tmp_path / "real")
+    reading = read_documents(tmp_path / "silo")
+    assert [document.text for document in reading.documents] == ["more"]
+    assert [(skip.file, skip.reason.split(",")[0]) for skip in reading.skipped] == [
+        ("link", "a link to a folder")
+    ]
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):
