@@ -631,8 +631,8 @@ def load(path: Path) -> RunConfig:
     if not path.is_file():
         raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
     try:
-        return parse(path.read_text())
-    except PhotonError as error:
+        return parse(path.read_text(encoding="utf-8"))
+    except (PhotonError, UnicodeDecodeError) as error:
         raise PhotonError(f"{path}: {error}") from error
 
 

@@ -146,6 +146,12 @@ def test_malformed_texts_are_refused() -> None:
         settings_from({"overrides": "rounds=1", "config": "rounds: 1"})
 
 
+def test_a_stored_configuration_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(bytes(range(200, 256)))
+    with pytest.raises(PhotonError, match=r"config.yaml: 'utf-8' codec"):
+        with_overrides(tmp_path / "config.yaml", [])
+
+
 def test_a_changed_copy_has_a_text_of_its_own() -> None:
     config = compose([])
     assert config.text

@@ -101,6 +101,11 @@ class Connection:
         -------
         str
             ``COMPLETED``, or why the run did not complete.
+
+        Raises
+        ------
+        PhotonError
+            If that was bad input.
         """
         events = Path(str(config.run_dir)) / "events.jsonl"
         end: list[Event] = []
@@ -122,6 +127,8 @@ class Connection:
                 if isinstance(event, RunFinished | RunInterrupted):
                     end.append(event)
         if end and isinstance(end[-1], RunInterrupted):
+            if end[-1].bad_input:
+                raise PhotonError(end[-1].reason)
             return end[-1].reason
         status = self._final_status(run_id)
         return status if status == COMPLETED else f"Flower reports {status}"

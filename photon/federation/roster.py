@@ -36,15 +36,20 @@ class Roster:
         self._config = config
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
-        self._last_problem = ""
+        self._problems: dict[int, str] = {}
 
     def refresh(self) -> None:
         """Ask nodes that came online since the last call, and forget those that left."""
+        for problem in self._ask():
+            self._on_problem(problem)
+
+    def _ask(self) -> list[str]:
+        """Refresh, and return what went wrong and was not told before."""
         online = set(self._grid.get_node_ids())
         self._hosts = {node: silos for node, silos in self._hosts.items() if node in online}
         unknown = sorted(online - set(self._hosts))
         if not unknown:
-            return
+            return []
         messages = {
             str(node): Message(
                 RecordDict({BODY: pack(Describe(), self._config)}),
@@ -54,12 +59,18 @@ class Roster:
             )
             for node in unknown
         }
+        problems: dict[int, str] = {}
         for node, answer in exchange(self._grid, messages, _receive, deadline=DESCRIBE_DEADLINE):
             if isinstance(answer, Failure):
-                self._last_problem = answer.reason
-                self._on_problem(f"node {node} cannot describe its silos: {answer.reason}")
+                problems[int(node)] = answer.reason
             else:
                 self._hosts[int(node)] = answer
+        told, self._problems = self._problems, problems
+        return [
+            f"node {node} cannot describe its silos: {reason}"
+            for node, reason in problems.items()
+            if told.get(node) != reason
+        ]
 
     def wait(self, silos: int | None, seconds: float, *, nodes_may_join: bool) -> None:
         """Wait until ``silos`` silos are online (None: any).
@@ -72,12 +83,14 @@ class Roster:
         """
         end = time.monotonic() + seconds
         while True:
-            self.refresh()
+            problems = self._ask()
             count = len(self.silos())
+            if self._problems and not nodes_may_join and count < (silos or 1):
+                raise PhotonError(list(self._problems.values())[-1])
+            for problem in problems:
+                self._on_problem(problem)
             if count >= (silos or 1):
                 return
-            if self._last_problem and not nodes_may_join:
-                raise PhotonError(self._last_problem)
             if time.monotonic() > end:
                 raise PhotonError(
                     f"federation: {count} of {silos or 'at least 1'} silos online after {seconds:g} s; "

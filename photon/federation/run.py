@@ -1,6 +1,7 @@
 """A whole run: its folder, its listeners, the federation, and what is left at the end."""
 
 import json
+import tempfile
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,7 @@ from flwr.serverapp import Grid
 from rich.console import Console
 
 from photon.config import RunConfig, compose, parse, photon_home, split_overrides
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment, Outcome
 from photon.state.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
@@ -112,7 +113,13 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             checkpoint = federation.run(resume=resume)
             return _finish(config, run_dir, checkpoint, stream)
         except BaseException as error:
-            stream.emit(RunInterrupted(round=_last_round(run_dir), reason=_reason(error)))
+            bad_input = isinstance(error, PhotonError)
+            stream.emit(
+                RunInterrupted(round=_last_round(run_dir), reason=_reason(error), bad_input=bad_input)
+            )
+            if isinstance(error, OSError):
+                # A full disk, or a folder that is gone: nothing of the run is at fault.
+                raise RunError(f"{run_dir}: {_reason(error)}") from error
             raise
 
 
@@ -149,7 +156,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     Raises
     ------
     PhotonError
-        If a new run would overwrite one, or there is nothing to go on from.
+        If a new run would overwrite one, there is nothing to go on from, or the folder cannot be written.
     """
     run_dir = _run_dir(config)
     has_run = bool(CheckpointStore(run_dir / "checkpoints").rounds())
@@ -159,6 +166,14 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
         )
     if resume and not has_run:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run_dir):
+            pass
+    except OSError as error:
+        raise PhotonError(
+            f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
+        ) from error
     return run_dir
 
 
@@ -209,7 +224,6 @@ def _alone(run_dir: Path) -> Iterator[None]:
     """Hold the run's lock: two processes that write one run would ruin it."""
     from filelock import FileLock, Timeout
 
-    run_dir.mkdir(parents=True, exist_ok=True)
     # Whoever asks whether the run is going on holds the lock for a moment.
     lock = FileLock(run_dir / LOCK, timeout=1.0)
     try:
@@ -300,4 +314,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt | SystemExit):
         return "stopped by the user"
     text = " ".join(str(error).split())
-    return text if isinstance(error, PhotonError) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, PhotonError | RunError) else f"{type(error).__name__}: {text}"

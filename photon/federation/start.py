@@ -45,6 +45,10 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
         if engine != "deployment" and CheckpointStore(run_dir / "checkpoints").rounds():
             Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
         raise
+    except RunError as error:
+        if not CheckpointStore(run_dir / "checkpoints").rounds():
+            raise
+        raise RunError(f"{error}; go on with `photon resume {run_dir}`") from error
     return show(config)
 
 

@@ -29,6 +29,7 @@ from photon.telemetry.events import (
 )
 from photon.telemetry.log import current_history
 from photon.telemetry.summary import (
+    counted,
     format_bytes,
     format_count,
     format_perplexity,
@@ -292,7 +293,7 @@ def _setup(started: RunStarted) -> str:
         started.strategy,
         f"{started.model} ({format_count(started.parameters)} parameters)",
         f"{started.cohort} of {len(started.silos)} silos a round",
-        f"{started.local_steps} local steps",
+        counted(started.local_steps, "local step"),
         f"{started.engine}, {started.device}",
     ]
     return " · ".join(facts)
@@ -334,7 +335,10 @@ def _line(event: Event, state: _State) -> Text | None:
             style="" if event.level == "info" else "yellow",
         )
     if isinstance(event, RunInterrupted):
-        return Text(f"interrupted after round {event.round}/{rounds}: {event.reason}", style="yellow")
+        # Whoever follows the run tells the reason, as the last line.
+        if event.bad_input:
+            return None
+        return Text(f"interrupted after round {event.round}/{rounds}", style="yellow")
     if isinstance(event, RunFinished):
         return Text(f"finished after {format_seconds(event.time - state.start_time)}")
     return None
@@ -342,7 +346,7 @@ def _line(event: Event, state: _State) -> Text | None:
 
 def _start_line(event: RunStarted) -> Text:
     resumed = "" if event.resumed_from is None else f", going on from round {event.resumed_from}"
-    return Text(f"Photon {event.name} · {_setup(event)} · {event.rounds} rounds{resumed}")
+    return Text(f"Photon {event.name} · {_setup(event)} · {counted(event.rounds, 'round')}{resumed}")
 
 
 def _evaluation_text(event: Evaluated, state: _State) -> str:

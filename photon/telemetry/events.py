@@ -263,10 +263,11 @@ class RunFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class RunInterrupted(Event):
-    """The run stopped early after the complete round ``round`` and can be resumed."""
+    """The run stopped early after the complete round ``round``; but for bad input it can be resumed."""
 
     round: int
     reason: str
+    bad_input: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

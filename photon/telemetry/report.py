@@ -40,6 +40,7 @@ from photon.telemetry.plots import INK, REFERENCE, Axis, Drawing, Series, Style
 from photon.telemetry.report_template import TEMPLATE
 from photon.telemetry.summary import (
     build_summary,
+    counted,
     format_bytes,
     format_count,
     format_perplexity,
@@ -88,7 +89,7 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     Raises
     ------
     PhotonError
-        ``runs`` is empty, or a folder of it is not a run; the message names it.
+        ``runs`` is empty, a folder of it is not a run, or ``output`` cannot be written; the message names it.
     """
     if not runs:
         raise PhotonError("report: no run is named; name at least one folder that `photon train` made")
@@ -101,7 +102,10 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         undefined=jinja2.StrictUndefined,
     )
     text = environment.from_string(TEMPLATE).render(page=page, version=__version__)
-    atomic.write_text(output, text)
+    try:
+        atomic.write_text(output, text)
+    except OSError as error:
+        raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
 
 
 @dataclass(frozen=True)
@@ -322,7 +326,11 @@ def _cards(run: _Run) -> list[tuple[str, str, str]]:
     before, after, unigram = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
     cards = [
         ("Validation perplexity, all silos", f"{before} → {after}", f"the corpus's unigram model: {unigram}"),
-        ("Tokens trained", format_count(summary["tokens"]), f"in {summary['rounds']} rounds, all silos"),
+        (
+            "Tokens trained",
+            format_count(summary["tokens"]),
+            f"in {counted(summary['rounds'], 'round')}, all silos",
+        ),
         ("Time", format_seconds(seconds["total"]), f"{format_share(share)} of it training"),
         ("Sent up", format_bytes(sizes["up"]), f"{format_bytes(sizes['down'])} down"),
         ("Tokens per second", format_count(summary["tokens_per_second"]), "tokens by total time"),

@@ -182,10 +182,19 @@ def print_summary(
     if own is not None:
         console.print(own)
     console.print(_bytes_table(summary["bytes"]))
-    console.print(_facts(summary, report_path, export_path))
+    # Not a table, because a path must stay in one piece.
+    facts = _facts(summary, report_path, export_path)
+    width = max(len(label) for label, _ in facts)
+    for label, text in facts:
+        console.print(Text.assemble((f"{label:{width}}", "dim"), f"  {text}"), soft_wrap=True)
     if sample is not None:
         console.print(Text("\nThe model writes:", style="bold"))
         console.print(Text(sample.strip(), style="italic"))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 round``, ``1,200 rounds``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def format_count(value: float | None) -> str:
@@ -384,11 +393,13 @@ def _bytes_table(sizes: dict[str, Any]) -> Table:
     return table
 
 
-def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path | None) -> Table:
+def _facts(
+    summary: dict[str, Any], report_path: Path | None, export_path: Path | None
+) -> list[tuple[str, str]]:
     seconds = summary["seconds"]
     rows = [
-        ("tokens trained", f"{summary['tokens']:,} in {summary['rounds']} rounds"),
-        ("training", f"{format_seconds(seconds['training'])} "),
+        ("tokens trained", f"{summary['tokens']:,} in {counted(summary['rounds'], 'round')}"),
+        ("training", format_seconds(seconds["training"])),
         ("everything else", f"{format_seconds(seconds['overhead'])} of {format_seconds(seconds['total'])}"),
         ("throughput", f"{format_count(summary['tokens_per_second'])} tokens/s"),
     ]
@@ -403,9 +414,4 @@ def _facts(summary: dict[str, Any], report_path: Path | None, export_path: Path 
     if summary["failures"]:
         rows.append(("failed clients", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    for label, text in rows:
-        table.add_row(label, Text(text))
-    return table
+    return rows

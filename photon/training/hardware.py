@@ -42,7 +42,7 @@ def device_facts(device: torch.device, precision: Precision) -> tuple[str, float
         name = torch.cuda.get_device_name(device)
         return f"{name}, {precision}", gpu_peak(name, dtype)
     threads = torch.get_num_threads()
-    return f"CPU, {threads} threads, {precision}", _cpu_peak(dtype, threads)
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}, {precision}", _cpu_peak(dtype, threads)
 
 
 @lru_cache

@@ -200,7 +200,9 @@ def test_warnings_stay_above_the_live_view() -> None:
 
 def test_an_interruption_is_told(events: list[Event]) -> None:
     told = [*_until(events, RoundFinished, 2), RunInterrupted(round=2, reason="stopped by the user")]
-    assert _plain(told)[-1] == "interrupted after round 2/10: stopped by the user"
+    assert _plain(told)[-1] == "interrupted after round 2/10"
+    # The command tells the reason once, as its error.
+    assert _plain([RunInterrupted(round=0, reason="cohort=9 is too large", bad_input=True)]) == []
 
 
 def test_a_display_that_saw_nothing_ends_well(tmp_path: Path) -> None:

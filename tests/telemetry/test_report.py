@@ -236,6 +236,8 @@ def test_runs_of_one_name_are_told_apart(finished_run: Path, tmp_path: Path) -> 
     assert names == [f"{finished_run.parent.name}/quickstart", "sweep/quickstart"]
     with pytest.raises(PhotonError, match="named twice"):
         write_report([finished_run, finished_run / "."], tmp_path / "report.html")
+    with pytest.raises(PhotonError, match="sweep: cannot be written"):
+        write_report([finished_run], tmp_path / "sweep")
 
 
 def test_a_resumed_run_shows_each_round_once(tmp_path: Path, events: list[Event]) -> None:

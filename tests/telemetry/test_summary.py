@@ -253,6 +253,13 @@ def test_the_table_shows_the_figures(tmp_path: Path) -> None:
     assert str(tmp_path / "report.html") in out.getvalue().replace("\n", "").replace(" ", "")
 
 
+def test_a_path_stays_in_one_piece_on_a_narrow_terminal(tmp_path: Path) -> None:
+    out = io.StringIO()
+    report = tmp_path / ("long" * 20) / "report.html"
+    print_summary(Console(file=out, width=40), build_summary(RUN, weights_sha256=None), report, None, None)
+    assert str(report) in out.getvalue()
+
+
 def test_the_table_leaves_out_what_there_is_not() -> None:
     out = io.StringIO()
     summary = build_summary(RUN[:1], weights_sha256=None)
