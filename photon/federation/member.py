@@ -58,7 +58,6 @@ from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
-from photon.strategy.centralized import Centralized
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
 from photon.training.schedule import resolve_schedule
@@ -691,16 +690,8 @@ def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
             f"link.down_of=update: {child.name} is a federation, to which parameters do not travel as a "
             "change; set link.down_of=parameters"
         )
-    if strategy.local_state == "sync":
-        raise PhotonError(
-            f"strategy.local_state=sync: {child.name} is a federation, which has no states of a local "
-            "optimizer; use a strategy that averages parameters alone"
-        )
-    if isinstance(strategy, Centralized):
-        raise PhotonError(
-            f"strategy=centralized pools the text of silos, and {child.name} is a federation; leave out "
-            "federation.tree"
-        )
+    if strategy.silos_only is not None:
+        raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
 
 
 def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:

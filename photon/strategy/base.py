@@ -121,6 +121,9 @@ class Strategy(ABC):
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 
+    #: Why a participant must be a silo; None: it may be a federation.
+    silos_only: str | None = None
+
     #: Whether a federation with text of its own trains before its silos or beside them.
     schedule: Literal["sequential", "parallel"] = "sequential"
 

@@ -24,6 +24,8 @@ class Centralized(Photon):
         ``"keep"`` makes rounds invisible; ``"reset"`` restarts the local optimizer every round.
     """
 
+    silos_only = "whose text cannot be pooled"
+
     def __init__(self, config: RunConfig, *, local_state: Literal["keep", "reset"] = "keep") -> None:
         super().__init__(config, local_state=local_state)
 

@@ -68,6 +68,7 @@ class Photon(Strategy):
             raise ValueError("this local optimizer needs the last two checkpoints; set checkpoint.keep=2")
         self.plan: SyncPlan | None = None
         if local_state == "sync":
+            self.silos_only = "which has no states of a local optimizer; set strategy.local_state=keep"
             groups = state_group_names(config.optimizer.as_mapping())
             periods = dict.fromkeys(groups, config.local_steps) if sync is None else sync
             self.plan = SyncPlan(periods, config.local_steps, groups)

@@ -45,6 +45,8 @@ class StreamingDiLoCo(Photon):
         As in `Photon`.
     """
 
+    silos_only = "which keeps no fragments of its own between rounds"
+
     def __init__(
         self,
         config: RunConfig,

@@ -282,8 +282,9 @@ def test_rules_that_cannot_be_are_refused_before_anything_starts(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["strategy=local-adam"], "local_state=sync: north is a federation"),
-        (["strategy=centralized"], "north is a federation; leave"),
+        (["strategy=local-adam"], "north is a federation, which has no states"),
+        (["strategy=centralized"], "north is a federation, whose text"),
+        (["strategy=streaming-diloco"], "north is a federation, which keeps no fragments"),
         (["link.up_of=update", "link.down_of=update"], "north is a federation, to which"),
     ],
 )
