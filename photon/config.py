@@ -343,7 +343,9 @@ class PrivacySection(Section):
         "two thirds.",
     )
     range: float = Field(
-        gt=0, description="Largest magnitude of a coordinate of an update that is masked; a larger one fails."
+        gt=0,
+        le=1e6,
+        description="Largest magnitude of a coordinate of an update that is masked; a larger one fails.",
     )
 
     @property

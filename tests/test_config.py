@@ -60,6 +60,7 @@ from photon.federation.run import settings_from
         ("training.micro_batch_size=foo", "^training.micro_batch_size='foo': [a-z ]+ integer or 'auto'$"),
         ("optimizer._target_=torch.optim.SGD", "optimizer.betas: unknown key; SGD takes .*momentum"),
         ("optimizer.betas=[0.9]", "too few values"),
+        ("privacy.range=1e30", "less than or equal to 1000000"),
         ("seed=99999999999999999999", "seed=99999999999999999999: input should be less than"),
         ("training.threads=100000", "less than or equal to 1024"),
         ("--rounds=3", "no such option"),

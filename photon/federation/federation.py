@@ -728,6 +728,12 @@ class Federation:
         aggregate: Aggregate,
     ) -> ServerState:
         server_round = before.round + 1
+        step = aggregate.step
+        if not math.isfinite(step.pseudo_gradient_norm) or not math.isfinite(step.parameter_norm):
+            raise RunError(
+                f"round {server_round}: the outer step leaves no finite parameters; lower outer.lr or the "
+                "learning rate in config.yaml"
+            )
         ledger = dict(before.ledger)
         for name, report in reports.items():
             tokens = ledger.get(name, LedgerEntry()).tokens + report.tokens
