@@ -675,6 +675,7 @@ def check_nodes(config: RunConfig) -> None:
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)
+            _check_quorum(node)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
@@ -692,6 +693,13 @@ def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
         )
     if strategy.silos_only is not None:
         raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
+
+
+def _check_quorum(node: TreeNode) -> None:
+    children = len(node.children)
+    most = min(node.cohort or children, children) + (node.data is not None)
+    if node.quorum is not None and node.quorum > most:
+        raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")
 
 
 def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:

@@ -270,6 +270,8 @@ def test_a_tree_without_data_is_refused(config: Callable[..., RunConfig]) -> Non
         ("{children: [a], privacy: {noise_multiplier: 1.0}}", "north: .*clip_norm"),
         ("{children: [a], privacy: {clip_nrm: 1.0}}", "north: clip_nrm"),
         ("{children: [a], link: {inline_limit_mb: -1}}", "north: inline_limit_mb"),
+        ("{children: [a, b], quorum: 3}", "north: quorum=3 is larger than the 2 that train"),
+        ("{children: [a, b], cohort: 1, quorum: 2}", "north: quorum=2 is larger than the 1 that train"),
     ],
 )
 def test_rules_that_cannot_be_are_refused_before_anything_starts(
