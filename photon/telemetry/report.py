@@ -242,10 +242,10 @@ class _Run:
         """In words, and as the kind that the page colours."""
         done, planned = self.summary["rounds"], self.started.rounds
         if any(isinstance(event, RunFinished) for event in self.history):
-            return f"finished, {planned} rounds", "good"
+            return f"finished, {counted(planned, 'round')}", "good"
         stopped = [event for event in self.history if isinstance(event, RunInterrupted | RunStarted)][-1]
         word = "interrupted" if isinstance(stopped, RunInterrupted) else "not finished"
-        return f"{word}, {done} of {planned} rounds", "warn"
+        return f"{word}, {done} of {counted(planned, 'round')}", "warn"
 
 
 def _weights_sha256(folder: Path, events: Sequence[Event]) -> str | None:
@@ -282,7 +282,8 @@ def _run_page(run: _Run) -> _Page:
         f"strategy {started.strategy}",
         f"model {started.model}, {format_count(started.parameters)} parameters",
         f"{len(started.silos)} silos, {started.cohort} a round",
-        f"{started.local_steps} local steps of {started.batch_size} × {started.sequence_length} tokens",
+        f"{counted(started.local_steps, 'local step')} of {started.batch_size} × "
+        f"{started.sequence_length} tokens",
         f"{started.engine} engine on {started.device}",
         f"started {begun:%Y-%m-%d %H:%M} UTC",
     ]
@@ -613,7 +614,11 @@ def _log(run: _Run) -> list[tuple[str, str, str, str]]:
 
 def _commands(run: _Run) -> list[str]:
     config = shlex.quote(str(run.folder / "config.yaml"))
-    return [f"photon train --config {config} run_dir=NEW", f"photon report {shlex.quote(str(run.folder))}"]
+    return [f"photon train --config {config} run_dir=NEW", _report_command([run])]
+
+
+def _report_command(runs: Sequence[_Run]) -> str:
+    return f"photon report {shlex.join(str(run.folder) for run in runs)} --output report.html"
 
 
 def _identity(run: _Run) -> list[tuple[str, str]]:
@@ -777,7 +782,7 @@ def _comparison_page(runs: Sequence[_Run]) -> _Page:
         sections=_draw_sections(named, sections),
         log=[],
         configs=[(f"{name}: config.yaml", run.config_text) for name, run in named.items()],
-        commands=["photon report " + shlex.join(str(run.folder) for run in runs)],
+        commands=[_report_command(runs)],
         facts=[],
     )
 

@@ -236,6 +236,8 @@ def test_runs_of_one_name_are_told_apart(finished_run: Path, tmp_path: Path) -> 
     assert names == [f"{finished_run.parent.name}/quickstart", "sweep/quickstart"]
     with pytest.raises(PhotonError, match="named twice"):
         write_report([finished_run, finished_run / "."], tmp_path / "report.html")
+    command = f"photon report {finished_run} {copy} --output report.html"
+    assert command in (tmp_path / "report.html").read_text()
     with pytest.raises(PhotonError, match="sweep: cannot be written"):
         write_report([finished_run], tmp_path / "sweep")
 
