@@ -1,12 +1,18 @@
 """``photon keys`` and ``photon doctor``."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from photon.deployment import keys as key_files
 from photon.errors import PhotonError, RunError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from photon.deployment.doctor import Finding
 
 keys = typer.Typer(
     name="keys",
@@ -100,8 +106,6 @@ def doctor(
         model=photon-125m local_steps=500
     """
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from photon.config import compose, with_overrides
     from photon.deployment.doctor import Silo, examine
@@ -119,14 +123,26 @@ def doctor(
         tokenizer=run_tokenizer,
         probe=probe,
     )
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    levels = []
-    for finding in examine(silo):
-        levels.append(finding.level)
-        table.add_row(finding.check, _LEVELS[finding.level], escape(finding.said))
-    Console().print(table)
+    findings = list(examine(silo))
+    levels = [finding.level for finding in findings]
+    print_findings(Console(), findings)
     if "fail" in levels:
         raise RunError(f"{levels.count('fail')} of {len(levels)} checks failed; mend them and ask again")
+
+
+def print_findings(console: "Console", findings: Sequence["Finding"]) -> None:
+    """Print what the doctor found, a row for each check."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    # A hash is of use only as a whole.
+    table.add_column(overflow="fold")
+    for finding in findings:
+        table.add_row(finding.check, _LEVELS[finding.level], escape(finding.said))
+    console.print(table)
 
 
 _LEVELS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[bold red]fail[/]"}

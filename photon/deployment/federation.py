@@ -24,6 +24,7 @@ from photon.federation.flower_compat import parse_node_config
 from photon.federation.gateway import read_gateway
 from photon.federation.processes import flower_settings, stop_tree
 from photon.silo.site import read_settings
+from photon.telemetry.summary import counted
 
 ONLINE_SECONDS = 120.0
 
@@ -87,13 +88,10 @@ def up(
     except BaseException:
         down(folder)
         raise
-    print(f"\n{len(federation.silos)} silos are online. Train from the folder of the checkout:\n")
+    print(f"\n{counted(len(federation.silos), 'silo')} online. Train from the folder of the checkout:\n")
     print(f"export FLWR_HOME={shlex.quote(str(federation.home))}")
     run_dir = federation.folder / "runs" / "first"
-    overrides = (
-        f"federation=deployment federation.silos={len(federation.silos)} data=prepared "
-        f"data.path={federation.folder / 'aggregator'} run_dir={run_dir}"
-    )
+    overrides = " ".join(_overrides(federation, run_dir))
     print(f"flwr run . {CONNECTION} --stream --run-config \"overrides='{overrides}'\"")
     print(f"\nLook at it from another terminal with photon watch {run_dir}, or do both at once:\n")
     print(f"photon train {overrides}")
@@ -181,6 +179,21 @@ def _embedded() -> Path:
     return ensure_embedded(
         photon_home(), sequence_length=config.model.sequence_length, vocab_size=config.data.vocab_size
     )
+
+
+def _overrides(federation: LocalFederation, run_dir: Path) -> list[str]:
+    """Return what to train the federation with."""
+    count = len(federation.silos)
+    default = compose(["federation=deployment"]).cohort
+    return [
+        "federation=deployment",
+        f"federation.silos={count}",
+        # So few that the default cohort is too many all train.
+        *(["cohort=null"] if default is not None and count < default else []),
+        "data=prepared",
+        f"data.path={federation.folder / 'aggregator'}",
+        f"run_dir={run_dir}",
+    ]
 
 
 def _choose(silos: str, data: PreparedData) -> list[str]:

@@ -24,17 +24,19 @@ def show(context: typer.Context) -> None:
     """
     from photon.config import compose
     from photon.errors import PhotonError
+    from photon.telemetry.summary import counted
 
     config = compose(context.args)
     root = config.federation.root
     if root is None:
         raise PhotonError("federation.tree: not set, so there are silos alone; give it a tree or a YAML file")
     console = Console(soft_wrap=True)
-    tree = Tree(f"[bold]{root.name}[/]  {config.rounds} rounds, {_steps(config.total_steps)}")
+    tree = Tree(f"[bold]{root.name}[/]  {counted(config.rounds, 'round')}, {_steps(config.total_steps)}")
     _draw(root, tree)
     console.print(tree)
     silos = [node for node in root.walk() if node.is_silo]
-    console.print(f"{len(silos)} silos, {sum(not node.is_silo for node in root.walk())} federations")
+    federations = sum(not node.is_silo for node in root.walk())
+    console.print(f"{counted(len(silos), 'silo')}, {counted(federations, 'federation')}")
 
 
 def _draw(node: TreeNode, branch: Tree) -> None:

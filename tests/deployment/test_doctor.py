@@ -2,6 +2,7 @@
 
 import datetime
 import http.server
+import io
 import re
 import ssl
 import threading
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from rich.console import Console
 
 from photon.data.prepared import PreparedData, file_sha256
 from photon.data.separate import separate_silo
 from photon.deployment import doctor, keys
+from photon.deployment.cli import print_findings
 from photon.deployment.doctor import Finding, Silo, examine
 from tests.conftest import SMALL, SMALL_DEPLOYED, composed, write_corpus
 from tests.deployment.harness import Deployment
@@ -306,3 +309,9 @@ def test_a_real_superlink_is_asked_for_the_key(tmp_path: Path) -> None:
         stranger = replace(silo, key=keys.make_node_key(tmp_path / "keys", "stranger")[0])
         assert found(stranger, "registration").level == "fail"
         assert federation.nodes_online() == 2
+
+
+def test_a_hash_is_printed_whole_on_a_narrow_terminal() -> None:
+    out = io.StringIO()
+    print_findings(Console(file=out, width=50), [Finding("tokenizer", "warn", "5beda5a9" * 8)])
+    assert "5beda5a9" * 8 in "".join(out.getvalue().split())

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from photon.config import compose
 from photon.deployment import federation
 from photon.deployment.local import LocalFederation
 from photon.errors import PhotonError
@@ -99,6 +100,15 @@ def test_a_federation_is_read_back_and_keeps_its_keys(tmp_path: Path) -> None:
     assert "--insecure" not in command
     insecure = LocalFederation.create(tmp_path / "open", ["alpha"], secure=False)
     assert all("--insecure" in program.command for program in insecure.programs())
+
+
+@pytest.mark.parametrize(("silos", "cohort"), [(["a", "b"], None), (["a", "b", "c", "d"], 3)])
+def test_what_it_says_to_train_with_fits_the_silos(
+    silos: list[str], cohort: int | None, tmp_path: Path
+) -> None:
+    made = LocalFederation.create(tmp_path, silos, secure=False)
+    config = compose(federation._overrides(made, tmp_path / "run"))
+    assert (config.federation.silos, config.cohort) == (len(silos), cohort)
 
 
 @pytest.mark.deployment
