@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from photon.config import compose, conf_dir, explain_hydra_error, resolved, validate
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 
 SWEEP_DIR = "hydra.sweep.dir="
 
@@ -26,7 +26,9 @@ def sweep(arguments: list[str]) -> None:
     Raises
     ------
     PhotonError
-        If a value is wrong, or a run failed on its input.
+        If a value is wrong.
+    RunError
+        If runs failed; the others are trained and compared all the same.
     """
     import hydra
 
@@ -43,10 +45,16 @@ def sweep(arguments: list[str]) -> None:
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
 
     from photon.telemetry.report import write_report
+    from photon.telemetry.summary import counted
 
-    runs = sorted(path.parent for path in Path(folder).glob("*/events.jsonl"))
-    write_report(runs, Path(folder) / "report.html")
-    Console().print(f"{len(runs)} runs side by side: {Path(folder) / 'report.html'}", soft_wrap=True)
+    folders = sorted(path for path in Path(folder).iterdir() if path.is_dir())
+    runs = [path for path in folders if (path / "summary.json").is_file()]
+    if runs:
+        write_report(runs, Path(folder) / "report.html")
+        told = f"{counted(len(runs), 'run')} side by side: {Path(folder) / 'report.html'}"
+        Console().print(told, soft_wrap=True)
+    if failed := [str(path) for path in folders if path not in runs]:
+        raise RunError(f"{len(failed)} of {counted(len(folders), 'run')} failed: {', '.join(failed)}")
 
 
 def _is_sweep(override: str) -> bool:
@@ -56,15 +64,20 @@ def _is_sweep(override: str) -> bool:
 
 
 def train_one(composed: Any) -> None:
-    """Train one combination of a sweep in the folder that Hydra chose for it."""
+    """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
     from hydra.core.hydra_config import HydraConfig
 
     from photon.federation.start import start
 
-    config = validate(resolved(composed))
-    if config.run_dir is None:
-        config = config.model_copy(update={"run_dir": HydraConfig.get().runtime.output_dir})
-    start(config, resume=False)
+    folder = HydraConfig.get().runtime.output_dir
+    try:
+        config = validate(resolved(composed))
+        if config.run_dir is None:
+            config = config.model_copy(update={"run_dir": folder})
+        start(config, resume=False)
+    except (PhotonError, RunError) as error:
+        said = f"photon: {folder}: {error}"
+        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def check_sweep(overrides: list[str]) -> None:

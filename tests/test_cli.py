@@ -81,6 +81,21 @@ def test_a_sweep_with_a_wrong_value_trains_nothing(corpus: Path, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_run_of_a_sweep_that_fails_is_named_and_the_others_are_compared(
+    corpus: Path, tmp_path: Path
+) -> None:
+    done = photon(
+        *("train", "-m", *SMALL, f"data.path={corpus}", "rounds=1", "cohort=99,2"),
+        cwd=tmp_path,
+    )
+    (sweep,) = (tmp_path / "runs").iterdir()
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "0-cohort=99: cohort=99 is larger" in done.stderr
+    assert f"1 of 2 runs failed: runs/{sweep.name}/0-cohort=99" in done.stderr
+    assert "1-cohort=2" in (sweep / "report.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_sweep_in_parallel_with_joblib(corpus: Path, tmp_path: Path) -> None:
     done = photon(
