@@ -138,7 +138,7 @@ def flwr_run(
 def test_a_failed_run_is_a_failure_and_loses_nothing(
     environment: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
-    """Flower's command line exits 0 when a run failed; photon says why and exits with 1."""
+    """Flower's command line exits 0 when a run failed; photon says why, and exits with 2 for bad input."""
     run_dir = tmp_path / "run"
     run = prepare_run(small_run("rounds=1", data=corpus, run_dir=run_dir))
     run_inprocess(run, resume=False)
@@ -146,6 +146,6 @@ def test_a_failed_run_is_a_failure_and_loses_nothing(
     (run_dir / "config.yaml").write_text(small_run(*impossible, data=corpus, run_dir=run_dir).text)
     resuming = photon("resume", str(run_dir), env=environment)
     said, _ = resuming.communicate(timeout=200)
-    assert resuming.returncode == 1, said
+    assert resuming.returncode == 2, said
     assert "no CUDA device" in " ".join(said.split())
     assert CheckpointStore(run_dir / "checkpoints").rounds()[-1] == 1
