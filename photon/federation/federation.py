@@ -18,7 +18,7 @@ import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from photon.components import build
+from photon.components import build, nearest
 from photon.config import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
@@ -214,6 +214,12 @@ class Federation:
             raise PhotonError(
                 f"federation.quorum={self.config.federation.quorum} is larger than the "
                 f"{len(participants)} participants; lower it"
+            )
+        names = [silo.name for silo in silos]
+        if self._own is not None and self._own not in names:
+            raise PhotonError(
+                f"federation.own_silo={self._own}: no such silo{nearest(self._own, names)}; "
+                f"there are {', '.join(names)}"
             )
         reference = silos[0]
         for silo in silos:

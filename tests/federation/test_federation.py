@@ -410,6 +410,7 @@ def test_a_silo_that_lost_its_disk_goes_on_and_says_so(
     ("overrides", "message"),
     [
         (["cohort=4"], "cohort=4 is larger than the federation of 3 silos"),
+        (["federation.own_silo=alfa"], "no such silo; did you mean 'alpha'"),
         (["model.sequence_length=8"], "longer than the model's"),
         (["model.vocab_size=100"], "vocabulary of 100|vocab_size=100"),
         (["data.path=/nowhere"], "nowhere"),
