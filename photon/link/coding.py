@@ -24,8 +24,8 @@ from pydantic import Field
 
 from photon.components import nearest
 from photon.errors import PhotonError
-from photon.link.hashing import hash_of
 from photon.link.messages import Body
+from photon.state.hashing import hash_of
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,

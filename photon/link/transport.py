@@ -32,7 +32,6 @@ from photon.link.coding import (
     payloads_of,
     unpack,
 )
-from photon.link.hashing import new_hasher
 from photon.link.messages import Body
 from photon.link.records import (
     HEADER,
@@ -52,6 +51,7 @@ from photon.link.store import (
     read_presigned,
     write_presigned,
 )
+from photon.state.hashing import new_hasher
 from photon.state.tensors import Places, places
 
 #: Name of the record that says where a silo may write its reply.

@@ -19,13 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.errors import PhotonError
 from photon.state.atomic import atomic_directory, remove_leftovers, sync_files
+from photon.state.hashing import hash_of_file
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.telemetry.noise_scale import NoiseScale
 from photon.tree import ResidualTag
 
 FORMAT = "photon-checkpoint/1"
 #: The file with the hashes of a checkpoint's other files.
-_SEAL = "sha256.json"
+_SEAL = "blake3.json"
 
 
 class LedgerEntry(BaseModel):
@@ -327,7 +328,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 def _seal(folder: Path) -> None:
     """Write beside a checkpoint's files what they hash to, and flush all of it to the disk."""
-    sums = {file.name: _sha256(file) for file in sorted(folder.iterdir())}
+    sums = {file.name: hash_of_file(file) for file in sorted(folder.iterdir())}
     (folder / _SEAL).write_text(json.dumps(sums, indent=1))
     sync_files(folder)
 
@@ -345,18 +346,13 @@ def _check_seal(folder: Path) -> None:
         return
     try:
         sums: dict[str, str] = json.loads(seal.read_text())
-        wrong = [name for name, digest in sums.items() if _sha256(folder / name) != digest]
+        wrong = [name for name, digest in sums.items() if hash_of_file(folder / name) != digest]
     except (OSError, ValueError, AttributeError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:
         raise PhotonError(
             f"{folder}: damaged ({', '.join(wrong)} is not what was written); use an older checkpoint"
         )
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def weights_sha256(params: Mapping[str, torch.Tensor]) -> str:

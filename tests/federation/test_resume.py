@@ -123,7 +123,7 @@ def flip_last_bit(file: Path) -> None:
             lambda folder: flip_last_bit(folder / "params.safetensors"),
             "damaged .params.safetensors is not what was written",
         ),
-        (lambda folder: (folder / "sha256.json").write_text("["), "damaged"),
+        (lambda folder: (folder / "blake3.json").write_text("["), "damaged"),
         (
             lambda folder: (folder / "checkpoint.json").write_text(
                 json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"format": "other/9"})

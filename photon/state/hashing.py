@@ -1,8 +1,10 @@
-"""The hash by which whoever receives a payload knows that it is what was sent.
+"""The hash by which whoever reads a payload or a checkpoint knows that it is what was sent or written.
 
 BLAKE3 is as good against tampering as SHA-256 and runs on all cores: hashing a large model would otherwise
 take longer than reading its file.
 """
+
+from pathlib import Path
 
 from blake3 import blake3
 from typing_extensions import Buffer
@@ -16,3 +18,8 @@ def new_hasher() -> blake3:
 def hash_of(data: Buffer) -> str:
     """Return the hash of ``data`` in hexadecimal."""
     return new_hasher().update(data).hexdigest()
+
+
+def hash_of_file(path: Path) -> str:
+    """Return the hash of a file's content in hexadecimal."""
+    return new_hasher().update_mmap(path).hexdigest()
