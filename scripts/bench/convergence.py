@@ -121,7 +121,10 @@ FEWER_BYTES = {
     ],
     "FedAvg, moment refreshed": ["strategy=photon", "optimizer=refreshed-adamw", QUICK],
 }
-SHORT = [Cell(16, 4, 1), Cell(64, 4, 0), Cell(64, 4, 1), Cell(16, 4, 2), Cell(64, 4, 2), Cell(16, 8, 0)]
+SHORT = [
+    *(Cell(local_steps, 4, seed) for local_steps, seed in ((16, 1), (64, 0), (64, 1), (16, 2), (64, 2))),
+    *(Cell(local_steps, 8, 0) for local_steps in (16, 64)),
+]
 PARTS = [
     *(
         Part(
@@ -140,7 +143,10 @@ PARTS = [
             Cell(local_steps, 4, 0, steps),
             (rate,),
             FEWER_BYTES,
-            [Cell(local_steps, 4, seed, steps) for seed in (1, 2)],
+            [
+                *(Cell(local_steps, 4, seed, steps) for seed in (1, 2)),
+                *([Cell(16, 8, 0)] if steps == STEPS else []),
+            ],
         )
         for steps, local_steps, rate in ((STEPS, 16, 0.008), (LONG, 16, 0.008), (LONG, 64, 0.0056))
     ),
