@@ -166,7 +166,7 @@ def test_an_option_out_of_range_is_an_error_and_nothing_is_left(corpus, tmp_path
             "silo 'tiny' has .* tokens, fewer than",
         ),
         ({"../up": [Document("t", "x")]}, "cannot be a folder name"),
-        ({"one": [Document("t", "a single document " * 50)]}, "silo 'one' cannot be split"),
+        ({"one": [Document("t", "a single document " * 50)]}, "silo 'one' has one document.*give it several"),
     ],
 )
 def test_a_silo_that_cannot_be_used_is_named_and_nothing_is_left(corpus, tmp_path, change, message):

@@ -109,7 +109,7 @@ def test_bad_rows_are_counted_and_good_rows_kept(tmp_path):
     assert [document.text for document in reading.documents] == ["good", "too"]
     assert sorted(skip.reason for skip in reading.skipped) == [
         "1 of 5 rows: empty text",
-        "1 of 5 rows: no text field 'text'",
+        "1 of 5 rows: no text field 'text'; name another with --text-field",
         "1 of 5 rows: not JSON",
     ]
 

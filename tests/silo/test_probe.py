@@ -1,7 +1,5 @@
 """The batch probe must see the memory that training takes, and leave nothing behind."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -9,8 +7,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from photon.silo import work
 from photon.silo.work import Workbench
 from photon.training.groups import read_optimizer, read_params
+from tests.conftest import SMALL, composed
 
-CONFIG = SimpleNamespace(model=SimpleNamespace(sequence_length=8))
+
+def config():
+    return composed(*SMALL, "data.path=none", "model.sequence_length=8")
 
 
 def bench(precision="fp32"):
@@ -52,7 +53,7 @@ def test_the_probe_holds_gradients_and_optimizer_state_and_leaves_nothing(monkey
 
     monkeypatch.setattr(work, "find_micro_batch_size", find)
     tensors, scalars = snapshot(made)
-    assert work._probe_micro_batch(made, CONFIG, 4) == 4
+    assert work._probe_micro_batch(made, config(), 4) == 4
     assert held == [{"step", "exp_avg", "exp_avg_sq"}] * 2
     after, scalars_after = snapshot(made)
     assert scalars_after == scalars
@@ -69,7 +70,7 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
 
     monkeypatch.setattr(work, "find_micro_batch_size", find)
     with pytest.raises(RuntimeError, match="shapes"):
-        work._probe_micro_batch(made, CONFIG, 4)
+        work._probe_micro_batch(made, config(), 4)
     assert not made.optimizer.state
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
@@ -78,5 +79,5 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
 def test_the_probe_runs_in_the_format_of_the_training(precision, dtype):
     made, seen = bench(precision), []
     made.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    assert work._probe_micro_batch(made, CONFIG, 2) == 2
+    assert work._probe_micro_batch(made, config(), 2) == 2
     assert set(seen) == {dtype}
