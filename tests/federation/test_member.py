@@ -3,7 +3,7 @@
 import collections
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,26 @@ def four_silos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(four_silos: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    def make(name: str, *overrides: str) -> RunConfig:
-        return prepare_run(small_run(*BASE, *overrides, data=four_silos, run_dir=tmp_path / name))
-
-    return make
+    return configuring(BASE, four_silos, tmp_path)
 
 
 @pytest.fixture
 def train(config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    return training(config)
+
+
+def configuring(base: Sequence[str], data: Path, folder: Path) -> Callable[..., RunConfig]:
+    """Return what prepares a run by its name in a folder and more overrides."""
+
+    def make(name: str, *overrides: str) -> RunConfig:
+        return prepare_run(small_run(*base, *overrides, data=data, run_dir=folder / name))
+
+    return make
+
+
+def training(config: Callable[..., RunConfig]) -> Callable[..., Path]:
+    """Return what does such a run and returns its folder."""
+
     def run(name: str, *overrides: str) -> Path:
         chosen = config(name, *overrides)
         run_inprocess(chosen, resume=False)

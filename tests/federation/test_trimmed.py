@@ -12,7 +12,6 @@ from photon.config import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.federation.checks import problem_with
-from photon.federation.run import prepare_run, run_inprocess
 from photon.link.messages import TrainOrder, TrainReport
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore
@@ -20,8 +19,8 @@ from photon.state.silo import SiloStore
 from photon.telemetry.events import ClientFinished, Diagnostics, RoundStarted
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
-from tests.conftest import small_run, write_corpus
-from tests.federation.test_member import TREE, killed_and_resumed, params_of, per_node
+from tests.conftest import write_corpus
+from tests.federation.test_member import TREE, configuring, killed_and_resumed, params_of, per_node, training
 
 EMBEDDING = "transformer.wte.weight"
 TRIMMED = ["strategy=worldlm", "strategy.embeddings=trimmed"]
@@ -47,20 +46,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def config(data: Path, tmp_path: Path) -> Callable[..., RunConfig]:
-    def make(name: str, *overrides: str) -> RunConfig:
-        return prepare_run(small_run(*BASE, *overrides, data=data, run_dir=tmp_path / name))
-
-    return make
+    return configuring(BASE, data, tmp_path)
 
 
 @pytest.fixture
 def train(config: Callable[..., RunConfig]) -> Callable[..., Path]:
-    def run(name: str, *overrides: str) -> Path:
-        chosen = config(name, *overrides)
-        run_inprocess(chosen, resume=False)
-        return Path(str(chosen.run_dir))
-
-    return run
+    return training(config)
 
 
 def rows_of(data: Path, *silos: str, rows: int = 320) -> torch.Tensor:
