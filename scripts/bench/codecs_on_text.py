@@ -4,8 +4,8 @@
     python scripts/bench/codecs_on_text.py table               # what there is, as a page of docs/results
 
 Every run is a whole federation in this process, on text that the installation brings, dealt
-out evenly. Its result is one JSON file; a run that has one is not done again, so the script may be stopped at
-any time. The same seed draws the same weights and the same text, so that runs are compared in pairs. At a
+out evenly. Its result is a line of a file; a run that has one is not done again, so the script may be stopped
+at any time. The same seed draws the same weights and the same text, so that runs are compared in pairs. At a
 high learning rate the smallest difference grows until a pair is as far apart as two seeds; the rate of
 ``--rate`` is low enough that it does not.
 """
@@ -69,11 +69,11 @@ def main() -> None:
     if arguments.command == "run":
         run_missing(arguments)
     else:
-        write_page(arguments.folder, arguments.output)
+        write_page(arguments.results, arguments.output)
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
-    runs = Runs(arguments.folder, arguments.minutes)
+    runs = Runs(arguments.results, arguments.minutes)
     for seed, recipe, local_steps, link in itertools.product(
         arguments.seeds, arguments.recipes, arguments.local_steps, arguments.links
     ):
@@ -133,8 +133,8 @@ def train(run: Run, data: Path) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def write_page(folder: Path, output: Path) -> None:
-    results = load(folder)
+def write_page(file: Path, output: Path) -> None:
+    results = load(file)
     lines = [
         "# Codecs on text: the figures",
         "",
@@ -196,7 +196,7 @@ def against(ratios: Sequence[float]) -> tuple[str, str]:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, folder="runs/codecs", output="docs/results/link.md")
+    made, run = parsers(__doc__, "docs/results/link.md")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
     run.add_argument("--links", nargs="+", choices=list(LINKS), default=list(LINKS))
     run.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES)[:2])

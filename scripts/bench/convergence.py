@@ -5,11 +5,12 @@
     python scripts/bench/convergence.py table                  # what there is, as docs/results/convergence.md
 
 Every run is a whole federation in this process, on text that the installation brings, dealt out evenly. Its
-result is one JSON file; a run that has one is not done again, so the script may be stopped at any time. The
-peak learning rate of a method is tuned with 384 steps, H = 16, 4 clients and seed 0: the same three rates for
-all methods of a part, then the neighbours of the best until the best is not at an end of what was tried. The
-other cells take the best one. Long runs have two rates, tried for each H; what sends fewer bytes
-than Local Adam, and is compared with it, has its best rate. Outer rates of DiLoCo are methods of their own.
+result is a line of a file; a run that has one is not done again, so the script may be stopped at any time,
+and several processes may share the work. The peak learning rate of a method is tuned with 384 steps, H = 16,
+4 clients and seed 0: the same three rates for all methods of a part, then the neighbours of the best until
+the best is not at an end of what was tried. The other cells take the best one. Long runs have two rates,
+tried for each H; what sends fewer bytes than Local Adam, and is compared with it, has its best rate. Outer
+rates of DiLoCo are methods of their own.
 
 Synchronous data-parallel training is one client with the batch of all. Its bytes are not measured but
 counted: a gradient of the model's size in each step.
@@ -82,10 +83,9 @@ class Part:
 
 
 TUNING = Cell(16, 4, 0)
-COARSE = (0.001, 0.002, 0.004, 0.008, 0.016)
-FINE = (0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224)
+FINE = (0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
 SYNCHRONOUS = "synchronous"
-#: The decays of the DES-LOC paper.
+#: The decays of the DES-LOC paper, of `codecs_on_text.py`.
 ADAM = "optimizer.betas=[0.95,0.95]"
 #: Decays for runs as short as these.
 QUICK = "optimizer.betas=[0.8,0.99]"
@@ -102,13 +102,32 @@ SWITCH = [
 ]
 #: A byte for each value of a moment. Whole numbers would do for the first, but make zeros of the second.
 E5M2 = "link.states=[{_target_:photon.link.codecs.Float8,dtype:float8_e5m2}]"
-LOWRANK = ["strategy=lordo", "optimizer.betas=[0.99,0.999]"]
-MAIN = {
+LOWRANK = ["strategy=lordo", QUICK]
+#: The share of the momentum that LoRDO's paper has for its local variant.
+LOCAL = [*LOWRANK, "optimizer.projection=local", "optimizer.weight=0.94"]
+ADAMS = {
     "Local Adam": ["strategy=local-adam", QUICK],
     "DES-LOC 3x, 6x": ["strategy=desloc", QUICK],
     "MT-DAO, switched": SWITCH,
     "FedAvg": ["strategy=photon", QUICK],
     SYNCHRONOUS: ["strategy=centralized", QUICK],
+}
+MUON = {"Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"]}
+LORDO = {
+    "LoRDO, global, rank 16": [*LOWRANK, "optimizer.rank=16"],
+    "LoRDO, local, rank 16": [*LOCAL, "optimizer.rank=16"],
+    "LoRDO, global, rank 8": [*LOWRANK, "optimizer.rank=8"],
+    "LoRDO, local, rank 8": [*LOCAL, "optimizer.rank=8"],
+}
+DILOCO = {
+    "DiLoCo, outer 0.7": ["strategy=diloco", QUICK],
+    "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", QUICK],
+    "Streaming DiLoCo, outer 0.2": [
+        "strategy=streaming-diloco",
+        "strategy.fragments=2",
+        "outer.lr=0.2",
+        QUICK,
+    ],
 }
 #: The same with less of the first moment on the wire, or none.
 FEWER_BYTES = {
@@ -122,73 +141,26 @@ FEWER_BYTES = {
     "FedAvg, moment refreshed": ["strategy=photon", "optimizer=refreshed-adamw", QUICK],
 }
 SHORT = [
-    *(Cell(local_steps, 4, seed) for local_steps, seed in ((16, 1), (64, 0), (64, 1), (16, 2), (64, 2))),
-    *(Cell(local_steps, 8, 0) for local_steps in (16, 64)),
+    *(Cell(local_steps, 4, seed) for seed in (0, 1, 2) for local_steps in (16, 64)),
+    *(Cell(local_steps, 8, seed) for seed in (0, 1, 2) for local_steps in (16, 64)),
 ]
 PARTS = [
+    Part("Short runs", TUNING, FINE, {**ADAMS, **LORDO, **MUON, **DILOCO}, SHORT),
+    Part("Fewer bytes, at the best rate of Local Adam", TUNING, (0.008,), FEWER_BYTES, SHORT),
     *(
         Part(
-            "Long runs",
+            f"Long runs{title}",
             Cell(local_steps, 4, 0, LONG),
-            (0.0056, 0.008),
-            MAIN,
-            [Cell(local_steps, 4, seed, LONG) for seed in (1, 2)],
+            rates,
+            methods,
+            [Cell(local_steps, 4, seed, LONG) for seed in (0, 1, 2)],
         )
-        for local_steps in (16, 64)
-    ),
-    Part("The main methods", TUNING, FINE, MAIN, SHORT),
-    *(
-        Part(
-            "Fewer bytes, at the best rate of Local Adam",
-            Cell(local_steps, 4, 0, steps),
-            (rate,),
-            FEWER_BYTES,
-            [
-                *(Cell(local_steps, 4, seed, steps) for seed in (1, 2)),
-                *([Cell(16, 8, 0)] if steps == STEPS else []),
-            ],
+        for title, methods, rates_by_period in (
+            ("", ADAMS, {16: (0.0056, 0.008), 64: (0.0056, 0.008)}),
+            (", others", {**MUON, **LORDO}, dict.fromkeys((16, 64), (0.0112, 0.016))),
+            (", at the best rate of Local Adam", FEWER_BYTES, {16: (0.008,), 64: (0.0056,)}),
         )
-        for steps, local_steps, rate in ((STEPS, 16, 0.008), (LONG, 16, 0.008), (LONG, 64, 0.0056))
-    ),
-    Part(
-        "The other methods",
-        TUNING,
-        FINE,
-        {
-            "Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
-            "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", QUICK],
-            "Streaming DiLoCo, outer 0.2": [
-                "strategy=streaming-diloco",
-                "strategy.fragments=2",
-                "outer.lr=0.2",
-                QUICK,
-            ],
-        },
-        SHORT,
-    ),
-    Part(
-        "On the coarser grid",
-        TUNING,
-        COARSE,
-        {
-            f"{SYNCHRONOUS}, beta 0.95": ["strategy=centralized", ADAM],
-            "FedAvg, beta 0.95": ["strategy=photon", ADAM],
-            "DiLoCo, outer 0.7, beta 0.95": ["strategy=diloco", ADAM],
-            "DiLoCo, outer 0.4, beta 0.95": ["strategy=diloco", "outer.lr=0.4", ADAM],
-            "DiLoCo, outer 0.2, beta 0.95": ["strategy=diloco", "outer.lr=0.2", ADAM],
-            "Local Adam, beta 0.95": ["strategy=local-adam", ADAM],
-            "DES-LOC 3x, 6x, beta 0.95": ["strategy=desloc", ADAM],
-            "MT-DAO, beta 0.99": ["strategy=mtdao", "optimizer.betas=[0.99,0.999]"],
-            "LoRDO, local, rank 16": [
-                *LOWRANK,
-                "optimizer.rank=16",
-                "optimizer.weight=0.94",
-                "optimizer.projection=local",
-            ],
-            "LoRDO, global, rank 16": [*LOWRANK, "optimizer.rank=16"],
-            "LoRDO, global, rank 8": [*LOWRANK, "optimizer.rank=8"],
-        },
-        SHORT[:2],
+        for local_steps, rates in rates_by_period.items()
     ),
 ]
 #: Of which there are tables.
@@ -204,9 +176,9 @@ METHODS = {method: overrides for part in PARTS for method, overrides in part.met
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "table":
-        write_page(arguments.folder, arguments.output)
+        write_page(arguments.results, arguments.output)
         return
-    runs = Runs(arguments.folder, arguments.minutes)
+    runs = Runs(arguments.results, arguments.minutes)
     if arguments.overrides:
         cell = Cell(arguments.local_steps, arguments.clients, arguments.seed, arguments.steps)
         run_once(runs, arguments.data, arguments.overrides, cell, arguments.rate)
@@ -332,8 +304,8 @@ def reached(curve: Sequence[dict[str, float]], target: float, what: str) -> floa
     return None
 
 
-def write_page(folder: Path, output: Path) -> None:
-    results = load(folder)
+def write_page(file: Path, output: Path) -> None:
+    results = load(file)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         "# Convergence: the figures",
@@ -464,7 +436,7 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, folder="runs/convergence", output="docs/results/convergence.md")
+    made, run = parsers(__doc__, "docs/results/convergence.md")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
     run.add_argument("overrides", nargs="*", help="do one run with these instead, which the page lists")
     run.add_argument("--rate", type=float, default=0.008, help="its peak learning rate")

@@ -4,10 +4,10 @@
     python scripts/bench/sparse_on_images.py table                       # what there is, as a page
 
 The folder holds one .tar.gz archive of {train,test}/LABEL/*.jpg. A run is a loop over rounds in this process,
-as the paper describes it; re-parameterisation, pruning, mean and codec are Photon's own. Its result is one
-JSON file; a run that has one is not done again, so the script may be stopped at any time. The same seed draws
-the same weights, the same deal of the images and the same cohorts for every method. The learning rate of the
-first round is tuned on one grid for all methods, in the first cell; the other cells take the best.
+as the paper describes it; re-parameterisation, pruning, mean and codec are Photon's own. Its result is a
+line of a file; a run that has one is not done again, so the script may be stopped at any time. The same seed
+draws the same weights, the same deal of the images and the same cohorts for every method. The learning rate
+of the first round is tuned on one grid for all methods, in the first cell; the other cells take the best.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
     if arguments.command == "run":
         run_missing(arguments)
     else:
-        write_page(arguments.folder, arguments.output)
+        write_page(arguments.results, arguments.output)
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def main() -> None:
 
 def run_missing(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    runs = Runs(arguments.folder, arguments.minutes, "accuracy")
+    runs = Runs(arguments.results, arguments.minutes, "accuracy")
     images = read_images(arguments.data, arguments.shrink)
 
     def once(method: str, sparsity: float, alpha: float, seed: int, rate: float) -> None:
@@ -245,13 +245,13 @@ def nbytes(groups: PackedGroups) -> int:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def write_page(folder: Path, output: Path) -> None:
+def write_page(file: Path, output: Path) -> None:
     """Write the tables, and the plot beside them."""
-    results = load(folder)
+    results = load(file)
     plot = output.with_suffix(".svg")
     best = [one for one in results if one["rate"] == tuned(results, one["method"])]
     if not best:
-        raise SystemExit(f"{folder}: no learning rate is tuned yet; `run` comes first")
+        raise SystemExit(f"{file}: no learning rate is tuned yet; `run` comes first")
     one = best[0]
     lines = [
         "# Sparse training on images: the figures",
@@ -401,7 +401,7 @@ def draw_plot(results: Results, path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "runs/sparse-images", "docs/results/sparsity-images.md")
+    made, run = parsers(__doc__, "docs/results/sparsity-images.md")
     run.add_argument("data", type=Path, help="folder of the images' archive")
     run.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     run.add_argument("--alphas", nargs="+", type=float, default=[1000.0, 0.1], help="of the Dirichlet draw")

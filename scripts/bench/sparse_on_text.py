@@ -5,8 +5,8 @@
 
 Every run is a whole federation of eight silos in this process, all of them in every round, on text that the
 installation brings: dealt out evenly (``iid``), or a domain to two silos, each with its own half of the
-documents (``domains``). Its result is one JSON file; a run that has one is not done again, so the script may
-be stopped at any time. The same seed draws the same weights and the same text.
+documents (``domains``). Its result is a line of a file; a run that has one is not done again, so the script
+may be stopped at any time. The same seed draws the same weights and the same text.
 
 The peak learning rate is tuned for every method and sparsity, ``iid`` and seed 0, by the same rule: two rates
 (at other sparsities than 90 % the best one there), then half and twice the best one until both are worse.
@@ -83,9 +83,9 @@ class Case:
 def main() -> None:
     arguments = parse_arguments()
     if arguments.command == "run":
-        run_missing(Runs(arguments.folder, arguments.minutes), arguments.data)
+        run_missing(Runs(arguments.results, arguments.minutes), arguments.data)
     else:
-        write_page(arguments.folder, arguments.output)
+        write_page(arguments.results, arguments.output)
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -213,8 +213,8 @@ def tuned(results: list[dict[str, Any]], method: str, sparsity: float) -> float 
     return min(found, key=lambda rate: found[rate], default=None)
 
 
-def write_page(folder: Path, output: Path) -> None:
-    results = load(folder)
+def write_page(file: Path, output: Path) -> None:
+    results = load(file)
     output.parent.mkdir(parents=True, exist_ok=True)
     tokens = CLIENTS * ROUNDS * LOCAL_STEPS * BATCH * SEQUENCE_LENGTH
     lines = [
@@ -395,7 +395,7 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, folder="runs/sparsity", output="docs/results/sparsity.md")
+    made, run = parsers(__doc__, "docs/results/sparsity.md")
     run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
     return made.parse_args()
 

@@ -1,10 +1,13 @@
 """What the scripts that train on text share: runs that are done once and kept, their text, their pages.
 
-Every run is a whole federation in this process; the script on images shares all but that. Its result is one
-JSON file in a folder; a run that has one is not done again, so a script may be stopped at any time.
+Every run is a whole federation in this process; the script on images shares all but that. Its result is a
+line of a JSON Lines file, which lies beside the page that is made from it. A run that has a line is not done
+again, so a script may be stopped at any time, and several processes may share the work.
 """
 
 import argparse
+import fcntl
+import hashlib
 import json
 import math
 import os
@@ -31,19 +34,16 @@ COMMON = [
 ]
 
 
-def parsers(
-    description: str | None, folder: str, output: str
-) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
+def parsers(description: str | None, output: str) -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     """Return the parser of a script with the commands ``run`` and ``table``, and that of ``run``.
 
     Parameters
     ----------
     description
         The script's docstring.
-    folder
-        Where results are kept if ``--folder`` does not say.
     output
-        The page that ``table`` writes if ``--output`` does not say.
+        The page that ``table`` writes if ``--output`` does not say. Results are beside it, as ``.jsonl``, if
+        ``--results`` does not say.
     """
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -54,51 +54,70 @@ def parsers(
     table = commands.add_parser("table", help="write the page, and the plot if there is one")
     table.add_argument("--output", type=Path, default=Path(output))
     for command in (run, table):
-        command.add_argument("--folder", type=Path, default=Path(folder), help="the results")
+        results = Path(output).with_suffix(".jsonl")
+        command.add_argument("--results", type=Path, default=results, help="a line for each run")
     return made, run
 
 
 class Runs:
-    """Do what is missing in a folder of results.
+    """Do what is missing in a file of results.
 
     Parameters
     ----------
-    folder
-        Made if it is not there.
+    file
+        JSON Lines, one line for each run; made if it is not there.
     minutes
         After so long no run begins.
     shown
         The figure of a result that is printed when it is there.
     """
 
-    def __init__(self, folder: Path, minutes: float, shown: str = "perplexity") -> None:
+    def __init__(self, file: Path, minutes: float, shown: str = "perplexity") -> None:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        file.parent.mkdir(parents=True, exist_ok=True)
+        self._file = file
         self._until = time.monotonic() + 60 * minutes
         self._shown = shown
 
     def once(self, name: str, train: Callable[[], dict[str, Any]]) -> None:
-        """Keep what ``train`` returns, with the CPU time it took, under ``name``, unless that is there."""
-        path = self._folder / f"{''.join(c if c.isalnum() or c in '.-' else '_' for c in name)}.json"
-        if path.exists() or time.monotonic() > self._until:
+        """Keep what ``train`` returns, with the CPU time it took, under ``name``.
+
+        Nothing is done if that is there, or if another process is at it.
+        """
+        if time.monotonic() > self._until:
             return
-        began = time.process_time()
-        result = train()
-        result["cpu_seconds"] = time.process_time() - began
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result, indent=1))
-        temporary.replace(path)
+        with self._claim(name) as claimed:
+            if not claimed or any(one["run"] == name for one in self.results()):
+                return
+            began = time.process_time()
+            result = {"run": name, **train()}
+            result["cpu_seconds"] = round(time.process_time() - began, 1)
+            with self._file.open("a") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                file.write(json.dumps(result, ensure_ascii=False) + "\n")
         figure = f"{self._shown} {result[self._shown]}"
         print(f"{name}: {figure}, {result['cpu_seconds']:.0f} s of CPU", flush=True)
 
     def results(self) -> list[dict[str, Any]]:
-        return load(self._folder)
+        return load(self._file)
+
+    @contextmanager
+    def _claim(self, name: str) -> Iterator[bool]:
+        """Say whether no other process is at this run; the system takes the claim back from one that ends."""
+        key = hashlib.sha256(f"{self._file.resolve()} {name}".encode()).hexdigest()[:24]
+        with (Path(tempfile.gettempdir()) / f"photon-run-{key}").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            yield True
 
 
-def load(folder: Path) -> list[dict[str, Any]]:
-    """Return all results of a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+def load(file: Path) -> list[dict[str, Any]]:
+    """Return all results of a file, by name."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return sorted(map(json.loads, lines), key=lambda one: one["run"])
 
 
 @contextmanager

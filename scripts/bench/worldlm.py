@@ -5,7 +5,7 @@
     python scripts/bench/worldlm.py table                # what there is, as docs/results/worldlm-figures.md
 
 DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches. Every run
-is a whole tree in this process. Its result is one JSON file; a run that has one is not done again, so the
+is a whole tree in this process. Its result is a line of a file; a run that has one is not done again, so the
 script may be stopped at any time. All methods have the same model, rates, seeds and tokens per leaf; nothing
 is tuned. Where the hierarchy is broken, the last leaves of the two branches have changed places.
 """
@@ -84,14 +84,14 @@ def main() -> None:
     if arguments.command == "run":
         run_missing(arguments)
     else:
-        write_page(arguments.folder, arguments.output)
+        write_page(arguments.results, arguments.output)
 
 
 # --- runs -------------------------------------------------------------------------------------------
 
 
 def run_missing(arguments: argparse.Namespace) -> None:
-    runs, name = Runs(arguments.folder, arguments.minutes), arguments.name
+    runs, name = Runs(arguments.results, arguments.minutes), arguments.name
     tree = read_branches(arguments.tree)
     data = arguments.data or prepared(Path(".photon/worldlm/embedded"), VOCABULARY, SEQUENCE_LENGTH)
     for seed in arguments.seeds:
@@ -172,8 +172,8 @@ def mean_of(result: dict[str, Any]) -> float:
     return math.inf if found is None else statistics.fmean(found.values())
 
 
-def write_page(folder: Path, output: Path) -> None:
-    results = load(folder)
+def write_page(file: Path, output: Path) -> None:
+    results = load(file)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         "# WorldLM: the figures",
@@ -256,7 +256,7 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
 
 
 def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, folder="runs/worldlm", output="docs/results/worldlm-figures.md")
+    made, run = parsers(__doc__, "docs/results/worldlm-figures.md")
     run.add_argument("--name", default="domains", help="what the tree is called in the table")
     run.add_argument("--data", type=Path, help="prepared text; the default is the installation's own")
     run.add_argument(
