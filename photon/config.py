@@ -118,6 +118,11 @@ class TrainingSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
     )
+    matmul_precision: Literal["highest", "high", "medium"] = Field(
+        "highest",
+        description="Of products of float32 matrices, as torch.set_float32_matmul_precision has it: highest "
+        "is float32; high (TF32) and medium (bfloat16) round the factors where the hardware gains by it.",
+    )
     compile: bool = Field(description="Use torch.compile.")
     activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
     threads: int | None = Field(ge=1, le=1024, description="CPU threads; null: a fair share of the cores.")

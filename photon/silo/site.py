@@ -54,6 +54,9 @@ class NodeSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = Field(
         None, description="Precision of forward and backward pass."
     )
+    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+        None, description="Precision of products of float32 matrices."
+    )
     partition_id: int | None = Field(None, description="Set by Flower on simulated nodes.")
     num_partitions: int | None = Field(None, description="Set by Flower on simulated nodes.")
 
@@ -77,7 +80,8 @@ class NodeSettings(BaseModel):
 
     def training(self) -> dict[str, Any]:
         """Return the keys of the run's ``training`` section that the operator has set."""
-        own = {"device", "processes", "parallel", "threads", "micro_batch_size", "precision"}
+        precisions = {"precision", "matmul_precision"}
+        own = {"device", "processes", "parallel", "threads", "micro_batch_size"} | precisions
         return self.model_dump(include=own, exclude_none=True)
 
 

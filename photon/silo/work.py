@@ -67,7 +67,7 @@ from photon.training.groups import (
     restore_optimizer,
     write_params,
 )
-from photon.training.hardware import DTYPES, device_facts, resolve_device, use_threads
+from photon.training.hardware import DTYPES, device_facts, resolve_device, set_up_torch
 from photon.training.loop import (
     LocalTrainer,
     build_optimizer,
@@ -132,7 +132,7 @@ def _as_trained(config_text: str) -> str:
 @lru_cache(maxsize=1)
 def _workbench(config_text: str, vocab_size: int) -> Workbench:
     config = parse(config_text)
-    use_threads(config.training.threads, config.federation.clients_in_parallel)
+    set_up_torch(config.training, config.federation.clients_in_parallel)
     device = resolve_device(config.training.device)
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
     sparse = sparse_training(config)
@@ -148,7 +148,7 @@ def _workbench(config_text: str, vocab_size: int) -> Workbench:
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
-    use_threads(config.training.threads, config.federation.clients_in_parallel)
+    set_up_torch(config.training, config.federation.clients_in_parallel)
     data = site.prepared()
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
@@ -760,6 +760,7 @@ def _fit_in_group(
         micro_batch_size=training.micro_batch_size,
         clip_norm=training.clip_norm,
         precision=resolve_precision(training.precision, device),
+        matmul_precision=training.matmul_precision,
         compile=training.compile,
         activation_checkpointing=training.activation_checkpointing,
         switch=config.switch,

@@ -92,6 +92,8 @@ class GroupJob(BaseModel):
         Sequences per forward pass and process; None: all that the process has.
     clip_norm, precision, compile, activation_checkpointing, switch
         As in `LocalTrainer`.
+    matmul_precision
+        As `torch.set_float32_matmul_precision` takes it.
     parallel
         ``"ddp"``: every process holds the whole state; ``"fsdp"``: parameters, gradients and optimizer state
         are sharded over the processes.
@@ -118,6 +120,7 @@ class GroupJob(BaseModel):
     micro_batch_size: int | None
     clip_norm: float | None
     precision: Precision
+    matmul_precision: Literal["highest", "high", "medium"] = "highest"
     compile: bool = False
     activation_checkpointing: bool = False
     switch: SwitchSection | None = None
@@ -503,6 +506,7 @@ class _Member:
         self._device = torch.device("cuda", rank) if job.device == "cuda" else torch.device("cpu")
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+        torch.set_float32_matmul_precision(job.matmul_precision)
         store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
         backend = "nccl" if self._device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=world)

@@ -5,6 +5,7 @@ from functools import lru_cache
 
 import torch
 
+from photon.config import TrainingSection
 from photon.errors import PhotonError
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
 from photon.training.precision import Precision
@@ -30,9 +31,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def use_threads(threads: int | None, processes: int) -> None:
-    """Use ``threads`` CPU threads here; None: a share of the cores."""
-    torch.set_num_threads(threads or max(1, usable_cores() // processes))
+def set_up_torch(training: TrainingSection, processes: int) -> None:
+    """Use the CPU threads and the precision of products that ``training`` names, in this whole process.
+
+    Parameters
+    ----------
+    training
+        Without ``threads`` it is a share of the cores.
+    processes
+        How many share them.
+    """
+    torch.set_num_threads(training.threads or max(1, usable_cores() // processes))
+    torch.set_float32_matmul_precision(training.matmul_precision)
 
 
 def device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:

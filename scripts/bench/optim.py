@@ -28,6 +28,7 @@ Named = list[tuple[str, nn.Parameter]]
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
+    torch.set_float32_matmul_precision(arguments.matmul_precision)
     optimizers: dict[str, Callable[[Named], torch.optim.Optimizer]] = {
         REFERENCE: lambda p: torch.optim.AdamW(p, weight_decay=0.0, foreach=True),
         "AdamW, fused": lambda p: torch.optim.AdamW(p, weight_decay=0.0, fused=True),
@@ -45,8 +46,8 @@ def main() -> None:
     count = sum(parameter.numel() for _, parameter in parameters(arguments))
     report = Report(arguments)
     report.rates(
-        f"{count:,} parameters, rank {arguments.rank}, {arguments.steps} steps a turn, "
-        f"{arguments.turns} turns, {arguments.threads} threads",
+        f"{count:,} parameters, rank {arguments.rank}, products {arguments.matmul_precision}, "
+        f"{arguments.steps} steps a turn, {arguments.turns} turns, {arguments.threads} threads",
         dict.fromkeys(cases, count * arguments.steps / 1e6),
         "million parameters",
         interleave(cases, arguments.turns),
@@ -104,6 +105,9 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--steps", type=int, default=4, help="steps a turn")
     made.add_argument("--turns", type=int, default=7)
     made.add_argument("--threads", type=int, default=2)
+    made.add_argument(
+        "--matmul-precision", default="highest", choices=["highest", "high", "medium"], help="of products"
+    )
     made.add_argument("--only", default="", help="optimizers with this in their name, and the reference")
     return made.parse_args()
 

@@ -281,3 +281,43 @@ def test_error_feedback_is_inert_until_the_basis_turns():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         LoRDO(parameters(), **settings)
+
+
+# --- products of lower precision ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def medium_products():
+    before = torch.get_float32_matmul_precision()
+    yield lambda: torch.set_float32_matmul_precision("medium")
+    torch.set_float32_matmul_precision(before)
+
+
+def test_rounded_factors_move_parameters_by_nearly_the_same(medium_products):
+    """On hardware that gains nothing by rounding factors to bfloat16, by the very same."""
+
+    def change() -> torch.Tensor:
+        parameter = torch.nn.Parameter(torch.zeros(96, 160))
+        # With a denominator that is nearly 1 no small entry decides alone which way it goes.
+        optimizer = LoRDO([("hidden", parameter)], rank=16, weight=0.97, eps=100.0)
+        parameter.grad = randn(96, 160).float()
+        optimizer.refresh({parameter: parameter.grad})
+        optimizer.step()
+        return parameter.detach()
+
+    exact = change()
+    medium_products()
+    assert exact.norm() > 0
+    assert (change() - exact).norm() < 0.05 * exact.norm()
+
+
+def test_rounded_factors_leave_bases_orthonormal_and_parameters_in_float32(medium_products):
+    medium_products()
+    basis = leading_singular_vectors(randn(96, 160).float(), 16).double()
+    assert largest_difference([basis.T @ basis], [torch.eye(16, dtype=DOUBLE)]) < 1e-5
+    # Digits that bfloat16 lacks, in a parameter that a step leaves as it is.
+    parameter = torch.nn.Parameter(torch.full((96, 160), 1000.001))
+    optimizer = LoRDO([("hidden", parameter)], rank=16)
+    parameter.grad = torch.zeros(96, 160)
+    optimizer.step()
+    assert torch.equal(parameter.detach(), torch.full((96, 160), 1000.001))

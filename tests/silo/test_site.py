@@ -51,6 +51,7 @@ def test_what_the_operator_sets_goes_before_the_run(small_config: Make) -> None:
         "threads": 3,
         "micro-batch-size": 2,
         "precision": "bf16",
+        "matmul-precision": "medium",
     }
     run = small_config("training.device=auto", "training.threads=1")
     _, config = find_site(OWN | own, run)
