@@ -20,9 +20,13 @@ from flwr.common.config import parse_config_args
 
 from photon.cli import app
 from photon.config import RunConfig, compose, load, split_overrides
+from photon.errors import PhotonError
+from photon.link.codecs import CODECS
+from photon.link.coding import Codec, Packed, pack, unpack
 from photon.silo.policy import SiloPolicy, read_policy
 from photon.silo.site import NodeSettings
 from photon.state.checkpoint import CheckpointStore
+from photon.state.hashing import hash_of
 from photon.state.tensors import load_groups
 
 ROOT = Path(__file__).parent.parent
@@ -327,6 +331,28 @@ def test_the_strategy_of_the_contributing_page_trains(
     for name, trained in checkpoint.load_params().items():
         expected = sum(losses[silo] ** -2 / total * replies[silo][name].double() for silo in losses)
         torch.testing.assert_close(trained.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_codec_of_the_contributing_page_trains(
+    run_small: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ternary: type[Codec] = sys.modules["photon.link.ternary"].Ternary
+    monkeypatch.setitem(CODECS, "ternary", ternary)
+    dense = run_small("cohort=3", "rounds=2", name="dense")
+    summary = run_small("link=ternary", "cohort=3", "rounds=2", name="ternary")
+    assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
+    assert summary["bytes"]["per_group"]["params"]["up"] < dense["bytes"]["per_group"]["params"]["up"] / 4
+
+    packed, _ = pack(torch.tensor([[3.0, -4.0, 1.0], [0.0, -2.0, 0.5]]), [ternary()])
+    decoded = unpack(packed, "values")
+    assert torch.equal(decoded, torch.tensor([[3.0, -3.0, 0.0], [0.0, -3.0, 0.0]]))
+    assert packed.coding is not None
+    for wrong, message in (([0] * 9 + [2], "none of -1, 0 and 1"), ([0] * 9, "9 bytes")):
+        data = torch.tensor(wrong, dtype=torch.uint8)
+        coding = packed.coding.model_copy(update={"blake3": hash_of(data.numpy().data)})
+        with pytest.raises(PhotonError, match=message):
+            unpack(Packed(data, coding), "values")
 
 
 @pytest.mark.usefixtures("with_examples")
