@@ -21,7 +21,10 @@ from typing import Any
 from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
 
 WORLDLM = "WorldLM, τ = 1"
-BROKEN = "WorldLM, τ = 1, leaves swapped"
+SWAPPED = ", leaves swapped"
+#: Ours: layers that are one for each branch and never leave it, so that they depend on who is in it.
+REGIONAL = "regional"
+RULES = "{down: overwrite, up: attention, attention: {tau: inf, include_self_up: false}}"
 HIERFAVG = "HierFAVG, κ2 = 2"
 FLAT = ["strategy=photon", "strategy.weighting=uniform"]
 #: FedAvg over the tree without key layers but perhaps embeddings; on a balanced tree that is flat FedAvg.
@@ -43,7 +46,7 @@ METHODS: dict[str, list[str]] = {
     "local": ["strategy=local"],
     "centralized": ["strategy=centralized"],
     "WorldLM, τ = 0.3": ["strategy=worldlm", "strategy.attention.tau=0.3"],
-    BROKEN: ["strategy=worldlm"],
+    WORLDLM + SWAPPED: ["strategy=worldlm"],
     "flat FedAvg, z = 0.002": [*FLAT, *private(0.002)],
     "WorldLM, τ = 1, z = 0.002": ["strategy=worldlm", *private(0.002)],
     "flat FedAvg, z = 0.01": [*FLAT, *private(0.01)],
@@ -58,6 +61,15 @@ METHODS: dict[str, list[str]] = {
     "FedPer, trimmed embeddings": ["strategy=fedper", TRIMMED],
     "FedAvg, own embeddings": [*SHARED, "strategy.embeddings=key"],
     "FedAvg, trimmed embeddings": [*SHARED, TRIMMED],
+    **{
+        f"{REGIONAL} {what}{swapped}": ["strategy=fedper", *overrides]
+        for what, overrides in {
+            "key layers": [],
+            "key layers and embeddings": ["strategy.embeddings=key"],
+            "models": ["strategy.embeddings=key", "strategy.key_fraction=1"],
+        }.items()
+        for swapped in ("", SWAPPED)
+    },
 }
 EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
 ROUNDS = 12
@@ -121,7 +133,7 @@ def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: 
     from photon.telemetry.events import ClientFinished, RunStarted
     from photon.telemetry.log import read_events
 
-    chosen = broken(tree) if method == BROKEN else tree
+    chosen = broken(tree) if method.endswith(SWAPPED) else tree
     inner = 2 if method == HIERFAVG else 1
     overrides = [
         *SETTINGS,
@@ -133,7 +145,8 @@ def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: 
         f"seed={seed}",
     ]
     if not METHODS[method][0].endswith(("=photon", "=centralized")):
-        overrides.append(f"federation.tree={as_override(chosen)}")
+        rules = RULES if method.startswith(REGIONAL) else None
+        overrides.append(f"federation.tree={as_override(chosen, rules)}")
     if any(override.startswith("privacy=") for override in overrides):
         overrides.append(f"privacy.seed={seed}")
     with temporary_folder() as run_dir:
@@ -159,8 +172,15 @@ def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: 
     }
 
 
-def as_override(tree: dict[str, list[str]]) -> str:
-    return "{" + ", ".join(f"{branch}: [{', '.join(leaves)}]" for branch, leaves in tree.items()) + "}"
+def as_override(tree: dict[str, list[str]], rules: str | None = None) -> str:
+    """Return the tree as Hydra reads it, each branch with ``rules`` of its own for the strategy if given."""
+    branches = []
+    for branch, leaves in tree.items():
+        names = f"[{', '.join(leaves)}]"
+        branches.append(
+            f"{branch}: {{children: {names}, strategy: {rules}}}" if rules else f"{branch}: {names}"
+        )
+    return "{" + ", ".join(branches) + "}"
 
 
 # --- the page ---------------------------------------------------------------------------------------
