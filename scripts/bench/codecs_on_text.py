@@ -53,6 +53,9 @@ LINKS = {
 RECIPES = {
     "Photon": ["strategy=photon", ADAM],
     "DiLoCo": ["strategy=diloco", "outer.lr=0.4", ADAM],
+    "DiLoCo, outer 0.7": ["strategy=diloco", ADAM],
+    "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
+    "Photon, Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
     # What might help sparse updates to keep up.
     "Photon, rate to zero": ["strategy=photon", ADAM, "schedule.final_fraction=0.0"],
     "Photon, outer 1.3": ["strategy=photon", ADAM, "outer.lr=1.3"],

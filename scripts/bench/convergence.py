@@ -6,11 +6,11 @@
 
 Every run is a whole federation in this process, on text that the installation brings, dealt out evenly. Its
 result is a line of a file; a run that has one is not done again, so the script may be stopped at any time,
-and several processes may share the work. The peak learning rate of a method is tuned with 384 steps, H = 16,
-4 clients and seed 0: the same three rates for all methods of a part, then the neighbours of the best until
-the best is not at an end of what was tried. The other cells take the best one. Long runs have two rates,
-tried for each H; what sends fewer bytes than Local Adam, and is compared with it, has its best rate. Outer
-rates of DiLoCo are methods of their own.
+and several processes may share the work. The peak learning rate of a method is tuned for each H with 384
+steps and 4 clients: three rates a factor √2 apart, then the neighbours of the best until the best has a worse
+one on both sides. With H = 64, where a rate may suit one seed and not the next, the mean of two counts. The
+other cells take the best one. Long runs have two rates; what sends fewer bytes than Local Adam, and is
+compared with it, has its best rate. Outer rates of DiLoCo are methods of their own.
 
 Synchronous data-parallel training is one client with the batch of all. Its bytes are not measured but
 counted: a gradient of the model's size in each step.
@@ -66,9 +66,9 @@ class Part:
     title
         Over its table of rates.
     tuning
-        Where the rates are tried.
+        Where the rates are tried: cells that differ in the seed alone.
     rates
-        Ascending. The middle three are tried first, then neighbours of the best.
+        Ascending. The middle three are tried first, then neighbours of the best in the mean of ``tuning``.
     methods
         Name to overrides.
     cells
@@ -76,14 +76,14 @@ class Part:
     """
 
     title: str
-    tuning: Cell
+    tuning: Sequence[Cell]
     rates: Sequence[float]
     methods: dict[str, list[str]]
     cells: Sequence[Cell]
 
 
 TUNING = Cell(16, 4, 0)
-FINE = (0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
+RATES = (0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
 SYNCHRONOUS = "synchronous"
 #: The decays of the DES-LOC paper, of `codecs_on_text.py`.
 ADAM = "optimizer.betas=[0.95,0.95]"
@@ -113,12 +113,8 @@ ADAMS = {
     SYNCHRONOUS: ["strategy=centralized", QUICK],
 }
 MUON = {"Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"]}
-LORDO = {
-    "LoRDO, global, rank 16": [*LOWRANK, "optimizer.rank=16"],
-    "LoRDO, local, rank 16": [*LOCAL, "optimizer.rank=16"],
-    "LoRDO, global, rank 8": [*LOWRANK, "optimizer.rank=8"],
-    "LoRDO, local, rank 8": [*LOCAL, "optimizer.rank=8"],
-}
+GLOBAL_BASES = {f"LoRDO, global, rank {rank}": [*LOWRANK, f"optimizer.rank={rank}"] for rank in (16, 8)}
+LOCAL_BASES = {f"LoRDO, local, rank {rank}": [*LOCAL, f"optimizer.rank={rank}"] for rank in (16, 8)}
 DILOCO = {
     "DiLoCo, outer 0.7": ["strategy=diloco", QUICK],
     "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", QUICK],
@@ -140,27 +136,62 @@ FEWER_BYTES = {
     ],
     "FedAvg, moment refreshed": ["strategy=photon", "optimizer=refreshed-adamw", QUICK],
 }
-SHORT = [
-    *(Cell(local_steps, 4, seed) for seed in (0, 1, 2) for local_steps in (16, 64)),
-    *(Cell(local_steps, 8, seed) for seed in (0, 1, 2) for local_steps in (16, 64)),
-]
+#: Methods whose best rates are near each other.
+NEAR = {
+    0.008: {**ADAMS, **LOCAL_BASES, "DiLoCo, outer 0.2": DILOCO["DiLoCo, outer 0.2"]},
+    0.016: {**GLOBAL_BASES, **MUON},
+    0.0028: {"DiLoCo, outer 0.7": DILOCO["DiLoCo, outer 0.7"]},
+    0.0056: {"Streaming DiLoCo, outer 0.2": DILOCO["Streaming DiLoCo, outer 0.2"]},
+}
+#: The best rates of Local Adam, for what saves bytes against it.
+LOCAL_ADAM = {(STEPS, 16): 0.008, (STEPS, 64): 0.0056, (LONG, 16): 0.008, (LONG, 64): 0.0056}
+
+
+def short(local_steps: int) -> list[Cell]:
+    return [
+        *(Cell(local_steps, 4, seed) for seed in (0, 1, 2)),
+        *(Cell(local_steps, 8, seed) for seed in (0, 1)),
+    ]
+
+
+def long(local_steps: int) -> list[Cell]:
+    return [Cell(local_steps, 4, seed, LONG) for seed in (0, 1, 2)]
+
+
+def around(rate: float) -> Sequence[float]:
+    return RATES[RATES.index(rate) - 3 : RATES.index(rate) + 4]
+
+
 PARTS = [
-    Part("Short runs", TUNING, FINE, {**ADAMS, **LORDO, **MUON, **DILOCO}, SHORT),
-    Part("Fewer bytes, at the best rate of Local Adam", TUNING, (0.008,), FEWER_BYTES, SHORT),
     *(
         Part(
-            f"Long runs{title}",
-            Cell(local_steps, 4, 0, LONG),
-            rates,
+            "Short runs",
+            [Cell(local_steps, 4, seed) for seed in seeds],
+            around(rate),
             methods,
-            [Cell(local_steps, 4, seed, LONG) for seed in (0, 1, 2)],
+            short(local_steps),
         )
-        for title, methods, rates_by_period in (
-            ("", ADAMS, {16: (0.0056, 0.008), 64: (0.0056, 0.008)}),
-            (", others", {**MUON, **LORDO}, dict.fromkeys((16, 64), (0.0112, 0.016))),
-            (", at the best rate of Local Adam", FEWER_BYTES, {16: (0.008,), 64: (0.0056,)}),
+        for local_steps, seeds in ((16, (0,)), (64, (0, 1)))
+        for rate, methods in NEAR.items()
+    ),
+    *(
+        Part(
+            "Short runs, fewer bytes",
+            [Cell(local_steps, 4, 0)],
+            (LOCAL_ADAM[STEPS, local_steps],),
+            FEWER_BYTES,
+            short(local_steps),
         )
-        for local_steps, rates in rates_by_period.items()
+        for local_steps in (16, 64)
+    ),
+    *(
+        Part("Long runs", [Cell(local_steps, 4, 0, LONG)], rates, methods, long(local_steps))
+        for local_steps in (16, 64)
+        for rates, methods in (
+            ((0.0056, 0.008), ADAMS),
+            ((LOCAL_ADAM[LONG, local_steps],), FEWER_BYTES),
+            ((0.0112, 0.016), {**MUON, **GLOBAL_BASES}),
+        )
     ),
 ]
 #: Of which there are tables.
@@ -194,8 +225,8 @@ def run_missing(runs: Runs, data: Path) -> None:
         for method, overrides in part.methods.items():
             for _ in part.rates:
                 rate = untried(runs.results(), method, part)
-                if rate is not None:
-                    run_once(runs, data, overrides, part.tuning, rate, method)
+                for cell in part.tuning if rate is not None else ():
+                    run_once(runs, data, overrides, cell, rate, method)
         for cell in part.cells:
             for method, overrides in part.methods.items():
                 best = tuned(runs.results(), method, part)
@@ -267,12 +298,12 @@ def of_cell(results: Sequence[dict[str, Any]], method: str, cell: Cell) -> Itera
 
 
 def tried(results: Sequence[dict[str, Any]], method: str, part: Part) -> dict[float, float]:
-    """Return the perplexity by rate where rates are tuned; it is infinite where a run diverged."""
-    return {
-        one["rate"]: math.inf if one["perplexity"] is None else one["perplexity"]
-        for one in of_cell(results, method, part.tuning)
-        if one["seed"] == part.tuning.seed and one["rate"] in part.rates
-    }
+    """Return by rate the mean perplexity where rates are tuned, infinite where a run diverged."""
+    found: dict[float, list[float]] = {}
+    for one in of_cell(results, method, part.tuning[0]):
+        if one["seed"] in [cell.seed for cell in part.tuning] and one["rate"] in part.rates:
+            found.setdefault(one["rate"], []).append(one["perplexity"] or math.inf)
+    return {rate: statistics.fmean(each) for rate, each in found.items() if len(each) == len(part.tuning)}
 
 
 def untried(results: Sequence[dict[str, Any]], method: str, part: Part) -> float | None:
@@ -313,12 +344,12 @@ def write_page(file: Path, output: Path) -> None:
         f"Written by `python scripts/bench/convergence.py table` from {len(results)} runs. What they mean is",
         "in [low communication](low-communication.md).",
         "",
-        "## Tuning: perplexity by peak learning rate (4 clients, seed 0)",
+        "## Tuning: perplexity by peak learning rate (4 clients)",
         "",
     ]
-    for part in PARTS:
-        if len(part.rates) > 1:
-            lines += rates_table(results, part)
+    tuned_parts = (part for part in PARTS if len(part.rates) > 1)
+    for _, parts in itertools.groupby(tuned_parts, key=lambda part: (part.title, part.tuning)):
+        lines += rates_table(results, list(parts))
     for cell in CELLS:
         lines += cell_table(results, cell)
     lines += tries_table(results)
@@ -331,7 +362,7 @@ def in_cell(results: Sequence[dict[str, Any]], cell: Cell) -> dict[str, list[dic
     """Return the runs in a cell, of all seeds, by method, of those that are tuned."""
     found = {}
     for part in PARTS:
-        at = {replace(each, seed=cell.seed) for each in (part.tuning, *part.cells)}
+        at = {replace(each, seed=cell.seed) for each in (*part.tuning, *part.cells)}
         for method in part.methods if cell in at else ():
             best = tuned(results, method, part)
             runs = [one for one in of_cell(results, method, cell) if one["rate"] == best]
@@ -340,20 +371,28 @@ def in_cell(results: Sequence[dict[str, Any]], cell: Cell) -> dict[str, list[dic
     return found
 
 
-def rates_table(results: Sequence[dict[str, Any]], part: Part) -> Iterator[str]:
-    known = {method: tried(results, method, part) for method in part.methods}
-    rates = [rate for rate in part.rates if any(rate in row for row in known.values())]
-    yield f"### {part.title}: {part.tuning.steps} steps, H = {part.tuning.local_steps}"
+def rates_table(results: Sequence[dict[str, Any]], parts: Sequence[Part]) -> Iterator[str]:
+    """Give a row to each method of parts that are tuned in the same cells."""
+    methods = {method: part for part in parts for method in part.methods}
+    known = {method: row for method, part in methods.items() if (row := tried(results, method, part))}
+    if not known:
+        return
+    cells = parts[0].tuning
+    rates = [rate for rate in RATES if any(rate in row for row in known.values())]
+    yield (
+        f"### {parts[0].title}: {cells[0].steps} steps, H = {cells[0].local_steps}, "
+        f"{'seed' if len(cells) == 1 else 'mean of seeds'} {', '.join(str(cell.seed) for cell in cells)}"
+    )
     yield ""
     yield "| Method | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
     yield "|---|" + "---:|" * len(rates)
     for method, row in known.items():
-        best = tuned(results, method, part)
-        cells = []
+        best = tuned(results, method, methods[method])
+        texts = []
         for rate in rates:
             text = "–" if rate not in row else f"{row[rate]:.1f}".replace("inf", "diverged")
-            cells.append(f"**{text}**" if rate == best else text)
-        yield f"| {method} | " + " | ".join(cells) + " |"
+            texts.append(f"**{text}**" if rate == best else text)
+        yield f"| {method} | " + " | ".join(texts) + " |"
     yield ""
 
 
@@ -385,8 +424,9 @@ def tries_table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """List what no other table has."""
     shown = [one for cell in CELLS for runs in in_cell(results, cell).values() for one in runs]
     for part in PARTS:
-        runs = [one for method in part.methods for one in of_cell(results, method, part.tuning)]
-        shown += [one for one in runs if one["seed"] == part.tuning.seed and one["rate"] in part.rates]
+        runs = [one for method in part.methods for one in of_cell(results, method, part.tuning[0])]
+        seeds = [cell.seed for cell in part.tuning]
+        shown += [one for one in runs if one["seed"] in seeds and one["rate"] in part.rates]
     tries = [one for one in results if one not in shown]
     yield "## Single tries"
     yield ""
