@@ -20,6 +20,9 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="auto (what is fast on the device), fp32, bf16 or fp16: last digits differ.")
+    ] = "auto",
 ) -> None:
     """Print a model's validation perplexity on prepared data, silo by silo."""
     from rich.console import Console
@@ -35,15 +38,16 @@ def evaluate(
     trained = open_trained(model)
     check_tokenizer(trained, prepared)
     where = resolve_device(device)
+    chosen = resolve_precision(precision, where)
     scores = evaluate_data(
         Module.to(trained.model, where),
         prepared,
         batch_size=batch_size,
         device=where,
-        precision=resolve_precision("auto", where),
+        precision=chosen,
         limit=sequences,
     )
-    Console().print(_table(trained.name, scores, prepared.manifest))
+    Console().print(_table(trained.name, chosen, scores, prepared.manifest))
 
 
 def generate(
@@ -71,7 +75,7 @@ def generate(
     typer.echo(text)
 
 
-def _table(name: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":
+def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":
     import math
 
     from rich import box
@@ -79,7 +83,9 @@ def _table(name: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Tabl
 
     from photon.evaluation.perplexity import overall
 
-    table = Table(title=f"Validation perplexity of {name}", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=f"Validation perplexity of {name}", caption=f"computed in {precision}", box=box.SIMPLE_HEAD
+    )
     table.add_column("silo")
     for heading in ("tokens", "loss (nats)", "perplexity", "unigram perplexity"):
         table.add_column(heading, justify="right")
