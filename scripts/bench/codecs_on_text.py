@@ -55,6 +55,7 @@ RECIPES = {
     "DiLoCo": ["strategy=diloco", "outer.lr=0.4", ADAM],
     "DiLoCo, outer 0.7": ["strategy=diloco", ADAM],
     "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
+    "DiLoCo, outer 0.1": ["strategy=diloco", "outer.lr=0.1", ADAM],
     "Photon, Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
     # What might help sparse updates to keep up.
     "Photon, rate to zero": ["strategy=photon", ADAM, "schedule.final_fraction=0.0"],
