@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import ADAM, SETTINGS, dealt_evenly
+from convergence import ADAM, QUICK, SETTINGS, dealt_evenly
 from text_runs import Runs, federate, load, parsers, temporary_folder
 
 TOPK = "link.up=[{{_target_: photon.link.codecs.TopK, k: {}, chunk: {}}}, {{_target_: {}}}]"
@@ -56,6 +56,7 @@ RECIPES = {
     "DiLoCo, outer 0.7": ["strategy=diloco", ADAM],
     "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
     "DiLoCo, outer 0.1": ["strategy=diloco", "outer.lr=0.1", ADAM],
+    "Photon, β 0.8 / 0.99": ["strategy=photon", QUICK],
     "Photon, Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
     # What might help sparse updates to keep up.
     "Photon, rate to zero": ["strategy=photon", ADAM, "schedule.final_fraction=0.0"],
