@@ -110,7 +110,7 @@ def test_the_federation_of_a_clone_lies_in_the_clone(clone: Path) -> None:
 @pytest.fixture
 def text_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it would be set for good
     monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
     return importlib.import_module("text_runs")
 

@@ -80,8 +80,15 @@ class NodeSettings(BaseModel):
 
     def training(self) -> dict[str, Any]:
         """Return the keys of the run's ``training`` section that the operator has set."""
-        precisions = {"precision", "matmul_precision"}
-        own = {"device", "processes", "parallel", "threads", "micro_batch_size"} | precisions
+        own = {
+            "device",
+            "processes",
+            "parallel",
+            "threads",
+            "micro_batch_size",
+            "precision",
+            "matmul_precision",
+        }
         return self.model_dump(include=own, exclude_none=True)
 
 

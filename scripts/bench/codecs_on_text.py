@@ -20,9 +20,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import ADAM, QUICK, SETTINGS, dealt_evenly
+from convergence import MUON, QUICK, SETTINGS, dealt_evenly
 from text_runs import Runs, federate, load, parsers, temporary_folder
 
+#: The decays of the DES-LOC paper.
+ADAM = "optimizer.betas=[0.95,0.95]"
 TOPK = "link.up=[{{_target_: photon.link.codecs.TopK, k: {}, chunk: {}}}, {{_target_: {}}}]"
 TWO_BIT = "photon.link.codecs.TwoBit"
 SIGN = "photon.link.codecs.Sign"
@@ -57,7 +59,7 @@ RECIPES = {
     "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
     "DiLoCo, outer 0.1": ["strategy=diloco", "outer.lr=0.1", ADAM],
     "Photon, β 0.8 / 0.99": ["strategy=photon", QUICK],
-    "Photon, Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"],
+    "Photon, Muon": MUON["Muon"],
     # What might help sparse updates to keep up.
     "Photon, rate to zero": ["strategy=photon", ADAM, "schedule.final_fraction=0.0"],
     "Photon, outer 1.3": ["strategy=photon", ADAM, "outer.lr=1.3"],
@@ -100,7 +102,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of its line."""
         return (
             f"{self.recipe}-{self.link}-lr{self.rate:g}-{self.steps}-H{self.local_steps}"
             f"-N{self.silos}-seed{self.seed}"

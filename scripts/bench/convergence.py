@@ -85,8 +85,6 @@ class Part:
 TUNING = Cell(16, 4, 0)
 RATES = (0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
 SYNCHRONOUS = "synchronous"
-#: The decays of the DES-LOC paper, of `codecs_on_text.py`.
-ADAM = "optimizer.betas=[0.95,0.95]"
 #: Decays for runs as short as these.
 QUICK = "optimizer.betas=[0.8,0.99]"
 #: MT-DAO's recipe in proportion: QUICK for 128 steps, then a slow momentum from nothing at twice the rate.

@@ -76,7 +76,7 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Name of its file."""
+        """Name of its line."""
         return (
             f"{self.method}-{self.sparsity:g}-alpha{self.alpha:g}-lr{self.rate:g}"
             f"-rounds{self.rounds}-shrink{self.shrink}-seed{self.seed}"
