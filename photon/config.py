@@ -22,6 +22,9 @@ from photon.components import check_arguments, import_target, nearest
 from photon.errors import PhotonError
 from photon.tree import TreeNode, plain_tree, read_tree
 
+#: Of products of float32 matrices, in the words of `torch.set_float32_matmul_precision`.
+MatmulPrecision = Literal["highest", "high", "medium"]
+
 
 class _Loader(yaml.CSafeLoader):
     """Reads plain values; ``1e-3`` is a number, as in an override."""
@@ -118,7 +121,7 @@ class TrainingSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
     )
-    matmul_precision: Literal["highest", "high", "medium"] = Field(
+    matmul_precision: MatmulPrecision = Field(
         "highest",
         description="Of products of float32 matrices, as torch.set_float32_matmul_precision has it: highest "
         "is float32; high (TF32) and medium (bfloat16) round the factors where the hardware gains by it.",

@@ -34,7 +34,7 @@ _GPU_PEAKS: list[tuple[str, float, float, bool]] = [
 ]
 
 
-def gpu_peak(device_name: str, dtype: torch.dtype) -> float | None:
+def gpu_peak(device_name: str, dtype: torch.dtype, *, tf32: bool = False) -> float | None:
     """Return the dense peak of a GPU in FLOP/s, or None where it is not known.
 
     Parameters
@@ -43,13 +43,15 @@ def gpu_peak(device_name: str, dtype: torch.dtype) -> float | None:
         What ``torch.cuda.get_device_name()`` returns.
     dtype
         Type of the matrix products: ``torch.float32``, ``torch.float16`` or ``torch.bfloat16``.
+    tf32
+        Whether float32 factors may be rounded to TF32: on tensor cores that have bfloat16, half its rate.
     """
     if " MIG " in device_name:  # a slice of the device that the name belongs to
         return None
     for pattern, half, single, has_bfloat16 in _GPU_PEAKS:
         if re.search(pattern, device_name):
             if dtype == torch.float32:
-                return single * 1e12
+                return (half / 2 if tf32 and has_bfloat16 else single) * 1e12
             if dtype == torch.float16 or (dtype == torch.bfloat16 and has_bfloat16):
                 return half * 1e12
             return None

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from photon.config import PrivacySection, RunConfig, explain_validation, parse
+from photon.config import MatmulPrecision, PrivacySection, RunConfig, explain_validation, parse
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.silo.policy import SiloPolicy, read_policy
@@ -54,7 +54,7 @@ class NodeSettings(BaseModel):
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = Field(
         None, description="Precision of forward and backward pass."
     )
-    matmul_precision: Literal["highest", "high", "medium"] | None = Field(
+    matmul_precision: MatmulPrecision | None = Field(
         None, description="Precision of products of float32 matrices."
     )
     partition_id: int | None = Field(None, description="Set by Flower on simulated nodes.")

@@ -44,7 +44,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from photon.code import command, environment
-from photon.config import Component, ModelSection, SwitchSection
+from photon.config import Component, MatmulPrecision, ModelSection, SwitchSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model
@@ -120,7 +120,7 @@ class GroupJob(BaseModel):
     micro_batch_size: int | None
     clip_norm: float | None
     precision: Precision
-    matmul_precision: Literal["highest", "high", "medium"] = "highest"
+    matmul_precision: MatmulPrecision = "highest"
     compile: bool = False
     activation_checkpointing: bool = False
     switch: SwitchSection | None = None

@@ -47,15 +47,18 @@ def set_up_torch(training: TrainingSection, processes: int) -> None:
 
 def device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:
     """Return the device in words, and its peak in FLOP/s: measured on a CPU, documented on a GPU."""
-    dtype = DTYPES[precision]
+    dtype, products = DTYPES[precision], torch.get_float32_matmul_precision()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        return f"{name}, {precision}", gpu_peak(name, dtype)
+        return f"{name}, {precision}", gpu_peak(name, dtype, tf32=products != "highest")
     threads = torch.get_num_threads()
-    return f"CPU, {threads} thread{'' if threads == 1 else 's'}, {precision}", _cpu_peak(dtype, threads)
+    return f"CPU, {threads} thread{'' if threads == 1 else 's'}, {precision}", _cpu_peak(
+        dtype, threads, products
+    )
 
 
 @lru_cache
-def _cpu_peak(dtype: torch.dtype, threads: int) -> float:
-    # Once per process: every node of a tree of federations asks for it, and more than once.
+def _cpu_peak(dtype: torch.dtype, threads: int, products: str) -> float:
+    # Once per process and precision of float32 products, which it is measured in: every node of a tree of
+    # federations asks for it, and more than once.
     return measure_cpu_roofline(dtype, threads)

@@ -69,6 +69,19 @@ def test_gpu_peaks(name: str, dtype: torch.dtype, peak: float | None) -> None:
     assert gpu_peak(name, dtype) == peak
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", torch.float32, 156e12),  # A100 data sheet
+        ("NVIDIA A100-SXM4-80GB", torch.bfloat16, 312e12),
+        ("NVIDIA GeForce RTX 3090", torch.float32, 35.5e12),
+        ("Tesla V100-SXM2-16GB", torch.float32, 15.7e12),
+    ],
+)
+def test_gpu_peaks_with_factors_in_tf32(name: str, dtype: torch.dtype, peak: float) -> None:
+    assert gpu_peak(name, dtype, tf32=True) == peak
+
+
 def test_the_cpu_roof_is_measured_and_the_threads_put_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
