@@ -80,7 +80,6 @@ overlay() {
 build() {
   local -a arguments=(--network host --build-arg "BASE_IMAGE=$BASE_IMAGE")
   arguments+=(--build-arg "PROXY_BASE_IMAGE=${PROXY_BASE_IMAGE:-$BASE_IMAGE}")
-  if compgen -G "docker/overlay/torch-*.whl" >/dev/null; then arguments+=(--build-arg TORCH_INDEX=); fi
   docker/federation.sh build "${arguments[@]}" >"$folder/build.log" 2>&1 || fail "build; see $folder/build.log"
   say "built: $(docker image inspect -f '{{.Size}}' photon:test | awk '{print $1 / 1e6 " MB"}')," \
     "proxy $(docker image inspect -f '{{.Size}}' photon-proxy:test | awk '{print $1 / 1e6 " MB"}')"
