@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import MUON, QUICK, SETTINGS, dealt_evenly
+from convergence import BATCH, MUON, QUICK, SEQUENCE_LENGTH, SETTINGS, dealt_evenly
 from text_runs import Runs, federate, load, parsers, temporary_folder
 
 #: The decays of the DES-LOC paper.
@@ -68,7 +68,7 @@ RECIPES = {
 #: So many that the same model's perplexity would hardly be another with other ones.
 EVALUATED = 768
 #: Figures that tell runs apart in which the codec and the seed alone differ.
-CELL = ("recipe", "rate", "steps", "local_steps", "silos")
+CELL = ("recipe", "rate", "steps", "local_steps", "silos", "batch")
 
 
 def main() -> None:
@@ -84,13 +84,18 @@ def run_missing(arguments: argparse.Namespace) -> None:
     for seed, recipe, local_steps, link in itertools.product(
         arguments.seeds, arguments.recipes, arguments.local_steps, arguments.links
     ):
-        run = Run(recipe, link, arguments.rate, arguments.steps, local_steps, seed, arguments.silos)
+        run = Run(
+            recipe, link, arguments.rate, arguments.steps, local_steps, seed, arguments.silos, arguments.batch
+        )
         runs.once(run.name, partial(train, run, arguments.data))
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one run does; ``steps`` are those of a silo in all, ``local_steps`` those of a round."""
+    """What one run does; ``steps`` are those of a silo in all, ``local_steps`` those of a round.
+
+    ``batch`` counts the sequences of a step.
+    """
 
     recipe: str
     link: str
@@ -99,13 +104,14 @@ class Run:
     local_steps: int
     seed: int
     silos: int
+    batch: int
 
     @property
     def name(self) -> str:
         """Name of its line."""
         return (
             f"{self.recipe}-{self.link}-lr{self.rate:g}-{self.steps}-H{self.local_steps}"
-            f"-N{self.silos}-seed{self.seed}"
+            f"-N{self.silos}-B{self.batch}-seed{self.seed}"
         )
 
 
@@ -119,6 +125,7 @@ def train(run: Run, data: Path) -> dict[str, Any]:
         f"data.path={dealt_evenly(data, run.silos)}",
         f"cohort={run.silos}",
         f"local_steps={run.local_steps}",
+        f"training.batch_size={run.batch}",
         f"rounds={rounds}",
         f"evaluation.every={rounds}",
         f"evaluation.sequences={EVALUATED}",
@@ -145,8 +152,8 @@ def write_page(file: Path, output: Path) -> None:
     lines = [
         "# Codecs on text: the figures",
         "",
-        f"Written by `python scripts/bench/codecs_on_text.py table` from {len(results)} runs,",
-        "batch 4 × 64 tokens. *Against dense* is the perplexity divided by that of `link=dense` with the",
+        f"Written by `python scripts/bench/codecs_on_text.py table` from {len(results)} runs.",
+        "*Against dense* is the perplexity divided by that of `link=dense` with the",
         "same seed, less one: the geometric mean over seeds with its standard error, and the worst seed.",
         "Bytes are those of one reply; the payload is what the tensors take, the rest are names, codings,",
         "order and report. What they mean is in [the link](../link.md#on-text).",
@@ -164,8 +171,11 @@ def write_page(file: Path, output: Path) -> None:
 def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     """Give a row to each link; the results differ in that and the seed alone."""
     dense = {one["seed"]: one["perplexity"] for one in results if one["link"] == "dense"}
-    recipe, rate, steps, local_steps, silos = (results[0][key] for key in CELL)
-    yield f"## {recipe}, {silos} silos, H = {local_steps}, {steps // local_steps} rounds, peak rate {rate:g}"
+    recipe, rate, steps, local_steps, silos, batch = (results[0][key] for key in CELL)
+    yield (
+        f"## {recipe}, {silos} silos, H = {local_steps}, {steps // local_steps} rounds, "
+        f"batch {batch} × {SEQUENCE_LENGTH}, peak rate {rate:g}"
+    )
     yield ""
     yield (
         "| `link=` | Seeds | Perplexity | Against dense | Worst seed "
@@ -211,6 +221,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--steps", type=int, default=256, help="local steps of each silo in a run")
     run.add_argument("--local-steps", nargs="+", type=int, default=[16, 64], help="of a round")
     run.add_argument("--silos", type=int, default=2)
+    run.add_argument("--batch", type=int, default=BATCH, help="sequences of a local step")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
     return made.parse_args()
 
