@@ -4,10 +4,11 @@
     python scripts/bench/worldlm.py run --name languages --data DIR --tree '{a: [x, y], b: [z, u]}'
     python scripts/bench/worldlm.py table                # what there is, as docs/results/worldlm-figures.md
 
-DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches. Every run
-is a whole tree in this process. Its result is a line of a file; a run that has one is not done again, so the
-script may be stopped at any time. All methods have the same model, rates, seeds and tokens per leaf; nothing
-is tuned. Where the hierarchy is broken, the last leaves of the two branches have changed places.
+DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches; for the
+methods in which a branch trains too, it has a silo of each branch's name. Every run is a whole tree in this
+process. Its result is a line of a file; a run that has one is not done again, so the script may be stopped at
+any time. All methods have the same model, rate, seeds and tokens per leaf; ``--rate`` is for looking at what
+another rate would do. Where the hierarchy is broken, the last leaves of the two branches have changed places.
 """
 
 import argparse
@@ -20,7 +21,10 @@ from typing import Any
 
 from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
 
+#: Branches of a tree by name: silos, or branches again.
+Tree = dict[str, "list[str] | Tree"]
 WORLDLM = "WorldLM, τ = 1"
+TRIMMED = "strategy.embeddings=trimmed"
 SWAPPED = ", leaves swapped"
 #: Ours: layers that are one for each branch and never leave it, so that they depend on who is in it.
 REGIONAL = "regional"
@@ -29,7 +33,6 @@ HIERFAVG = "HierFAVG, κ2 = 2"
 FLAT = ["strategy=photon", "strategy.weighting=uniform"]
 #: FedAvg over the tree without key layers but perhaps embeddings; on a balanced tree that is flat FedAvg.
 SHARED = ["strategy=fedper", "strategy.key_fraction=0"]
-TRIMMED = "strategy.embeddings=trimmed"
 PRIVATE = ["privacy=gaussian", "privacy.clip_norm=5.0"]
 
 
@@ -37,9 +40,33 @@ def private(noise: float) -> list[str]:
     return [*PRIVATE, f"privacy.noise_multiplier={noise}"]
 
 
+#: WorldLM's open points: what each is changed to, all else being as the preset has it.
+OPEN_POINTS = {
+    "cosine of the weights": ["strategy.attention.score=cosine"],
+    "dot product": ["strategy.attention.score=dot"],
+    "projection": ["strategy.attention.score=projection"],
+    "1 key block of 4": ["strategy.key_fraction=0.25"],
+    "3 key blocks of 4": ["strategy.key_fraction=0.75"],
+    "key blocks spread": ["strategy.key_blocks=spread"],
+    "down without itself": ["strategy.attention.include_self_down=false"],
+    "up without itself": ["strategy.attention.include_self_up=false"],
+    "down overwrites": ["strategy.down=overwrite"],
+    "nothing down": ["strategy.down=none"],
+    "no residuals": ["strategy.residuals.n_res=0"],
+    "2 residuals": ["strategy.residuals.n_res=2"],
+    "residuals of least attention": ["strategy.residuals.select=least_attention"],
+    "own embeddings": ["strategy.embeddings=key"],
+    "trimmed embeddings": [TRIMMED],
+}
+#: With text of a branch's own, on which it trains before its children or beside them.
+INNER = ", text at branches"
+PARALLEL = f"{INNER}, parallel"
 #: Overrides by method; flat ones have no tree.
 METHODS: dict[str, list[str]] = {
     WORLDLM: ["strategy=worldlm"],
+    **{f"{WORLDLM}, {name}": ["strategy=worldlm", *overrides] for name, overrides in OPEN_POINTS.items()},
+    WORLDLM + INNER: ["strategy=worldlm"],
+    WORLDLM + PARALLEL: ["strategy=worldlm", "strategy.schedule=parallel"],
     "flat FedAvg": FLAT,
     HIERFAVG: ["strategy=hierfavg"],
     "FedPer": ["strategy=fedper"],
@@ -56,10 +83,6 @@ METHODS: dict[str, list[str]] = {
     "WorldLM, τ = 1, z = 0.05": ["strategy=worldlm", *private(0.05)],
     "FedPer, own embeddings, z = 0.05": ["strategy=fedper", "strategy.embeddings=key", *private(0.05)],
     "WorldLM, τ = 0.1": ["strategy=worldlm", "strategy.attention.tau=0.1"],
-    "WorldLM, τ = 1, cosine of the weights": ["strategy=worldlm", "strategy.attention.score=cosine"],
-    "WorldLM, τ = 1, no residuals": ["strategy=worldlm", "strategy.residuals.n_res=0"],
-    "WorldLM, τ = 1, own embeddings": ["strategy=worldlm", "strategy.embeddings=key"],
-    "WorldLM, τ = 1, trimmed embeddings": ["strategy=worldlm", TRIMMED],
     "FedPer, own embeddings": ["strategy=fedper", "strategy.embeddings=key"],
     "FedPer, trimmed embeddings": ["strategy=fedper", TRIMMED],
     "FedAvg, own embeddings": [*SHARED, "strategy.embeddings=key"],
@@ -80,6 +103,7 @@ LOCAL_STEPS = 24
 BATCH = 8
 SEQUENCE_LENGTH = 64
 VOCABULARY = 1024
+RATE = 0.004
 SETTINGS = [
     "cohort=null",
     "model.architecture.n_layer=4",
@@ -87,7 +111,6 @@ SETTINGS = [
     "model.architecture.n_head=4",
     f"model.sequence_length={SEQUENCE_LENGTH}",
     "model.recipe.warmup_steps=32",
-    "optimizer.lr=0.004",
     f"local_steps={LOCAL_STEPS}",
     f"training.batch_size={BATCH}",
     "evaluation.sequences=256",
@@ -109,38 +132,61 @@ def run_missing(arguments: argparse.Namespace) -> None:
     runs, name = Runs(arguments.results, arguments.minutes), arguments.name
     tree = read_branches(arguments.tree)
     data = arguments.data or prepared(Path(".photon/worldlm/embedded"), VOCABULARY, SEQUENCE_LENGTH)
+    if arguments.rate != RATE:
+        name = f"{name}, rate {arguments.rate:g}"
     for seed in arguments.seeds:
         for method in arguments.methods:
-            runs.once(f"{name}-seed{seed}-{method}", partial(train, name, data, tree, method, seed))
+            run = partial(train, name, data, tree, method, seed, arguments.rate)
+            runs.once(f"{name}-seed{seed}-{method}", run)
 
 
-def read_branches(text: str) -> dict[str, list[str]]:
-    """Return the leaves by branch of a tree of two branches."""
+def read_branches(text: str) -> Tree:
+    """Return a tree of two branches, in each of which all leaves are equally deep."""
     import yaml
 
-    from photon.tree import read_tree
+    from photon.tree import TreeNode, read_tree
 
-    branches = read_tree(yaml.safe_load(text)).children
-    if len(branches) != 2 or any(len(list(b.walk())) != 1 + len(b.silos()) or b.is_silo for b in branches):
-        raise SystemExit(f"--tree {text}: expected two branches of leaves")
-    return {branch.name: [leaf.name for leaf in branch.children] for branch in branches}
+    def branches(node: TreeNode) -> Tree | list[str]:
+        if all(child.is_silo for child in node.children):
+            return [child.name for child in node.children]
+        if any(child.is_silo for child in node.children):
+            raise SystemExit(f"--tree {text}: {node.name} has leaves beside branches")
+        return {child.name: branches(child) for child in node.children}
+
+    tree = branches(read_tree(yaml.safe_load(text)))
+    if isinstance(tree, list) or len(tree) != 2:
+        raise SystemExit(f"--tree {text}: expected two branches")
+    return tree
 
 
-def broken(tree: dict[str, list[str]]) -> dict[str, list[str]]:
+def leaves_of(tree: Tree | list[str]) -> list[str]:
+    if isinstance(tree, list):
+        return tree
+    return [leaf for branch in tree.values() for leaf in leaves_of(branch)]
+
+
+def broken(tree: Tree) -> Tree:
     """Let the last leaves of the two branches change places."""
-    (one, ours), (other, theirs) = tree.items()
-    return {one: [*ours[:-1], theirs[-1]], other: [*theirs[:-1], ours[-1]]}
+    one, other = (leaves_of(branch)[-1] for branch in tree.values())
+    places = {one: other, other: one}
+
+    def swapped(part: Tree | list[str]) -> Tree | list[str]:
+        if isinstance(part, list):
+            return [places.get(leaf, leaf) for leaf in part]
+        return {name: swapped(branch) for name, branch in part.items()}
+
+    return {name: swapped(branch) for name, branch in tree.items()}
 
 
-def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: int) -> dict[str, Any]:
+def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float) -> dict[str, Any]:
     from photon.telemetry.events import ClientFinished, RunStarted
     from photon.telemetry.log import read_events
 
-    chosen = broken(tree) if method.endswith(SWAPPED) else tree
     inner = 2 if method == HIERFAVG else 1
     overrides = [
         *SETTINGS,
         *METHODS[method],
+        f"optimizer.lr={rate}",
         f"data.path={data}",
         f"rounds={ROUNDS // inner}",
         f"federation.inner_rounds={inner}",
@@ -148,15 +194,13 @@ def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: 
         f"seed={seed}",
     ]
     if not METHODS[method][0].endswith(("=photon", "=centralized")):
-        rules = RULES if method.startswith(REGIONAL) else None
-        overrides.append(f"federation.tree={as_override(chosen, rules)}")
+        overrides.append(f"federation.tree={as_override(method, tree)}")
     if any(override.startswith("privacy=") for override in overrides):
         overrides.append(f"privacy.seed={seed}")
     with temporary_folder() as run_dir:
         summary = federate(overrides, run_dir)
         root = list(read_events(run_dir / "events.jsonl"))
         below = [event for log in run_dir.glob("silos/**/events.jsonl") for event in read_events(log)]
-    leaves = [leaf for branch in tree.values() for leaf in branch]
     at_root = [event for event in root if isinstance(event, ClientFinished)]
     everywhere = [*at_root, *(event for event in below if isinstance(event, ClientFinished))]
     return {
@@ -171,19 +215,29 @@ def train(name: str, data: Path, tree: dict[str, list[str]], method: str, seed: 
             "root": {"up": sum(e.bytes_up for e in at_root), "down": sum(e.bytes_down for e in at_root)},
             "all": {"up": sum(e.bytes_up for e in everywhere), "down": sum(e.bytes_down for e in everywhere)},
         },
-        "perplexity": summary and {leaf: summary["perplexity"]["per_node"][leaf] for leaf in leaves},
+        "perplexity": summary and {leaf: summary["perplexity"]["per_node"][leaf] for leaf in leaves_of(tree)},
     }
 
 
-def as_override(tree: dict[str, list[str]], rules: str | None = None) -> str:
-    """Return the tree as Hydra reads it, each branch with ``rules`` of its own for the strategy if given."""
-    branches = []
-    for branch, leaves in tree.items():
-        names = f"[{', '.join(leaves)}]"
-        branches.append(
-            f"{branch}: {{children: {names}, strategy: {rules}}}" if rules else f"{branch}: {names}"
-        )
-    return "{" + ", ".join(branches) + "}"
+def as_override(method: str, tree: Tree) -> str:
+    """Return the tree as Hydra reads it, with what ``method`` asks of its branches."""
+    rules = {}
+    if method.startswith(REGIONAL):
+        rules["strategy"] = RULES
+
+    def node(name: str, part: Tree | list[str]) -> str:
+        if isinstance(part, list):
+            own = {**rules, **({"data": name} if INNER in method else {})}
+            silos = f"[{', '.join(part)}]"
+            if not own:
+                return f"{name}: {silos}"
+            return f"{name}: {{children: {silos}, {', '.join(f'{key}: {own[key]}' for key in own)}}}"
+        return f"{name}: {shown(part)}"
+
+    def shown(part: Tree) -> str:
+        return "{" + ", ".join(node(name, branch) for name, branch in part.items()) + "}"
+
+    return shown(broken(tree) if method.endswith(SWAPPED) else tree)
 
 
 # --- the page ---------------------------------------------------------------------------------------
@@ -220,8 +274,8 @@ def by_method(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any
 
 def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
     tree = results[0]["tree"]
-    leaves = [leaf for branch in tree.values() for leaf in branch]
-    yield f"## {name}: {as_override(tree)}"
+    leaves = leaves_of(tree)
+    yield f"## {name}: {as_override('', tree)}"
     yield ""
     yield "Validation perplexity per leaf and its mean over leaves, over seeds; then each seed's mean."
     yield "Megabytes that crossed the root's edges in the whole run, and those of all edges of the tree."
@@ -285,6 +339,7 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument(
         "--tree", default=EMBEDDED_TREE, help="two branches of leaves, which are silos of the text"
     )
+    run.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     run.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one after the other")
     run.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="some of them")
     return made.parse_args()
