@@ -34,11 +34,11 @@ def evaluate(
     from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
 
+    where = resolve_device(device)
+    chosen = resolve_precision(precision, where)
     prepared = PreparedData.open(data)
     trained = open_trained(model)
     check_tokenizer(trained, prepared)
-    where = resolve_device(device)
-    chosen = resolve_precision(precision, where)
     scores = evaluate_data(
         Module.to(trained.model, where),
         prepared,

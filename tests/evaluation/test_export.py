@@ -197,6 +197,15 @@ def test_another_tokenizer_is_refused_by_evaluate(
         CliRunner().invoke(app(), ["evaluate", str(exported), "--data", str(other)], catch_exceptions=False)
 
 
+@pytest.mark.parametrize("option", ["device", "precision"])
+def test_a_wrong_option_is_refused_before_model_and_data_are_read(tmp_path: Path, option: str) -> None:
+    nothing = str(tmp_path / "nothing")
+    with pytest.raises(PhotonError, match=f"{option}=.?typo"):
+        CliRunner().invoke(
+            app(), ["evaluate", nothing, "--data", nothing, f"--{option}", "typo"], catch_exceptions=False
+        )
+
+
 def spoil(name: str, text: str | None) -> Callable[[Path], Any]:
     def change(folder: Path) -> None:
         (folder / name).unlink() if text is None else (folder / name).write_text(text)
