@@ -5,6 +5,7 @@ A run is composed once, in the ServerApp or in ``photon train``, and travels on 
 """
 
 import inspect
+import itertools
 import math
 import os
 import re
@@ -273,11 +274,22 @@ class StoreSection(Section):
     )
 
 
+class NamedCodecs(Section):
+    """Codecs of the parameters of some names."""
+
+    names: str = Field(description="Regular expression that is found somewhere in the parameter's name.")
+    codecs: list[CodecSection] = Field(description="Applied in order; []: they are sent as they are.")
+
+
 class LinkSection(Section):
     """How state groups travel."""
 
     up: list[CodecSection] = Field(
         description="Codecs of the parameters, or their update, from silo to server; applied in order."
+    )
+    up_by_name: list[NamedCodecs] = Field(
+        description="Parameters with codecs of their own in place of `up`: `{names: …, codecs: […]}`; the "
+        "first expression that is found in a parameter's name counts."
     )
     up_of: Literal["parameters", "update"] = Field(
         description="What `up` is applied to: the trained parameters, or the received minus the trained ones."
@@ -423,6 +435,7 @@ class RunConfig(Section):
             for key, value, needed in (
                 ("link.up_of", self.link.up_of, "update"),
                 ("link.up", [codec.target for codec in self.link.up], []),
+                ("link.up_by_name", [entry.names for entry in self.link.up_by_name], []),
             ):
                 if value != needed:
                     raise ValueError(f"privacy.secure_aggregation: {key} must be {needed}, and is {value}")
@@ -670,6 +683,8 @@ def validate(values: Any) -> RunConfig:
     for where in ("up", "down", "states"):
         for codec in getattr(config.link, where):
             _check_component(codec, f"link.{where}")
+    for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.up_by_name):
+        _check_component(codec, "link.up_by_name")
     _try_components(config)
     return config
 

@@ -28,6 +28,7 @@ from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.roster import Roster, joined
 from photon.federation.rounds import Failure, exchange
 from photon.federation.secure import SecureSum
+from photon.link.chains import check_names
 from photon.link.coding import Packed
 from photon.link.messages import (
     BODY,
@@ -258,6 +259,7 @@ class Federation:
             if self._strategy.sparse is not None:
                 self._strategy.sparse.attach(model)
             params = read_params(model)
+        check_names(self.config.link, params)
         state = _first_state(reference)
         checkpoint = Checkpoint(self.run_dir / "checkpoints", state)
         self._started(checkpoint, silos, resumed_from=None)

@@ -1,6 +1,7 @@
 """The codecs that a run's configuration names, built and checked."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 
 from photon.components import build
 from photon.config import CodecSection, LinkSection
@@ -17,9 +18,13 @@ def up_chains(link: LinkSection) -> Chains:
         If they do not fit each other or the way that they are used.
     """
     params = _codecs(link.up, "link.up")
+    named = [
+        (_expression(entry.names), _codecs(entry.codecs, "link.up_by_name")) for entry in link.up_by_name
+    ]
     if link.error_feedback:
-        _check_contracts(params, "link.error_feedback=true")
-    return Chains(params, _codecs(link.states, "link.states"))
+        for codecs in (params, *(codecs for _, codecs in named)):
+            _check_contracts(codecs, "link.error_feedback=true")
+    return Chains(params, _codecs(link.states, "link.states"), named)
 
 
 def down_chains(link: LinkSection) -> Chains:
@@ -33,6 +38,28 @@ def change_chain(link: LinkSection) -> list[Codec]:
     codecs = _codecs(link.down, "link.down")
     _check_contracts(codecs, "link.down_of=update")
     return codecs
+
+
+def check_names(link: LinkSection, params: Collection[str]) -> None:
+    """Check that every expression of ``link.up_by_name`` is found in the name of a parameter.
+
+    Raises
+    ------
+    PhotonError
+        For the first that is not.
+    """
+    for entry in link.up_by_name:
+        if not any(_expression(entry.names).search(name) for name in params):
+            raise PhotonError(
+                f"link.up_by_name: {entry.names!r} fits no parameter; there are such as {min(params)}"
+            )
+
+
+def _expression(names: str) -> re.Pattern[str]:
+    try:
+        return re.compile(names)
+    except re.error as error:
+        raise PhotonError(f"link.up_by_name: {names!r} is no regular expression ({error})") from error
 
 
 def _check_contracts(codecs: Sequence[Codec], where: str) -> None:

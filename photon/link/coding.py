@@ -13,6 +13,7 @@ follows, so all of it is checked before anything of that size is allocated.
 import hashlib
 import itertools
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -218,14 +219,19 @@ class Chains:
         For the parameters, or their update.
     states
         For the values of all other state groups.
+    named
+        For parameters in whose names an expression is found, in place of ``params``; the first counts.
     """
 
     params: Sequence[Codec] = ()
     states: Sequence[Codec] = ()
+    named: Sequence[tuple[re.Pattern[str], Sequence[Codec]]] = ()
 
-    def of(self, group: str) -> Sequence[Codec]:
-        """Return the codecs of a state group."""
-        return self.params if group == "params" else self.states
+    def of(self, group: str, name: str) -> Sequence[Codec]:
+        """Return the codecs of a tensor of a state group."""
+        if group != "params":
+            return self.states
+        return next((codecs for names, codecs in self.named if names.search(name)), self.params)
 
 
 def generator(text: str) -> np.random.Generator:
@@ -301,9 +307,9 @@ def pack(
 
 
 def pack_groups(groups: Mapping[str, Mapping[str, torch.Tensor]], chains: Chains) -> PackedGroups:
-    """Apply to every tensor the codecs of its state group."""
+    """Apply to every tensor its codecs."""
     return {
-        group: {name: pack(tensor, chains.of(group))[0] for name, tensor in tensors.items()}
+        group: {name: pack(tensor, chains.of(group, name))[0] for name, tensor in tensors.items()}
         for group, tensors in groups.items()
     }
 

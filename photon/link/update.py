@@ -72,11 +72,11 @@ def encode_reply(
         for name, tensor in tensors.items():
             draw = generator(f"{seed}/{group}/{name}")
             if group != "params":
-                reply[group][name], _ = pack(tensor, chains.of(group), draw)
+                reply[group][name], _ = pack(tensor, chains.of(group, name), draw)
                 continue
             seen = {key: of_codec[name] for key, of_codec in memory.items() if name in of_codec}
             reply[group][name], remembered = _encode(
-                tensor, received[name], link, chains.of(group), draw, seen
+                tensor, received[name], link, chains.of(group, name), draw, seen
             )
             for key, value in remembered.items():
                 kept.setdefault(key, {})[name] = value

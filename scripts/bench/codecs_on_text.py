@@ -37,6 +37,7 @@ LINKS = {
     "e3m0, blocks of 256": ["link=e3m0", "link.up=[{_target_: photon.link.codecs.E3M0, block: 256}]"],
     "sparseloco": ["link=sparseloco"],
     "top1of32": ["link=top1of32"],
+    "hundredth": ["link=hundredth"],
     "1 of 24, two bits": ["link=top1of32", TOPK.format(1, 24, TWO_BIT)],
     "1 of 16, sign": ["link=top1of32", TOPK.format(1, 16, SIGN)],
     "1 of 16, sign, one scale": ["link=top1of32", TOPK.format(1, 16, f"{SIGN}, block: 1048576")],

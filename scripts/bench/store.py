@@ -466,15 +466,10 @@ def mapped(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def section(store: str, presigned: bool) -> Any:
-    from photon.config import LinkSection, StoreSection
+    from photon.config import compose
 
-    return LinkSection(
-        up=[],
-        down=[],
-        transport="store",
-        inline_limit_mb=1.0,
-        store=StoreSection(url=store, presigned=presigned),
-    )
+    signed = f"link.store.presigned={str(presigned).lower()}"
+    return compose(["link.transport=store", f"link.store.url={store}", signed]).link
 
 
 class Watch:

@@ -18,8 +18,8 @@ from photon.telemetry.log import read_events
 PRESETS = sorted(path.stem for path in (conf_dir() / "link").glob("*.yaml"))
 
 
-def test_the_presets_are_those_of_the_issue() -> None:
-    names = "dense bf16 fp8 int8 int4 e3m0 sign topk sparseloco top1of32 powersgd sparse"
+def test_the_presets_have_the_names_that_users_know() -> None:
+    names = "dense bf16 fp8 int8 int4 e3m0 sign topk sparseloco top1of32 hundredth powersgd sparse"
     assert sorted(names.split()) == PRESETS
 
 

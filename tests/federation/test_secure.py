@@ -287,6 +287,7 @@ def test_noise_and_masks_go_together(federate: Federate, tmp_path: Path) -> None
     [
         (["link.up_of=parameters"], "link.up_of must be update"),
         (["link=int8"], r"link.up must be \[\]"),
+        (["link.up_by_name=[{names: wte, codecs: []}]"], r"link.up_by_name must be \[\], and is \['wte'\]"),
         (["strategy.weighting=tokens"], "the plain mean"),
         (["strategy=local-adam", "strategy.weighting=uniform"], "the plain mean"),
         (["privacy.clip_norm=9"], r"privacy.range=8: clipped and noised coordinates reach 9"),

@@ -64,6 +64,7 @@ def section(url: str | None, *, presigned: bool = False, transport: str = "store
     codecs = [CodecSection.model_validate({"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"})]
     return LinkSection(
         up=codecs if cast else [],
+        up_by_name=[],
         up_of="parameters",
         error_feedback=False,
         down=codecs if cast else [],

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import CodecSection, LinkSection, RunConfig, StoreSection
+from photon.config import CodecSection, LinkSection, NamedCodecs, RunConfig, StoreSection
 from photon.errors import PhotonError
 from photon.link.coding import payloads_of, unpack
 from photon.link.update import RESIDUAL, codings_of, encode_reply, with_codings
@@ -22,6 +22,7 @@ CAST = "link.up=[{_target_: photon.link.codecs.Cast, dtype: bfloat16}]"
 def section(*codecs: dict[str, Any], feedback: bool = True) -> LinkSection:
     return LinkSection(
         up=[CodecSection.model_validate(codec) for codec in codecs],
+        up_by_name=[],
         up_of="update",
         error_feedback=feedback,
         down=[],
@@ -52,6 +53,34 @@ def test_what_was_sent_and_what_was_kept_is_what_was_trained() -> None:
     for name, whole in total.items():
         assert memory[RESIDUAL][name].abs().max() > 0
         torch.testing.assert_close(sent[name] + memory[RESIDUAL][name].double(), whole, rtol=0, atol=1e-5)
+
+
+def test_parameters_have_codecs_by_name() -> None:
+    """The first expression that is found counts; without codecs a parameter goes as it is."""
+    sign = CodecSection.model_validate({"_target_": "photon.link.codecs.Sign"})
+    rules = [NamedCodecs(names="norm$", codecs=[]), NamedCodecs(names="^wte|norm", codecs=[sign])]
+    link = section(BF16).model_copy(update={"up_by_name": rules})
+    names = ("wte.weight", "h.0.norm", "h.0.norm.bias", "h.0.fc")
+    received = {name: torch.zeros(4, 3) for name in names}
+    trained = {name: torch.randn(4, 3, generator=torch.Generator().manual_seed(1)) for name in names}
+    reply, memory = encode_reply({"params": trained, "exp_avg": trained}, received, link, {}, seed="")
+    chosen = {
+        name: packed.coding and packed.coding.codecs[0].codec for name, packed in reply["params"].items()
+    }
+    assert chosen == {"wte.weight": "sign", "h.0.norm": None, "h.0.norm.bias": "sign", "h.0.fc": "cast"}
+    assert set(memory[RESIDUAL]) == set(names) - {"h.0.norm"}, "what loses nothing remembers nothing"
+    assert all(packed.coding is None for packed in reply["exp_avg"].values())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [("h.0.typo", "'h.0.typo' fits no parameter; there are such as "), ("(", "'.' is no regular expression")],
+)
+def test_a_wrong_expression_is_refused(
+    names: str, message: str, run_small: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(PhotonError, match=f"link.up_by_name: {message}"):
+        run_small(f"link.up_by_name=[{{names: '{names}', codecs: []}}]")
 
 
 def test_without_feedback_nothing_is_remembered() -> None:
