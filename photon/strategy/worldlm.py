@@ -9,6 +9,7 @@ and the blocks least like the new K[j] travel on as residuals, to the child that
 class with other arguments is FedPer, hierarchical FedAvg and local training; see ``conf/strategy``.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -37,6 +38,7 @@ from photon.strategy.key_layers import (
 from photon.strategy.photon import Photon
 from photon.tree import ResidualTag
 
+Up = Literal["attention", "mean", "none"]
 #: Prefix of the state groups that hold the children's last key layers.
 _CHILD = "child:"
 
@@ -81,7 +83,8 @@ class WorldLM(Photon):
         What a node does with the key layers of the node above: ``"attention"``, ``"overwrite"`` its own,
         ``"none"``.
     up
-        What a node does with its children's: ``"attention"``, or ``"none"``: they do not leave the children.
+        What a node does with its children's: ``"attention"``; ``"mean"``: it takes their plain mean in place
+        of its own; ``"none"``: they do not leave the children.
     residuals
         Keys of `Residuals`.
     schedule
@@ -104,7 +107,7 @@ class WorldLM(Photon):
         embeddings: Literal["backbone", "key", "trimmed"] = "backbone",
         attention: dict[str, Any] | None = None,
         down: Down = "attention",
-        up: Literal["attention", "none"] = "attention",
+        up: Up = "attention",
         residuals: dict[str, Any] | None = None,
         schedule: Literal["sequential", "parallel"] = "sequential",
         backbone_weights: Literal["uniform", "leaves", "samples"] = "uniform",
@@ -118,6 +121,8 @@ class WorldLM(Photon):
             raise ValueError("local_state=sync: key layers are a node's own; set keep or reset")
         if down not in get_args(Down):
             raise ValueError(f"down={down!r}: expected {', '.join(get_args(Down))}")
+        if up not in get_args(Up):
+            raise ValueError(f"up={up!r}: expected {', '.join(get_args(Up))}")
         super().__init__(config, weighting="uniform", local_state=local_state)
         if self.refreshes:
             raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
@@ -126,6 +131,9 @@ class WorldLM(Photon):
         self.up = up
         self.trims = embeddings == "trimmed"
         self.attention = _section(Attention, attention, "attention")
+        self.upward = self.attention
+        if up == "mean":
+            self.upward = self.attention.model_copy(update={"tau": math.inf, "include_self_up": False})
         self.residuals = _section(Residuals, residuals, "residuals")
         self.layers = KeyLayers(
             key_fraction,
@@ -141,7 +149,7 @@ class WorldLM(Photon):
 
     def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str] | None:
         """Return the backbone where key layers do not leave the children."""
-        return None if self.up == "attention" else list(self.layers.split(params).backbone)
+        return list(self.layers.split(params).backbone) if self.up == "none" else None
 
     @property
     def folds_mean(self) -> bool:
@@ -243,8 +251,8 @@ class WorldLM(Photon):
                 [children[name] for name in names_of_children],
                 names,
                 initial,
-                self.attention,
-                include_self=self.attention.include_self_up,
+                self.upward,
+                include_self=self.upward.include_self_up,
                 counts=[counts[name] for name in names_of_children],
             )
             who = [*(["self"] if len(weights) > len(children) else []), *names_of_children]
@@ -278,7 +286,7 @@ class WorldLM(Photon):
         """Pass the backbone on, and gather key layers and residuals."""
         for reply in replies:
             params = reply.groups["params"]
-            if self.up == "attention" and parts.keys:
+            if self.up != "none" and parts.keys:
                 # Copies: a view would keep the whole message in memory.
                 children[reply.participant] = {name: params[name].clone() for name in parts.key_names}
                 counts[reply.participant] = self.weight(reply)

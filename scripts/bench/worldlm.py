@@ -28,7 +28,7 @@ TRIMMED = "strategy.embeddings=trimmed"
 SWAPPED = ", leaves swapped"
 #: Ours: layers that are one for each branch and never leave it, so that they depend on who is in it.
 REGIONAL = "regional"
-RULES = "{down: overwrite, up: attention, attention: {tau: inf, include_self_up: false}}"
+RULES = "{down: overwrite, up: mean}"
 HIERFAVG = "HierFAVG, κ2 = 2"
 FLAT = ["strategy=photon", "strategy.weighting=uniform"]
 #: FedAvg over the tree without key layers but perhaps embeddings; on a balanced tree that is flat FedAvg.

@@ -41,6 +41,8 @@ UNIFORM = [
     "strategy.down=overwrite",
     "strategy.residuals.n_res=0",
 ]
+#: The same without attention.
+MEAN = ["strategy=worldlm", "strategy.up=mean", "strategy.down=overwrite", "strategy.residuals.n_res=0"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_with_the_node_itself_in_the_softmax_it_is_not(train: Callable[..., Path
 
 def test_on_a_balanced_tree_it_is_fedavg(train: Callable[..., Path]) -> None:
     flat = params_of(train("flat", "strategy=photon", "strategy.weighting=uniform"))
-    assert_close(params_of(train("world", TREE, *UNIFORM)), flat)
+    assert_close(params_of(train("world", TREE, *MEAN)), flat)
 
 
 def test_weighted_by_leaves_it_is_fedavg_on_any_tree(train: Callable[..., Path]) -> None:
@@ -130,6 +132,23 @@ def test_weighted_by_leaves_it_is_fedavg_on_any_tree(train: Callable[..., Path])
     world = train("world", uneven, *UNIFORM, "strategy.backbone_weights=leaves")
     flat = train("flat", "strategy=photon", "strategy.weighting=uniform")
     assert_close(params_of(world), params_of(flat))
+
+
+def test_a_region_can_have_key_layers_as_one(train: Callable[..., Path]) -> None:
+    """Nothing of them crosses the root; within a region it is FedAvg of the whole model."""
+    rules = "strategy: {down: overwrite, up: mean}"
+    tree = f"federation.tree={{north: {{children: [a, b], {rules}}}, south: {{children: [c, d], {rules}}}}}"
+    folder = train("regional", tree, "strategy=fedper", "strategy.embeddings=key")
+    regions = {}
+    for region, leaves in {"north": "ab", "south": "cd"}.items():
+        regions[region] = params_of(folder / "silos" / region)
+        trained = [key_layers_of(folder / "silos" / region / "silos" / leaf) for leaf in leaves]
+        assert any("wte" in name for name in trained[0])
+        for name, one in trained[0].items():
+            assert not torch.equal(one, trained[1][name])
+            torch.testing.assert_close(regions[region][name], (one + trained[1][name]) / 2, rtol=0, atol=1e-6)
+    for name in trained[0]:
+        assert not torch.equal(regions["north"][name], regions["south"][name])
 
 
 def test_a_tree_of_depth_one_is_flat(train: Callable[..., Path]) -> None:
