@@ -5,7 +5,7 @@
     python scripts/bench/worldlm.py table                # what there is, as docs/results/worldlm-figures.md
 
 DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches; for the
-methods in which a branch trains too, it has a silo of each branch's name. Every run is a whole tree in this
+methods in which a branch trains too, it has a silo BRANCH-text for each. Every run is a whole tree in this
 process. Its result is a line of a file; a run that has one is not done again, so the script may be stopped at
 any time. All methods have the same model, rate, seeds and tokens per leaf; ``--rate`` is for looking at what
 another rate would do. Where the hierarchy is broken, the last leaves of the two branches have changed places.
@@ -227,7 +227,7 @@ def as_override(method: str, tree: Tree) -> str:
 
     def node(name: str, part: Tree | list[str]) -> str:
         if isinstance(part, list):
-            own = {**rules, **({"data": name} if INNER in method else {})}
+            own = {**rules, **({"data": f"{name}-text"} if INNER in method else {})}
             silos = f"[{', '.join(part)}]"
             if not own:
                 return f"{name}: {silos}"
