@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from rich import box
 from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
@@ -97,15 +98,15 @@ def _summary(data: PreparedData, verified: bool) -> Table:
 
 
 def _silo_table(data: PreparedData) -> Table:
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("silo")
     for heading in (
-        "documents\ntrain + val.",
+        "documents\ntrain+val.",
         "MB",
         "bytes per\ntoken",
         "train\ntokens",
         "validation\ntokens",
-        "unigram perplexity\nall silos' / own",
+        "perplexity of\nunigrams,\nall / own",
     ):
         table.add_column(heading, justify="right")
     for name in data.silo_names:
@@ -131,7 +132,7 @@ def _divergence(data: PreparedData) -> list[RenderableType]:
     if len(names) > _MOST_COLUMNS:
         least, median, most = np.quantile(matrix[np.tril_indices(len(names), -1)], [0, 0.5, 1])
         return [Text(f"{title}: least {least:.3f}, median {median:.3f}, most {most:.3f}")]
-    table = Table()
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("")
     for name in names:
         table.add_column(name, justify="right")
