@@ -34,6 +34,8 @@ CHAINS: dict[str, list[Codec]] = {
     "topk, bf16": [TopK(), Cast("bfloat16")],
     "sparseloco": [TopK(), TwoBit()],
     "top1of32": [TopK(k=1, chunk=32), TwoBit()],
+    "1 of 28, sign": [TopK(k=1, chunk=28), Sign()],
+    "1 of 8, sign": [TopK(k=1, chunk=8), Sign()],
     "random-k 1/32": [RandomK(scaled=False)],
     "bitmask, 5 %": [Bitmask()],
     "powersgd, rank 8": [PowerSGD(rank=8)],

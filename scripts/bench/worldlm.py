@@ -36,6 +36,10 @@ SHARED = ["strategy=fedper", "strategy.key_fraction=0"]
 PRIVATE = ["privacy=gaussian", "privacy.clip_norm=5.0"]
 
 
+#: Noise on what a branch sends to the root alone, in place of that on what every silo sends.
+BORDER = ", z = 0.05 at the border"
+
+
 def private(noise: float) -> list[str]:
     return [*PRIVATE, f"privacy.noise_multiplier={noise}"]
 
@@ -96,6 +100,11 @@ METHODS: dict[str, list[str]] = {
         }.items()
         for swapped in ("", SWAPPED)
     },
+}
+OURS = f"{REGIONAL} key layers and embeddings"
+METHODS |= {
+    **{f"{OURS}, z = {noise}": [*METHODS[OURS], *private(noise)] for noise in (0.01, 0.05)},
+    **{f"{method}{BORDER}": METHODS[method] for method in (WORLDLM, OURS)},
 }
 EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
 ROUNDS = 12
@@ -195,7 +204,7 @@ def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float
     ]
     if not METHODS[method][0].endswith(("=photon", "=centralized")):
         overrides.append(f"federation.tree={as_override(method, tree)}")
-    if any(override.startswith("privacy=") for override in overrides):
+    if ", z = " in method:
         overrides.append(f"privacy.seed={seed}")
     with temporary_folder() as run_dir:
         summary = federate(overrides, run_dir)
@@ -224,6 +233,8 @@ def as_override(method: str, tree: Tree) -> str:
     rules = {}
     if method.startswith(REGIONAL):
         rules["strategy"] = RULES
+    if method.endswith(BORDER):
+        rules["privacy"] = "{clip_norm: 5.0, noise_multiplier: 0.05}"
 
     def node(name: str, part: Tree | list[str]) -> str:
         if isinstance(part, list):
