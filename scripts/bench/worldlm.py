@@ -106,6 +106,18 @@ METHODS |= {
     **{f"{OURS}, z = {noise}": [*METHODS[OURS], *private(noise)] for noise in (0.01, 0.05)},
     **{f"{method}{BORDER}": METHODS[method] for method in (WORLDLM, OURS)},
 }
+#: In the plot; the tables have all.
+PLOTTED = [
+    WORLDLM,
+    WORLDLM + SWAPPED,
+    "flat FedAvg",
+    HIERFAVG,
+    "FedPer",
+    "local",
+    "centralized",
+    OURS,
+    OURS + SWAPPED,
+]
 EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
 ROUNDS = 12
 LOCAL_STEPS = 24
@@ -319,9 +331,11 @@ def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
 
 
 def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
-    """Draw the mean perplexity of every method, a panel for each tree; a dot is a seed."""
+    """Draw the mean perplexity of the main methods, a panel for each tree that has most; a dot is a seed."""
     from matplotlib.figure import Figure
 
+    methods = {name: by_method([one for one in results if one["name"] == name]) for name in names}
+    names = [name for name in names if len(methods[name].keys() & set(PLOTTED)) > len(PLOTTED) - 2]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(6.5 * columns, 4 * rows), layout="constrained")
@@ -329,7 +343,7 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
     for unused in axes[len(names) :]:
         unused.remove()
     for axis, name in zip(axes, names, strict=False):
-        chosen = by_method([one for one in results if one["name"] == name])
+        chosen = {method: methods[name][method] for method in PLOTTED if method in methods[name]}
         means = {method: [mean_of(one) for one in runs] for method, runs in chosen.items()}
         ordered = sorted(means, key=lambda method: -statistics.fmean(means[method]))
         bars = [statistics.fmean(means[method]) for method in ordered]
