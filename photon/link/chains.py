@@ -49,7 +49,7 @@ def check_names(link: LinkSection, params: Collection[str]) -> None:
         For the first that is not.
     """
     for entry in link.up_by_name:
-        if not any(_expression(entry.names).search(name) for name in params):
+        if params and not any(_expression(entry.names).search(name) for name in params):
             raise PhotonError(
                 f"link.up_by_name: {entry.names!r} fits no parameter; there are such as {min(params)}"
             )
