@@ -33,11 +33,12 @@ HIERFAVG = "HierFAVG, κ2 = 2"
 FLAT = ["strategy=photon", "strategy.weighting=uniform"]
 #: FedAvg over the tree without key layers but perhaps embeddings; on a balanced tree that is flat FedAvg.
 SHARED = ["strategy=fedper", "strategy.key_fraction=0"]
-PRIVATE = ["privacy=gaussian", "privacy.clip_norm=5.0"]
+CLIP_NORM = 5.0
+PRIVATE = ["privacy=gaussian", f"privacy.clip_norm={CLIP_NORM}"]
 
-
-#: Noise on what a branch sends to the root alone, in place of that on what every silo sends.
-BORDER = ", z = 0.05 at the border"
+#: With noise on what a branch sends to the root alone, in place of that on what every silo sends.
+AT_BORDER = 0.05
+BORDER = f", z = {AT_BORDER} at the border"
 
 
 def private(noise: float) -> list[str]:
@@ -101,6 +102,7 @@ METHODS: dict[str, list[str]] = {
         for swapped in ("", SWAPPED)
     },
 }
+#: The variant that is compared on every tree.
 OURS = f"{REGIONAL} key layers and embeddings"
 METHODS |= {
     **{f"{OURS}, z = {noise}": [*METHODS[OURS], *private(noise)] for noise in (0.01, 0.05)},
@@ -246,7 +248,7 @@ def as_override(method: str, tree: Tree) -> str:
     if method.startswith(REGIONAL):
         rules["strategy"] = RULES
     if method.endswith(BORDER):
-        rules["privacy"] = "{clip_norm: 5.0, noise_multiplier: 0.05}"
+        rules["privacy"] = f"{{clip_norm: {CLIP_NORM}, noise_multiplier: {AT_BORDER}}}"
 
     def node(name: str, part: Tree | list[str]) -> str:
         if isinstance(part, list):
