@@ -67,6 +67,8 @@ class Recorder:
             # Where a sum is shared among threads, their number decides its bits.
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
+            # A member's update_norm is summed over a set of names, in an order that hashes of text decide.
+            "PYTHONHASHSEED": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONDONTWRITEBYTECODE": "1",
         }

@@ -119,7 +119,8 @@ def _run_job(name: str, table: Table, folder: Path) -> dict[str, Any]:
     else:
         if not any(override.startswith("federation=") for override in overrides):
             overrides.append("federation=inprocess")
-        train = ["train", *overrides, f"data.path={corpus / 'data'}", f"run_dir={run_dir}"]
+        data = ["data=prepared", f"data.path={corpus / 'data'}"]
+        train = ["train", *overrides, *data, f"run_dir={run_dir}"]
         steps = [{"command": train}]
     if run.resumed is not None:
         steps[0]["die"] = {"rename": run.resumed.rename, "count": run.resumed.count}
