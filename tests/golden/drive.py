@@ -17,6 +17,7 @@ import os
 import pkgutil
 import platform
 import re
+import resource
 import shutil
 import signal
 import sys
@@ -51,15 +52,21 @@ def main(jobs_file: str, result_file: str) -> None:
     failed: dict[str, str] = {}
     seconds: dict[str, float] = {}
     for job in jobs:
-        begin = time.perf_counter()
+        begin = _seconds()
         for step in job["steps"]:
             problem = _do(step, Path(job["folder"]))
             if problem is not None:
                 failed[job["name"]] = problem
                 break
-        seconds[job["name"]] = round(time.perf_counter() - begin, 3)
+        seconds[job["name"]] = round(_seconds() - begin, 2)
     result = {"machine": machine(), "failed": failed, "seconds": seconds}
     Path(result_file).write_text(json.dumps(result, indent=1))
+
+
+def _seconds() -> float:
+    """Return the processor time of the steps so far, but for workers that end by themselves."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def machine() -> str:

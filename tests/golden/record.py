@@ -30,7 +30,7 @@ class Recording:
     failed
         Run to what went wrong.
     seconds
-        Run to how long it took.
+        Run to its processor time.
     """
 
     machine: str

@@ -29,7 +29,7 @@ def table() -> Table:
 def changed_table(table: Table) -> Table:
     """The table with runs of which the tool must say that they are changed, and failed."""
     run = table.runs[ONE]
-    seeded = run.model_copy(update={"overrides": [*run.overrides, "seed=1"]})
+    seeded = run.model_copy(update={"overrides": [*run.overrides, "seed=1", "rounds=1"]})
     wrong = run.model_copy(update={"overrides": [*run.overrides, "strategy.weighting=luck"]})
     return table.model_copy(update={"runs": {**table.runs, "seeded": seeded, "wrong": wrong}})
 
@@ -105,7 +105,7 @@ def test_names_types_shapes_and_groups_are_hashed(tmp_path: Path) -> None:
         {"params/v": zeros},
         {"params/w": zeros.reshape(3, 2)},
         {"params/w": zeros.to(torch.int32)},
-        {"params/w": zeros, "params/x": zeros},
+        {"params/w": zeros, "params/x": zeros.clone()},
     ):
         save_file(tensors, tmp_path / "x.safetensors")
         hashed.append(hash_groups(tmp_path / "x.safetensors")["params"])
