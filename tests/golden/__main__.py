@@ -45,7 +45,7 @@ def compare_present(
 ) -> int:
     """Compare the present tree, as it lies there, with recorded commits; return the exit code."""
     verdicts: list[Verdict] = []
-    for commit, chosen in _by_commit(names, base).items():
+    for commit, chosen in by_commit(names, base).items():
         before, now = record([checkout(commit), PRESENT], table, chosen)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ def compare_present(
     sys.stdout.write("".join(f"{verdict}\n" for verdict in verdicts))
     runs = [verdict for verdict in verdicts if not verdict.run.startswith(CORPUS)]
     equal = sum(verdict.equal for verdict in runs)
-    commits = ", ".join(commit[:7] for commit in _by_commit(names, base))
+    commits = ", ".join(commit[:7] for commit in by_commit(names, base))
     ok = all(verdict.equal for verdict in verdicts)
     sys.stdout.write(f"{equal} of {len(runs)} runs equal: {commits} {'=' if ok else '≠'} {_present()}\n")
     return 0 if ok else 1
 
 
-def _by_commit(names: Sequence[str], base: str | None) -> dict[str, list[str]]:
+def by_commit(names: Sequence[str], base: str | None) -> dict[str, list[str]]:
     """Return commit to the runs that are compared with it."""
     bases = read_base()
     grouped: dict[str, list[str]] = {}
@@ -79,7 +79,7 @@ def _present() -> str:
 
 
 def _store(table: Table) -> int:
-    for commit, names in _by_commit(table.names(), None).items():
+    for commit, names in by_commit(table.names(), None).items():
         recordings: list[Recording] = record(2 * [checkout(commit)], table, names)
         verdicts = compare(*recordings, names, {})
         if different := [verdict for verdict in verdicts if not verdict.equal]:

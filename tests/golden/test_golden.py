@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,12 @@ import torch
 from safetensors.torch import save_file
 
 from tests.golden import drive, hashes
-from tests.golden.__main__ import compare_present
+from tests.golden.__main__ import by_commit, compare_present
 from tests.golden.compare import compare
 from tests.golden.reading import digest, ending, hash_groups, read_run
 from tests.golden.record import PRESENT, Recording, record
 from tests.golden.table import DEFAULT, Table, read_base, read_table
-from tests.golden.worktree import NoHistoryError, full_hash
+from tests.golden.worktree import NoHistoryError, checkout, full_hash
 
 #: A run that the tool's own tests change something of.
 ONE = "photon-dense"
@@ -34,24 +35,57 @@ def changed_table(table: Table) -> Table:
     return table.model_copy(update={"runs": {**table.runs, "seeded": seeded, "wrong": wrong}})
 
 
+@dataclass
+class Recorded:
+    """The quick runs of the present tree; where the machine's hashes are not stored, a few, and those of BASE.
+
+    Attributes
+    ----------
+    base
+        What the present runs are compared with, by commit.
+    problem
+        Why there is no base, if there is none.
+    """
+
+    present: Recording
+    base: dict[str, Recording]
+    problem: str | None = None
+
+
 @pytest.fixture(scope="module")
-def recording(table: Table, changed_table: Table) -> Recording:
-    """Some of the runs, those of the present tree."""
-    quick = table.names(quick=True) if hashes.stored(drive.machine()) else table.names(bounded=True)
-    return record([PRESENT], changed_table, [*quick, "seeded", "wrong"])[0]
+def recorded(table: Table, changed_table: Table) -> Recorded:
+    known = hashes.stored(drive.machine()) is not None
+    names = table.names(quick=known, bounded=not known)
+    checkouts, problem = {}, None
+    try:
+        checkouts = {} if known else {commit: checkout(commit) for commit in by_commit(names, None)}
+    except NoHistoryError as error:
+        problem = str(error)
+    present, *bases = record([PRESENT, *checkouts.values()], changed_table, [*names, "seeded", "wrong"])
+    return Recorded(present, dict(zip(checkouts, bases, strict=True)), problem)
 
 
-def test_runs_are_what_they_were(table: Table, recording: Recording) -> None:
+@pytest.fixture
+def recording(recorded: Recorded) -> Recording:
+    return recorded.present
+
+
+def test_runs_are_what_they_were(table: Table, recorded: Recorded) -> None:
     """On a machine whose hashes are known, those of the recorded commits; elsewhere a few runs of both."""
-    known = hashes.stored(recording.machine)
+    if recorded.problem is not None:
+        pytest.fail(f"golden: hashes.json does not know this machine, and {recorded.problem}", pytrace=False)
+    known = hashes.stored(recorded.present.machine)
     if known is None:
         names = table.names(bounded=True)
-        try:
-            assert compare_present(table, names) == 0, "see the lines above"
-        except NoHistoryError as error:
-            pytest.fail(f"golden: this machine's hashes are not stored, and {error}", pytrace=False)
+        different = [
+            str(verdict)
+            for commit, chosen in by_commit(names, None).items()
+            for verdict in compare(recorded.base[commit], recorded.present, chosen, {})
+            if not verdict.equal
+        ]
+        assert not different, "\n".join(different)
         return
-    found = {name: digest(recording.records[name]) for name in table.names(quick=True)}
+    found = {name: digest(recorded.present.records[name]) for name in table.names(quick=True)}
     changed = [name for name, value in found.items() if known.get(name) != value]
     assert not changed, f"what differs is said by: python -m tests.golden compare --only {' '.join(changed)}"
 
