@@ -37,7 +37,7 @@ def changed_table(table: Table) -> Table:
 
 @dataclass
 class Recorded:
-    """The quick runs of the present tree; where the machine's hashes are not stored, a few, and those of BASE.
+    """Quick runs of the present tree; where the hashes are not stored, a few, and those of BASE.
 
     Attributes
     ----------
