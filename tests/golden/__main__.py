@@ -46,6 +46,7 @@ def compare_present(
     """Compare the present tree, as it lies there, with recorded commits; return the exit code."""
     verdicts: list[Verdict] = []
     for commit, chosen in by_commit(names, base).items():
+        sys.stderr.write(f"golden: {len(chosen)} runs with the code of {commit[:7]} and the present one\n")
         before, now = record([checkout(commit), PRESENT], table, chosen)
         if output is not None:
             output.mkdir(parents=True, exist_ok=True)

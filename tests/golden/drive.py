@@ -12,6 +12,7 @@ killed, and the imports, which take longer than the runs, are paid for once.
 
 import atexit
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -41,7 +42,12 @@ PACKAGES = ("numpy", "transformers", "tokenizers", "zstandard")
 #: Names of what `_on_nodes` needs, the newest first.
 COMPOSE = ("photon.config.compose:compose", "photon.config:compose")
 GRID = ("photon.engine.inprocess:InProcessGrid", "photon.federation.grid:InProcessGrid")
-ANSWER = ("photon.node.answer:answer", "photon.client_app:app")
+ANSWER = (
+    "photon.node.answer:answer",
+    "photon.subfederation.member:answer",
+    "photon.federation.member:answer",
+)
+CLIENT_APP = ("photon.client_app:app",)
 RUN = ("photon.federation.run",)
 
 
@@ -204,7 +210,11 @@ def _on_nodes(overrides: list[str], run_dir: str, nodes: Mapping[str, Mapping[st
     """Train as a deployment does, but for Flower's processes: nodes have a node config each."""
     run = _found(*RUN)
     config = _found(*COMPOSE)([*overrides, f"run_dir={run_dir}"])
-    grid = _found(*GRID)(_found(*ANSWER), {int(node): settings for node, settings in nodes.items()})
+    grid_type = _found(*GRID)
+    # A grid is given the ClientApp of its nodes, or a function that answers for them.
+    wants_app = "client_app" in inspect.signature(grid_type).parameters
+    answer = _found(*(CLIENT_APP if wants_app else ANSWER))
+    grid = grid_type(answer, {int(node): settings for node, settings in nodes.items()})
     run.run_federation(run.prepare_run(config), grid, resume=False, live=False)
 
 

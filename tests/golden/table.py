@@ -61,12 +61,17 @@ def read_table() -> Table:
     return Table.model_validate(yaml.safe_load((HERE / "runs.yaml").read_text()))
 
 
-def read_base() -> dict[str, str]:
+def read_base(path: Path = HERE / "BASE") -> dict[str, str]:
     """Read ``BASE``: run to the commit that it is compared with, and `DEFAULT` to that of all others.
 
     A run that was changed on purpose has a line of its own with the commit that changed it, and why.
+
+    Raises
+    ------
+    ValueError
+        If a line lacks the commit or the reason.
     """
-    lines = (line.split(maxsplit=2) for line in (HERE / "BASE").read_text().splitlines())
+    lines = (line.split(maxsplit=2) for line in path.read_text().splitlines())
     rows = [line for line in lines if line and not line[0].startswith("#")]
     wrong = [row[0] for row in rows if len(row) < 2 or (row[0] != DEFAULT and len(row) < 3)]
     if wrong:

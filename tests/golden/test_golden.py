@@ -200,6 +200,14 @@ def test_the_table_and_its_bases_hold_together(table: Table) -> None:
     ]
 
 
+def test_a_run_that_was_changed_on_purpose_says_since_when_and_why(tmp_path: Path) -> None:
+    (tmp_path / "BASE").write_text("# recorded\ndefault abc\n\nsecure def masks are wider\n")
+    assert read_base(tmp_path / "BASE") == {DEFAULT: "abc", "secure": "def"}
+    (tmp_path / "BASE").write_text("default abc\nsecure def\n")
+    with pytest.raises(ValueError, match="secure: write NAME COMMIT REASON"):
+        read_base(tmp_path / "BASE")
+
+
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_commit_that_is_not_there_is_told_with_what_to_run() -> None:
     with pytest.raises(NoHistoryError, match="git fetch --unshallow") as error:
