@@ -1,58 +1,43 @@
-"""Photon's ClientApp: hand each message to the silo, and its answer back.
+"""Photon's ClientApp: hand each message to the node, and its answer back.
 
 Nothing heavy is imported here: a deployed SuperNode starts a new process for every message, and that one
 hands the work to the silo's worker, which stays.
 """
 
-import traceback
-from typing import TYPE_CHECKING
-
-from flwr.app import Context, Error, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from photon.errors import PhotonError
+from photon.link.answer import MessageType, NodeConfig, reply_to
 from photon.silo.worker_client import ask_worker, has_worker
-
-if TYPE_CHECKING:
-    from photon.silo.service import MessageType
 
 app = ClientApp()
 
-#: Flower's code for a ClientApp that raised.
-CLIENT_APP_RAISED = 2
+#: The module that a silo's worker runs.
+WORKER = "photon.worker"
 
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
     """Tell which silos this node hosts."""
-    return _answer("query", message, context)
+    return reply_to(message, "query", context.node_config, answer)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this silo's text and return what the strategy asks for."""
-    return _answer("train", message, context)
+    return reply_to(message, "train", context.node_config, answer)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on this silo's validation text."""
-    return _answer("evaluate", message, context)
+    return reply_to(message, "evaluate", context.node_config, answer)
 
 
-def _answer(message_type: "MessageType", message: Message, context: Context) -> Message:
-    """Return the silo's answer, or an error that the server shows by its reason."""
-    try:
-        if has_worker(message.content, context.node_config):
-            content = ask_worker(message_type, message.content, context.node_config)
-        else:
-            from photon.federation.member import answer
+def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Let the silo's worker answer where there is one, and this process elsewhere."""
+    if has_worker(content, node_config):
+        return ask_worker(message_type, content, node_config, WORKER)
+    from photon.node import answer as answer_here
 
-            content = answer(message_type, message.content, context.node_config)
-        return Message(content, reply_to=message)
-    except PhotonError as error:
-        return Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
-    except Exception as error:
-        # The full story belongs in the silo's own log; the server gets one line.
-        traceback.print_exc()
-        return Message(Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+    return answer_here(message_type, content, node_config, islands=answer)

@@ -14,9 +14,10 @@ def main(grid: Grid, context: Context) -> None:
     with neither, the default federation trains.
     """
     from photon.federation.run import prepare_run, run_federation, settings_from, show
+    from photon.preflight import preflight
 
     config, resume = settings_from(context.run_config)
-    config = prepare_run(config)
+    config = prepare_run(preflight(config))
     run_federation(config, grid, resume=resume, live=False)
     if not context.run_config["config"]:
         # Nobody composed the configuration before us, so nobody shows the result after us.

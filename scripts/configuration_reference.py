@@ -23,7 +23,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from photon.components import import_target
-from photon.config import Component, RunConfig, conf_dir
+from photon.config.folders import conf_dir
+from photon.config.schema import Component, RunConfig
 from photon.link.codecs import CODECS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "configuration.md"
@@ -33,7 +34,7 @@ LONGEST_DEFAULT = 60
 INTRODUCTION = """\
 # Configuration reference
 
-This page is made from `photon/config.py` and `conf/` by `python scripts/configuration_reference.py`; change
+This page is made from `photon/config/schema.py` and `conf/` by `python scripts/configuration_reference.py`; change
 those, not this page.
 
 A run is one configuration. Hydra composes it from `conf/config.yaml` and one file of each group below, and

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from photon.config import RunConfig, compose
+from photon.config.compose import compose
+from photon.config.schema import RunConfig
 from photon.data.prepared import MANIFEST_NAME, SPLITS, PreparedData, silo_file
+from photon.preflight import preflight
 
 SEQUENCE_LENGTH = 16
 
@@ -43,7 +45,7 @@ SMALL_DEPLOYED = [o for o in SMALL if not o.startswith(("federation=", "data="))
 @cache
 def composed(*overrides: str) -> RunConfig:
     """Compose overrides, the same ones but once: Hydra takes longer than a small run."""
-    return compose(overrides)
+    return preflight(compose(overrides))
 
 
 def small_run(*overrides: str, data: Path, run_dir: Path) -> RunConfig:
@@ -148,8 +150,10 @@ def run_small(small_config: Callable[..., RunConfig]) -> Callable[..., dict[str,
     """Train the small run in this process and return its summary."""
 
     def run(*overrides: str, resume: bool = False, **where: Any) -> dict[str, Any]:
-        from photon.federation.run import prepare_run, run_inprocess
+        from photon.engine.inprocess import run_inprocess
+        from photon.federation.run import prepare_run
+        from photon.node import answer
 
-        return run_inprocess(prepare_run(small_config(*overrides, **where)), resume=resume)
+        return run_inprocess(prepare_run(small_config(*overrides, **where)), answer, resume=resume)
 
     return run

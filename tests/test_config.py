@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from photon.config import compose, conf_dir, parse, split_overrides, with_overrides
+from photon.config.compose import compose, parse, split_overrides, with_overrides
+from photon.config.folders import conf_dir
 from photon.errors import PhotonError
 from photon.federation.run import settings_from
+from photon.preflight import preflight
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ from photon.federation.run import settings_from
 )
 def test_bad_overrides_end_in_one_clear_line(override: str, message: str) -> None:
     with pytest.raises(PhotonError, match=message) as caught:
-        compose([override])
+        preflight(compose([override]))
     assert "\n" not in str(caught.value)
 
 
@@ -81,7 +83,7 @@ def test_every_option_of_every_group_composes(group: str) -> None:
     assert options
     for option in options:
         # Recipes with long warm-ups need a run to match.
-        compose([f"{group}={option}", "rounds=100"])
+        preflight(compose([f"{group}={option}", "rounds=100"]))
 
 
 def test_a_wrong_number_that_a_period_is_made_of_is_told_where_it_was_given() -> None:

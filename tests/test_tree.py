@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from photon.config import compose
+from photon.config.compose import compose
+from photon.config.tree import plain_tree, read_tree
 from photon.errors import PhotonError
-from photon.tree import plain_tree, read_tree
 
 LONG = {
     "north": {"children": ["a", {"b": {"privacy": {"clip_norm": 1.0}}}], "rounds": 2, "outer": "diloco"},

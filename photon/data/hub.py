@@ -15,7 +15,7 @@ from photon.data.text_files import field_value
 from photon.errors import PhotonError
 
 if TYPE_CHECKING:
-    from photon.config import DataSection
+    from photon.config.schema import DataSection
 
 # With silos by a field, a rare value may hardly ever come: the stream is given up after this many documents
 # for each one that a silo may hold.

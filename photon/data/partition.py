@@ -6,9 +6,9 @@ from typing import Literal
 
 import numpy as np
 
+from photon.config.tree import SILO_NAME
 from photon.data.documents import Document
 from photon.errors import PhotonError
-from photon.tree import SILO_NAME
 
 PartitionKind = Literal["by-source", "iid", "dirichlet", "field"]
 

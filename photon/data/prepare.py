@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from photon.config.tree import SILO_NAME
 from photon.data.documents import Document
 from photon.data.partition import parse_partition, partition_documents
 from photon.data.prepared import (
@@ -32,8 +33,7 @@ from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.text_files import read_documents
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory
-from photon.tree import SILO_NAME
+from photon.files.atomic import atomic_directory
 
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.

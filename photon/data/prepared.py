@@ -18,8 +18,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from photon.config.tree import SILO_NAME
 from photon.errors import PhotonError
-from photon.tree import SILO_NAME
 
 FORMAT = "photon-data/1"
 MANIFEST_NAME = "manifest.json"

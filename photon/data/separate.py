@@ -5,7 +5,7 @@ from pathlib import Path
 
 from photon.data.prepare import check_output
 from photon.data.prepared import MANIFEST_NAME, PreparedData
-from photon.state.atomic import atomic_directory
+from photon.files.atomic import atomic_directory
 
 
 def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: bool = False) -> None:

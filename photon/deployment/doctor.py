@@ -19,14 +19,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData, file_sha256
 from photon.deployment.keys import certificate_hosts, read_node_key
+from photon.engine.processes import is_healthy
 from photon.errors import PhotonError
-from photon.federation.islands import config_of, silo_of
-from photon.federation.processes import is_healthy
 from photon.silo.policy import SiloPolicy
 from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
+from photon.subfederation.islands import config_of, silo_of
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -276,7 +276,7 @@ def _control(silo: Silo) -> Iterator[Finding]:
 def _registration(silo: Silo) -> Iterator[Finding]:
     import httpx
 
-    from photon.federation.flower_compat import is_registered
+    from photon.flower_compat import is_registered
 
     if silo.key is None or silo.authority is None:
         return

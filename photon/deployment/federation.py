@@ -15,15 +15,16 @@ from pathlib import Path
 
 import psutil
 
-from photon.config import compose, photon_home
+from photon.config.compose import compose
+from photon.config.folders import photon_home
 from photon.data.prepared import PreparedData, is_prepared
 from photon.data.separate import separate_silo
 from photon.deployment.local import CONNECTION, LocalFederation, Program
+from photon.engine.processes import flower_settings, stop_tree
 from photon.errors import PhotonError, RunError
-from photon.federation.flower_compat import parse_node_config
-from photon.federation.gateway import read_gateway
-from photon.federation.processes import flower_settings, stop_tree
+from photon.flower_compat import parse_node_config
 from photon.silo.site import read_settings
+from photon.subfederation.gateway import read_gateway
 from photon.telemetry.summary import counted
 
 ONLINE_SECONDS = 120.0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from photon.errors import PhotonError
-from photon.state.atomic import write_bytes
+from photon.files.atomic import write_bytes
 
 if TYPE_CHECKING:
     from cryptography import x509

@@ -23,16 +23,16 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from photon.deployment.keys import make_authority, make_node_key, make_server_certificate
-from photon.errors import PhotonError, RunError
-from photon.federation.connection import Connection
-from photon.federation.processes import (
+from photon.engine.deployment import Connection
+from photon.engine.processes import (
     START_SECONDS,
     dying_with_us,
     flower_environment,
     free_port,
     is_healthy,
 )
-from photon.state.atomic import write_bytes, write_text
+from photon.errors import PhotonError, RunError
+from photon.files.atomic import write_bytes, write_text
 
 CONNECTION = "federation"
 HOST = "127.0.0.1"

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from photon.federation.processes import dying_with_us, stop_tree
+from photon.engine.processes import dying_with_us, stop_tree
 
 
 def supervise(command: list[str], log: Path, *, pause: float) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from photon.config import ModelSection, RunConfig
+from photon.config.schema import ModelSection, RunConfig
 from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
-from photon.state.atomic import atomic_directory
+from photon.files.atomic import atomic_directory
 from photon.state.checkpoint import ServerState
 
 if TYPE_CHECKING:

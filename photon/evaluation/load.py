@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from photon.config import RunConfig, load
+from photon.config.compose import load
+from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint

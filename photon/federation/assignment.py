@@ -19,11 +19,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from photon.config.tree import ResidualTag
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory, write_text
+from photon.files.atomic import atomic_directory, write_text
 from photon.state.checkpoint import Checkpoint, Received
 from photon.state.tensors import save_groups
-from photon.tree import ResidualTag
 
 _FOLDER = "assignment"
 #: What a federation within another one has found for that.

@@ -19,7 +19,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from photon.components import build, nearest
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.agreement import client_cosine, consensus
 from photon.federation.assignment import Assignment

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.rounds import Failure, exchange
 from photon.link.messages import BODY, Describe, Description, SiloInfo, pack, unpack

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from flwr.serverapp import Grid
 from rich.console import Console
 
-from photon.config import RunConfig, compose, parse, photon_home, split_overrides
+from photon.config.compose import compose, parse, split_overrides
+from photon.config.folders import photon_home
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment, Outcome
-from photon.state.atomic import write_text
+from photon.files.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
 from photon.telemetry.display import Display
 from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFinished, RunInterrupted
@@ -139,15 +141,6 @@ def carry_out(federation: "Federation", *, resume: bool) -> None:
         Outcome(assignment=assignment.key, error=_reason(error)).write(run_dir)
         raise
     Outcome(assignment=assignment.key).write(run_dir)
-
-
-def run_inprocess(config: RunConfig, *, resume: bool, live: bool = True) -> dict[str, Any]:
-    """Run the federation in this process, without Flower's engines."""
-    from photon.client_app import app
-    from photon.federation.grid import InProcessGrid
-
-    # One node is enough: outside a deployment a node hosts every silo.
-    return run_federation(config, InProcessGrid(app, {1: {}}), resume=resume, live=live)
 
 
 def check_run_dir(config: RunConfig, resume: bool) -> Path:
@@ -295,7 +288,7 @@ def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: Ev
         except PhotonError as error:
             stream.emit(Notice(level="warning", message=f"no export: {error}"))
     if config.telemetry.report:
-        from photon.telemetry.report import write_report
+        from photon.report.report import write_report
 
         write_report([run_dir], run_dir / "report.html")
     return summary

@@ -23,16 +23,16 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from photon.config import PrivacySection
+from photon.config.schema import PrivacySection
 from photon.errors import PhotonError, RunError
-from photon.federation.flower_compat import (
+from photon.federation.rounds import Failure
+from photon.flower_compat import (
     bytes_to_private_key,
     bytes_to_public_key,
     combine_shares,
     generate_shared_key,
     public_key_to_bytes,
 )
-from photon.federation.rounds import Failure
 from photon.link.messages import (
     AdvertiseKeys,
     Body,

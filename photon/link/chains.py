@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from photon.components import build
-from photon.config import CodecSection, LinkSection
+from photon.config.schema import CodecSection, LinkSection
 from photon.errors import PhotonError
 from photon.link.coding import Chains, Codec, check_chain
 

@@ -25,8 +25,8 @@ from pydantic import Field
 
 from photon.components import nearest
 from photon.errors import PhotonError
+from photon.files.hashing import hash_of
 from photon.link.messages import Body
-from photon.state.hashing import hash_of
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,
@@ -39,6 +39,9 @@ DTYPES: dict[str, torch.dtype] = {
     "int8": torch.int8,
     "uint8": torch.uint8,
 }
+
+#: Name on the wire to codec; `photon.link.codecs` fills it in.
+CODECS: dict[str, type["Codec"]] = {}
 
 #: No tensor has more elements; what a header multiplies stays far from overflow.
 MAX_ELEMENTS = 2**48
@@ -420,8 +423,6 @@ def _steps(coding: Coding) -> list[_Step]:
 
 
 def _codec(entry: CodecEntry) -> Codec:
-    from photon.link.codecs import CODECS  # they are made of what is defined here
-
     kind = CODECS.get(entry.codec)
     if kind is None:
         raise ValueError(f"unknown codec {entry.codec!r}{nearest(entry.codec, CODECS)}; update photon")

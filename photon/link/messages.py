@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
+from photon.config.tree import MAX_RESIDUALS, SILO_NAME, ResidualTag
 from photon.errors import PhotonError, RefusedError
 from photon.link import BODY
-from photon.tree import MAX_RESIDUALS, SILO_NAME, ResidualTag
 
 if TYPE_CHECKING:
-    from photon.config import RunConfig
+    from photon.config.schema import RunConfig
 
 #: It becomes the name of a folder, on the server's word.
 SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]

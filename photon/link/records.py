@@ -16,6 +16,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import ValidationError
 
+import photon.link.codecs  # noqa: F401  it fills the registry that names are looked up in
 from photon.errors import PhotonError
 from photon.link.coding import (
     DTYPES,

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_file
+from photon.files.atomic import atomic_file
 
 #: Bytes of a part of a multipart upload. S3 takes 10,000 parts, so an object may have 312 GiB.
 PART_BYTES = 32 * 2**20

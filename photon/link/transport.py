@@ -18,8 +18,9 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, ValidationError
 
-from photon.config import LinkSection
+from photon.config.schema import LinkSection
 from photon.errors import PhotonError, RunError
+from photon.files.hashing import new_hasher
 from photon.link.chains import change_chain, down_chains, up_chains
 from photon.link.coding import (
     DTYPES,
@@ -51,7 +52,6 @@ from photon.link.store import (
     read_presigned,
     write_presigned,
 )
-from photon.state.hashing import new_hasher
 from photon.state.tensors import Places, places
 
 #: Name of the record that says where a silo may write its reply.

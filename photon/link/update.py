@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
-from photon.config import LinkSection
+from photon.config.schema import LinkSection
 from photon.link.chains import change_chain, up_chains
 from photon.link.coding import (
     Codec,

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from photon.components import nearest
-from photon.config import ModelSection
+from photon.config.schema import ModelSection
 from photon.errors import PhotonError
 from photon.models.pretrained import first_line, load_warm_start, read_json, read_model_config
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from photon.config import ModelSection
+from photon.config.schema import ModelSection
 from photon.errors import PhotonError
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
-from photon.config import PrivacySection
+from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
 
 #: Values of noise that are drawn at a time.

@@ -11,7 +11,8 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from photon.config import PrivacySection, RunConfig, Section, explain_validation
+from photon.config.explain import explain_validation
+from photon.config.schema import PrivacySection, RunConfig, Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
 from photon.strategy.base import sparse_training, strategy_of

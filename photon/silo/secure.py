@@ -19,9 +19,10 @@ import torch
 from cryptography.fernet import InvalidToken
 from pydantic import BaseModel, ValidationError
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
-from photon.federation.flower_compat import (
+from photon.files.atomic import write_bytes
+from photon.flower_compat import (
     bytes_to_private_key,
     bytes_to_public_key,
     create_shares,
@@ -45,7 +46,6 @@ from photon.link.messages import (
 )
 from photon.privacy.masking import Quantizer, add_mask
 from photon.silo.site import SiloSite
-from photon.state.atomic import write_bytes
 from photon.strategy.base import strategy_of
 
 

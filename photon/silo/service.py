@@ -1,11 +1,11 @@
 """What a silo does with a message: read the order, let the silo work, pack the answer."""
 
-from typing import Literal
-
 from flwr.app import RecordDict
 
-from photon.config import RunConfig, parse
+from photon.config.compose import parse
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RefusedError
+from photon.link.answer import MessageType, NodeConfig
 from photon.link.messages import (
     BODY,
     AdvertiseKeys,
@@ -24,11 +24,7 @@ from photon.link.messages import (
 from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
 from photon.silo import secure, work
-from photon.silo.site import NodeConfig, SiloSite, find_site
-
-#: Flower's categories of messages, and what each of them asks a silo for: its description, local steps, or
-#: the loss of the model on its validation text.
-MessageType = Literal["query", "train", "evaluate"]
+from photon.silo.site import SiloSite, find_site
 
 
 def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:

@@ -1,6 +1,5 @@
 """What a silo's operator sets: where its things lie on its machine, its devices, and what it accepts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -8,13 +7,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from photon.config import MatmulPrecision, PrivacySection, RunConfig, explain_validation, parse
+from photon.config.compose import parse
+from photon.config.explain import explain_validation
+from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
+from photon.link.answer import NodeConfig
 from photon.silo.policy import SiloPolicy, read_policy
 
 #: What an operator may say to a SuperNode with --node-config; :class:`NodeSettings` says what it means.
-NodeConfig = Mapping[str, str | int | float | bool]
 
 
 class NodeSettings(BaseModel):

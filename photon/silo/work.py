@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from photon.components import build, import_target
-from photon.config import Component, PrivacySection, RunConfig, parse
+from photon.config.compose import parse
+from photon.config.schema import Component, PrivacySection, RunConfig
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData, silo_file
 from photon.errors import PhotonError
 from photon.evaluation.perplexity import OwnTokens, evaluate_windows
+from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.coding import PackedGroups, payloads_of
 from photon.link.messages import (
     EvaluateOrder,
@@ -43,7 +45,6 @@ from photon.models.vocabulary import choose_rows, pack_vocabulary, token_paramet
 from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import weights_sha256
-from photon.state.memory import LARGE_BYTES, release_freed
 from photon.state.silo import SiloState, SiloStore
 from photon.strategy.base import LocalState, Strategy, sparse_training, strategy_of
 from photon.strategy.key_layers import INITIAL, PERSONAL, KeyLayers, key_layers, unpack_residuals

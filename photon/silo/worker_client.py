@@ -1,7 +1,7 @@
 """Hand a message to the silo worker, and start one where none answers.
 
 Flower starts a new process for every message to a deployed silo. Such a process must be quick, so nothing
-heavy is imported here; what is costly lives in the worker (`photon.silo.worker`), which stays.
+heavy is imported here; what is costly lives in the worker (`photon.worker`), which stays.
 """
 
 import contextlib
@@ -24,13 +24,11 @@ from flwr.app import ConfigRecord, RecordDict
 from photon import code
 from photon.errors import PhotonError
 from photon.link import BODY
+from photon.link.answer import MessageType, NodeConfig
 from photon.link.frames import Frame, read_frame, write_frame
 
 if TYPE_CHECKING:
     import psutil
-
-    from photon.silo.service import MessageType
-    from photon.silo.site import NodeConfig
 
 SOCKET, LOG, LOCK = "worker.sock", "worker.log", "worker.lock"
 #: Bytes that every platform takes as a socket's path.
@@ -38,7 +36,7 @@ _LONGEST_PATH = 103
 _GRACE_SECONDS = 10.0
 
 
-def has_worker(content: RecordDict, node_config: "NodeConfig") -> bool:
+def has_worker(content: RecordDict, node_config: NodeConfig) -> bool:
     """Tell whether a worker is to do what a message asks for.
 
     That is so in a deployment, unless the operator has set ``worker=false``. Everywhere else the process that
@@ -52,15 +50,24 @@ def has_worker(content: RecordDict, node_config: "NodeConfig") -> bool:
     return deployed and wanted and _trains(node_config) and hasattr(socket, "AF_UNIX")
 
 
-def _trains(node_config: "NodeConfig") -> bool:
+def _trains(node_config: NodeConfig) -> bool:
     """Tell whether a node trains itself; a federation has others that do (`NodeSettings.is_federation`)."""
     if "state-dir" not in node_config or "federation" in node_config:
         return False
     return "island" in node_config or node_config.get("islands", 1) == 1
 
 
-def ask_worker(message_type: "MessageType", content: RecordDict, node_config: "NodeConfig") -> RecordDict:
+def ask_worker(
+    message_type: MessageType, content: RecordDict, node_config: NodeConfig, program: str
+) -> RecordDict:
     """Have the silo's worker do what a message asks for; see `photon.silo.service.answer`.
+
+    Parameters
+    ----------
+    message_type, content, node_config
+        As for `photon.silo.service.answer`.
+    program
+        Module that a worker runs.
 
     Raises
     ------
@@ -68,7 +75,7 @@ def ask_worker(message_type: "MessageType", content: RecordDict, node_config: "N
         What the worker says went wrong, or that it ended without an answer. The next message starts another.
     """
     folder = Path(str(node_config["state-dir"])).absolute()
-    with find_worker(folder) as worker:
+    with find_worker(folder, program) as worker:
         try:
             request = {"message_type": message_type, "node_config": dict(node_config)}
             write_frame(worker.stream, Frame(request, content))
@@ -127,7 +134,7 @@ class Worker:
         self.connection.close()
 
 
-def find_worker(folder: Path) -> Worker:
+def find_worker(folder: Path, program: str) -> Worker:
     """Return the worker of a state folder, which waits for a message; start it if there is none.
 
     Raises
@@ -144,7 +151,7 @@ def find_worker(folder: Path) -> Worker:
     with FileLock(folder / LOCK):
         if (worker := _greet(folder)) is not None:
             return worker
-        _start(folder)
+        _start(folder, program)
     if (worker := _greet(folder)) is None:
         raise PhotonError(f"silo worker: it ended as soon as it was started; {_last_words(folder)}")
     return worker
@@ -185,7 +192,7 @@ def _connect(folder: Path) -> socket.socket | None:
     return connection
 
 
-def _start(folder: Path) -> None:
+def _start(folder: Path, program: str) -> None:
     path = folder / SOCKET
     path.unlink(missing_ok=True)
     owner = _owner()
@@ -198,7 +205,7 @@ def _start(folder: Path) -> None:
         listener.listen()
         arguments = [str(folder), str(listener.fileno()), str(owner.pid)]
         worker = subprocess.Popen(
-            [*code.command("photon.silo.worker"), *arguments],
+            [*code.command(program), *arguments],
             env=code.environment(),
             stdin=subprocess.DEVNULL,
             stdout=output,

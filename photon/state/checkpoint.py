@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from photon.config.tree import ResidualTag
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory, remove_leftovers, sync_files
-from photon.state.hashing import hash_of_file
+from photon.files.atomic import atomic_directory, remove_leftovers, sync_files
+from photon.files.hashing import hash_of_file
+from photon.state.noise_scale import NoiseScale
 from photon.state.tensors import StateGroups, load_groups, save_groups
-from photon.telemetry.noise_scale import NoiseScale
-from photon.tree import ResidualTag
 
 FORMAT = "photon-checkpoint/1"
 #: The file with the hashes of a checkpoint's other files.

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory, remove_leftovers, write_text
+from photon.files.atomic import atomic_directory, remove_leftovers, write_text
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What is counted for a run.

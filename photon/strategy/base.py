@@ -13,14 +13,15 @@ from typing import ClassVar, Literal
 import torch
 
 from photon.components import build
-from photon.config import RunConfig, parse
+from photon.config.compose import parse
+from photon.config.schema import RunConfig
+from photon.config.tree import ResidualTag
 from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.link.records import Shapes
 from photon.models.sparse import SparseTraining
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.outer import OuterStep
-from photon.tree import ResidualTag
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.link.messages import SiloInfo
 from photon.strategy.base import Participant
 from photon.strategy.photon import Photon

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.config.tree import ResidualTag
 from photon.models.partition import Partition, partition
 from photon.strategy.attention import Attention, attend, entropy
 from photon.strategy.base import StateGroups, strategy_of
-from photon.tree import ResidualTag
 
 Tensors = Mapping[str, torch.Tensor]
 #: State group of the key layers that a node began with: what changes are measured against.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from photon.components import build
-from photon.state.memory import release_freed
+from photon.files.memory import release_freed
 from photon.training.groups import NamedParameters, read_optimizer, write_optimizer
 
 Tensors = dict[str, torch.Tensor]

@@ -14,9 +14,9 @@ from typing import ClassVar, Literal, get_args
 import torch
 
 from photon.components import import_target
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
-from photon.state.memory import LARGE_BYTES, release_freed
 from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups, Strategy
 from photon.strategy.fold import WeightedMean
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors

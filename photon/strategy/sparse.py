@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from photon.config import RunConfig, parse
+from photon.config.compose import parse
+from photon.config.schema import RunConfig
 from photon.models.sparse import Activations, Method, Scope, SparseTraining, density, prunable_names
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Aggregate, LocalState, Reply, sparse_training

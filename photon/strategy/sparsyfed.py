@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Literal
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.models.sparse import Scope
 from photon.strategy.base import LocalState
 from photon.strategy.sparse import Sparse

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.state.checkpoint import Checkpoint, LedgerEntry
 from photon.strategy.base import Participant, StateGroups

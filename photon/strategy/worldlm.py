@@ -17,7 +17,9 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from pydantic import Field, ValidationError
 
-from photon.config import RunConfig, Section, explain_validation
+from photon.config.explain import explain_validation
+from photon.config.schema import RunConfig, Section
+from photon.config.tree import ResidualTag
 from photon.errors import PhotonError
 from photon.link.records import Shapes
 from photon.models.partition import Partition
@@ -36,7 +38,6 @@ from photon.strategy.key_layers import (
     unpack_residuals,
 )
 from photon.strategy.photon import Photon
-from photon.tree import ResidualTag
 
 Up = Literal["attention", "mean", "none"]
 #: Prefix of the state groups that hold the children's last key layers.

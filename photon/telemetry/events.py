@@ -111,7 +111,7 @@ class RunStarted(Event):
 
     ``flops_per_token`` counts forward and backward pass; ``roofline_flops`` is the device's measured or
     documented peak in FLOP/s, ``None`` where nobody knows it. ``tree`` is what is below in a federation of
-    federations, as `photon.tree.read_tree` reads it; ``None`` where there are silos alone.
+    federations, as `photon.config.tree.read_tree` reads it; ``None`` where there are silos alone.
     """
 
     run_id: str

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from photon.config.tree import read_tree
 from photon.errors import PhotonError
 from photon.privacy.accountant import epsilon
 from photon.telemetry.events import (
@@ -30,7 +31,6 @@ from photon.telemetry.events import (
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
-from photon.tree import read_tree
 
 
 def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dict[str, Any]:

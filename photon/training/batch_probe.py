@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from photon.errors import PhotonError
-from photon.state.memory import release_freed
+from photon.files.memory import release_freed
 
 _CGROUP = Path("/sys/fs/cgroup")
 _SHARE_OF_AVAILABLE = 0.8

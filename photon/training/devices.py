@@ -44,12 +44,12 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from photon.code import command, environment
-from photon.config import Component, MatmulPrecision, ModelSection, SwitchSection
+from photon.config.schema import Component, MatmulPrecision, ModelSection, SwitchSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
+from photon.files.atomic import atomic_directory, write_text
 from photon.models.build import build_model
 from photon.models.vocabulary import unpack_vocabulary
-from photon.state.atomic import atomic_directory, write_text
 from photon.state.tensors import load_groups, save_groups
 from photon.training.groups import (
     StateGroups,

@@ -5,7 +5,7 @@ from functools import lru_cache
 
 import torch
 
-from photon.config import TrainingSection
+from photon.config.schema import TrainingSection
 from photon.errors import PhotonError
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
 from photon.training.precision import Precision

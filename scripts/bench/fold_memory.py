@@ -205,7 +205,7 @@ def play(case: dict[str, Any]) -> None:
 def photon_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[], None]]:
     import torch
 
-    from photon.config import compose
+    from photon.config.compose import compose
     from photon.federation.federation import Federation
     from photon.state.checkpoint import CheckpointStore
     from photon.telemetry.events import EventStream
@@ -255,7 +255,7 @@ def write_checkpoint(folder: Path, run_dir: Path, case: dict[str, Any]) -> None:
 def make_checkpoint(run_dir: str, size_mb: int, outer: str) -> None:
     import torch
 
-    from photon.config import compose
+    from photon.config.compose import compose
     from photon.state.checkpoint import CheckpointStore, ServerState
     from photon.strategy.outer import OuterOptimizer
 
@@ -343,8 +343,8 @@ def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) 
     """Return a grid that keeps nothing of what it is sent and makes replies when they are pulled."""
     from flwr.app import Message, RecordDict
 
-    from photon.federation.flower_compat import assign_message_id
-    from photon.federation.grid import InProcessGrid
+    from photon.engine.inprocess import InProcessGrid
+    from photon.flower_compat import assign_message_id
     from photon.link.messages import (
         BODY,
         Describe,

@@ -56,7 +56,7 @@ PARTS = {
         "photon.state.checkpoint.save_groups",
         "photon.state.checkpoint.sync_files",
     ],
-    "client: read the configuration": ["photon.config.parse"],
+    "client: read the configuration": ["photon.config.compose.parse"],
     "client: open the data": ["photon.data.prepared.PreparedData.open"],
     "client: last state from disk": ["photon.state.silo.SiloStore.load", "photon.state.silo.SiloStore.reply"],
     "client: parameters into the model": ["photon.silo.work.write_params"],
@@ -113,7 +113,7 @@ def prepare_data(folder: Path) -> Path:
 
 
 def config_of(size: int, engine: str, cohort: int, data: Path, run_dir: Path, rounds: int) -> Any:
-    from photon.config import compose
+    from photon.config.compose import compose
 
     return compose(
         [
@@ -152,7 +152,9 @@ def overheads(run_dir: Path) -> list[float]:
 def compare_inprocess(
     report: Report, size: int, data: Path, folder: Path, arguments: argparse.Namespace
 ) -> None:
-    from photon.federation.run import prepare_run, run_inprocess
+    from photon.engine.inprocess import run_inprocess
+    from photon.federation.run import prepare_run
+    from photon.node import answer
 
     photon: list[Timing] = []
     flower: list[Timing] = []
@@ -164,7 +166,7 @@ def compare_inprocess(
         run_dir = folder / "run"
         config = prepare_run(config_of(size, "inprocess", 1, data, run_dir, arguments.rounds))
         with timed_parts() as rounds:
-            run_inprocess(config, resume=False, live=False)
+            run_inprocess(config, answer, resume=False, live=False)
         # The last round is the one that is evaluated.
         for timings in rounds[WARM_UP:-1]:
             whole, training = timings.pop(WHOLE), timings.pop(TRAINING)
@@ -273,25 +275,19 @@ def flush_files(folder: Path, payload: int) -> list[Timing]:
 
 def flower_inprocess(shapes: dict[str, list[int]], rounds: int) -> list[Timing]:
     import numpy as np
-    from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
+    from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy import FedAvg
 
-    from photon.federation.grid import InProcessGrid
+    from photon.engine.inprocess import InProcessGrid
 
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        arrays = message.content["arrays"]
-        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({"num-examples": 1.0})})
-        return Message(content, reply_to=message)
+    def answer(_type: object, content: RecordDict, _node_config: object) -> RecordDict:
+        return RecordDict({"arrays": content["arrays"], "metrics": MetricRecord({"num-examples": 1.0})})
 
     ends: list[Timing] = []
     strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
     arrays = {name: Array(np.full(shape, 0.5, np.float32)) for name, shape in shapes.items()}
     strategy.start(
-        InProcessGrid(app, {1: {}}),
+        InProcessGrid(answer, {1: {}}),
         ArrayRecord(arrays),
         num_rounds=rounds,
         evaluate_fn=lambda _round, _arrays: ends.append(Timing(time.process_time(), time.perf_counter())),
@@ -305,8 +301,8 @@ def flower_inprocess(shapes: dict[str, list[int]], rounds: int) -> list[Timing]:
 def compare_simulation(
     report: Report, size: int, data: Path, folder: Path, arguments: argparse.Namespace
 ) -> None:
+    from photon.engine.simulation import Simulation
     from photon.errors import RunError
-    from photon.federation.launch import Simulation
     from photon.federation.run import prepare_run
 
     photon: list[float] = []
@@ -417,7 +413,7 @@ def main(grid, context):
 
 def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> list[float]:
     """Run Flower's FedAvg under a SuperLink of its own; return milliseconds of the rounds that count."""
-    from photon.federation.launch import CONNECTION, Simulation, terminate_as_interrupt
+    from photon.engine.simulation import CONNECTION, Simulation, terminate_as_interrupt
 
     (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
     (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
@@ -427,7 +423,7 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
     (run_dir / "settings.json").write_text(json.dumps(settings))
     cores = os.cpu_count() or 1
     parallel = config.federation.clients_in_parallel
-    # The same resources as photon.federation.launch asks for.
+    # The same resources as photon.engine.simulation asks for.
     resources = (
         f"num-supernodes={parallel} client-resources-num-cpus={max(1, cores // parallel)} "
         f"client-resources-num-gpus=0 init-args-num-cpus={cores}"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.federation.secure import SecureSum
 from photon.link.coding import Packed
 from photon.link.messages import AdvertiseKeys, Body, ShareKeys, TrainOrder, Unmask

@@ -232,7 +232,7 @@ def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argpars
         (folder / "settings.json").write_text(json.dumps(given))
         settings.write_text(tomli_w.dumps({"settings": str(folder / "settings.json")}))
     else:
-        from photon.federation.assemble import app_folder
+        from photon.engine.app_folder import app_folder
 
         app, result = app_folder(), run_dir / "summary.json"
         settings.write_text(tomli_w.dumps({"config": config.text}))
@@ -275,7 +275,7 @@ def wait_for(result: Path, flwr: Any, run_id: str, log: Path) -> None:
 
 
 def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int) -> Any:
-    from photon.config import compose
+    from photon.config.compose import compose
 
     return compose(
         [
@@ -323,7 +323,7 @@ def overheads(run_dir: Path) -> tuple[list[float], list[float]]:
 @contextmanager
 def deployment(folder: Path, parts: Path, store: str) -> Iterator[tuple[Any, Any]]:
     """Start a SuperLink and a SuperNode for each silo; yield ``flwr``, and who has come of them."""
-    from photon.federation.processes import (
+    from photon.engine.processes import (
         flower_environment,
         free_port,
         stop_tree,
@@ -438,7 +438,7 @@ def take(pipe: Any, process: Any) -> Any:
 
 
 def big_shapes() -> dict[str, list[int]]:
-    from photon.config import compose
+    from photon.config.compose import compose
 
     config = compose(["model=photon-1.3b", "federation=inprocess"])
     from photon.models.build import build_model
@@ -466,7 +466,7 @@ def mapped(path: Path, shapes: dict[str, list[int]]) -> dict[str, Any]:
 
 
 def section(store: str, presigned: bool) -> Any:
-    from photon.config import compose
+    from photon.config.compose import compose
 
     signed = f"link.store.presigned={str(presigned).lower()}"
     return compose(["link.transport=store", f"link.store.url={store}", signed]).link

@@ -129,13 +129,15 @@ def temporary_folder() -> Iterator[Path]:
 
 def federate(overrides: list[str], run_dir: Path) -> dict[str, Any] | None:
     """Run a federation of ``COMMON`` and these overrides; return its summary, or None if it diverged."""
-    from photon.config import compose
+    from photon.config.compose import compose
+    from photon.engine.inprocess import run_inprocess
     from photon.errors import RunError
-    from photon.federation.run import prepare_run, run_inprocess
+    from photon.federation.run import prepare_run
+    from photon.node import answer
 
     config = prepare_run(compose([*COMMON, *overrides, f"run_dir={run_dir}"]))
     try:
-        return run_inprocess(config, resume=False)
+        return run_inprocess(config, answer, resume=False)
     except RunError as error:
         if "diverged" not in str(error) and "finite" not in str(error):
             raise

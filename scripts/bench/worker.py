@@ -46,7 +46,7 @@ def one_message(begin: float, message_file: Path, node_config: dict[str, Any]) -
     imported = time.time()
     from flwr.app import Context, Message, RecordDict
 
-    from photon.federation.flower_compat import ensure_task_identity
+    from photon.flower_compat import ensure_task_identity
     from photon.link.frames import read_frame
 
     ensure_task_identity()

@@ -167,7 +167,7 @@ def read_branches(text: str) -> Tree:
     """Return a tree of two branches, in each of which all leaves are equally deep."""
     import yaml
 
-    from photon.tree import TreeNode, read_tree
+    from photon.config.tree import TreeNode, read_tree
 
     def branches(node: TreeNode) -> Tree | list[str]:
         if all(child.is_silo for child in node.children):

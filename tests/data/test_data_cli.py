@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from photon.data.cli import app
+from photon.commands.data import app
 from photon.data.documents import Document
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
@@ -154,7 +154,7 @@ def test_help_teaches_with_an_example_and_imports_nothing_heavy():
     assert "photon data prepare --output" in run("prepare", "--help")
     assert "photon data inspect" in run("inspect", "--help")
     code = (
-        "import sys, photon.data.cli; "
+        "import sys, photon.commands.data; "
         "print([m for m in ('torch', 'transformers', 'datasets', 'tokenizers', 'numpy') if m in sys.modules])"
     )
     root = Path(__file__).parents[2]

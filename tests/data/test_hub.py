@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from photon.config import DataSection, HubSection
+from photon.config.schema import DataSection, HubSection
 from photon.data.hub import CORPORA, ensure_hub, hub_documents
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError

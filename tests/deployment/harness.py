@@ -29,11 +29,11 @@ from typing import Self
 
 import psutil
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.data.prepared import PreparedData
 from photon.data.separate import separate_silo
 from photon.deployment.local import SUPEREXEC, SUPERLINK, LocalFederation, Program
-from photon.federation.processes import stop_tree
+from photon.engine.processes import stop_tree
 from photon.federation.run import prepare_run
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import read_events

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from flwr.app import ArrayRecord
 
-from photon.federation.connection import COMPLETED
+from photon.engine.deployment import COMPLETED
 from tests.conftest import write_corpus
 from tests.deployment.harness import Deployment
 from tests.deployment.wire import Relay, delivered

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import pytest
 from rich.console import Console
 
+from photon.commands.deployment import print_findings
 from photon.data.prepared import PreparedData, file_sha256
 from photon.data.separate import separate_silo
 from photon.deployment import doctor, keys
-from photon.deployment.cli import print_findings
 from photon.deployment.doctor import Finding, Silo, examine
 from tests.conftest import SMALL, SMALL_DEPLOYED, composed, write_corpus
 from tests.deployment.harness import Deployment
@@ -82,7 +82,7 @@ def sound(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Silo:
     """A silo with which all is well; the aggregator's word for its key is made up."""
-    monkeypatch.setattr("photon.federation.flower_compat.is_registered", lambda *_: True)
+    monkeypatch.setattr("photon.flower_compat.is_registered", lambda *_: True)
     data = tmp_path / "silo"
     separate_silo(PreparedData.open(corpus), "alpha", data)
     return Silo(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from photon.federation.processes import dying_with_us, flower_environment, free_port, is_healthy, stop_tree
+from photon.engine.processes import dying_with_us, flower_environment, free_port, is_healthy, stop_tree
 from tests.conftest import write_corpus
 from tests.deployment.harness import wait_until
 

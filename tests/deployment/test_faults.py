@@ -17,13 +17,15 @@ from typing import Any
 
 import psutil
 import pytest
-from flwr.app import Context, Error, Message
+from flwr.app import RecordDict
 
-from photon.client_app import app
+from photon.client_app import answer
 from photon.deployment.local import SUPEREXEC, SUPERLINK
-from photon.federation.connection import COMPLETED
-from photon.federation.grid import InProcessGrid
+from photon.engine.deployment import COMPLETED
+from photon.engine.inprocess import InProcessGrid
+from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_federation
+from photon.link.answer import MessageType, NodeConfig
 from photon.link.messages import TrainOrder, unpack
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import (
@@ -344,12 +346,12 @@ def _check_same_as_undisturbed(
 ) -> None:
     """Check weights and ledger against an in-process run in which the same silos were absent."""
 
-    def with_absences(message: Message, context: Context) -> Message:
-        if message.metadata.message_type == "train":
-            order = unpack(message.content, TrainOrder)
+    def with_absences(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
+        if message_type == "train":
+            order = unpack(content, TrainOrder)
             if order.silo not in accepted[order.round]:
-                return Message(Error(0, "absent"), reply_to=message)
-        return app(message, context)
+                raise PhotonError("absent")
+        return answer(message_type, content, node_config)
 
     reference = folder / "reference"
     config = prepare_run(small_run(*overrides, data=data, run_dir=reference))

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.deployment import federation
 from photon.deployment.local import LocalFederation
 from photon.errors import PhotonError

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from photon.federation.connection import COMPLETED
-from photon.federation.run import prepare_run, run_inprocess
+from photon.engine.deployment import COMPLETED
+from photon.engine.inprocess import run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.telemetry.events import ClientFailed, ClientFinished, RoundFinished, RoundStarted
 from photon.telemetry.log import read_events
 from tests.conftest import small_run
@@ -41,7 +43,7 @@ def test_two_superlinks_train_as_one_process_does(
     assert run.wait() == COMPLETED, run.log()
     deployed = json.loads((run.run_dir / "summary.json").read_text())
     tree = small_run(*RUN, TREE, data=corpus, run_dir=tmp_path / "inprocess")
-    inprocess = run_inprocess(prepare_run(tree), resume=False)
+    inprocess = run_inprocess(prepare_run(tree), answer, resume=False)
     assert deployed["weights_sha256"] == inprocess["weights_sha256"]
     known = {name: inprocess["perplexity"]["per_node"][name] for name in ("north", "gamma")}
     assert deployed["perplexity"]["per_node"] == pytest.approx(known)

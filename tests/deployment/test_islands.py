@@ -6,8 +6,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from photon.federation.connection import COMPLETED
-from photon.federation.run import prepare_run, run_inprocess
+from photon.engine.deployment import COMPLETED
+from photon.engine.inprocess import run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.silo.worker_client import is_gone
 from photon.telemetry.events import ClientFinished, RoundStarted
 from tests.conftest import deal, small_run
@@ -47,7 +49,7 @@ def test_silos_of_islands_train_as_one_process_does(corpus: Path, tmp_path: Path
     deployed = json.loads((run.run_dir / "summary.json").read_text())
     deal(corpus, tmp_path / "dealt", {"alpha": 2, "beta": 2})
     tree = small_run(*RUN, TREE, data=tmp_path / "dealt", run_dir=tmp_path / "inprocess")
-    inprocess = run_inprocess(prepare_run(tree), resume=False)
+    inprocess = run_inprocess(prepare_run(tree), answer, resume=False)
     assert deployed["weights_sha256"] == inprocess["weights_sha256"]
     assert deployed["tokens"] == inprocess["tokens"]
     assert {e.silo for e in run.events() if isinstance(e, ClientFinished)} == {"alpha", "beta"}

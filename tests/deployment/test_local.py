@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from photon.federation.connection import COMPLETED
-from photon.federation.processes import flower_environment
-from photon.federation.run import prepare_run, run_inprocess
+from photon.engine.deployment import COMPLETED
+from photon.engine.inprocess import run_inprocess
+from photon.engine.processes import flower_environment
+from photon.federation.run import prepare_run
 from photon.telemetry.events import RoundFinished, RunStarted
 from tests.conftest import small_run, write_corpus
 from tests.deployment.harness import Deployment, wait_until

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from photon.federation.connection import COMPLETED
+from photon.engine.deployment import COMPLETED
 from photon.privacy.masking import Quantizer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups

@@ -8,7 +8,7 @@ import pytest
 
 from photon.deployment.keys import make_authority, make_node_key
 from photon.deployment.local import SUPEREXEC, SUPERLINK, Program
-from photon.federation.processes import stop_tree
+from photon.engine.processes import stop_tree
 from tests.conftest import write_corpus
 from tests.deployment.harness import Deployment, wait_until
 

@@ -13,16 +13,16 @@ import typer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from photon.config import RunConfig
+from photon.commands import evaluation as cli
+from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
-from photon.evaluation import cli
 from photon.evaluation.export import export_model, export_run
 from photon.evaluation.generate import generate_text
 from photon.evaluation.load import open_trained
 from photon.evaluation.perplexity import evaluate_data, overall
+from photon.files.atomic import write_text
 from photon.models.build import build_model
-from photon.state.atomic import write_text
 from photon.state.checkpoint import CheckpointStore, LedgerEntry, ServerState
 from photon.training.groups import read_params
 

@@ -5,12 +5,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from photon.config import compose
+from photon.config.compose import compose
+from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.evaluation.export import export_run
 from photon.evaluation.load import open_trained
 from photon.evaluation.sparse_file import load_sparse, save_sparse
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.training.groups import read_params
 from tests.conftest import SMALL
 
@@ -68,7 +70,7 @@ def test_what_does_not_add_up_is_refused(
 def test_a_sparse_export_is_the_same_model_in_fewer_bytes(corpus: Path, tmp_path: Path) -> None:
     run = [*SMALL, "strategy=sparsyfed", "strategy.sparsity=0.9", "cohort=2", f"data.path={corpus}"]
     run_dir = tmp_path / "run"
-    run_inprocess(prepare_run(compose([*run, f"run_dir={run_dir}"])), resume=False)
+    run_inprocess(prepare_run(compose([*run, f"run_dir={run_dir}"])), answer, resume=False)
     export_run(run_dir, tmp_path / "dense")
     export_run(run_dir, tmp_path / "sparse", sparse=True)
     one, other = (open_trained(tmp_path / kind) for kind in ("dense", "sparse"))

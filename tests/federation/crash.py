@@ -4,9 +4,11 @@ import os
 import signal
 from typing import Any
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.federation import federation
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.state import checkpoint, silo
 from photon.telemetry.events import Event, RoundStarted
 from photon.training.loop import LocalTrainer
@@ -82,4 +84,4 @@ POINTS = {f.__name__: f for f in (between_rounds, within_a_round, at_the_end_of_
 def train_until(point: str, config: RunConfig) -> None:
     """Begin the run, and die at the point; for a process of its own."""
     POINTS[point]()
-    run_inprocess(prepare_run(config), resume=False)
+    run_inprocess(prepare_run(config), answer, resume=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import photon
+from photon.engine.app_folder import app_folder
 from photon.errors import PhotonError
-from photon.federation.assemble import app_folder
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "__pycache__").mkdir()
     (package / "__pycache__" / "x.pyc").write_text("machine code")
     monkeypatch.setattr(photon, "__file__", str(package / "__init__.py"))
-    monkeypatch.setattr("photon.federation.assemble.conf_dir", lambda: package / "conf")
+    monkeypatch.setattr("photon.engine.app_folder.conf_dir", lambda: package / "conf")
     monkeypatch.setenv("PHOTON_HOME", str(tmp_path / "home"))
     return package
 

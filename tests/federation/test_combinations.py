@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.federation import federation
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.silo import work
 
 ROUNDS = 4
@@ -111,12 +113,12 @@ def test_what_can_be_combined_trains_and_resumes(
 
     monkeypatch.setattr(work, "train", train_or_fail)
     monkeypatch.setattr(federation.CheckpointStore, "writing", write_or_die)
-    whole = run_inprocess(prepare_run(small_config(*overrides, name="whole")), resume=False)
+    whole = run_inprocess(prepare_run(small_config(*overrides, name="whole")), answer, resume=False)
     killed = prepare_run(small_config(*overrides, name="killed"))
     mortal = True
     with pytest.raises(Killed):
-        run_inprocess(killed, resume=False)
+        run_inprocess(killed, answer, resume=False)
     mortal = False
-    resumed = run_inprocess(killed, resume=True)
+    resumed = run_inprocess(killed, answer, resume=True)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
     assert resumed["perplexity"]["final"] == whole["perplexity"]["final"]

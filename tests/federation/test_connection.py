@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from photon.engine.deployment import deployed_connection
 from photon.errors import PhotonError
-from photon.federation.connection import deployed_connection
 
 SETTINGS = """
 [superlink]

@@ -12,12 +12,13 @@ import torch
 import transformers
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 
+from photon.client_app import answer
 from photon.components import import_target
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData
+from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RunError
-from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
 from photon.link.records import RAW
@@ -182,9 +183,8 @@ class ArrivingGrid(InProcessGrid):
     """Lets train replies arrive in a given order of silos, whatever order they are asked for in."""
 
     def __init__(self, arrival: Sequence[str]) -> None:
-        from photon.client_app import app
 
-        super().__init__(app, {1: {}})
+        super().__init__(answer, {1: {}})
         self._arrival = list(arrival)
 
     def pull_messages(self, message_ids: Any) -> Any:
@@ -269,9 +269,8 @@ class TamperingGrid(InProcessGrid):
     """Lets one silo's train reply pass through ``change``."""
 
     def __init__(self, silo: str, change: Callable[[Message], Message]) -> None:
-        from photon.client_app import app
 
-        super().__init__(app, {1: {}})
+        super().__init__(answer, {1: {}})
         self._silo, self._change = silo, change
 
     def pull_messages(self, message_ids: Any) -> Any:
@@ -372,9 +371,7 @@ def test_quorum_and_accepted_failures_stop_the_run_resumably(small_config: Make,
     strict = prepare_run(small_config("cohort=3", "federation.accepted_failures=0", name="strict"))
     with pytest.raises(RunError, match="accepted_failures=0"):
         run_federation(strict, broken, resume=False, live=False)
-    from photon.client_app import app
-
-    summary = run_federation(config, InProcessGrid(app, {1: {}}), resume=True, live=False)
+    summary = run_federation(config, InProcessGrid(answer, {1: {}}), resume=True, live=False)
     assert summary["status"] == "finished"
 
 
@@ -394,9 +391,9 @@ def test_a_silo_that_lost_its_disk_goes_on_and_says_so(
     run_small("cohort=3", "rounds=1")
     shutil.rmtree(tmp_path / "run" / "silos" / "beta")
     config = small_config("cohort=3", "rounds=2")
-    from photon.federation.run import run_inprocess
+    from photon.engine.inprocess import run_inprocess
 
-    run_inprocess(prepare_run(config), resume=True)
+    run_inprocess(prepare_run(config), answer, resume=True)
     notices = [notice.message for notice in events_of(tmp_path / "run", Notice)]
     assert any("beta had lost its local state" in notice for notice in notices)
     checkpoint, _ = CheckpointStore(tmp_path / "run" / "checkpoints").latest()
@@ -427,15 +424,13 @@ def test_impossible_settings_end_in_one_clear_error(
 def test_nodes_that_disagree_on_the_tokenizer_are_refused(
     small_config: Make, corpus: Path, lone_corpus: Path, tmp_path: Path
 ) -> None:
-    from photon.client_app import app
-
     sites = {
         node: {"data-dir": str(data), "state-dir": str(tmp_path / f"state{node}")}
         for node, data in {1: corpus, 2: lone_corpus}.items()
     }
     config = prepare_run(small_config("cohort=3"))
     with pytest.raises(PhotonError, match="differ in tokenizer_sha256"):
-        run_federation(config, InProcessGrid(app, sites), resume=False, live=False)
+        run_federation(config, InProcessGrid(answer, sites), resume=False, live=False)
 
 
 def test_rounds_report_what_the_outer_step_did(run_small: Run, tmp_path: Path) -> None:

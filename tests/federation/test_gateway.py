@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
-from photon.federation import gateway
 from photon.federation.assignment import Assignment, Outcome
 from photon.state.checkpoint import CheckpointStore, ServerState
+from photon.subfederation import gateway
 
 
 class FakeSuperLink:

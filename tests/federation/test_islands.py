@@ -11,17 +11,17 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from flwr.app import Context, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
 
-from photon.client_app import app
+from photon.client_app import answer
 from photon.data.prepared import PreparedData
 from photon.data.separate import separate_silo
+from photon.engine.inprocess import InProcessGrid, ParallelGrid, run_inprocess
 from photon.errors import PhotonError
 from photon.federation.federation import Federation
-from photon.federation.grid import InProcessGrid, ParallelGrid
 from photon.federation.rounds import exchange
-from photon.federation.run import prepare_run, run_federation, run_inprocess
+from photon.federation.run import prepare_run, run_federation
+from photon.link.answer import MessageType, NodeConfig
 from photon.silo import worker_client
 from photon.silo.site import read_settings
 from photon.state.checkpoint import Checkpoint, CheckpointStore
@@ -42,7 +42,7 @@ Nodes = Mapping[int, Mapping[str, str | int]]
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let islands work here, one after the other, and not in workers."""
     monkeypatch.setattr("photon.client_app.has_worker", lambda *_: False)
-    monkeypatch.setattr("photon.federation.grid.ParallelGrid", InProcessGrid)
+    monkeypatch.setattr("photon.engine.inprocess.ParallelGrid", InProcessGrid)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def deploy(nodes: Nodes, run_dir: Path, *overrides: str, resume: bool = False) -
     """Train as a deployment does, but for Flower's processes: islands and beta have workers of their own."""
     small = composed(*SMALL_DEPLOYED, "federation.silos=2", *RUN, *overrides)
     config = prepare_run(small.model_copy(update={"run_dir": str(run_dir)}))
-    return run_federation(config, InProcessGrid(app, nodes), resume=resume, live=False)
+    return run_federation(config, InProcessGrid(answer, nodes), resume=resume, live=False)
 
 
 def params_of(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -93,7 +93,7 @@ def test_islands_train_as_the_tree_in_one_process_does(nodes: Nodes, corpus: Pat
     deployed = deploy(nodes, tmp_path / "run")
     deal(corpus, tmp_path / "dealt", {"alpha": 2, "beta": 1})
     tree = small_run(*RUN, TREE, data=tmp_path / "dealt", run_dir=tmp_path / "inprocess")
-    inprocess = run_inprocess(prepare_run(tree), resume=False)
+    inprocess = run_inprocess(prepare_run(tree), answer, resume=False)
     assert deployed["weights_sha256"] == inprocess["weights_sha256"]
     assert deployed["perplexity"]["final"] == pytest.approx(inprocess["perplexity"]["final"], rel=1e-9)
     # Four steps, four windows of 16 tokens: on two islands, and on beta.
@@ -127,7 +127,7 @@ def test_rounds_of_the_islands_share_the_local_steps(
     deal(corpus, tmp_path / "dealt", {"alpha": 2})
     shorter = [*RUN, *SMOOTH, "rounds=4", "local_steps=2"]
     flat = small_run(*shorter, data=tmp_path / "dealt", run_dir=tmp_path / "flat")
-    run_inprocess(prepare_run(flat), resume=False)
+    run_inprocess(prepare_run(flat), answer, resume=False)
     trained, expected = (params_of(tmp_path / name) for name in ("run", "flat"))
     for name, tensor in expected.items():
         # But for one rounding a round: θ − (θ − mean) at the federation above.
@@ -209,14 +209,13 @@ def test_what_does_not_go_together_is_told(own: dict[str, Any], message: str) ->
 
 
 def test_nodes_of_a_parallel_grid_work_at_the_same_time() -> None:
-    meeting, waiting = threading.Barrier(2), ClientApp()
+    meeting = threading.Barrier(2)
 
-    @waiting.query()
-    def meet(message: Message, _: Context) -> Message:
+    def meet(_type: MessageType, _content: RecordDict, _node_config: NodeConfig) -> RecordDict:
         meeting.wait(20)
-        return Message(RecordDict(), reply_to=message)
+        return RecordDict()
 
-    grid = ParallelGrid(waiting, {1: {}, 2: {}})
+    grid = ParallelGrid(meet, {1: {}, 2: {}})
     messages = {str(node): Message(RecordDict(), node, "query") for node in (1, 2)}
     answers = list(exchange(grid, messages, lambda name, _: name, deadline=30))
     assert answers == [("1", "1"), ("2", "2")]

@@ -14,7 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from photon.federation.run import prepare_run, run_inprocess
+from photon.engine.inprocess import run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import RoundFinished, RunInterrupted
 from photon.telemetry.log import read_events
@@ -74,7 +76,7 @@ def test_a_stopped_simulation_goes_on_with_plain_flwr_run(
     ``flwr run .`` trains in the installed environment: Flower builds no second one for it.
     """
     whole = small_run("cohort=2", "rounds=8", data=corpus, run_dir=tmp_path / "reference")
-    reference = run_inprocess(prepare_run(whole), resume=False)
+    reference = run_inprocess(prepare_run(whole), answer, resume=False)
     run_dir = tmp_path / "run"
     training = photon(
         "train", *RUN, "federation=simulation", f"data.path={corpus}", f"run_dir={run_dir}", env=environment
@@ -141,7 +143,7 @@ def test_a_failed_run_is_a_failure_and_loses_nothing(
     """Flower's command line exits 0 when a run failed; photon says why, and exits with 2 for bad input."""
     run_dir = tmp_path / "run"
     run = prepare_run(small_run("rounds=1", data=corpus, run_dir=run_dir))
-    run_inprocess(run, resume=False)
+    run_inprocess(run, answer, resume=False)
     impossible = ["rounds=2", "federation=simulation", "federation.quorum=3", "training.device=cuda:7"]
     (run_dir / "config.yaml").write_text(small_run(*impossible, data=corpus, run_dir=run_dir).text)
     resuming = photon("resume", str(run_dir), env=environment)

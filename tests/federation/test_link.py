@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from photon.config import conf_dir
+from photon.config.folders import conf_dir
+from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
-from photon.federation.grid import InProcessGrid
 from photon.link.coding import coded_bytes
 from photon.link.records import count_bytes
 from photon.telemetry.events import ClientFinished

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
 from photon.telemetry.events import ClientFinished, Diagnostics, Event, Notice
@@ -76,7 +78,7 @@ def training(config: Callable[..., RunConfig]) -> Callable[..., Path]:
 
     def run(name: str, *overrides: str) -> Path:
         chosen = config(name, *overrides)
-        run_inprocess(chosen, resume=False)
+        run_inprocess(chosen, answer, resume=False)
         return Path(str(chosen.run_dir))
 
     return run
@@ -290,7 +292,9 @@ def test_a_node_sets_rules_of_its_own(train: Callable[..., Path]) -> None:
 
 def test_a_tree_without_data_is_refused(config: Callable[..., RunConfig]) -> None:
     with pytest.raises(PhotonError, match=r"x has no data.*there are a, b, c, d"):
-        run_inprocess(config("run", "federation.tree={north: [a, x]}", "strategy=worldlm"), resume=False)
+        run_inprocess(
+            config("run", "federation.tree={north: [a, x]}", "strategy=worldlm"), answer, resume=False
+        )
 
 
 @pytest.mark.parametrize(
@@ -414,8 +418,8 @@ def killed_and_resumed(
     with monkeypatch.context() as patch:
         patch.setattr(owner, function, dying)
         with pytest.raises(KilledError):
-            run_inprocess(config, resume=False)
-    run_inprocess(config, resume=True)
+            run_inprocess(config, answer, resume=False)
+    run_inprocess(config, answer, resume=True)
     return Path(str(config.run_dir))
 
 
@@ -436,7 +440,7 @@ def test_a_federation_that_has_lost_everything_begins_anew(
         return original(self, checkpoint)
 
     monkeypatch.setattr(Federation, "_round", losing)
-    summary = run_inprocess(chosen, resume=False)
+    summary = run_inprocess(chosen, answer, resume=False)
     assert summary["failures"] == 0
     notices = [e.message for e in read_events(folder / "events.jsonl") if isinstance(e, Notice)]
     assert len(notices) == 1

@@ -9,10 +9,10 @@ import pytest
 import torch
 from flwr.app import Message
 
-from photon.client_app import app
-from photon.config import RunConfig
+from photon.client_app import answer
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import InProcessGrid
 from photon.federation import rounds
-from photon.federation.grid import InProcessGrid
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.rounds import Patience, exchange
 from photon.federation.run import prepare_run, run_federation
@@ -46,7 +46,7 @@ class SlowSilo(InProcessGrid):
     """Lets silos report speeds that differ by fixed factors; notes the orders."""
 
     def __init__(self, seconds_per_step: dict[str, float]) -> None:
-        super().__init__(app, {1: {}})
+        super().__init__(answer, {1: {}})
         self._seconds = seconds_per_step
         self.orders: list[TrainOrder] = []
 
@@ -176,7 +176,7 @@ class SilentFrom(InProcessGrid):
     """Never brings the train replies of one silo from a round on."""
 
     def __init__(self, silo: str, first_round: int) -> None:
-        super().__init__(app, {1: {}})
+        super().__init__(answer, {1: {}})
         self._silo, self._first = silo, first_round
 
     def pull_messages(self, message_ids: Any) -> Any:

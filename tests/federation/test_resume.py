@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError, RunError
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
@@ -33,7 +35,7 @@ def spawner() -> Any:
 @pytest.fixture(scope="module")
 def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_dir = tmp_path_factory.mktemp("whole") / "run"
-    return run_inprocess(prepare_run(small_run(*RUN, data=corpus, run_dir=run_dir)), resume=False)
+    return run_inprocess(prepare_run(small_run(*RUN, data=corpus, run_dir=run_dir)), answer, resume=False)
 
 
 @pytest.mark.parametrize("point", POINTS)
@@ -50,7 +52,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
     assert not (run_dir / "summary.json").exists()
-    summary = run_inprocess(prepare_run(config), resume=True)
+    summary = run_inprocess(prepare_run(config), answer, resume=True)
     assert summary["weights_sha256"] == uninterrupted["weights_sha256"]
     for figure in ("rounds", "tokens", "status", "failures"):
         assert summary[figure] == uninterrupted[figure], figure
@@ -79,7 +81,7 @@ def test_a_round_asked_for_twice_is_answered_without_training(
     with monkeypatch.context() as patch:
         patch.setattr(federation.CheckpointStore, "writing", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
-            run_inprocess(config, resume=False)
+            run_inprocess(config, answer, resume=False)
 
     trained: list[int] = []
     train = LocalTrainer.train
@@ -89,7 +91,7 @@ def test_a_round_asked_for_twice_is_answered_without_training(
         return train(self, *args, **kwargs)
 
     monkeypatch.setattr(LocalTrainer, "train", counting)
-    run_inprocess(config, resume=True)
+    run_inprocess(config, answer, resume=True)
     assert 4 not in trained, "round 2 starts at step 4 and was trained before the server died"
     assert sorted(trained) == [8, 8, 12, 12]
 
@@ -97,11 +99,11 @@ def test_a_round_asked_for_twice_is_answered_without_training(
 def test_a_damaged_newest_checkpoint_is_passed_over(
     small_config: Callable[..., RunConfig], uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    run_inprocess(prepare_run(small_config(*RUN)), resume=False)
+    run_inprocess(prepare_run(small_config(*RUN)), answer, resume=False)
     run_dir = tmp_path / "run"
     newest = run_dir / "checkpoints" / "round-000004" / "params.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
-    summary = run_inprocess(prepare_run(small_config(*RUN)), resume=True)
+    summary = run_inprocess(prepare_run(small_config(*RUN)), answer, resume=True)
     assert summary["weights_sha256"] == uninterrupted["weights_sha256"]
     assert "passed over" in (run_dir / "events.jsonl").read_text()
 

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
+from photon.engine.inprocess import InProcessGrid
 from photon.federation import rounds
-from photon.federation.flower_compat import assign_message_id, ensure_task_identity
-from photon.federation.grid import InProcessGrid
 from photon.federation.rounds import Failure, exchange
+from photon.flower_compat import assign_message_id, ensure_task_identity
 
 
 class ScriptedGrid(InProcessGrid):

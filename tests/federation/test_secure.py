@@ -10,10 +10,10 @@ import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message
 
-from photon.client_app import app
-from photon.config import RunConfig
+from photon.client_app import answer
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RunError
-from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
 from photon.federation.secure import threshold_of
 from photon.link.messages import BODY
@@ -44,7 +44,7 @@ class Recorder(InProcessGrid):
     """
 
     def __init__(self, nodes: Any, lost: Iterable[tuple[str, str]] = ()) -> None:
-        super().__init__(app, nodes)
+        super().__init__(answer, nodes)
         self.lost = set(lost)
         self.replies: list[tuple[str, Message]] = []
 

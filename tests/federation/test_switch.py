@@ -8,7 +8,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData
 from photon.federation.federation import Federation

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.data.loader import WindowStream
 from photon.data.prepared import PreparedData
 from photon.models.build import build_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.federation.checks import problem_with

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from photon.engine.watch import watch
 from photon.errors import PhotonError, RunError
 from photon.federation import watch as module
 from photon.federation.run import LOCK
-from photon.federation.watch import watch
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import EventLog, read_events
 

@@ -19,7 +19,8 @@ from blake3 import blake3
 from flwr.app import ConfigRecord, RecordDict
 from moto.server import ThreadedMotoServer
 
-from photon.config import CodecSection, LinkSection, StoreSection, compose
+from photon.config.compose import compose
+from photon.config.schema import CodecSection, LinkSection, StoreSection
 from photon.errors import PhotonError, RunError
 from photon.link import store as store_module
 from photon.link.chains import up_chains
@@ -698,8 +699,10 @@ def test_a_run_through_a_store_goes_on_after_a_crash(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    from photon.engine.inprocess import run_inprocess
     from photon.federation import federation
-    from photon.federation.run import prepare_run, run_inprocess
+    from photon.federation.run import prepare_run
+    from photon.node import answer
 
     expected = run_small(*SMALL_RUN, name="inline")
     folder = tmp_path / "store"
@@ -714,10 +717,10 @@ def test_a_run_through_a_store_goes_on_after_a_crash(
     with monkeypatch.context() as patch:
         patch.setattr(federation.Federation, "_advance", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
-            run_inprocess(config, resume=False)
+            run_inprocess(config, answer, resume=False)
     left = keys(folder)
     assert len([key for key in left if "round-000002/up-" in key]) == 2
-    summary = run_inprocess(config, resume=True)
+    summary = run_inprocess(config, answer, resume=True)
     assert summary["weights_sha256"] == expected["weights_sha256"]
     assert keys(folder) == []
 

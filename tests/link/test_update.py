@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import CodecSection, LinkSection, NamedCodecs, RunConfig, StoreSection
+from photon.config.schema import CodecSection, LinkSection, NamedCodecs, RunConfig, StoreSection
 from photon.errors import PhotonError
 from photon.link.coding import payloads_of, unpack
 from photon.link.update import RESIDUAL, codings_of, encode_reply, with_codings
@@ -163,7 +163,7 @@ def test_the_order_of_arrival_changes_nothing(
     run_small: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Replies that are sparse and summed, pulled backwards."""
-    from photon.federation.grid import InProcessGrid
+    from photon.engine.inprocess import InProcessGrid
 
     forwards = run_small("link=sparseloco", "cohort=3", name="forwards")
     pull = InProcessGrid.pull_messages

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import ModelSection, compose
+from photon.config.compose import compose
+from photon.config.schema import ModelSection
 from photon.errors import PhotonError
 from photon.models.build import build_model, parameter_count, self_contained, transformers_config
 from photon.models.loss import causal_loss

@@ -3,7 +3,7 @@ import time
 import pytest
 import torch
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.models import roofline
 from photon.models.build import build_model
 from photon.models.flops import flops_per_token, mfu, model_flops_per_token

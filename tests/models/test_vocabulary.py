@@ -6,7 +6,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrainedModel
 
-from photon.config import ModelSection, compose
+from photon.config.compose import compose
+from photon.config.schema import ModelSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.vocabulary import (

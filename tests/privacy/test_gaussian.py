@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from photon.config import PrivacySection
+from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
 from photon.privacy.gaussian import gaussian, release
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from photon.client_app import app
-from photon.config import RunConfig
+from photon.client_app import answer
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import InProcessGrid, run_inprocess
 from photon.errors import PhotonError
-from photon.federation.grid import InProcessGrid
-from photon.federation.run import prepare_run, run_federation, run_inprocess
+from photon.federation.run import prepare_run, run_federation
 from photon.privacy.accountant import epsilon
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
@@ -105,9 +105,9 @@ def test_a_round_that_is_asked_for_again_brings_no_new_noise(
     with monkeypatch.context() as patch:
         patch.setattr(federation.CheckpointStore, "writing", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
-            run_inprocess(config, resume=False)
+            run_inprocess(config, answer, resume=False)
     before = {silo: reply_of(tmp_path / "run", silo, 2) for silo in ("alpha", "beta", "gamma")}
-    summary = run_inprocess(config, resume=True)
+    summary = run_inprocess(config, answer, resume=True)
     for silo, reply in before.items():
         after = reply_of(tmp_path / "run", silo, 2)
         assert all(torch.equal(reply[name], after[name]) for name in reply)
@@ -166,7 +166,7 @@ def federate(
         }
         nodes[2]["policy"] = str(policy)
         config = prepare_run(small_config("cohort=2", "rounds=1", *overrides, name=name))
-        return run_federation(config, InProcessGrid(app, nodes), resume=False, live=False)
+        return run_federation(config, InProcessGrid(answer, nodes), resume=False, live=False)
 
     return run
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from photon.client_app import app
-from photon.config import RunConfig
+from photon.client_app import answer
+from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
+from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RefusedError, RunError
-from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import Masking, TrainOrder
 from photon.models.build import build_model
@@ -175,7 +175,7 @@ def federate(
         }
         nodes[2]["policy"] = str(policy)
         config = prepare_run(small_config("cohort=2", "local_steps=2", *overrides))
-        return run_federation(config, InProcessGrid(app, nodes), resume=resume, live=False)
+        return run_federation(config, InProcessGrid(answer, nodes), resume=resume, live=False)
 
     return run
 
@@ -271,7 +271,7 @@ def test_a_federation_may_have_no_validation_figures_at_all(
         }
     }
     config = prepare_run(small_config("cohort=1", "rounds=1", "telemetry.report=true"))
-    summary = run_federation(config, InProcessGrid(app, nodes), resume=False, live=False)
+    summary = run_federation(config, InProcessGrid(answer, nodes), resume=False, live=False)
     assert summary["status"] == "finished"
     assert summary["perplexity"]["final"] is summary["perplexity"]["unigram"] is None
     assert events_of(tmp_path / "run", Evaluated) == []

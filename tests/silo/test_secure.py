@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.coding import Packed
 from photon.link.messages import (

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from photon.client_app import app
-from photon.config import RunConfig
+from photon.client_app import answer
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
-from photon.federation.grid import InProcessGrid
 from photon.federation.run import prepare_run, run_federation
 from photon.silo.policy import SiloPolicy
 from photon.silo.site import SiloSite, find_site
@@ -109,7 +109,7 @@ def federate(small_config: Make, silo_folders: dict[str, Path], tmp_path: Path) 
             for number, (silo, data) in enumerate(silo_folders.items(), start=1)
         }
         config = prepare_run(small_config("cohort=2", "rounds=2", "local_steps=2", *PLAIN_SGD, name=name))
-        run_federation(config, InProcessGrid(app, nodes), resume=False, live=False)
+        run_federation(config, InProcessGrid(answer, nodes), resume=False, live=False)
         return tmp_path / name
 
     return run

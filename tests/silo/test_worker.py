@@ -18,7 +18,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from photon import code
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.frames import Frame, read_frame, write_frame
 from photon.link.messages import BODY, Describe, Description, TrainOrder, TrainReport, pack, unpack

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from photon.state.atomic import atomic_directory, remove_leftovers, write_text
+from photon.files.atomic import atomic_directory, remove_leftovers, write_text
 
 
 def test_a_failed_block_leaves_the_old_content_and_nothing_else(tmp_path: Path) -> None:

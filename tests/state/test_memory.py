@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from photon.state.memory import release_freed
+from photon.files.memory import release_freed
 
 
 def resident() -> int:

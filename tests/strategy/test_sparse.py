@@ -10,13 +10,15 @@ import pytest
 import torch
 from torch import nn
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
 from photon.evaluation.perplexity import evaluate_windows
-from photon.federation.run import prepare_run, run_inprocess
+from photon.federation.run import prepare_run
 from photon.models.build import build_model
 from photon.models.sparse import SparseTraining, density, kept, masks_of, prunable_names, prune
+from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Diagnostics
 from photon.telemetry.log import read_events
@@ -33,7 +35,7 @@ def trained(small_config: Callable[..., RunConfig], tmp_path: Path) -> Callable[
         run_dir = resume or tmp_path / f"run-{next(numbers)}"
         more = ("cohort=2", "rounds=4", "checkpoint.keep=9", "optimizer.lr=3e-3", *overrides)
         config = small_config(*more, name=run_dir.name)
-        run_inprocess(prepare_run(config), resume=resume is not None)
+        run_inprocess(prepare_run(config), answer, resume=resume is not None)
         return run_dir
 
     return train

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.errors import PhotonError
+from photon.preflight import preflight
 from photon.strategy.streaming import split_parameters
 
 BLOCK = {"attn.weight": (8, 24), "mlp.weight": (8, 32), "norm.bias": (8,)}
@@ -72,4 +73,4 @@ def test_more_fragments_than_parts_are_refused():
 )
 def test_impossible_settings_are_refused(overrides, problem):
     with pytest.raises(PhotonError, match=problem):
-        compose(["strategy=streaming-diloco", *overrides])
+        preflight(compose(["strategy=streaming-diloco", *overrides]))

@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from photon.config import compose
+from photon.config.compose import compose
 from photon.data.documents import Document
 from photon.data.prepare import prepare_documents
-from photon.federation.run import prepare_run, run_inprocess
+from photon.engine.inprocess import run_inprocess
+from photon.federation.run import prepare_run
+from photon.node import answer
 
 SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEF"
 TREE = "federation.tree={north: [a, b], south: [c, d]}"
@@ -87,7 +89,7 @@ def perplexity(data: Path, run_dir: Path, *overrides: str) -> float:
             *overrides,
         ]
     )
-    run_inprocess(prepare_run(config), resume=False)
+    run_inprocess(prepare_run(config), answer, resume=False)
     found = json.loads((run_dir / "summary.json").read_text())["perplexity"]["per_node"]
     return statistics.fmean(found[name] for name in "abcd")
 

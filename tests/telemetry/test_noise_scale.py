@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from photon.telemetry.noise_scale import NoiseScale
+from photon.state.noise_scale import NoiseScale
 
 
 def test_equal_updates_have_no_noise() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from photon.errors import PhotonError
+from photon.report.report import write_report
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
@@ -23,7 +24,6 @@ from photon.telemetry.events import (
     SiloEvaluation,
 )
 from photon.telemetry.log import EventLog, read_events
-from photon.telemetry.report import write_report
 from tests.telemetry.conftest import write_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from photon.config import Component, ModelSection
+from photon.config.schema import Component, ModelSection
 from photon.data.loader import WindowStream
 from photon.errors import PhotonError
 from photon.models.build import build_model

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from photon.config import SwitchSection, compose
+from photon.config.compose import compose
+from photon.config.schema import SwitchSection
 from photon.errors import PhotonError
+from photon.preflight import preflight
 from photon.training.loop import LocalTrainer
 from photon.training.schedule import ConstantSchedule
 from photon.training.switch import at_switch, check_switch
@@ -122,7 +124,7 @@ def test_a_switch_that_the_optimizer_cannot_make_is_refused(optimizer, switch, p
 )
 def test_a_switch_that_the_run_cannot_make_is_refused(overrides, problem):
     with pytest.raises(PhotonError, match=problem):
-        compose(overrides)
+        preflight(compose(overrides))
 
 
 def test_steps_count_over_both_parts():

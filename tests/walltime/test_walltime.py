@@ -4,8 +4,8 @@ import pytest
 from typer.testing import CliRunner
 
 from photon.cli import app
+from photon.commands.walltime import bytes_per_second
 from photon.errors import PhotonError
-from photon.walltime.cli import bytes_per_second
 from photon.walltime.model import Network, methods, wall_time
 
 GBPS_10 = 1250e6

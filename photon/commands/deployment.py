@@ -107,9 +107,10 @@ def doctor(
     """
     from rich.console import Console
 
-    from photon.config import compose, with_overrides
+    from photon.config.compose import compose, with_overrides
     from photon.deployment.doctor import Silo, examine
-    from photon.federation.flower_compat import parse_node_config
+    from photon.flower_compat import parse_node_config
+    from photon.preflight import preflight
 
     if insecure == (root_certificates is not None):
         raise PhotonError("give either --root-certificates FILE or --insecure")
@@ -119,7 +120,9 @@ def doctor(
         authority=root_certificates,
         key=key,
         node_config=parse_node_config(node_config),
-        config=with_overrides(base, overrides) if base else compose(["federation=deployment", *overrides]),
+        config=preflight(
+            with_overrides(base, overrides) if base else compose(["federation=deployment", *overrides])
+        ),
         tokenizer=run_tokenizer,
         probe=probe,
     )

@@ -1,41 +1,34 @@
-"""The configuration of a run: its typed schema, its composition by Hydra, and errors that help.
+"""The schema of a run's configuration: what each key means and which values it may take.
 
-``conf/`` holds every default; the classes below say what each key means and which values it may take.
-A run is composed once, in the ServerApp or in ``photon train``, and travels on as resolved YAML.
+``conf/`` holds every default. The schema knows its own keys, and nothing of the code that they configure:
+whether a configuration can run is asked by `photon.preflight`.
 """
 
-import inspect
-import itertools
-import math
-import os
 import re
-import shlex
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import is_dataclass
-from functools import cached_property, lru_cache
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from photon.components import check_arguments, import_target, nearest
+from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
-from photon.tree import TreeNode, plain_tree, read_tree
 
 #: Of products of float32 matrices, in the words of `torch.set_float32_matmul_precision`.
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 
-class _Loader(yaml.CSafeLoader):
+class Loader(yaml.CSafeLoader):
     """Reads plain values; ``1e-3`` is a number, as in an override."""
 
 
-class _Dumper(yaml.CSafeDumper):
-    """Writes what :class:`_Loader` reads back as the same value."""
+class Dumper(yaml.CSafeDumper):
+    """Writes what :class:`Loader` reads back as the same value."""
 
 
-for _one in (_Loader, _Dumper):
+for _one in (Loader, Dumper):
     _one.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
@@ -496,7 +489,7 @@ class RunConfig(Section):
     def text(self) -> str:
         """The configuration as YAML: what is stored with the run and sent to the silos."""
         values = self.model_dump(by_alias=True)
-        return str(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+        return str(yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> "RunConfig":
         """Return a copy with some fields changed; its text is its own."""
@@ -516,255 +509,6 @@ def _tree_file(path: Path) -> dict[str, Any]:
     return tree
 
 
-def photon_home() -> Path:
-    """Return the folder of what runs share: ``$PHOTON_HOME``, or ``~/.photon``."""
-    return Path(os.environ.get("PHOTON_HOME") or Path.home() / ".photon").absolute()
-
-
-def conf_dir() -> Path:
-    """Return ``conf/``: beside the package in a checkout or app bundle, inside it in a wheel."""
-    package = Path(__file__).parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return folder
-    raise PhotonError(f"conf/config.yaml is missing beside {package}; reinstall photon")
-
-
-def compose(overrides: Sequence[str] = ()) -> RunConfig:
-    """Compose ``conf/`` with Hydra overrides and check the result.
-
-    Parameters
-    ----------
-    overrides
-        Hydra overrides, such as ``["strategy=diloco", "rounds=20"]``.
-
-    Raises
-    ------
-    PhotonError
-        For an unknown key or group option (the nearest valid one is named), a value of the wrong type,
-        or a combination that cannot work.
-    """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    for override in overrides:
-        _check_override(override)
-    GlobalHydra.instance().clear()
-    _register_resolvers()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            composed = hydra_compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise PhotonError(explain_hydra_error(error)) from error
-    return validate(resolved(composed))
-
-
-def _check_override(override: str) -> None:
-    """Check that an override can be read and is one; Hydra's own words for it help nobody."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    if override.startswith("-"):
-        raise PhotonError(
-            f"{override}: no such option; overrides look like key=value, see `photon train --help`"
-        )
-    try:
-        parsed = OverridesParser.create().parse_override(override)
-    except HydraException as error:
-        raise PhotonError(
-            f"{override!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or other signs "
-            "needs quotes of its own, as in run_dir='\"a=b\"'"
-        ) from error
-    if parsed.is_sweep_override():
-        raise PhotonError(f"{override}: several values make a sweep; add -m, or write a list as [a,b]")
-    group, value = parsed.key_or_group, parsed.value()
-    if not group or (_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
-        raise PhotonError(_no_option(group, "null" if value is None else value))
-
-
-def _register_resolvers() -> None:
-    """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own."""
-    from omegaconf import OmegaConf
-
-    def times(factor: int, value: Any) -> Any:
-        # What is no number is told of where it comes from.
-        return factor * value if type(value) is int else value
-
-    OmegaConf.register_new_resolver("times", times, replace=True)
-
-
-def split_overrides(text: str) -> list[str]:
-    """Split the run-config string ``overrides`` as a shell would."""
-    try:
-        return shlex.split(text)
-    except ValueError as error:
-        raise PhotonError(f"overrides: cannot split {text!r} ({error}); check its quotes") from error
-
-
-@lru_cache(maxsize=8)
-def parse(text: str) -> RunConfig:
-    """Read a resolved configuration back from its YAML text.
-
-    The result is kept: every message brings the same text, and reading it costs more than a small round.
-
-    Raises
-    ------
-    PhotonError
-        If the text is not YAML or does not fit the schema.
-    """
-    try:
-        values = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise PhotonError(f"config: not a valid configuration ({_first_line(error)})") from error
-    return validate(values)
-
-
-def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
-    """Read ``config.yaml`` of an earlier run and change single keys of it, as in ``seed=1``.
-
-    Raises
-    ------
-    PhotonError
-        If the file or an override is wrong. Group choices such as ``strategy=diloco`` need ``conf/``.
-    """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    config = load(path)
-    base = OmegaConf.create(config.text)
-    OmegaConf.set_struct(base, True)
-    try:
-        for override in overrides:
-            key, equals, _ = override.partition("=")
-            if not equals:
-                raise PhotonError(f"{override}: expected KEY=VALUE")
-            if OmegaConf.is_config(OmegaConf.select(base, key)):
-                raise PhotonError(f"{override}: with --config only single keys can be changed, not groups")
-            OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
-    except OmegaConfBaseException as error:
-        raise PhotonError(f"{key}: unknown key{nearest(key, set(known_keys()))}") from error
-    return validate(resolved(base))
-
-
-def load(path: Path) -> RunConfig:
-    """Read ``config.yaml`` of a run."""
-    if not path.is_file():
-        raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (PhotonError, UnicodeDecodeError) as error:
-        raise PhotonError(f"{path}: {error}") from error
-
-
-def resolved(composed: Any) -> Any:
-    """Return the plain values of a composed OmegaConf configuration."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        raise PhotonError(f"config: {_first_line(error)}") from error
-
-
-def validate(values: Any) -> RunConfig:
-    """Turn the plain values of a configuration into a :class:`RunConfig`."""
-    if not isinstance(values, dict):
-        raise PhotonError("config: expected a mapping of keys")
-    try:
-        config = RunConfig.model_validate(values)
-    except ValidationError as error:
-        raise PhotonError(explain_validation(error, set(known_keys()))) from error
-    for where in ("optimizer", "outer", "schedule", "strategy"):
-        _check_component(getattr(config, where), where)
-    for where in ("up", "down", "states"):
-        for codec in getattr(config.link, where):
-            _check_component(codec, f"link.{where}")
-    for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.up_by_name):
-        _check_component(codec, "link.up_by_name")
-    _try_components(config)
-    return config
-
-
-def _try_components(config: RunConfig) -> None:
-    """Build what can be built without silos, so that a refused value ends the run before it starts."""
-    import torch
-
-    from photon.components import build
-    from photon.link.chains import change_chain, down_chains, up_chains
-    from photon.training.schedule import build_schedule
-    from photon.training.switch import check_switch
-
-    for where in ("optimizer", "outer"):
-        # A matrix, because some optimizers take nothing else.
-        build(getattr(config, where).as_mapping(), where, [torch.nn.Parameter(torch.zeros(2, 2))])
-    build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
-        chains(config.link)
-    strategy = build(config.strategy.as_mapping(), "strategy", config)
-    if config.privacy.on and strategy.local_state == "sync":
-        raise PhotonError(
-            "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
-            "privacy.clip_norm use keep or reset"
-        )
-    if config.privacy.secure_aggregation and not strategy.folds_mean:
-        raise PhotonError(
-            "privacy.secure_aggregation: the strategy folds more than the plain mean of the updates; use "
-            "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync, or "
-            "worldlm with strategy.backbone_weights=uniform and without strategy.embeddings=trimmed"
-        )
-    if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
-        raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
-    if config.privacy.noise_multiplier > 0 and strategy.trims:
-        raise PhotonError(
-            "privacy.noise_multiplier: with strategy.embeddings=trimmed silos tell their vocabularies, which "
-            "no noise hides; use strategy.embeddings=backbone"
-        )
-    if config.switch is not None:
-        check_switch(config.switch, config.optimizer.as_mapping())
-    if config.federation.tree is not None and config.federation.parent is None:
-        from photon.federation.member import check_nodes
-
-        check_nodes(config)
-
-
-def _check_component(component: Component, where: str) -> None:
-    factory = import_target(component.target, where)
-    _check_kind(factory, component.target, where)
-    arguments = dict(component.model_extra or {})
-    if where == "schedule":
-        # These two are resolved by build_schedule, which knows the run.
-        arguments.pop("tuned_batch_size", None)
-        if arguments.get("steps") is None:
-            arguments.pop("steps", None)
-    check_arguments(factory, arguments, where)
-    for name, value in arguments.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise PhotonError(f"{where}.{name}={value}: not a finite number")
-
-
-def _check_kind(factory: Any, target: str, where: str) -> None:
-    """Let a section call nothing but what it is for: a configuration may come from another organisation."""
-    if where in ("optimizer", "outer"):
-        from torch.optim import Optimizer
-
-        fits, kind = inspect.isclass(factory) and issubclass(factory, Optimizer), "a torch.optim.Optimizer"
-    elif where == "strategy":
-        from photon.strategy.base import Strategy
-
-        fits, kind = inspect.isclass(factory) and issubclass(factory, Strategy), "a photon Strategy"
-    elif where == "schedule":
-        fits, kind = inspect.isclass(factory) and is_dataclass(factory), "a schedule (a frozen dataclass)"
-    else:
-        needed = ("name", "encode", "decode")
-        fits, kind = inspect.isclass(factory) and all(hasattr(factory, one) for one in needed), "a codec"
-    if not fits:
-        raise PhotonError(f"{where}._target_={target} is not {kind}; see docs/contributing.md for what fits")
-
-
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of the schema."""
     for name, field in model.model_fields.items():
@@ -773,106 +517,3 @@ def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
         for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 yield from known_keys(candidate, f"{key}.")
-
-
-def explain_hydra_error(error: Exception) -> str:
-    """Return one line for a Hydra error, with the nearest valid key or option."""
-    messages = [str(error)]
-    cause = error.__cause__ or error.__context__
-    if cause is not None:
-        messages.append(str(cause))
-    text = "\n".join(messages)
-    if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
-    if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
-        group, _, option = match[1].rpartition("/")
-        return _no_option(group, option)
-    return f"config: {_first_line(error)}"
-
-
-def _options(group: str) -> list[str]:
-    """Return the options of a group of ``conf/``."""
-    return sorted(file.stem for file in (conf_dir() / group).glob("*.yaml")) if group else []
-
-
-def _no_option(group: str, option: Any) -> str:
-    options = _options(group)
-    there_are = f" (there are: {', '.join(options)})" if options else ""
-    return f"{group}={option}: no such option{nearest(str(option), options)}{there_are}"
-
-
-def _unknown_key(key: str) -> str:
-    """Return one line for a key that the composed configuration does not have."""
-    group = key.partition(".")[0]
-    having = sorted(one.stem for one, keys in _option_keys() if one.parent.name == group and key in keys)
-    if having:
-        return f"{key}: not a key of this {group}; those that have it: {', '.join(having)}"
-    others = {one for one in _default_keys() if not f"{key}.".startswith(f"{one}.")}
-    return f"{key}: unknown key{nearest(key, others)}"
-
-
-def _default_keys() -> set[str]:
-    """Return every dotted key of the default configuration, of the groups' options, and of the schema."""
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-    from omegaconf import DictConfig
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        default = hydra_compose("config")
-    keys = set(known_keys()).union(*(keys for _, keys in _option_keys()))
-
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in map(str, node):
-            keys.add(f"{prefix}{key}")
-            if isinstance(child := node._get_node(key), DictConfig):
-                walk(child, f"{prefix}{key}.")
-
-    walk(default, "")
-    return {key for key in keys if not key.endswith("_target_")}
-
-
-def _option_keys() -> Iterator[tuple[Path, set[str]]]:
-    """Yield every option of every group, and the dotted keys that its file gives."""
-    for option in conf_dir().glob("*/*.yaml"):
-        text = option.read_text()
-        values = {key: value for key, value in (yaml.safe_load(text) or {}).items() if key != "defaults"}
-        yield option, set(_dotted(values, "" if "@package _global_" in text else f"{option.parent.name}."))
-
-
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in values.items():
-        yield f"{prefix}{key}"
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
-#: How pydantic names the alternatives of a union.
-_ALTERNATIVE = r"(int|float|str|bool)|(literal|dict|list)\[.*\]"
-
-
-def explain_validation(error: ValidationError, known: Collection[str]) -> str:
-    """Return one line for a value that does not fit its schema, whose keys are ``known``."""
-    problems: dict[str, list[str]] = {}
-    for item in error.errors():
-        # The alternatives of a key, such as a number or `auto`, are no part of its name.
-        where = ".".join(part for part in map(str, item["loc"]) if not re.fullmatch(_ALTERNATIVE, part))
-        if item["type"] == "extra_forbidden":
-            problems[f"{where}: unknown key{nearest(where, known)}"] = []
-        elif item["type"] == "missing":
-            problems[f"{where}: missing; every key has a default in conf/, so remove the deletion"] = []
-        elif item["type"] == "value_error":
-            problems[str(item["ctx"]["error"])] = []
-        else:
-            told = f"{item['msg'][0].lower()}{item['msg'][1:]}"
-            problems.setdefault(f"{where}={item['input']!r}: ", []).append(told)
-    return "; ".join(
-        what + " or ".join([told[0], *(one.removeprefix("input should be ") for one in told[1:])])
-        if told
-        else what
-        for what, told in problems.items()
-    )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -14,16 +14,17 @@ from typing import Any
 
 import tomli_w
 
-from photon.config import RunConfig, photon_home
-from photon.errors import RunError
-from photon.federation.connection import COMPLETED, Connection, earlier_events
-from photon.federation.processes import (
+from photon.config.folders import photon_home
+from photon.config.schema import RunConfig
+from photon.engine.deployment import COMPLETED, Connection, earlier_events
+from photon.engine.processes import (
     dying_with_us,
     flower_environment,
     free_port,
     stop_tree,
     wait_until_healthy,
 )
+from photon.errors import RunError
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import RunInterrupted
 from photon.telemetry.log import EventLog, read_events

@@ -5,9 +5,9 @@ import shutil
 from pathlib import Path
 
 import photon
-from photon.config import conf_dir, photon_home
+from photon.config.folders import conf_dir, photon_home
 from photon.errors import PhotonError
-from photon.state.atomic import atomic_directory
+from photon.files.atomic import atomic_directory
 
 
 def app_folder() -> Path:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import tomli_w
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.app_folder import app_folder
+from photon.engine.processes import flower_environment
 from photon.errors import PhotonError, RunError
-from photon.federation.assemble import app_folder
-from photon.federation.processes import flower_environment
 from photon.federation.run import display
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow, read_events

@@ -17,13 +17,14 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from photon.config import RunConfig, explain_validation
+from photon.config.explain import explain_validation
+from photon.config.schema import RunConfig
+from photon.config.tree import TreeNode, read_tree
+from photon.engine.deployment import Connection, deployed_connection
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment, Outcome
-from photon.federation.connection import Connection, deployed_connection
-from photon.state.atomic import write_text
+from photon.files.atomic import write_text
 from photon.state.checkpoint import CheckpointStore
-from photon.tree import TreeNode, read_tree
 
 RUNNING = "running.json"
 #: Seconds between looks for the outcome, and between questions for Flower's status of the run.

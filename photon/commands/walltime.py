@@ -91,7 +91,7 @@ def suggest(
     from rich.console import Console
     from rich.table import Table
 
-    from photon.config import compose
+    from photon.config.compose import compose
     from photon.strategy.sync import betas_of, half_life, suggest_periods
     from photon.training.loop import state_group_names
 
@@ -135,7 +135,7 @@ def bytes_per_second(text: str) -> float:
 
 
 def _parameters(model: str) -> float:
-    from photon.config import compose
+    from photon.config.compose import compose
     from photon.models.build import build_model, parameter_count
 
     section = compose([f"model={model}"]).model
@@ -146,7 +146,7 @@ def _parameters(model: str) -> float:
 
 def _measured(run: Path) -> dict[str, float]:
     """Return what a finished run has measured."""
-    from photon.config import load
+    from photon.config.compose import load
     from photon.telemetry.events import ClientFinished, RunStarted
     from photon.telemetry.log import current_history, read_events
 

@@ -1,49 +1,63 @@
-"""A grid without Flower processes: ClientApps are called in this process.
+"""The engine without Flower's processes: nodes answer in this process.
 
-It serves tests, sweeps and sub-federations. Messages and apps are the very same as under Flower's
-engines, so a run gives the same result on all of them.
+It serves tests, sweeps and sub-federations. Messages and what answers them are the very same as under
+Flower's engines, so a run gives the same result on all of them.
 """
 
 import threading
-import traceback
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
 
-from flwr.app import Context, Error, Message, RecordDict
-from flwr.clientapp import ClientApp
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from photon.federation.flower_compat import assign_message_id, ensure_task_identity, with_own_records
-
-NodeValue = str | int | float | bool
-
-#: Flower's code for a ClientApp that raised.
-CLIENT_APP_RAISED = 2
+from photon.config.schema import RunConfig
+from photon.federation.run import run_federation
+from photon.flower_compat import assign_message_id, ensure_task_identity, with_own_records
+from photon.link.answer import Answer, MessageType, NodeConfig, reply_to
 
 
-class InProcessGrid(Grid):
-    """Call a ClientApp when its reply is pulled, so one reply at a time is in memory.
+def run_inprocess(
+    config: RunConfig,
+    answer: Answer,
+    node_config: NodeConfig | None = None,
+    *,
+    resume: bool,
+    live: bool = True,
+) -> dict[str, Any]:
+    """Run the federation in this process, without Flower's engines.
 
     Parameters
     ----------
-    client_app
-        The app of every node.
+    config, resume, live
+        As for `photon.federation.run.run_federation`.
+    answer
+        Does what a message asks a node for.
+    node_config
+        What the node's operator has set, if it is one that has an operator.
+    """
+    # One node is enough: outside a deployment a node hosts every silo.
+    return run_federation(config, InProcessGrid(answer, {1: node_config or {}}), resume=resume, live=live)
+
+
+class InProcessGrid(Grid):
+    """Let a node answer when its reply is pulled, so one reply at a time is in memory.
+
+    Parameters
+    ----------
+    answer
+        Does what a message asks a node for.
     nodes
         Node id to node config; ``partition-id`` and ``num-partitions``
         are added, as in a simulation of Flower's.
     """
 
-    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, NodeValue]]) -> None:
+    def __init__(self, answer: Answer, nodes: Mapping[int, NodeConfig]) -> None:
         ensure_task_identity()
-        self._app = client_app
-        self._contexts = {
-            node: Context(
-                run_id=1,
-                node_id=node,
-                node_config={"partition-id": index, "num-partitions": len(nodes), **settings},
-                state=RecordDict(),
-                run_config={},
-            )
+        self._answer_of = answer
+        self._nodes: dict[int, NodeConfig] = {
+            node: {"partition-id": index, "num-partitions": len(nodes), **settings}
             for index, (node, settings) in enumerate(nodes.items())
         }
         self._mailbox: dict[str, Message] = {}
@@ -73,7 +87,7 @@ class InProcessGrid(Grid):
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes."""
-        return list(self._contexts)
+        return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; they wait until their replies are pulled."""
@@ -100,18 +114,16 @@ class InProcessGrid(Grid):
     def _answer(self, message: Message) -> Message:
         # A client may take records out of its message; the server's own must stay whole.
         copy = with_own_records(message)
-        try:
-            return self._app(copy, self._contexts[message.metadata.dst_node_id])
-        except Exception as error:
-            traceback.print_exc()
-            return Message(Error(CLIENT_APP_RAISED, repr(error)), reply_to=message)
+        metadata = message.metadata
+        kind = cast(MessageType, metadata.message_type)
+        return reply_to(copy, kind, self._nodes[metadata.dst_node_id], self._answer_of)
 
 
 class ParallelGrid(InProcessGrid):
-    """Call the ClientApps at once, each in a thread: for nodes whose work is done by other processes."""
+    """Let the nodes answer at once, each in a thread: for nodes whose work is done by other processes."""
 
-    def __init__(self, client_app: ClientApp, nodes: Mapping[int, Mapping[str, NodeValue]]) -> None:
-        super().__init__(client_app, nodes)
+    def __init__(self, answer: Answer, nodes: Mapping[int, NodeConfig]) -> None:
+        super().__init__(answer, nodes)
         self._replies: dict[str, Message] = {}
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:

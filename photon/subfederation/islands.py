@@ -13,11 +13,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from photon.config import Component, RunConfig
+from photon.config.schema import Component, RunConfig
+from photon.config.tree import TreeNode
+from photon.engine.inprocess import ParallelGrid
 from photon.errors import PhotonError
-from photon.silo.site import NodeConfig, NodeSettings, SiloSite
+from photon.federation.run import run_federation
+from photon.link.answer import Answer, NodeConfig
+from photon.silo.site import NodeSettings, SiloSite
 from photon.training.schedule import resolve_schedule
-from photon.tree import TreeNode
 
 
 def silo_of(site: SiloSite) -> str:
@@ -92,19 +95,17 @@ def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfi
     )
 
 
-def drive(node_config: NodeConfig, settings: NodeSettings) -> Callable[[RunConfig, bool], None]:
-    """Return what carries out assignments on the islands."""
+def drive(
+    node_config: NodeConfig, settings: NodeSettings, answer: Answer
+) -> Callable[[RunConfig, bool], None]:
+    """Return what carries out assignments on the islands, each of which ``answer`` answers for."""
 
     def carry_out(config: RunConfig, resume: bool) -> None:
-        from photon.client_app import app
-        from photon.federation.grid import ParallelGrid
-        from photon.federation.run import run_federation
-
         nodes = {
             island: _island(node_config, island, Path(str(config.run_dir)), config.training.device)
             for island in range(1, (settings.islands or 1) + 1)
         }
-        run_federation(config, ParallelGrid(app, nodes), resume=resume, live=False)
+        run_federation(config, ParallelGrid(answer, nodes), resume=resume, live=False)
 
     return carry_out
 

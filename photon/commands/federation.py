@@ -4,7 +4,7 @@ import typer
 from rich.console import Console
 from rich.tree import Tree
 
-from photon.tree import TreeNode
+from photon.config.tree import TreeNode
 
 federation = typer.Typer(
     name="federation",
@@ -22,11 +22,12 @@ def show(context: typer.Context) -> None:
 
     photon federation show 'federation.tree={north:[silo_a,silo_b],south:[silo_c]}'
     """
-    from photon.config import compose
+    from photon.config.compose import compose
     from photon.errors import PhotonError
+    from photon.preflight import preflight
     from photon.telemetry.summary import counted
 
-    config = compose(context.args)
+    config = preflight(compose(context.args))
     root = config.federation.root
     if root is None:
         raise PhotonError("federation.tree: not set, so there are silos alone; give it a tree or a YAML file")

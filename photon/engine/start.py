@@ -5,14 +5,25 @@ from typing import Any
 
 from rich.console import Console
 
-from photon.config import RunConfig
+from photon.config.schema import RunConfig
+from photon.engine.inprocess import run_inprocess
 from photon.errors import RunError
-from photon.federation.run import check_run_dir, new_run_name, prepare_run, run_inprocess, show
+from photon.federation.run import check_run_dir, new_run_name, prepare_run, show
+from photon.link.answer import Answer
 from photon.state.checkpoint import CheckpointStore
 
 
-def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
+def start(config: RunConfig, answer: Answer, *, resume: bool) -> dict[str, Any]:
     """Run the federation and print the final summary.
+
+    Parameters
+    ----------
+    config
+        What to train.
+    answer
+        Does what a message asks a node of the in-process engine for.
+    resume
+        Go on from the newest checkpoint in the run's folder.
 
     Raises
     ------
@@ -30,16 +41,16 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
     engine = config.federation.engine
     try:
         if engine == "inprocess":
-            run_inprocess(config, resume=resume)
+            run_inprocess(config, answer, resume=resume)
         elif engine == "simulation":
-            from photon.federation.launch import Simulation
+            from photon.engine.simulation import Simulation
 
             Simulation(config, resume=resume).run()
         else:
             _run_deployed(config, resume=resume)
     except KeyboardInterrupt:
         if engine == "simulation":
-            from photon.federation.launch import note_interruption
+            from photon.engine.simulation import note_interruption
 
             note_interruption(run_dir, "stopped by the user")
         if engine != "deployment" and CheckpointStore(run_dir / "checkpoints").rounds():
@@ -54,7 +65,7 @@ def start(config: RunConfig, *, resume: bool) -> dict[str, Any]:
 
 def _run_deployed(config: RunConfig, *, resume: bool) -> None:
     """Give the run to a SuperLink whose ServerApps run on this machine, and follow it."""
-    from photon.federation.connection import COMPLETED, deployed_connection, earlier_events
+    from photon.engine.deployment import COMPLETED, deployed_connection, earlier_events
 
     connection = deployed_connection(config.federation.connection)
     run_dir = Path(str(config.run_dir))

@@ -24,158 +24,61 @@ import torch
 from flwr.app import RecordDict
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from photon.config import Component, LinkSection, PrivacySection, RunConfig, compose, parse
-from photon.errors import PhotonError, RefusedError, RunError
-from photon.federation import islands
+from photon.config.schema import RunConfig
+from photon.config.tree import ResidualTag, TreeNode, unknown_silo
+from photon.errors import PhotonError, RunError
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
-from photon.federation.gateway import GatewaySettings, below, drive, read_gateway
 from photon.federation.roster import joined
+from photon.files.atomic import write_text
+from photon.link.answer import MessageType
 from photon.link.messages import (
     BODY,
-    Describe,
-    Description,
     EvaluateOrder,
     EvaluateReport,
     NodeLoss,
-    Query,
     Release,
     SiloInfo,
     TrainOrder,
     TrainReport,
     pack,
-    pack_refusal,
     unpack,
-    unpack_config,
 )
 from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import release
-from photon.silo import secure, service, work
-from photon.silo.site import NodeConfig, NodeSettings, SiloSite, find_site, read_settings
-from photon.state.atomic import write_text
+from photon.silo import secure, work
+from photon.silo.site import SiloSite
 from photon.state.checkpoint import Checkpoint, CheckpointStore
-from photon.state.silo import SiloStore
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
+from photon.subfederation.config import border_privacy, member_config
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
-from photon.training.schedule import resolve_schedule
-from photon.tree import ResidualTag, TreeNode, plain_tree, unknown_silo
 
 #: Carries out the assignment in the folder of a configuration; the flag: whether there are checkpoints.
 Drive = Callable[[RunConfig, bool], None]
 Tensors = Mapping[str, torch.Tensor]
 
 
-def answer(message_type: service.MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
-    """Do what a message asks for; see `photon.silo.service.answer`.
+class _Span(BaseModel):
+    """Where a round of the federation above began and ended, in own rounds."""
 
-    A message to a node of the tree that has children goes to the federation that it is, any other to a silo.
-    """
-    config = parse(unpack_config(content))
-    settings = read_settings(node_config)
-    if settings.federation is not None:
-        gateway = read_gateway(settings.federation)
-        return _answer_as_gateway(gateway, message_type, content, *find_site(node_config, config))
-    if settings.is_federation:
-        return _answer_with_islands(
-            settings, node_config, message_type, content, *find_site(node_config, config)
-        )
-    root = config.federation.root
-    if root is None:
-        return service.answer(message_type, content, node_config)
-    site, carried_out = find_site(node_config, config)
-    if message_type == "query":
-        if isinstance(unpack(content, Query).root, Describe):
-            return RecordDict({BODY: pack(Description(silos=describe_children(root, site, carried_out)))})
-        # Keys and shares of secure aggregation are alike for silos and federations.
-        return service.answer_at(message_type, content, site, carried_out)
-    train = message_type == "train"
-    order = unpack(content, TrainOrder) if train else unpack(content, EvaluateOrder)
-    node = root.child(order.silo)
-    if node is not None and not node.is_silo:
-        return Member(node, site, carried_out, run_here).answer(message_type, content)
-    if node is not None and node.privacy is not None:
-        config = config.model_copy(update={"privacy": border_privacy(config, node)})
-    return service.answer_at(message_type, content, *find_site(node_config, config))
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run_id: str
+    model_id: str
+    begins: int
+    ends: int
 
 
-def _answer_as_gateway(
-    settings: GatewaySettings,
-    message_type: service.MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-) -> RecordDict:
-    """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
-    member = Member(settings.node, site, config, drive(settings), below(settings))
-    return _answer_as_silo(member, message_type, content, site, config, lambda _: None)
+class _Spans(BaseModel):
+    """Rounds of the federation above, and how many orders of it were followed."""
 
+    model_config = ConfigDict(extra="forbid")
 
-def _answer_with_islands(
-    settings: NodeSettings,
-    node_config: NodeConfig,
-    message_type: service.MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-) -> RecordDict:
-    """Answer for a silo of islands; its policy judges what all of them do together."""
-    steps = unpack(content, TrainOrder).steps if message_type == "train" else config.local_steps
-    member = Member(
-        islands.node_of(settings, site),
-        site,
-        config,
-        islands.drive(node_config, settings),
-        islands.below(settings),
-        islands.config_of(settings, config, steps),
-    )
-
-    def judge(order: TrainOrder) -> None:
-        if member.has_trained(order):
-            return
-        together = order.model_copy(update={"batch_size": order.batch_size * (settings.islands or 1)})
-        store = SiloStore(member.run_dir, keep=config.checkpoint.keep)
-        length = member.described.sequence_length
-        site.policy.check_order(together, length, store.trained_tokens(order.run_id))
-        # Before they train, so that a crash counts twice, and never not at all.
-        store.count_tokens(order.run_id, together.steps * together.batch_size * length)
-
-    return _answer_as_silo(member, message_type, content, site, config, judge)
-
-
-def _answer_as_silo(
-    member: "Member",
-    message_type: service.MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-    judge: Callable[[TrainOrder], None],
-) -> RecordDict:
-    """Answer for a federation that looks like a silo from above; ``judge`` refuses orders to train."""
-    name = member.node.name
-    if message_type == "query":
-        if isinstance(unpack(content, Query).root, Describe):
-            described = member.describe()
-            if not site.policy.share_validation:
-                described = described.model_copy(update={"validation_tokens": None, "unigram_loss": None})
-            return RecordDict({BODY: pack(Description(silos=[described]))})
-        return service.answer_at(message_type, content, site, config)
-    try:
-        site.policy.check_run(name, config, member.described.vocab_size)
-        if message_type == "evaluate":
-            site.policy.check_evaluation(name)
-        else:
-            judge(unpack(content, TrainOrder))
-    except RefusedError as refusal:
-        return RecordDict({BODY: pack_refusal(refusal)})
-    return member.answer(message_type, content)
-
-
-def border_privacy(config: RunConfig, node: TreeNode) -> PrivacySection:
-    """Return what is done to what a node sends to the federation above it."""
-    return PrivacySection.model_validate({**config.privacy.model_dump(), **(node.privacy or {})})
+    rounds: dict[int, _Span] = {}
+    orders: int = 0
 
 
 def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list[SiloInfo]:
@@ -197,35 +100,6 @@ def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list
     if own is not None and own not in silos:
         raise PhotonError(f"federation.own_silo={own}: no such silo; there are {', '.join(sorted(silos))}")
     return infos if own is None else [*infos, silos[own]]
-
-
-def run_here(config: RunConfig, resume: bool) -> None:
-    """Carry out an assignment in this process."""
-    from photon.client_app import app
-    from photon.federation.grid import InProcessGrid
-    from photon.federation.run import run_federation
-
-    run_federation(config, InProcessGrid(app, {1: {}}), resume=resume, live=False)
-
-
-class _Span(BaseModel):
-    """Where a round of the federation above began and ended, in own rounds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    run_id: str
-    model_id: str
-    begins: int
-    ends: int
-
-
-class _Spans(BaseModel):
-    """Rounds of the federation above, and how many orders of it were followed."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    rounds: dict[int, _Span] = {}
-    orders: int = 0
 
 
 class Member:
@@ -266,7 +140,7 @@ class Member:
         self.config = member_config(inside or config, node, self.run_dir, site, below or {})
         self._checkpoints = CheckpointStore(self.run_dir / "checkpoints", self.config.checkpoint.keep)
 
-    def answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
+    def answer(self, message_type: MessageType, content: RecordDict) -> RecordDict:
         """Do what a message of the federation above asks for.
 
         Raises
@@ -279,7 +153,7 @@ class Member:
         except RunError as error:
             raise PhotonError(f"{self.node.name}: {error}") from error
 
-    def _answer(self, message_type: service.MessageType, content: RecordDict) -> RecordDict:
+    def _answer(self, message_type: MessageType, content: RecordDict) -> RecordDict:
         link = SiloLink(self._site.store, self._site.state)
         if self._unseen:
             shapes = work.shapes_for(self._above, self.described.vocab_size)
@@ -594,135 +468,3 @@ class Member:
     def _link_memory(self, last_round: int) -> StateGroups:
         file = self._link_file(last_round)
         return load_groups(file) if last_round and file.exists() else {}
-
-
-def member_config(
-    config: RunConfig, node: TreeNode, run_dir: Path, site: SiloSite, below: Mapping[str, Any]
-) -> RunConfig:
-    """Return the configuration of a federation within another one.
-
-    What the node does not set is as above. The learning-rate schedule is that of the federation above, whose
-    global step its rounds count on from.
-    """
-    above = config.federation
-    rounds = node.rounds or above.inner_rounds
-    federation = above.model_copy(
-        update={
-            "engine": "inprocess",
-            "tree": plain_tree(node) or None,
-            "own_silo": node.data,
-            "parent": f"{above.parent}/{node.name}" if above.parent else node.name,
-            "deadline": node.deadline,
-            "quorum": node.quorum or 1,
-            "silos": None,
-            "patience": None,
-            "accepted_failures": None,
-            **below,
-        }
-    )
-    schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    telemetry = config.telemetry.model_copy(
-        update={
-            "display": "none",
-            "report": False,
-            "export": False,
-            "sample_tokens": 0,
-            "wandb": config.telemetry.wandb.model_copy(update={"mode": "off"}),
-        }
-    )
-    # An order may be given again for any round that the federation above can go back to.
-    keep = config.checkpoint.model_copy(update={"keep": rounds * config.checkpoint.keep + 1})
-    return config.model_copy(
-        update={
-            "run_dir": str(run_dir),
-            "data": config.data.model_copy(update={"path": str(site.data)}),
-            # The store of the federation above is where that one reaches it.
-            "link": _own_link(config.link, site) if below else config.link,
-            "cohort": node.cohort,
-            "rounds": config.rounds * rounds,
-            "schedule": Component.model_validate(schedule),
-            "federation": federation,
-            "telemetry": telemetry,
-            "checkpoint": keep,
-            **node_sections(config, node),
-        }
-    )
-
-
-def _own_link(link: LinkSection, site: SiloSite) -> LinkSection:
-    store = link.store.model_copy(update={"url": site.store, "presigned": False})
-    return link.model_copy(update={"store": store, "transport": "auto" if site.store else "inline"})
-
-
-def check_nodes(config: RunConfig) -> None:
-    """Check what the nodes of the tree set for themselves, before anything starts.
-
-    Raises
-    ------
-    PhotonError
-        For an unknown key, option or value, or what needs silos in the place of federations.
-    """
-    root = config.federation.root
-    for node in [] if root is None else root.walk():
-        try:
-            sections = node_sections(config, node)
-            if node.privacy is not None and border_privacy(config, node).clip_norm is None:
-                raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
-            alone = config.federation.model_copy(update={"tree": None})
-            privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
-            own = {**sections, "federation": alone, "privacy": privacy}
-            rules = parse(config.model_copy(update=own).text)
-            inner = next((child for child in node.children if not child.is_silo), None)
-            if inner is not None:
-                _check_over_federations(rules, inner)
-            _check_quorum(node)
-        except ValidationError as error:
-            problem = error.errors()[0]
-            key = ".".join(str(part) for part in problem["loc"])
-            raise PhotonError(f"federation.tree: {node.name}: {key}: {problem['msg']}") from error
-        except PhotonError as error:
-            raise PhotonError(f"federation.tree: {node.name}: {error}") from error
-
-
-def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
-    strategy = strategy_of(rules)
-    if rules.link.down_of == "update":
-        raise PhotonError(
-            f"link.down_of=update: {child.name} is a federation, to which parameters do not travel as a "
-            "change; set link.down_of=parameters"
-        )
-    if strategy.silos_only is not None:
-        raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
-
-
-def _check_quorum(node: TreeNode) -> None:
-    children = len(node.children)
-    most = min(node.cohort or children, children) + (node.data is not None)
-    if node.quorum is not None and node.quorum > most:
-        raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")
-
-
-def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:
-    """Return the sections of the configuration that a node sets for its own rounds.
-
-    Raises
-    ------
-    PhotonError
-        If it names a file of ``conf/`` that is not there, or a key that is unknown.
-    """
-    sections: dict[str, Any] = {}
-    if node.outer is not None:
-        sections["outer"] = (
-            compose([f"outer={node.outer}"]).outer
-            if isinstance(node.outer, str)
-            else Component.model_validate(node.outer)
-        )
-    if node.link is not None:
-        sections["link"] = (
-            compose([f"link={node.link}"]).link
-            if isinstance(node.link, str)
-            else LinkSection.model_validate({**config.link.model_dump(by_alias=True), **node.link})
-        )
-    if node.strategy is not None:
-        sections["strategy"] = Component.model_validate({**config.strategy.as_mapping(), **node.strategy})
-    return sections

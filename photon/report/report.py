@@ -19,9 +19,12 @@ import jinja2
 import yaml
 
 from photon import __version__
+from photon.config.tree import TreeNode, read_tree
 from photon.errors import PhotonError
-from photon.state import atomic
-from photon.telemetry import plots, tree_figures
+from photon.files import atomic
+from photon.report import plots, tree_figures
+from photon.report.plots import INK, REFERENCE, Axis, Drawing, Series, Style
+from photon.report.template import TEMPLATE
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,
@@ -36,8 +39,6 @@ from photon.telemetry.events import (
     RunStarted,
 )
 from photon.telemetry.log import current_history, elapsed_seconds, read_events
-from photon.telemetry.plots import INK, REFERENCE, Axis, Drawing, Series, Style
-from photon.telemetry.report_template import TEMPLATE
 from photon.telemetry.summary import (
     build_summary,
     counted,
@@ -49,7 +50,6 @@ from photon.telemetry.summary import (
     last_start,
     privacy_figures,
 )
-from photon.tree import TreeNode, read_tree
 
 _MOST_ROWS = 200
 _ROUND = Axis("round", "round")

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from photon.config.tree import TreeNode
 from photon.telemetry.events import ClientFinished, Diagnostics, Evaluated, Event
 from photon.telemetry.log import current_history, read_events
-from photon.tree import TreeNode
 
 _ROUTE = "residual_route/"
 

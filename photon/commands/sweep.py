@@ -2,18 +2,22 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from photon.config import compose, conf_dir, explain_hydra_error, resolved, validate
+from photon.config.compose import compose
+from photon.config.explain import explain_hydra_error
+from photon.config.folders import conf_dir
 from photon.errors import PhotonError, RunError
+from photon.preflight import preflight
 
 SWEEP_DIR = "hydra.sweep.dir="
 
 
-def sweep(arguments: list[str]) -> None:
+def sweep(arguments: list[str], train_one: Callable[[Any], None]) -> None:
     """Train every combination, one run folder each, and lay the runs side by side in one report.
 
     Every value of the sweep is checked before the first run starts.
@@ -22,6 +26,8 @@ def sweep(arguments: list[str]) -> None:
     ----------
     arguments
         Hydra's command line, with ``-m`` or ``--multirun``.
+    train_one
+        Trains one combination, from what Hydra composed. Parallel runs import it by its name.
 
     Raises
     ------
@@ -44,7 +50,7 @@ def sweep(arguments: list[str]) -> None:
     sys.argv = ["photon train", "--multirun", *overrides]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
 
-    from photon.telemetry.report import write_report
+    from photon.report.report import write_report
     from photon.telemetry.summary import counted
 
     folders = sorted(path for path in Path(folder).iterdir() if path.is_dir())
@@ -61,23 +67,6 @@ def _is_sweep(override: str) -> bool:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     return OverridesParser.create().parse_override(override).is_sweep_override()
-
-
-def train_one(composed: Any) -> None:
-    """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
-    from hydra.core.hydra_config import HydraConfig
-
-    from photon.federation.start import start
-
-    folder = HydraConfig.get().runtime.output_dir
-    try:
-        config = validate(resolved(composed))
-        if config.run_dir is None:
-            config = config.model_copy(update={"run_dir": folder})
-        start(config, resume=False)
-    except (PhotonError, RunError) as error:
-        said = f"photon: {folder}: {error}"
-        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 
 def check_sweep(overrides: list[str]) -> None:
@@ -103,7 +92,7 @@ def check_sweep(overrides: list[str]) -> None:
         else:
             choices.append([text])
     first = [values[0] for values in choices]
-    compose(first)
+    preflight(compose(first))
     for place, values in enumerate(choices):
         for value in values[1:]:
-            compose([*first[:place], value, *first[place + 1 :]])
+            preflight(compose([*first[:place], value, *first[place + 1 :]]))

@@ -1,0 +1,57 @@
+"""Commands on runs that are there: look at them, lay them side by side, export their models."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from photon.errors import PhotonError
+
+
+def watch(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run, on this machine.")],
+    wait: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How long to wait for a run that has yet to start.")
+    ] = 60.0,
+) -> None:
+    """Show a run that another process trains; exits with 0 when it finishes, with 1 when it stops."""
+    from photon.engine.watch import watch as watch_run
+
+    watch_run(run_dir, wait=wait)
+
+
+def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Show how a finished run ended, with a sample of its text."""
+    from photon.config.compose import load
+    from photon.federation.run import show
+
+    config = load(run_dir / "config.yaml").model_copy(update={"run_dir": str(run_dir.absolute())})
+    if not (run_dir / "summary.json").is_file():
+        raise PhotonError(f"{run_dir}: the run is not finished; go on with `photon resume {run_dir}`")
+    show(config)
+
+
+def report(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders of one or more runs.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
+) -> None:
+    """Write a report that opens in a browser; several runs are laid side by side."""
+    from photon.report.report import write_report
+
+    write_report(run_dirs, output)
+    typer.echo(str(output))
+
+
+def export(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    sparse: Annotated[
+        bool,
+        typer.Option(help="Write only weights that are not zero; photon opens it, transformers does not."),
+    ] = False,
+) -> None:
+    """Export a run's newest model as a Hugging Face folder, with tokenizer and model card."""
+    from photon.evaluation.export import export_run
+
+    export_run(run_dir, output, sparse=sparse)
+    typer.echo(str(output))

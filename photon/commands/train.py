@@ -1,0 +1,85 @@
+"""``photon train`` and ``photon resume``: start a run, a sweep, or go on with a run."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from photon.errors import PhotonError, RunError
+
+if TYPE_CHECKING:
+    from flwr.app import RecordDict
+
+    from photon.link.answer import MessageType, NodeConfig
+
+
+def train(
+    context: typer.Context,
+    base: Annotated[
+        Path | None,
+        typer.Option("--config", help="config.yaml of an earlier run to start from, instead of conf/."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Print the configuration and stop.")] = False,
+) -> None:
+    """Train a federation.
+
+    Arguments are Hydra overrides of the configuration in `conf/`:
+
+    * `photon train` — the default: four silos of the embedded corpus, Flower's simulation engine
+    * `photon train federation=inprocess rounds=4 run_dir=runs/first` — no Flower processes
+    * `photon train strategy=diloco model=photon-125m data=prepared data.path=DIR`
+    * `photon train -m outer=fedavg,diloco seed=0,1` — a sweep; add `hydra/launcher=joblib` for parallel runs
+    """
+    arguments = list(context.args)
+    if "-m" in arguments or "--multirun" in arguments:
+        from photon.commands.sweep import sweep
+
+        sweep(arguments, train_one)
+        return
+    from photon.config.compose import compose, with_overrides
+    from photon.preflight import preflight
+
+    config = preflight(compose(arguments) if base is None else with_overrides(base, arguments))
+    if show:
+        typer.echo(config.text, nl=False)
+        return
+    from photon.engine.start import start
+
+    start(config, answer, resume=False)
+
+
+def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint."""
+    from photon.config.compose import load
+    from photon.engine.start import start
+    from photon.preflight import preflight
+
+    config = preflight(load(run_dir / "config.yaml"))
+    start(config.model_copy(update={"run_dir": str(run_dir.absolute())}), answer, resume=True)
+
+
+def train_one(composed: Any) -> None:
+    """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from photon.config.compose import resolved, validate
+    from photon.engine.start import start
+    from photon.preflight import preflight
+
+    folder = HydraConfig.get().runtime.output_dir
+    try:
+        config = preflight(validate(resolved(composed)))
+        if config.run_dir is None:
+            config = config.model_copy(update={"run_dir": folder})
+        start(config, answer, resume=False)
+    except (PhotonError, RunError) as error:
+        said = f"photon: {folder}: {error}"
+        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
+
+
+def answer(message_type: "MessageType", content: "RecordDict", node_config: "NodeConfig") -> "RecordDict":
+    """Answer in this process; see `photon.node.answer`, which whoever starts another engine does without."""
+    from photon.node import answer as answer_here
+
+    return answer_here(message_type, content, node_config)

@@ -1,0 +1,175 @@
+"""Composition by Hydra, and the resolved configuration as text.
+
+A run is composed once, in the ServerApp or in ``photon train``, and travels on as resolved YAML.
+"""
+
+import shlex
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from photon.components import nearest
+from photon.config import folders
+from photon.config.explain import (
+    explain_hydra_error,
+    explain_validation,
+    first_line,
+    group_options,
+    no_option,
+)
+from photon.config.schema import Loader, RunConfig, known_keys
+from photon.errors import PhotonError
+
+
+def compose(overrides: Sequence[str] = ()) -> RunConfig:
+    """Compose ``conf/`` with Hydra overrides and check the result.
+
+    Parameters
+    ----------
+    overrides
+        Hydra overrides, such as ``["strategy=diloco", "rounds=20"]``.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key or group option (the nearest valid one is named), a value of the wrong type,
+        or a combination that cannot work.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    for override in overrides:
+        _check_override(override)
+    GlobalHydra.instance().clear()
+    _register_resolvers()
+    try:
+        with initialize_config_dir(str(folders.conf_dir()), version_base="1.3"):
+            composed = hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise PhotonError(explain_hydra_error(error)) from error
+    return validate(resolved(composed))
+
+
+def _check_override(override: str) -> None:
+    """Check that an override can be read and is one; Hydra's own words for it help nobody."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    if override.startswith("-"):
+        raise PhotonError(
+            f"{override}: no such option; overrides look like key=value, see `photon train --help`"
+        )
+    try:
+        parsed = OverridesParser.create().parse_override(override)
+    except HydraException as error:
+        raise PhotonError(
+            f"{override!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or other signs "
+            "needs quotes of its own, as in run_dir='\"a=b\"'"
+        ) from error
+    if parsed.is_sweep_override():
+        raise PhotonError(f"{override}: several values make a sweep; add -m, or write a list as [a,b]")
+    group, value = parsed.key_or_group, parsed.value()
+    if not group or (group_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
+        raise PhotonError(no_option(group, "null" if value is None else value))
+
+
+def _register_resolvers() -> None:
+    """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own."""
+    from omegaconf import OmegaConf
+
+    def times(factor: int, value: Any) -> Any:
+        # What is no number is told of where it comes from.
+        return factor * value if type(value) is int else value
+
+    OmegaConf.register_new_resolver("times", times, replace=True)
+
+
+def split_overrides(text: str) -> list[str]:
+    """Split the run-config string ``overrides`` as a shell would."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise PhotonError(f"overrides: cannot split {text!r} ({error}); check its quotes") from error
+
+
+@lru_cache(maxsize=8)
+def parse(text: str) -> RunConfig:
+    """Read a resolved configuration back from its YAML text.
+
+    The result is kept: every message brings the same text, and reading it costs more than a small round.
+
+    Raises
+    ------
+    PhotonError
+        If the text is not YAML or does not fit the schema.
+    """
+    try:
+        values = yaml.load(text, Loader=Loader)
+    except yaml.YAMLError as error:
+        raise PhotonError(f"config: not a valid configuration ({first_line(error)})") from error
+    return validate(values)
+
+
+def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
+    """Read ``config.yaml`` of an earlier run and change single keys of it, as in ``seed=1``.
+
+    Raises
+    ------
+    PhotonError
+        If the file or an override is wrong. Group choices such as ``strategy=diloco`` need ``conf/``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    config = load(path)
+    base = OmegaConf.create(config.text)
+    OmegaConf.set_struct(base, True)
+    try:
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals:
+                raise PhotonError(f"{override}: expected KEY=VALUE")
+            if OmegaConf.is_config(OmegaConf.select(base, key)):
+                raise PhotonError(f"{override}: with --config only single keys can be changed, not groups")
+            OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
+    except OmegaConfBaseException as error:
+        raise PhotonError(f"{key}: unknown key{nearest(key, set(known_keys()))}") from error
+    return validate(resolved(base))
+
+
+def load(path: Path) -> RunConfig:
+    """Read ``config.yaml`` of a run."""
+    if not path.is_file():
+        raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except (PhotonError, UnicodeDecodeError) as error:
+        raise PhotonError(f"{path}: {error}") from error
+
+
+def resolved(composed: Any) -> Any:
+    """Return the plain values of a composed OmegaConf configuration."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise PhotonError(f"config: {first_line(error)}") from error
+
+
+def validate(values: Any) -> RunConfig:
+    """Turn the plain values of a configuration into a :class:`RunConfig`."""
+    if not isinstance(values, dict):
+        raise PhotonError("config: expected a mapping of keys")
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise PhotonError(explain_validation(error, set(known_keys()))) from error

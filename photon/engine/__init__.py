@@ -1,0 +1,1 @@
+"""Where a federation runs: in this process, on Flower's simulation engine, on a SuperLink."""

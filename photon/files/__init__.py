@@ -1,0 +1,1 @@
+"""Helpers on files and memory: atomic writes, hashes, freed memory."""

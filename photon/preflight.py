@@ -1,0 +1,172 @@
+"""Whether a configuration can run: its components, their combination, and the tree.
+
+The schema checks its own keys. What only the configured code knows is asked here, one floor above all that it
+touches: where a run is started, and at each node that is asked to take part. These are the entrances:
+
+* `photon.commands`: ``photon train`` with ``conf/`` or ``--config``, ``photon resume``, each run of a sweep
+* `photon.server_app`: ``flwr run``, with overrides or with a resolved configuration
+* `photon.node`: a silo, a member of a tree, a gateway and a silo of islands, before they answer
+"""
+
+import inspect
+import itertools
+import math
+from dataclasses import is_dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import nn
+from torch.optim import Optimizer
+
+from photon.components import build, check_arguments, import_target
+from photon.config.compose import parse
+from photon.config.schema import Component, RunConfig
+from photon.config.tree import TreeNode
+from photon.errors import PhotonError
+from photon.link.chains import change_chain, down_chains, up_chains
+from photon.strategy.base import Strategy, strategy_of
+from photon.subfederation.config import border_privacy, node_sections
+from photon.training.schedule import build_schedule
+from photon.training.switch import check_switch
+
+
+def preflight(config: RunConfig) -> RunConfig:
+    """Check that a configuration can run, and return it.
+
+    A text that has passed is not checked again: every message brings the same one.
+
+    Raises
+    ------
+    PhotonError
+        For a component that cannot be imported or built, or is of another kind than its section; an argument
+        that it does not take (the nearest valid one is named); a combination that cannot work; or a node of
+        the tree with such a setting.
+    """
+    _passed(config.text)
+    return config
+
+
+@lru_cache(maxsize=64)
+def _passed(text: str) -> None:
+    config = parse(text)
+    for where in ("optimizer", "outer", "schedule", "strategy"):
+        _check_component(getattr(config, where), where)
+    for where in ("up", "down", "states"):
+        for codec in getattr(config.link, where):
+            _check_component(codec, f"link.{where}")
+    for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.up_by_name):
+        _check_component(codec, "link.up_by_name")
+    _try_components(config)
+    if config.federation.tree is not None and config.federation.parent is None:
+        _check_nodes(config)
+
+
+def _try_components(config: RunConfig) -> None:
+    """Build what can be built without silos, so that a refused value ends the run before it starts."""
+    for where in ("optimizer", "outer"):
+        # A matrix, because some optimizers take nothing else.
+        build(getattr(config, where).as_mapping(), where, [nn.Parameter(torch.zeros(2, 2))])
+    build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
+        chains(config.link)
+    strategy = build(config.strategy.as_mapping(), "strategy", config)
+    if config.privacy.on and strategy.local_state == "sync":
+        raise PhotonError(
+            "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
+            "privacy.clip_norm use keep or reset"
+        )
+    if config.privacy.secure_aggregation and not strategy.folds_mean:
+        raise PhotonError(
+            "privacy.secure_aggregation: the strategy folds more than the plain mean of the updates; use "
+            "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync, or "
+            "worldlm with strategy.backbone_weights=uniform and without strategy.embeddings=trimmed"
+        )
+    if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
+        raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
+    if config.privacy.noise_multiplier > 0 and strategy.trims:
+        raise PhotonError(
+            "privacy.noise_multiplier: with strategy.embeddings=trimmed silos tell their vocabularies, which "
+            "no noise hides; use strategy.embeddings=backbone"
+        )
+    if config.switch is not None:
+        check_switch(config.switch, config.optimizer.as_mapping())
+
+
+def _check_component(component: Component, where: str) -> None:
+    factory = import_target(component.target, where)
+    _check_kind(factory, component.target, where)
+    arguments = dict(component.model_extra or {})
+    if where == "schedule":
+        # These two are resolved by build_schedule, which knows the run.
+        arguments.pop("tuned_batch_size", None)
+        if arguments.get("steps") is None:
+            arguments.pop("steps", None)
+    check_arguments(factory, arguments, where)
+    for name, value in arguments.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PhotonError(f"{where}.{name}={value}: not a finite number")
+
+
+def _check_kind(factory: Any, target: str, where: str) -> None:
+    """Let a section call nothing but what it is for: a configuration may come from another organisation."""
+    if where in ("optimizer", "outer"):
+        fits, kind = inspect.isclass(factory) and issubclass(factory, Optimizer), "a torch.optim.Optimizer"
+    elif where == "strategy":
+        fits, kind = inspect.isclass(factory) and issubclass(factory, Strategy), "a photon Strategy"
+    elif where == "schedule":
+        fits, kind = inspect.isclass(factory) and is_dataclass(factory), "a schedule (a frozen dataclass)"
+    else:
+        needed = ("name", "encode", "decode")
+        fits, kind = inspect.isclass(factory) and all(hasattr(factory, one) for one in needed), "a codec"
+    if not fits:
+        raise PhotonError(f"{where}._target_={target} is not {kind}; see docs/contributing.md for what fits")
+
+
+def _check_nodes(config: RunConfig) -> None:
+    """Check what the nodes of the tree set for themselves, before anything starts.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key, option or value, or what needs silos in the place of federations.
+    """
+    root = config.federation.root
+    for node in [] if root is None else root.walk():
+        try:
+            sections = node_sections(config, node)
+            if node.privacy is not None and border_privacy(config, node).clip_norm is None:
+                raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
+            alone = config.federation.model_copy(update={"tree": None})
+            privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
+            own = {**sections, "federation": alone, "privacy": privacy}
+            rules = preflight(config.model_copy(update=own))
+            inner = next((child for child in node.children if not child.is_silo), None)
+            if inner is not None:
+                _check_over_federations(rules, inner)
+            _check_quorum(node)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            key = ".".join(str(part) for part in problem["loc"])
+            raise PhotonError(f"federation.tree: {node.name}: {key}: {problem['msg']}") from error
+        except PhotonError as error:
+            raise PhotonError(f"federation.tree: {node.name}: {error}") from error
+
+
+def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
+    strategy = strategy_of(rules)
+    if rules.link.down_of == "update":
+        raise PhotonError(
+            f"link.down_of=update: {child.name} is a federation, to which parameters do not travel as a "
+            "change; set link.down_of=parameters"
+        )
+    if strategy.silos_only is not None:
+        raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
+
+
+def _check_quorum(node: TreeNode) -> None:
+    children = len(node.children)
+    most = min(node.cohort or children, children) + (node.data is not None)
+    if node.quorum is not None and node.quorum > most:
+        raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")

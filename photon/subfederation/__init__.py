@@ -1,0 +1,1 @@
+"""Federations that take part in a larger one as a silo does."""
