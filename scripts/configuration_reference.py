@@ -34,8 +34,8 @@ LONGEST_DEFAULT = 60
 INTRODUCTION = """\
 # Configuration reference
 
-This page is made from `photon/config/schema.py` and `conf/` by `python scripts/configuration_reference.py`; change
-those, not this page.
+This page is made from `photon/config/schema.py` and `conf/` by `python scripts/configuration_reference.py`;
+change those, not this page.
 
 A run is one configuration. Hydra composes it from `conf/config.yaml` and one file of each group below, and
 Photon checks it against a typed schema: an unknown key, a wrong type or values that cannot work together end

@@ -6,7 +6,7 @@ never stopped.
 
 from collections.abc import Collection, Mapping
 
-from photon.federation.rounds import Patience
+from photon.federation.exchange import Patience
 from photon.state.checkpoint import LedgerEntry
 
 

@@ -8,7 +8,7 @@ from flwr.serverapp import Grid
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
-from photon.federation.rounds import Failure, exchange
+from photon.federation.exchange import Failure, exchange, time_to_live
 from photon.link.messages import BODY, Describe, Description, SiloInfo, pack, unpack
 
 #: Seconds a node may take to describe its silos (it imports torch and opens its data).
@@ -102,6 +102,35 @@ class Roster:
         """Return the online silos in name order."""
         found = {silo.name: silo for silos in self._hosts.values() for silo in silos}
         return [found[name] for name in sorted(found)]
+
+    def is_federation(self, name: str) -> bool:
+        """Tell whether an online silo is a federation."""
+        return any(silo.federation for silo in self.silos() if silo.name == name)
+
+    def message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
+        """Return a message to the node that hosts all of ``members``.
+
+        Parameters
+        ----------
+        content
+            What it brings.
+        kind
+            What it asks for: query, train or evaluate.
+        group
+            Flower's name for the messages of one occasion.
+
+        Raises
+        ------
+        PhotonError
+            If no single node hosts them.
+        """
+        return Message(
+            content,
+            dst_node_id=self.node_of(members),
+            message_type=kind,
+            ttl=time_to_live(self._config.federation.deadline),
+            group_id=group,
+        )
 
     def node_of(self, members: Sequence[str]) -> int:
         """Return a node that hosts all of ``members``; silos that share nodes are spread over them.

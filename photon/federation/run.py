@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flwr.serverapp import Grid
 from rich.console import Console
@@ -16,16 +16,12 @@ from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
-from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment, Outcome
 from photon.files.atomic import write_text
 from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
 from photon.telemetry.display import Display
 from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFinished, RunInterrupted
 from photon.telemetry.log import EventLog, read_events
 from photon.telemetry.summary import build_summary
-
-if TYPE_CHECKING:
-    from photon.federation.federation import Federation
 
 #: Held by the process that trains the run.
 LOCK = ".lock"
@@ -101,6 +97,7 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     """
     # Here, because it brings transformers: who only starts a run on another engine does without.
     from photon.federation.federation import Federation
+    from photon.federation.for_above import carry_out, reason_of
 
     run_dir = check_run_dir(config, resume)
     with _alone(run_dir), _listeners(config, run_dir, live=live) as listeners:
@@ -117,30 +114,12 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
         except BaseException as error:
             bad_input = isinstance(error, PhotonError)
             stream.emit(
-                RunInterrupted(round=_last_round(run_dir), reason=_reason(error), bad_input=bad_input)
+                RunInterrupted(round=_last_round(run_dir), reason=reason_of(error), bad_input=bad_input)
             )
             if isinstance(error, OSError):
                 # A full disk, or a folder that is gone: nothing of the run is at fault.
-                raise RunError(f"{run_dir}: {_reason(error)}") from error
+                raise RunError(f"{run_dir}: {reason_of(error)}") from error
             raise
-
-
-def carry_out(federation: "Federation", *, resume: bool) -> None:
-    """Do what the federation above wants, and leave behind how it ended."""
-    run_dir = federation.run_dir
-    assignment = Assignment.read(run_dir)
-    try:
-        if assignment.kind == "train":
-            federation.run(resume=resume, assignment=assignment)
-        elif assignment.kind == "evaluate":
-            evaluation = federation.evaluate(assignment)
-            write_text(run_dir / EVALUATION, evaluation.model_dump_json() + "\n", flush=False)
-        else:
-            write_text(run_dir / DESCRIPTION, federation.describe().model_dump_json() + "\n", flush=False)
-    except BaseException as error:
-        Outcome(assignment=assignment.key, error=_reason(error)).write(run_dir)
-        raise
-    Outcome(assignment=assignment.key).write(run_dir)
 
 
 def check_run_dir(config: RunConfig, resume: bool) -> Path:
@@ -301,10 +280,3 @@ def _run_dir(config: RunConfig) -> Path:
 
 def _last_round(run_dir: Path) -> int:
     return max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
-
-
-def _reason(error: BaseException) -> str:
-    if isinstance(error, KeyboardInterrupt | SystemExit):
-        return "stopped by the user"
-    text = " ".join(str(error).split())
-    return text if isinstance(error, PhotonError | RunError) else f"{type(error).__name__}: {text}"

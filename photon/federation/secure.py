@@ -25,7 +25,7 @@ import torch
 
 from photon.config.schema import PrivacySection
 from photon.errors import PhotonError, RunError
-from photon.federation.rounds import Failure
+from photon.federation.exchange import Failure
 from photon.flower_compat import (
     bytes_to_private_key,
     bytes_to_public_key,

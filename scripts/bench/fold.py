@@ -103,7 +103,7 @@ def compare_rounds(report: Report, arguments: argparse.Namespace) -> None:
     from flwr.app import Message
     from flwr.serverapp.strategy import FedAvg
 
-    from photon.federation.checks import problem_with, shapes_of
+    from photon.federation.admission import problem_with, shapes_of
     from photon.flower_compat import ensure_task_identity
     from photon.link.records import decode_groups
     from photon.strategy.fold import WeightedMean

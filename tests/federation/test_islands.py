@@ -18,8 +18,8 @@ from photon.data.prepared import PreparedData
 from photon.data.separate import separate_silo
 from photon.engine.inprocess import InProcessGrid, ParallelGrid, run_inprocess
 from photon.errors import PhotonError
+from photon.federation.exchange import exchange
 from photon.federation.federation import Federation
-from photon.federation.rounds import exchange
 from photon.federation.run import prepare_run, run_federation
 from photon.link.answer import MessageType, NodeConfig
 from photon.silo import worker_client

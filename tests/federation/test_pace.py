@@ -13,8 +13,8 @@ from photon.client_app import answer
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import InProcessGrid
 from photon.federation import rounds
+from photon.federation.exchange import Patience, exchange
 from photon.federation.pace import learnt_patience, matched_steps
-from photon.federation.rounds import Patience, exchange
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
 from photon.state.checkpoint import CheckpointStore, LedgerEntry

@@ -11,7 +11,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
-from photon.federation.checks import problem_with
+from photon.federation.admission import problem_with
 from photon.link.messages import TrainOrder, TrainReport
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore

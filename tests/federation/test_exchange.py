@@ -8,8 +8,7 @@ import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 
 from photon.engine.inprocess import InProcessGrid
-from photon.federation import rounds
-from photon.federation.rounds import Failure, exchange
+from photon.federation.exchange import Failure, exchange
 from photon.flower_compat import assign_message_id, ensure_task_identity
 
 
@@ -73,7 +72,7 @@ def test_answers_come_in_cohort_order_whatever_the_arrival(arrival: tuple[str, .
 
 
 def test_large_early_replies_stay_in_the_superlink(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "HELD_BYTES", 1)
+    monkeypatch.setattr("photon.federation.exchange.HELD_BYTES", 1)
     grid = ScriptedGrid(["c", "b", "a"])
     received: list[str] = []
     stream = exchange(grid, messages("abc"), lambda p, _: received.append(p) or p, deadline=5)

@@ -1,7 +1,7 @@
 """One exchange with a cohort: push, then pull replies one at a time until all are in or time is up."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -13,6 +13,9 @@ from photon.link.records import count_bytes
 
 #: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
 HELD_BYTES = 256 * 2**20
+
+#: Seconds that Flower keeps a message when rounds have no deadline.
+NO_DEADLINE_TTL = 7 * 86400.0
 
 FailureKind = Literal["error", "rejected", "refused", "deadline", "unavailable"]
 Answer = TypeVar("Answer")
@@ -46,6 +49,11 @@ class Patience:
     reason: str
 
 
+def time_to_live(deadline: float | None) -> float:
+    """Return for how many seconds Flower keeps a message: longer than a deadline, which is ours to tell."""
+    return 2 * deadline + 600 if deadline else NO_DEADLINE_TTL
+
+
 def exchange(
     grid: Grid,
     messages: dict[str, Message],
@@ -54,7 +62,7 @@ def exchange(
     deadline: float | None,
     patience: Patience | None = None,
 ) -> Iterator[tuple[str, Answer | Failure]]:
-    """Send one message to each participant and yield the answers in the order of ``messages``.
+    """Send one message to each participant at once, and yield the answers in the order of ``messages``.
 
     That order, not the order of arrival, is what makes a fold reproducible. A reply that comes early is
     received at once and held until its turn, as long as the held replies stay small; large ones stay in
@@ -73,18 +81,34 @@ def exchange(
     patience
         An earlier end of the wait; None: the deadline alone.
     """
-    waiting: dict[str, str] = {}
-    answers: dict[str, Answer | Failure] = {}
     expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
-    cohort = list(messages)
-    for participant in cohort:
+    pushed: dict[str, str | None] = {}
+    for participant in list(messages):
         # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
-        pushed = [identifier for identifier in grid.push_messages([messages.pop(participant)]) if identifier]
-        if pushed:
-            waiting[participant] = pushed[0]
-        else:
-            answers[participant] = Failure("unavailable", "the message could not be delivered")
+        identifiers = grid.push_messages([messages.pop(participant)])
+        pushed[participant] = next((identifier for identifier in identifiers if identifier), None)
     may_hold = HELD_BYTES // max(1, expected_bytes)
+    return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, patience)
+
+
+def _answers(
+    grid: Grid,
+    pushed: Mapping[str, str | None],
+    receive: Callable[[str, Message], Answer | Failure],
+    may_hold: int,
+    begin: float,
+    deadline: float | None,
+    patience: Patience | None,
+) -> Iterator[tuple[str, Answer | Failure]]:
+    """Yield the answers to messages by their ids; one without an id was not delivered."""
+    waiting = {
+        participant: identifier for participant, identifier in pushed.items() if identifier is not None
+    }
+    answers: dict[str, Answer | Failure] = {
+        participant: Failure("unavailable", "the message could not be delivered")
+        for participant, identifier in pushed.items()
+        if identifier is None
+    }
 
     def poll(participant: str) -> bool:
         # A function of its own, so that no reply stays alive in the frame of the suspended generator.
@@ -98,8 +122,7 @@ def exchange(
         return moved
 
     failures = 0
-    begin = time.monotonic()
-    for turn in cohort:
+    for turn in pushed:
         while turn not in answers:
             moved = poll(turn)
             if not moved:

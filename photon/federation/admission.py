@@ -1,14 +1,21 @@
-"""What a reply must be before it may touch the global model."""
+"""The server's gate: what a reply must be before it may touch the global model or a figure."""
 
+import math
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import torch
+from flwr.app import Message
 
+from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.federation.exchange import Failure
 from photon.link.coding import SparseTensor
-from photon.link.messages import TrainOrder, TrainReport
+from photon.link.messages import EvaluateReport, TrainOrder, TrainReport, unpack
 from photon.link.records import Shapes
-from photon.models.vocabulary import unpack_vocabulary
+from photon.link.transport import ServerLink, Ticket
+from photon.models.vocabulary import token_parameters, unpack_vocabulary
+from photon.strategy.base import Strategy
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
@@ -19,6 +26,103 @@ def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dic
 def nbytes_of(shapes: Shapes) -> int:
     """Return the bytes of state groups of some shapes in float32."""
     return 4 * sum(size.numel() for tensors in shapes.values() for size in tensors.values())
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A reply to a train order that may count: its report, and its state groups as they came."""
+
+    report: TrainReport
+    groups: dict[str, dict[str, torch.Tensor | SparseTensor]]
+
+
+class Admission:
+    """Judges the replies of a run's rounds.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    strategy
+        Says what replies may hold beside what is due.
+    link
+        Decodes them.
+    """
+
+    def __init__(self, config: RunConfig, strategy: Strategy, link: ServerLink) -> None:
+        self._config = config
+        self._strategy = strategy
+        self._link = link
+
+    def trained(
+        self,
+        message: Message,
+        order: TrainOrder,
+        expected: Shapes,
+        ticket: Ticket | None,
+        *,
+        params: Mapping[str, torch.Size],
+        sequence_length: int,
+        federation: bool,
+    ) -> Trained | Failure:
+        """Return a reply to a train order, or why it is rejected.
+
+        Parameters
+        ----------
+        message
+            The reply.
+        order, expected, ticket
+            What was asked, the shapes of the state groups that are due, and where the reply may have been
+            written.
+        params
+            Shape of every parameter.
+        sequence_length
+            Tokens of a window.
+        federation
+            Whether it comes from a federation, whose pace and members are its own.
+
+        Raises
+        ------
+        PhotonError
+            If it cannot be read.
+        """
+        optional = self._strategy.optional_groups(params)
+        report = unpack(message.content, TrainReport)
+        groups = self._link.receive(message.content, ticket, {**optional, **expected})
+        problem = problem_with(
+            report,
+            groups,
+            order,
+            expected,
+            sequence_length,
+            optional=optional,
+            summed=self.summed(params),
+            rows=self._rows(params),
+            federation=federation,
+        )
+        return Failure("rejected", problem) if problem else Trained(report, groups)
+
+    def evaluated(self, message: Message, server_round: int, silo: str) -> EvaluateReport | Failure:
+        """Return a silo's evaluation, or why it is rejected.
+
+        Raises
+        ------
+        PhotonError
+            If it cannot be read.
+        """
+        report = unpack(message.content, EvaluateReport)
+        losses = [report.loss, *(node["loss"] for node in report.per_node.values())]
+        if (report.round, report.silo) != (server_round, silo) or not all(map(math.isfinite, losses)):
+            return Failure("rejected", f"its evaluation is not one of round {server_round}")
+        return report
+
+    def summed(self, params: Mapping[str, torch.Size]) -> frozenset[str]:
+        """Return the parameters that are masked if anything is."""
+        return frozenset(self._strategy.summed_params(params))
+
+    def _rows(self, params: Mapping[str, torch.Size]) -> int | None:
+        """Return how many rows the embedding has, if silos tell which of them they train."""
+        return params[token_parameters(self._config.model)[0]][0] if self._strategy.trims else None
 
 
 def problem_with(

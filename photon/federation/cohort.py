@@ -1,0 +1,85 @@
+"""Who can train, whether they go together, and who is drawn for a round."""
+
+import random
+from collections.abc import Sequence
+
+from photon.components import nearest
+from photon.config.schema import RunConfig
+from photon.errors import PhotonError
+from photon.link.messages import SiloInfo
+from photon.state.checkpoint import Checkpoint
+from photon.strategy.base import Participant, Strategy
+
+
+def draw_cohort(
+    config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo], server_round: int
+) -> list[Participant]:
+    """Draw the cohort: a function of seed, round and who is online, so a resumed run draws the same."""
+    own_silo = config.federation.own_silo
+    everybody = strategy.participants(silos)
+    online = [participant for participant in everybody if participant.name != own_silo]
+    size = min(config.cohort or len(online), len(online))
+    drawn = random.Random(f"{config.seed}/{server_round}").sample(online, size)
+    if strategy.schedule == "parallel":
+        drawn += [participant for participant in everybody if participant.name == own_silo]
+    return sorted(drawn, key=lambda participant: participant.name)
+
+
+def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]) -> None:
+    """Check that silos fit the configuration and each other.
+
+    Raises
+    ------
+    PhotonError
+        If they do not.
+    """
+    participants = strategy.participants(silos)
+    cohort = config.cohort
+    # A tree says itself how many there are.
+    if cohort is not None and cohort > len(silos) and config.federation.tree is None:
+        raise PhotonError(
+            f"cohort={cohort} is larger than the federation of {len(silos)} silos "
+            f"({', '.join(silo.name for silo in silos)}); set cohort={len(silos)} or cohort=null"
+        )
+    if config.federation.quorum > len(participants):
+        raise PhotonError(
+            f"federation.quorum={config.federation.quorum} is larger than the "
+            f"{len(participants)} participants; lower it"
+        )
+    names = [silo.name for silo in silos]
+    own_silo = config.federation.own_silo
+    if own_silo is not None and own_silo not in names:
+        raise PhotonError(
+            f"federation.own_silo={own_silo}: no such silo{nearest(own_silo, names)}; "
+            f"there are {', '.join(names)}"
+        )
+    reference = silos[0]
+    for silo in silos:
+        for what in ("tokenizer_sha256", "vocab_size", "sequence_length"):
+            if getattr(silo, what) != getattr(reference, what):
+                raise PhotonError(
+                    f"silos {reference.name} and {silo.name} differ in {what} "
+                    f"({getattr(reference, what)} and {getattr(silo, what)}); "
+                    "prepare both with the same tokenizer and sequence length"
+                )
+    if reference.sequence_length > config.model.sequence_length:
+        raise PhotonError(
+            f"the data's sequence length {reference.sequence_length} is longer than the model's "
+            f"(model.sequence_length={config.model.sequence_length}); prepare the data with "
+            "--sequence-length, or raise model.sequence_length and the architecture's positions"
+        )
+
+
+def check_same_data(checkpoint: Checkpoint, silos: Sequence[SiloInfo]) -> None:
+    """Check that silos have the text that a run began with.
+
+    Raises
+    ------
+    PhotonError
+        If they have not.
+    """
+    if silos[0].tokenizer_sha256 != checkpoint.state.tokenizer_sha256:
+        raise PhotonError(
+            f"{checkpoint.path}: the run began with another tokenizer than the silos have now; "
+            "put the original data back"
+        )

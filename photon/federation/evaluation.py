@@ -1,0 +1,139 @@
+"""The evaluation of a model on every silo's own validation text."""
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from photon.config.schema import RunConfig
+from photon.federation.admission import Admission
+from photon.federation.exchange import Failure, exchange
+from photon.federation.roster import Roster
+from photon.federation.round_events import RoundEvents
+from photon.link.messages import BODY, EvaluateOrder, EvaluateReport, SiloInfo, pack
+from photon.link.records import count_bytes
+from photon.link.transport import ServerLink
+from photon.state.checkpoint import Checkpoint, LedgerEntry
+from photon.telemetry.events import Evaluated, SiloEvaluation
+
+
+class Evaluation:
+    """Lets silos evaluate the models of a run.
+
+    Parameters
+    ----------
+    grid, roster
+        Where the silos are.
+    link
+        Encodes the model.
+    admission
+        Judges the answers.
+    events
+        Where the result, and what went wrong, is told.
+    """
+
+    def __init__(
+        self, grid: Grid, roster: Roster, link: ServerLink, admission: Admission, events: RoundEvents
+    ) -> None:
+        self._grid = grid
+        self._roster = roster
+        self._link = link
+        self._admission = admission
+        self._events = events
+
+    def of(self, checkpoint: Checkpoint, sent_config: RunConfig, *, own: bool) -> Evaluated | None:
+        """Let every online silo evaluate a checkpoint's model on its own validation text.
+
+        Parameters
+        ----------
+        sent_config
+            The configuration that silos are sent.
+        own
+            Whether nodes also evaluate models of their own.
+
+        Returns
+        -------
+        Evaluated or None
+            The event that was emitted; None if no silo could.
+        """
+        begin = time.perf_counter()
+        state = checkpoint.state
+        # The next round trains from what is evaluated here.
+        records = self._link.send({"params": checkpoint.load_params()}, state.run_id, state.round + 1)
+        messages = {}
+        for silo in self._asked():
+            content = RecordDict(dict(records))
+            order = EvaluateOrder(
+                round=state.round,
+                silo=silo.name,
+                run_id=state.run_id,
+                last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
+                own=own,
+            )
+            content[BODY] = pack(order, sent_config)
+            messages[silo.name] = self._roster.message(
+                content, [silo.name], "evaluate", f"evaluate-{state.round}"
+            )
+        if not messages:
+            return None
+        traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
+
+        def receive(name: str, message: Message) -> EvaluateReport | Failure:
+            traffic["up"] += count_bytes(message.content)
+            return self._admission.evaluated(message, state.round, name)
+
+        per_silo: dict[str, SiloEvaluation] = {}
+        per_node: dict[str, SiloEvaluation] = {}
+        deadline = sent_config.federation.deadline
+        for name, answer in exchange(self._grid, messages, receive, deadline=deadline):
+            if not isinstance(answer, Failure):
+                per_silo[name] = per_node[name] = _evaluation(answer.loss, answer.tokens)
+                per_node |= {
+                    node: _evaluation(found["loss"], found["tokens"])
+                    for node, found in answer.per_node.items()
+                }
+            elif answer.kind == "refused":
+                self._events.does_not_evaluate(name, answer.reason)
+            else:
+                self._events.client_failed(state.round, name, answer)
+        if not per_silo:
+            self._events.notice("warning", f"round {state.round}: no silo could evaluate the model")
+            return None
+        tokens = sum(silo["tokens"] for silo in per_silo.values())
+        loss = math.fsum(silo["loss"] * silo["tokens"] for silo in per_silo.values()) / tokens
+        evaluated = Evaluated(
+            round=state.round,
+            per_silo=per_silo,
+            per_node=per_node if own else {},
+            loss=loss,
+            perplexity=_perplexity(loss),
+            tokens_trained=state.tokens,
+            bytes_up=traffic["up"],
+            bytes_down=traffic["down"],
+            seconds=time.perf_counter() - begin,
+        )
+        self._events.stream.emit(evaluated)
+        return evaluated
+
+    def _asked(self) -> Sequence[SiloInfo]:
+        """Return the online silos that do not keep their validation figures."""
+        asked = []
+        for silo in self._roster.silos():
+            if silo.validation_tokens is None:
+                self._events.does_not_evaluate(silo.name, "it keeps its validation figures")
+            else:
+                asked.append(silo)
+        return asked
+
+
+def _perplexity(loss: float) -> float:
+    with contextlib.suppress(OverflowError):
+        return math.exp(loss)
+    return math.inf
+
+
+def _evaluation(loss: float, tokens: int) -> SiloEvaluation:
+    return {"loss": loss, "perplexity": _perplexity(loss), "tokens": tokens}

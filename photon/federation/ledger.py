@@ -1,0 +1,104 @@
+"""What a round adds to the state that the next one needs: counters, the ledger of silos, typical scalars."""
+
+import math
+import statistics
+import uuid
+from collections.abc import Collection, Mapping
+
+from photon.config.schema import RunConfig
+from photon.errors import RunError
+from photon.link.messages import SiloInfo, TrainReport
+from photon.models.vocabulary import joined_vocabulary
+from photon.state.checkpoint import LedgerEntry, ServerState
+from photon.strategy.base import Aggregate
+
+
+def first_state(silo: SiloInfo) -> ServerState:
+    """Return the numbers of a run before its first round, whose silos are as this one."""
+    return ServerState(
+        run_id=uuid.uuid4().hex,
+        round=0,
+        global_step=0,
+        tokens=0,
+        vocab_size=silo.vocab_size,
+        sequence_length=silo.sequence_length,
+        tokenizer_sha256=silo.tokenizer_sha256,
+    )
+
+
+def advance(
+    config: RunConfig,
+    before: ServerState,
+    reports: Mapping[str, TrainReport],
+    arrivals: Mapping[str, float],
+    aggregate: Aggregate,
+) -> ServerState:
+    """Return the state after a round.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    before
+        The state that the round began with.
+    reports, arrivals
+        Of each participant whose reply was folded: its report, and after how many seconds it came.
+    aggregate
+        What the replies came to.
+
+    Raises
+    ------
+    RunError
+        If the outer step leaves no finite parameters.
+    """
+    server_round = before.round + 1
+    step = aggregate.step
+    if not math.isfinite(step.pseudo_gradient_norm) or not math.isfinite(step.parameter_norm):
+        raise RunError(
+            f"round {server_round}: the outer step leaves no finite parameters; lower outer.lr or the "
+            "learning rate in config.yaml"
+        )
+    ledger = dict(before.ledger)
+    for name, report in reports.items():
+        tokens = ledger.get(name, LedgerEntry()).tokens + report.tokens
+        ledger[name] = LedgerEntry(
+            last_round=server_round,
+            position=report.position,
+            tokens=tokens,
+            steps_per_second=report.steps / report.seconds["training"],
+            arrival_seconds=arrivals[name],
+        )
+    return before.model_copy(
+        update={
+            "round": server_round,
+            "global_step": before.global_step + config.steps_of(server_round),
+            "tokens": before.tokens + sum(report.tokens for report in reports.values()),
+            "model_id": uuid.uuid4().hex,
+            "ledger": ledger,
+            "outer_scalars": dict(aggregate.outer_scalars),
+            "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
+            "local_scalars": _typical_scalars(reports.values()),
+            "residuals": list(aggregate.residuals),
+            "vocabulary": _joined(before.vocabulary, reports.values()),
+            "noise": before.noise.add(
+                aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
+            ),
+        }
+    )
+
+
+def _joined(before: str | None, reports: Collection[TrainReport]) -> str | None:
+    """Return the rows that were trained, all that reports tell of them; None: no report tells any."""
+    for report in reports:
+        if report.vocabulary is not None:
+            before = joined_vocabulary(before, report.vocabulary)
+    return before
+
+
+def _typical_scalars(reports: Collection[TrainReport]) -> dict[str, float]:
+    """Return the median of each scalar state, which a single client cannot distort."""
+    names = {name for report in reports for name in report.scalars}
+    return {
+        name: statistics.median_low([r.scalars[name] for r in reports if name in r.scalars])
+        for name in sorted(names)
+    }

@@ -1,0 +1,204 @@
+"""What a round asks of its cohort: orders, and messages that bring state groups with them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from flwr.app import Message, RecordDict
+
+from photon.config.schema import RunConfig
+from photon.errors import PhotonError
+from photon.federation.admission import nbytes_of, shapes_of
+from photon.federation.pace import matched_steps
+from photon.federation.roster import Roster
+from photon.link.coding import Packed
+from photon.link.messages import BODY, TrainOrder, pack
+from photon.link.records import Shapes, count_bytes
+from photon.link.transport import ServerLink, Ticket, group_bytes
+from photon.link.update import encode_change
+from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
+from photon.strategy.base import Participant, Strategy
+from photon.training.loop import state_shapes
+
+
+@dataclass(frozen=True)
+class Requests:
+    """What goes out to a cohort, and what is expected back, by participant.
+
+    Attributes
+    ----------
+    orders
+        What each is to do.
+    messages
+        Emptied as they are sent.
+    expected
+        Shapes of the state groups that a reply must hold.
+    tickets
+        Where each may write its reply; None: inside its message.
+    down
+        Bytes of the message, and those of each state group in it.
+    """
+
+    orders: Mapping[str, TrainOrder]
+    messages: dict[str, Message]
+    expected: Mapping[str, Shapes]
+    tickets: Mapping[str, Ticket | None]
+    down: Mapping[str, tuple[int, dict[str, int]]]
+
+
+class RequestWriter:
+    """Writes the requests of a run's rounds.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    strategy
+        Says who gets which state groups.
+    link
+        Encodes them.
+    roster
+        Knows where silos are.
+    """
+
+    def __init__(self, config: RunConfig, strategy: Strategy, link: ServerLink, roster: Roster) -> None:
+        self._config = config
+        self._strategy = strategy
+        self._link = link
+        self._roster = roster
+        self._shapes: dict[str, dict[str, torch.Size]] = {}
+        #: What the round's silos have decoded of the parameters, where the link sends their change.
+        self.reference: dict[str, torch.Tensor] | None = None
+
+    def shapes(self, checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
+        """Return the shape of every parameter."""
+        if not self._shapes:
+            self._shapes = shapes_of({"params": checkpoint.load_params()})
+        return self._shapes["params"]
+
+    def orders(
+        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+    ) -> dict[str, TrainOrder]:
+        """Return what each participant is to do."""
+        state, federation = checkpoint.state, self._config.federation
+        due_params = self._strategy.due_params(server_round, self.shapes(checkpoint))
+        most = self._config.steps_of(server_round)
+        steps = dict.fromkeys((participant.name for participant in cohort), most)
+        if federation.match_speed:
+            steps = matched_steps(most, steps, state.ledger)
+        orders = {}
+        for participant in cohort:
+            entry = state.ledger.get(participant.name, LedgerEntry())
+            orders[participant.name] = TrainOrder(
+                run_id=state.run_id,
+                model_id=state.model_id,
+                round=server_round,
+                silo=participant.name,
+                members=list(participant.members),
+                global_step=state.global_step,
+                steps=steps[participant.name],
+                batch_size=participant.batch_size,
+                local_state=self._strategy.local_state,
+                last_round=entry.last_round,
+                position=entry.position,
+                cohort=len(cohort),
+                due=self._strategy.due_groups(server_round),
+                due_params=due_params,
+                mixing=self._strategy.mixing,
+                averaged_rounds=state.averaged_rounds,
+                scalars=state.local_scalars,
+                residuals=self._strategy.residual_tags(checkpoint, participant.name),
+                own_layers=participant.name != federation.own_silo,
+            )
+        return orders
+
+    def write(
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        orders: Mapping[str, TrainOrder],
+        sent_config: RunConfig,
+    ) -> Requests:
+        """Return the messages that bring orders and state groups to a cohort.
+
+        Parameters
+        ----------
+        sent_config
+            The configuration that silos are sent.
+        """
+        run_id = checkpoint.state.run_id
+        groups = self._strategy.configure_train(server_round, checkpoint, cohort)
+        change, base = self._change(server_round, checkpoint)
+        everything = len(self.shapes(checkpoint))
+        encoded: dict[tuple[int, bool], RecordDict] = {}
+        messages: dict[str, Message] = {}
+        expected: dict[str, Shapes] = {}
+        tickets: dict[str, Ticket | None] = {}
+        for participant in cohort:
+            name, order = participant.name, orders[participant.name]
+            own = groups[name]
+            whole = len(own["params"]) == everything
+            follows = change is not None and order.last_round == checkpoint.state.round
+            # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
+            if (key := (id(own), follows)) not in encoded:
+                encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
+            content = RecordDict(dict(encoded[key]))
+            expected[name] = self._expected(checkpoint, order)
+            tickets[name] = self._link.admit(content, nbytes_of(expected[name]), run_id, server_round)
+            order = order.model_copy(update={"whole": whole, "base": base if follows else None})
+            content[BODY] = pack(order, sent_config)
+            messages[name] = self._roster.message(
+                content, participant.members, "train", f"round-{server_round}"
+            )
+        down = {
+            name: (count_bytes(message.content), group_bytes(message.content))
+            for name, message in messages.items()
+        }
+        return Requests(orders, messages, expected, tickets, down)
+
+    def _change(
+        self, server_round: int, checkpoint: Checkpoint
+    ) -> tuple[Mapping[str, Packed] | None, str | None]:
+        """Return what brings the last round's silos to this round's parameters, and the hash of theirs.
+
+        What all silos have after that is kept for the checkpoint. None: there is nothing to add to.
+        """
+        if self._config.link.down_of == "parameters":
+            return None, None
+        params, before = checkpoint.load_params(), checkpoint.load_reference()
+        if not before:
+            self.reference = params
+            return None, None
+        seed = f"{self._config.seed}/{server_round}/down"
+        change, self.reference = encode_change(params, before, self._config.link, seed=seed)
+        return change, weights_sha256(before)
+
+    def _encode(
+        self,
+        groups: Mapping[str, Mapping[str, torch.Tensor]],
+        change: Mapping[str, Packed] | None,
+        run_id: str,
+        server_round: int,
+        whole: bool,
+    ) -> RecordDict:
+        if self.reference is None:
+            return self._link.send(groups, run_id, server_round)
+        if not whole:
+            raise PhotonError(
+                "link.down_of=update: the strategy sends parameters in parts; set link.down_of=parameters"
+            )
+        if change is None:
+            return self._link.send({**groups, "params": self.reference}, run_id, server_round)
+        beside = {group: tensors for group, tensors in groups.items() if group != "params"}
+        return self._link.send_change(change, beside, run_id, server_round)
+
+    def _expected(self, checkpoint: Checkpoint, order: TrainOrder) -> Shapes:
+        """Return the shapes of the state groups that a reply must hold."""
+        params = self.shapes(checkpoint)
+        if len(order.due) > 1 and len(self._shapes) == 1:
+            self._shapes |= state_shapes(self._config.optimizer.as_mapping(), params)
+        expected = {group: self._shapes[group] for group in order.due}
+        if order.due_params is not None:
+            expected["params"] = {name: params[name] for name in order.due_params}
+        return expected

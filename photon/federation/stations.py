@@ -1,0 +1,77 @@
+"""The stations that every round of a run passes through, put together once."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+
+from photon.components import build
+from photon.config.schema import RunConfig
+from photon.federation.admission import Admission
+from photon.federation.evaluation import Evaluation
+from photon.federation.exchange import time_to_live
+from photon.federation.requests import RequestWriter
+from photon.federation.roster import Roster
+from photon.federation.round_events import RoundEvents
+from photon.link.transport import ServerLink
+from photon.strategy.base import Strategy
+from photon.telemetry.events import EventStream
+
+
+@dataclass(frozen=True)
+class Stations:
+    """What the rounds of a run are made of.
+
+    Attributes
+    ----------
+    grid
+        Where the nodes are.
+    strategy
+        Says who gets which state groups, and how replies are folded.
+    roster
+        Knows which silos are online.
+    link
+        Encodes and decodes state groups.
+    requests
+        Writes what a cohort is asked.
+    admission
+        Judges what comes back.
+    evaluation
+        Lets silos evaluate a model.
+    events
+        Tells what happens.
+    """
+
+    grid: Grid
+    strategy: Strategy
+    roster: Roster
+    link: ServerLink
+    requests: RequestWriter
+    admission: Admission
+    evaluation: Evaluation
+    events: RoundEvents
+
+    @classmethod
+    def of(cls, config: RunConfig, grid: Grid, run_dir: Path, stream: EventStream) -> "Stations":
+        """Put the stations of a run together.
+
+        Raises
+        ------
+        PhotonError
+            If the strategy or the store is refused.
+        """
+        strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
+        link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
+        events = RoundEvents(config, stream)
+        roster = Roster(grid, config, lambda text: events.notice("warning", text))
+        admission = Admission(config, strategy, link)
+        return cls(
+            grid=grid,
+            strategy=strategy,
+            roster=roster,
+            link=link,
+            requests=RequestWriter(config, strategy, link, roster),
+            admission=admission,
+            evaluation=Evaluation(grid, roster, link, admission, events),
+            events=events,
+        )
