@@ -1,6 +1,5 @@
 """Which node answers a message: a silo, a federation of the tree, a gateway, or a silo of islands."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import RecordDict
@@ -8,7 +7,6 @@ from flwr.app import RecordDict
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
-from photon.errors import RefusedError
 from photon.link.answer import Answer, MessageType, NodeConfig
 from photon.link.messages import (
     BODY,
@@ -18,18 +16,18 @@ from photon.link.messages import (
     Query,
     TrainOrder,
     pack,
-    pack_refusal,
     unpack,
     unpack_config,
 )
 from photon.preflight import preflight
 from photon.silo import service
 from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
-from photon.state.silo import SiloStore
 from photon.subfederation import islands as island_rounds
+from photon.subfederation import service as member_service
 from photon.subfederation.config import border_privacy
+from photon.subfederation.describe import describe_children
 from photon.subfederation.gateway import GatewaySettings, below, drive, read_gateway
-from photon.subfederation.member import Drive, Member, describe_children
+from photon.subfederation.member import Drive, Member
 
 
 def answer(
@@ -73,7 +71,7 @@ def answer(
     node = root.child(order.silo)
     if node is not None and not node.is_silo:
         member = _ready(Member(node, site, carried_out, _drive_here(node_config)))
-        return member.answer(message_type, content)
+        return member_service.answer(member, message_type, content)
     if node is not None and node.privacy is not None:
         config = config.model_copy(update={"privacy": border_privacy(config, node)})
     return service.answer_at(message_type, content, *find_site(node_config, config))
@@ -109,7 +107,7 @@ def _answer_as_gateway(
 ) -> RecordDict:
     """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
     member = _ready(Member(settings.node, site, config, drive(settings), below(settings)))
-    return _answer_as_silo(member, message_type, content, site, config, lambda _: None)
+    return member_service.answer_as_silo(member, message_type, content, lambda _: None)
 
 
 def _answer_with_islands(
@@ -132,49 +130,10 @@ def _answer_with_islands(
             island_rounds.config_of(settings, config, steps),
         )
     )
-
-    def judge(order: TrainOrder) -> None:
-        if member.has_trained(order):
-            return
-        together = order.model_copy(update={"batch_size": order.batch_size * (settings.islands or 1)})
-        store = SiloStore(member.run_dir, keep=config.checkpoint.keep)
-        length = member.described.sequence_length
-        site.policy.check_order(together, length, store.trained_tokens(order.run_id))
-        # Before they train, so that a crash counts twice, and never not at all.
-        store.count_tokens(order.run_id, together.steps * together.batch_size * length)
-
-    return _answer_as_silo(member, message_type, content, site, config, judge)
+    return member_service.answer_as_silo(member, message_type, content, island_rounds.judge(member, settings))
 
 
 def _ready(member: Member) -> Member:
     """Return a member whose own configuration can run."""
     preflight(member.config)
     return member
-
-
-def _answer_as_silo(
-    member: Member,
-    message_type: MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-    judge: Callable[[TrainOrder], None],
-) -> RecordDict:
-    """Answer for a federation that looks like a silo from above; ``judge`` refuses orders to train."""
-    name = member.node.name
-    if message_type == "query":
-        if isinstance(unpack(content, Query).root, Describe):
-            described = member.describe()
-            if not site.policy.share_validation:
-                described = described.model_copy(update={"validation_tokens": None, "unigram_loss": None})
-            return RecordDict({BODY: pack(Description(silos=[described]))})
-        return service.answer_at(message_type, content, site, config)
-    try:
-        site.policy.check_run(name, config, member.described.vocab_size)
-        if message_type == "evaluate":
-            site.policy.check_evaluation(name)
-        else:
-            judge(unpack(content, TrainOrder))
-    except RefusedError as refusal:
-        return RecordDict({BODY: pack_refusal(refusal)})
-    return member.answer(message_type, content)

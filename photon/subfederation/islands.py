@@ -19,7 +19,10 @@ from photon.engine.inprocess import ParallelGrid
 from photon.errors import PhotonError
 from photon.federation.run import run_federation
 from photon.link.answer import Answer, NodeConfig
+from photon.link.messages import TrainOrder
 from photon.silo.site import NodeSettings, SiloSite
+from photon.state.silo import SiloStore
+from photon.subfederation.member import Member
 from photon.training.schedule import resolve_schedule
 
 
@@ -93,6 +96,22 @@ def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfi
             "privacy": config.privacy.model_copy(update=off),
         }
     )
+
+
+def judge(member: Member, settings: NodeSettings) -> Callable[[TrainOrder], None]:
+    """Return what refuses an order by what all islands do together, and counts their tokens."""
+
+    def check(order: TrainOrder) -> None:
+        if member.spans.has_trained(order):
+            return
+        together = order.model_copy(update={"batch_size": order.batch_size * (settings.islands or 1)})
+        store = SiloStore(member.run_dir, keep=member.above.checkpoint.keep)
+        length = member.described.sequence_length
+        member.site.policy.check_order(together, length, store.trained_tokens(order.run_id))
+        # Before they train, so that a crash counts twice, and never not at all.
+        store.count_tokens(order.run_id, together.steps * together.batch_size * length)
+
+    return check
 
 
 def drive(
