@@ -42,7 +42,7 @@ Nodes = Mapping[int, Mapping[str, str | int]]
 def in_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let islands work here, one after the other, and not in workers."""
     monkeypatch.setattr("photon.client_app.has_worker", lambda *_: False)
-    monkeypatch.setattr("photon.engine.inprocess.ParallelGrid", InProcessGrid)
+    monkeypatch.setattr("photon.subfederation.islands.ParallelGrid", InProcessGrid)
 
 
 @pytest.fixture
