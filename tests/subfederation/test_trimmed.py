@@ -20,7 +20,14 @@ from photon.telemetry.events import ClientFinished, Diagnostics, RoundStarted
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
 from tests.conftest import write_corpus
-from tests.federation.test_member import TREE, configuring, killed_and_resumed, params_of, per_node, training
+from tests.subfederation.test_member import (
+    TREE,
+    configuring,
+    killed_and_resumed,
+    params_of,
+    per_node,
+    training,
+)
 
 EMBEDDING = "transformer.wte.weight"
 TRIMMED = ["strategy=worldlm", "strategy.embeddings=trimmed"]

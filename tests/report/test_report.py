@@ -24,7 +24,7 @@ from photon.telemetry.events import (
     SiloEvaluation,
 )
 from photon.telemetry.log import EventLog, read_events
-from tests.telemetry.conftest import write_run
+from tests.report.conftest import write_run
 
 VOID = {"meta", "br", "hr", "img", "input", "link", "use", "path", "rect"}
 
