@@ -36,7 +36,7 @@ def report(
     output: Annotated[Path, typer.Option("--output", "-o", help="HTML file to write.")],
 ) -> None:
     """Write a report that opens in a browser; several runs are laid side by side."""
-    from photon.report.report import write_report
+    from photon.report.write import write_report
 
     write_report(run_dirs, output)
     typer.echo(str(output))

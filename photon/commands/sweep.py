@@ -50,7 +50,7 @@ def sweep(arguments: list[str], train_one: Callable[[Any], None]) -> None:
     sys.argv = ["photon train", "--multirun", *overrides]
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
 
-    from photon.report.report import write_report
+    from photon.report.write import write_report
     from photon.telemetry.summary import counted
 
     folders = sorted(path for path in Path(folder).iterdir() if path.is_dir())

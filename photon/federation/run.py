@@ -267,7 +267,7 @@ def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: Ev
         except PhotonError as error:
             stream.emit(Notice(level="warning", message=f"no export: {error}"))
     if config.telemetry.report:
-        from photon.report.report import write_report
+        from photon.report.write import write_report
 
         write_report([run_dir], run_dir / "report.html")
     return summary

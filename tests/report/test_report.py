@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from photon.errors import PhotonError
-from photon.report.report import write_report
+from photon.report.write import write_report
 from photon.telemetry.events import (
     ClientFailed,
     ClientFinished,

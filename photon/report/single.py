@@ -1,0 +1,152 @@
+"""The page on one run."""
+
+import datetime
+import shlex
+from collections.abc import Callable
+from functools import partial
+
+from photon.report import figures
+from photon.report.page import Figure, Page, Table, draw_sections
+from photon.report.plots import INK
+from photon.report.run import Run, report_command
+from photon.report.tree_section import tree_section
+from photon.telemetry.events import ClientFailed, Notice, RunInterrupted, RunStarted
+from photon.telemetry.summary import (
+    counted,
+    format_bytes,
+    format_count,
+    format_perplexity,
+    format_seconds,
+    format_share,
+    privacy_figures,
+)
+
+
+def run_page(run: Run) -> Page:
+    """Return the page on ``run``."""
+    status, kind = run.status
+    started = run.started
+    begun = datetime.datetime.fromtimestamp(run.history[0].time, datetime.UTC)
+    facts = [
+        f"strategy {started.strategy}",
+        f"model {started.model}, {format_count(started.parameters)} parameters",
+        f"{len(started.silos)} silos, {started.cohort} a round",
+        f"{counted(started.local_steps, 'local step')} of {started.batch_size} × "
+        f"{started.sequence_length} tokens",
+        f"{started.engine} engine on {started.device}",
+        f"started {begun:%Y-%m-%d %H:%M} UTC",
+    ]
+    sections: list[tuple[str, list[Callable[[Run], Figure | None]]]] = [
+        (
+            "Learning",
+            [
+                figures.perplexity_by_tokens,
+                figures.perplexity_by_time,
+                figures.train_loss,
+                figures.gradient_norm,
+            ],
+        ),
+        ("Rounds", [figures.cohorts, figures.update_norms, figures.agreement, figures.learning_rate]),
+        ("Cost", [figures.link_bytes, figures.phases, figures.throughput, figures.utilisation]),
+        ("Diagnostics", [partial(figures.diagnostics, figure=figure) for figure in run.diagnosed]),
+    ]
+    return Page(
+        title=started.name,
+        subtitle=facts,
+        status=status,
+        status_kind=kind,
+        cards=_cards(run),
+        tables=[("Validation perplexity by silo", _silo_table(run))],
+        sections=[*tree_section(run), *draw_sections(run, sections)],
+        log=_log(run),
+        configs=[("config.yaml", run.config_text)],
+        commands=_commands(run),
+        facts=_identity(run),
+    )
+
+
+def _cards(run: Run) -> list[tuple[str, str, str]]:
+    summary = run.summary
+    perplexity, sizes, seconds = summary["perplexity"], summary["bytes"], summary["seconds"]
+    roofline = run.started.roofline_flops
+    share = seconds["training"] / seconds["total"] if seconds["total"] else None
+    before, after, unigram = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
+    cards = [
+        ("Validation perplexity, all silos", f"{before} → {after}", f"the corpus's unigram model: {unigram}"),
+        (
+            "Tokens trained",
+            format_count(summary["tokens"]),
+            f"in {counted(summary['rounds'], 'round')}, all silos",
+        ),
+        ("Time", format_seconds(seconds["total"]), f"{format_share(share)} of it training"),
+        ("Sent up", format_bytes(sizes["up"]), f"{format_bytes(sizes['down'])} down"),
+        ("Tokens per second", format_count(summary["tokens_per_second"]), "tokens by total time"),
+    ]
+    if summary["mfu"] is not None and roofline:
+        peak = f"of {format_count(roofline)}FLOP/s"
+        cards.append(("Model FLOPs utilisation", format_share(summary["mfu"]), peak))
+    if summary["privacy"] is not None:
+        cards.append(("Privacy of a silo", *privacy_figures(summary["privacy"])))
+    failures = summary["failures"]
+    cards.append(("Failures", str(failures), f"and {len(run.clients)} updates that counted"))
+    return cards
+
+
+def _silo_table(run: Run) -> Table:
+    facts = run.started.silos
+    whole = sum(silo["train_tokens"] for silo in facts)
+    perplexity = run.summary["perplexity"]
+    part = {name: sum(client.silo == name for client in run.clients) for name in run.silos}
+    rows = []
+    for silo in facts:
+        found = perplexity["per_silo"][silo["name"]]
+        rows.append(
+            [
+                silo["name"],
+                *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
+                str(part[silo["name"]]),
+                f"{silo['train_tokens']:,}",
+                format_share(silo["train_tokens"] / whole if whole else None),
+            ]
+        )
+    rows.append(
+        [
+            "overall",
+            *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
+            str(len(run.clients)),
+            f"{whole:,}",
+            format_share(1.0),
+        ]
+    )
+    columns = ["silo", "before", "after", "unigram", "rounds", "train tokens", "share"]
+    return Table(columns, rows, [*run.silos.values(), INK], strong_last=True)
+
+
+def _log(run: Run) -> list[tuple[str, str, str, str]]:
+    """Return kind, time, what and details of what a reader should know of."""
+    lines = []
+    for event, seconds in zip(run.history, run.elapsed, strict=True):
+        at = format_seconds(seconds)
+        if isinstance(event, ClientFailed):
+            lines.append(
+                ("bad", at, f"round {event.round}: {event.silo} failed ({event.kind})", event.reason)
+            )
+        elif isinstance(event, Notice):
+            lines.append(("warn" if event.level == "warning" else "info", at, event.level, event.message))
+        elif isinstance(event, RunInterrupted):
+            lines.append(("warn", at, f"interrupted after round {event.round}", event.reason))
+        elif isinstance(event, RunStarted) and event.resumed_from is not None:
+            lines.append(("info", at, "resumed", f"from round {event.resumed_from}"))
+    return lines
+
+
+def _commands(run: Run) -> list[str]:
+    config = shlex.quote(str(run.folder / "config.yaml"))
+    return [f"photon train --config {config} run_dir=NEW", report_command([run])]
+
+
+def _identity(run: Run) -> list[tuple[str, str]]:
+    facts = [("run", run.started.run_id), ("parameters", f"{run.started.parameters:,}")]
+    if run.summary["weights_sha256"]:
+        facts.append(("SHA-256 of the weights", run.summary["weights_sha256"]))
+    return facts

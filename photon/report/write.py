@@ -1,0 +1,50 @@
+"""The report: one HTML page with the figures of a run, or of several runs laid side by side.
+
+The page needs nothing but itself: style and plots are in it, there are no scripts, and its content
+security policy forbids it to load anything.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import jinja2
+
+from photon import __version__
+from photon.errors import PhotonError
+from photon.files import atomic
+from photon.report.comparison import comparison_page
+from photon.report.run import Run
+from photon.report.single import run_page
+from photon.report.template import TEMPLATE
+
+
+def write_report(runs: Sequence[Path], output: Path) -> None:
+    """Write the report on one run, or on several side by side, to ``output``.
+
+    Parameters
+    ----------
+    runs
+        Run folders, with ``config.yaml`` and ``events.jsonl``; a run need not be finished.
+    output
+        The HTML file; what was there is replaced.
+
+    Raises
+    ------
+    PhotonError
+        ``runs`` is empty, a folder of it is not a run, or ``output`` cannot be written; the message names it.
+    """
+    if not runs:
+        raise PhotonError("report: no run is named; name at least one folder that `photon train` made")
+    loaded = [Run.load(folder) for folder in runs]
+    page = run_page(loaded[0]) if len(loaded) == 1 else comparison_page(loaded)
+    environment = jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    text = environment.from_string(TEMPLATE).render(page=page, version=__version__)
+    try:
+        atomic.write_text(output, text)
+    except OSError as error:
+        raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
