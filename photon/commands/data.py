@@ -21,105 +21,118 @@ _TEXT = "What is read"
 _SHAPE = "What is written"
 _HUB = "Corpora of the Hugging Face hub"
 
+# What `prepare` can be told.
+_Output = Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must not exist or be empty.")]
+_Silo = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=PATH",
+        help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). "
+        "Repeat it for more silos; a repeated NAME adds to the same one.",
+        rich_help_panel=_TEXT,
+    ),
+]
+_Embedded = Annotated[
+    bool,
+    typer.Option(
+        "--embedded",
+        help="Use text that the installed packages bring: four silos, nothing is downloaded.",
+        rich_help_panel=_TEXT,
+    ),
+]
+_TextField = Annotated[
+    str,
+    typer.Option(
+        help="Field of .jsonl, .json and .parquet that holds the text; `a.b` reaches inside.",
+        rich_help_panel=_TEXT,
+    ),
+]
+_Partition = Annotated[
+    str,
+    typer.Option(
+        metavar="PARTITION",
+        help="`by-source`: a silo per NAME. `iid:N`: all documents shuffled over N silos. "
+        "`dirichlet:N:ALPHA`: N silos, each with its own mixture of the NAMEs; the smaller ALPHA, the "
+        "more they differ. `field:FIELD`: a silo per value of a field.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+_VocabSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Entries of the byte-level BPE tokenizer to train. [default: 8192]",
+        rich_help_panel=_SHAPE,
+    ),
+]
+_Tokenizer = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE_OR_DIR",
+        help="Take this tokenizer instead: a tokenizer.json or a Hugging Face folder (also GPT-2's "
+        "vocab.json with merges.txt).",
+        rich_help_panel=_SHAPE,
+    ),
+]
+_SequenceLength = Annotated[
+    int, typer.Option(metavar="N", help="Tokens in a window.", rich_help_panel=_SHAPE)
+]
+_ValidationFraction = Annotated[
+    float,
+    typer.Option(
+        metavar="F",
+        help="Share of every silo's text to hold out for validation, by whole documents.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+_Seed = Annotated[
+    int,
+    typer.Option(metavar="N", help="Decides partition, split and order.", rich_help_panel=_SHAPE),
+]
+_Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace prepared data that is in DIR already.", rich_help_panel=_SHAPE),
+]
+_Hub = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:CONFIG,...]",
+        help="Stream a corpus: `c4`, `the-pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
+        "language), `fineweb-edu`, or `json` and `parquet` for files of your own.",
+        rich_help_panel=_HUB,
+    ),
+]
+_HubLimit = Annotated[int, typer.Option(metavar="N", help="Most documents of a silo.", rich_help_panel=_HUB)]
+_HubLimitMb = Annotated[
+    float | None, typer.Option(metavar="MB", help="Most megabytes of a silo.", rich_help_panel=_HUB)
+]
+_HubFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="GLOB",
+        help="Local copies of the corpus's files; `{config}` stands for each configuration.",
+        rich_help_panel=_HUB,
+    ),
+]
+
 
 @app.command()
 def prepare(
-    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder to write; must not exist or be empty.")],
-    silo: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH",
-            help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). "
-            "Repeat it for more silos; a repeated NAME adds to the same one.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = None,
-    embedded: Annotated[
-        bool,
-        typer.Option(
-            "--embedded",
-            help="Use text that the installed packages bring: four silos, nothing is downloaded.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = False,
-    text_field: Annotated[
-        str,
-        typer.Option(
-            help="Field of .jsonl, .json and .parquet that holds the text; `a.b` reaches inside.",
-            rich_help_panel=_TEXT,
-        ),
-    ] = "text",
-    partition: Annotated[
-        str,
-        typer.Option(
-            metavar="PARTITION",
-            help="`by-source`: a silo per NAME. `iid:N`: all documents shuffled over N silos. "
-            "`dirichlet:N:ALPHA`: N silos, each with its own mixture of the NAMEs; the smaller ALPHA, the "
-            "more they differ. `field:FIELD`: a silo per value of a field.",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = "by-source",
-    vocab_size: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Entries of the byte-level BPE tokenizer to train. [default: 8192]",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE_OR_DIR",
-            help="Take this tokenizer instead: a tokenizer.json or a Hugging Face folder (also GPT-2's "
-            "vocab.json with merges.txt).",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = None,
-    sequence_length: Annotated[
-        int, typer.Option(metavar="N", help="Tokens in a window.", rich_help_panel=_SHAPE)
-    ] = 128,
-    validation_fraction: Annotated[
-        float,
-        typer.Option(
-            metavar="F",
-            help="Share of every silo's text to hold out for validation, by whole documents.",
-            rich_help_panel=_SHAPE,
-        ),
-    ] = 0.05,
-    seed: Annotated[
-        int,
-        typer.Option(metavar="N", help="Decides partition, split and order.", rich_help_panel=_SHAPE),
-    ] = 0,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Replace prepared data that is in DIR already.", rich_help_panel=_SHAPE
-        ),
-    ] = False,
-    hub: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME[:CONFIG,...]",
-            help="Stream a corpus: `c4`, `the-pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
-            "language), `fineweb-edu`, or `json` and `parquet` for files of your own.",
-            rich_help_panel=_HUB,
-        ),
-    ] = None,
-    hub_limit: Annotated[
-        int, typer.Option(metavar="N", help="Most documents of a silo.", rich_help_panel=_HUB)
-    ] = 10_000,
-    hub_limit_mb: Annotated[
-        float | None, typer.Option(metavar="MB", help="Most megabytes of a silo.", rich_help_panel=_HUB)
-    ] = None,
-    hub_files: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="GLOB",
-            help="Local copies of the corpus's files; `{config}` stands for each configuration.",
-            rich_help_panel=_HUB,
-        ),
-    ] = None,
+    output: _Output,
+    silo: _Silo = None,
+    embedded: _Embedded = False,
+    text_field: _TextField = "text",
+    partition: _Partition = "by-source",
+    vocab_size: _VocabSize = None,
+    tokenizer: _Tokenizer = None,
+    sequence_length: _SequenceLength = 128,
+    validation_fraction: _ValidationFraction = 0.05,
+    seed: _Seed = 0,
+    overwrite: _Overwrite = False,
+    hub: _Hub = None,
+    hub_limit: _HubLimit = 10_000,
+    hub_limit_mb: _HubLimitMb = None,
+    hub_files: _HubFiles = None,
 ) -> None:
     """Turn text into packed windows of tokens, split into train and validation by document.
 
