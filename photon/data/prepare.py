@@ -164,20 +164,9 @@ def prepare_documents(
     _check_sources(documents, duplicates)
     silos = partition_documents(documents, parse_partition(partition), seed)
     with progress_bar(show=progress) as bar:
-        task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
-        # Eight bytes a token are more than any tokenizer here packs into one.
-        smallest = 8 * sequence_length
-        split = split_documents(
-            silos, validation_fraction, smallest, seed, advance=lambda count: bar.advance(task, count)
-        )
+        split = _split(silos, options, bar)
         loaded = _make_tokenizer(split, options, bar)
-        sources = Sources(
-            read=[
-                SourceRead(name=name, documents=len(kept), bytes=_size(kept), duplicates=duplicates[name])
-                for name, kept in documents.items()
-            ],
-            skipped=list(skipped),
-        )
+        sources = _sources(documents, duplicates, skipped)
         try:
             with atomic_directory(output.resolve()) as folder:
                 return _write(folder, split, loaded, sources, options, bar)
@@ -240,6 +229,33 @@ def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, i
         if not kept:
             reason = "repeats text of another silo" if duplicates[name] else "holds no documents"
             raise PhotonError(f"silo {name!r} {reason}: leave it out or give it text of its own")
+
+
+def _sources(
+    documents: dict[str, list[Document]], duplicates: dict[str, int], skipped: Sequence[SourceSkipped]
+) -> Sources:
+    return Sources(
+        read=[
+            SourceRead(name=name, documents=len(kept), bytes=_size(kept), duplicates=duplicates[name])
+            for name, kept in documents.items()
+        ],
+        skipped=list(skipped),
+    )
+
+
+def _split(
+    silos: dict[str, list[Document]], options: _Options, bar: Progress
+) -> dict[str, tuple[list[Document], list[Document]]]:
+    task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
+    # Eight bytes a token are more than any tokenizer here packs into one.
+    smallest = 8 * options.sequence_length
+    return split_documents(
+        silos,
+        options.validation_fraction,
+        smallest,
+        options.seed,
+        advance=lambda count: bar.advance(task, count),
+    )
 
 
 def _make_tokenizer(
