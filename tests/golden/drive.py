@@ -114,6 +114,9 @@ def _import_everything() -> None:
         importlib.import_module(name)
     import photon
 
+    found, wanted = Path(photon.__path__[0]).resolve().parent, Path(os.environ["PYTHONPATH"]).resolve()
+    if found != wanted:
+        sys.exit(f"photon is found in {found}, and not in {wanted}")
     for module in pkgutil.walk_packages(photon.__path__, "photon."):
         if not module.name.endswith("__main__"):
             try:
