@@ -17,7 +17,8 @@ from photon.errors import PhotonError
 from photon.models.build import build_model
 from photon.models.vocabulary import pack_vocabulary
 from photon.state.tensors import save_groups
-from photon.training.devices import GroupJob, ProcessGroup, stop_group, train_in_group
+from photon.training.device_job import GroupJob
+from photon.training.devices import ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, build_optimizer
 from photon.training.schedule import build_schedule
@@ -64,7 +65,7 @@ def group_pids() -> set[int]:
     return {
         child.pid
         for child in psutil.Process().children()
-        if "photon.training.devices" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
+        if "photon.training.device_process" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
     }
 
 
@@ -231,7 +232,8 @@ def test_a_group_that_no_longer_serves_is_replaced(tmp_path, why):
 
 PARENT = """
 import pathlib, sys, time
-from photon.training.devices import GroupJob, train_in_group
+from photon.training.device_job import GroupJob
+from photon.training.devices import train_in_group
 from photon.state.tensors import load_groups
 folder = pathlib.Path(sys.argv[1])
 job = GroupJob.model_validate_json((folder / "job.json").read_text())
