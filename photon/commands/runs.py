@@ -23,7 +23,7 @@ def watch(
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
     """Show how a finished run ended, with a sample of its text."""
     from photon.config.compose import load
-    from photon.federation.run import show
+    from photon.federation.results import show
 
     config = load(run_dir / "config.yaml").model_copy(update={"run_dir": str(run_dir.absolute())})
     if not (run_dir / "summary.json").is_file():

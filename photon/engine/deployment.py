@@ -18,7 +18,7 @@ from photon.config.schema import RunConfig
 from photon.engine.app_folder import app_folder
 from photon.engine.processes import flower_environment
 from photon.errors import PhotonError, RunError
-from photon.federation.run import display
+from photon.federation.listeners import display
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow, read_events
 

@@ -8,7 +8,8 @@ from rich.console import Console
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import RunError
-from photon.federation.run import check_run_dir, new_run_name, prepare_run, show
+from photon.federation.results import show
+from photon.federation.run import check_run_dir, new_run_name, prepare_run
 from photon.link.answer import Answer
 from photon.state.checkpoint import CheckpointStore
 

@@ -1,27 +1,23 @@
-"""A whole run: its folder, its listeners, the federation, and what is left at the end."""
+"""A whole run: its configuration and folder, and the federation that trains in it."""
 
-import json
 import tempfile
 import time
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
-from rich.console import Console
 
 from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
+from photon.federation.listeners import listeners
+from photon.federation.results import finish
 from photon.files.atomic import write_text
-from photon.state.checkpoint import Checkpoint, CheckpointStore, weights_sha256
-from photon.telemetry.display import Display
-from photon.telemetry.events import Event, EventStream, Listener, Notice, RunFinished, RunInterrupted
-from photon.telemetry.log import EventLog, read_events
-from photon.telemetry.summary import build_summary
+from photon.state.checkpoint import CheckpointStore
+from photon.telemetry.events import EventStream, RunInterrupted
 
 #: Held by the process that trains the run.
 LOCK = ".lock"
@@ -100,17 +96,17 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     from photon.federation.for_above import carry_out, reason_of
 
     run_dir = check_run_dir(config, resume)
-    with _alone(run_dir), _listeners(config, run_dir, live=live) as listeners:
+    with _alone(run_dir), listeners(config, run_dir, live=live) as hearing:
         if not resume:
             write_text(run_dir / "config.yaml", config.text)
-        stream = EventStream(listeners)
+        stream = EventStream(hearing)
         try:
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
                 return {}
             checkpoint = federation.run(resume=resume)
-            return _finish(config, run_dir, checkpoint, stream)
+            return finish(config, run_dir, checkpoint, stream)
         except BaseException as error:
             bad_input = isinstance(error, PhotonError)
             stream.emit(
@@ -130,7 +126,8 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     PhotonError
         If a new run would overwrite one, there is nothing to go on from, or the folder cannot be written.
     """
-    run_dir = _run_dir(config)
+    assert config.run_dir is not None, "prepare_run fills it in"
+    run_dir = Path(config.run_dir)
     has_run = bool(CheckpointStore(run_dir / "checkpoints").rounds())
     if has_run and not resume:
         raise PhotonError(
@@ -147,33 +144,6 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
             f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error
     return run_dir
-
-
-def show(config: RunConfig) -> dict[str, Any]:
-    """Print a finished run's summary and a sample of its text."""
-    run_dir = _run_dir(config)
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-    if config.telemetry.display == "none":
-        return summary
-    from photon.telemetry.summary import print_summary
-
-    export = run_dir / "export"
-    report = run_dir / "report.html"
-    sample = None
-    if config.telemetry.sample_tokens and export.is_dir():
-        from photon.evaluation.generate import generate_text
-
-        sample = generate_text(
-            export, config.telemetry.sample_prompt, max_new_tokens=config.telemetry.sample_tokens
-        )
-    print_summary(
-        Console(),
-        summary,
-        report_path=report if report.exists() else None,
-        export_path=export if export.is_dir() else None,
-        sample=sample,
-    )
-    return summary
 
 
 def _data_path(config: RunConfig) -> Path:
@@ -208,74 +178,6 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-@contextmanager
-def display(config: RunConfig, *, live: bool, history: Sequence[Event]) -> Iterator[Listener]:
-    """Yield the listener that shows the run as ``telemetry.display`` wants it."""
-    if config.telemetry.display == "none":
-        yield lambda _: None
-        return
-    lines_only = not live or config.telemetry.display == "plain"
-    with Display(Console(force_terminal=False if lines_only else None), history=history) as listener:
-        yield listener
-
-
-@contextmanager
-def _listeners(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[list[Listener]]:
-    path = run_dir / "events.jsonl"
-    history = read_events(path) if path.exists() else []
-    with (
-        EventLog(path) as log,
-        display(config, live=live, history=history) as show,
-        _wandb(config, run_dir) as more,
-    ):
-        yield [log, show, *more]
-
-
-@contextmanager
-def _wandb(config: RunConfig, run_dir: Path) -> Iterator[list[Listener]]:
-    settings = config.telemetry.wandb
-    if settings.mode == "off":
-        yield []
-        return
-    from photon.telemetry.wandb import WandbListener
-
-    listener = WandbListener(
-        mode=settings.mode,
-        project=settings.project,
-        run_dir=run_dir,
-        config=config.model_dump(by_alias=True),
-        run_id=f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}",
-    )
-    try:
-        yield [listener]
-    finally:
-        listener.close()
-
-
-def _finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: EventStream) -> dict[str, Any]:
-    params = checkpoint.load_params()
-    summary = build_summary(read_events(run_dir / "events.jsonl"), weights_sha256=weights_sha256(params))
-    write_text(run_dir / "summary.json", json.dumps(summary, indent=1) + "\n")
-    stream.emit(RunFinished(summary=summary))
-    if config.telemetry.export:
-        from photon.evaluation.export import export_run
-
-        try:
-            export_run(run_dir, run_dir / "export")
-        except PhotonError as error:
-            stream.emit(Notice(level="warning", message=f"no export: {error}"))
-    if config.telemetry.report:
-        from photon.report.write import write_report
-
-        write_report([run_dir], run_dir / "report.html")
-    return summary
-
-
-def _run_dir(config: RunConfig) -> Path:
-    assert config.run_dir is not None, "prepare_run fills it in"
-    return Path(config.run_dir)
 
 
 def _last_round(run_dir: Path) -> int:
