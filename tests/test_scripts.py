@@ -1,16 +1,11 @@
 """The scripts refuse early, in one line, and reuse what exists."""
 
 import hashlib
-import importlib
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -102,56 +97,3 @@ def test_the_federation_of_a_clone_lies_in_the_clone(clone: Path) -> None:
     )
     assert call(clone, "federation.sh", "down", PYTHONPATH=path).stdout == "nothing was running\n"
     assert call(clone, "federation.sh", "sideways", PYTHONPATH=path).returncode == 2
-
-
-# --- runs of the benchmarks on text ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def text_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it would be set for good
-    monkeypatch.syspath_prepend(str(ROOT / "scripts" / "bench"))
-    return importlib.import_module("text_runs")
-
-
-def test_a_run_that_has_a_line_is_not_done_again(text_runs: ModuleType, tmp_path: Path) -> None:
-    file = tmp_path / "results" / "runs.jsonl"
-    runs, done = text_runs.Runs(file, minutes=1), []
-
-    def train(name: str) -> dict[str, Any]:
-        done.append(name)
-        return {"perplexity": len(name), "method": "MT-DAO, τ = 1"}
-
-    for name in ("long", "a", "long"):
-        runs.once(name, partial(train, name))
-    text_runs.Runs(file, minutes=1).once("a", partial(train, "a"))
-    assert done == ["long", "a"]
-    assert [(one["run"], one["perplexity"]) for one in text_runs.load(file)] == [("a", 1), ("long", 4)]
-    assert len(file.read_text().splitlines()) == 2
-    text_runs.Runs(file, minutes=0).once("late", partial(train, "late"))
-    assert done == ["long", "a"]
-
-
-def test_processes_share_the_runs_and_a_failed_one_can_be_done_again(
-    text_runs: ModuleType, tmp_path: Path
-) -> None:
-    file = tmp_path / "runs.jsonl"
-    one, other = text_runs.Runs(file, minutes=1), text_runs.Runs(file, minutes=1)
-
-    def train() -> dict[str, Any]:
-        # The other process comes to this run while it is under way, and goes on to the next.
-        other.once("first", pytest.fail)
-        other.once("second", lambda: {"perplexity": 2.0})
-        return {"perplexity": 1.0}
-
-    one.once("first", train)
-    assert [result["perplexity"] for result in one.results()] == [1.0, 2.0]
-
-    def fail() -> dict[str, Any]:
-        raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        one.once("third", fail)
-    other.once("third", lambda: {"perplexity": 3.0})
-    assert len(other.results()) == 3

@@ -1,7 +1,7 @@
 """Validation perplexity, bytes and masks of sparse federated training on real text, at equal tokens.
 
-    python scripts/bench/sparse_on_text.py run --minutes 45    # go on with what is missing
-    python scripts/bench/sparse_on_text.py table               # what there is, as docs/results/sparsity.md
+    python scripts/studies/sparse_text.py run --minutes 45    # go on with what is missing
+    python scripts/studies/sparse_text.py table               # what there is, as docs/results/sparsity.md
 
 Every run is a whole federation of eight silos in this process, all of them in every round, on text that the
 installation brings: dealt out evenly (``iid``), or a domain to two silos, each with its own half of the
@@ -26,8 +26,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import SEQUENCE_LENGTH, SETTINGS, VOCABULARY, dealt_evenly
-from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
+from runs import Result, Results, Runs, has_line
+from study import Study
+from tables import by_rate, marked, percent, perplexity, save_figure, table, with_lines
+from text import (
+    SEQUENCE_LENGTH,
+    SETTINGS,
+    VOCABULARY,
+    add_data,
+    dealt_evenly,
+    federate,
+    prepared,
+    temporary_folder,
+)
 
 DENSE, MAPPED, TOPK, SPARSYFED = "dense", "dense, β = 1.25", "Top-K", "SparsyFed"
 #: Overrides by method. Those after the first four are variants, for the cell alone that rates are tuned in.
@@ -65,6 +76,19 @@ OVERRIDES = [
     f"training.batch_size={BATCH}",
     f"evaluation.every={ROUNDS}",
 ]
+COLUMNS = [
+    "Method",
+    "Sparsity",
+    "Rate",
+    "Perplexity, each seed",
+    "To dense",
+    "Density",
+    "IoU of masks",
+    "Regrown",
+    "Up",
+    "Of dense",
+    "Down",
+]
 #: Weights of the linear layers of the model that SETTINGS describe, which sparse strategies prune.
 PRUNABLE = 2 * 12 * 64**2
 
@@ -80,23 +104,15 @@ class Case:
     rate: float
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.command == "run":
-        run_missing(Runs(arguments.results, arguments.minutes), arguments.data)
-    else:
-        write_page(arguments.results, arguments.output)
-
-
 # --- runs -------------------------------------------------------------------------------------------
 
 
-def run_missing(runs: Runs, data: Path) -> None:
+def run_missing(runs: Runs, arguments: argparse.Namespace) -> None:
     def once(method: str, sparsity: float, split: str, seed: int, rate: float | None) -> None:
         if rate is not None:
             case = Case(method, own(method, sparsity), split, seed, rate)
             name = f"{method}-{case.sparsity:g}-{split}-seed{seed}-lr{rate:g}"
-            runs.once(name, partial(train, case, data))
+            runs.once(name, partial(train, case, arguments.data))
 
     def best(method: str, sparsity: float) -> float | None:
         return tuned(runs.results(), method, sparsity)
@@ -118,6 +134,7 @@ def run_missing(runs: Runs, data: Path) -> None:
 
     for method in MAIN:
         tune(method, TUNED_FIRST)
+    compare("iid", SPARSITIES[:1], seed=0)  # which tuning leaves out where earlier figures have done it
     compare("iid", SPARSITIES[:1], seed=1)
     compare("domains", SPARSITIES[:1], seed=0)
     for sparsity, method in itertools.product(SPARSITIES[1:], MAIN):
@@ -134,7 +151,7 @@ def own(method: str, sparsity: float) -> float:
     return 0.0 if method in UNPRUNED else sparsity
 
 
-def train(case: Case, data: Path) -> dict[str, Any]:
+def train(case: Case, data: Path) -> Result:
     from photon.telemetry.events import Diagnostics
     from photon.telemetry.log import read_events
 
@@ -149,7 +166,7 @@ def train(case: Case, data: Path) -> dict[str, Any]:
             for event in read_events(run_dir / "events.jsonl")
             if isinstance(event, Diagnostics) and "density/all" in event.values
         ]
-    result: dict[str, Any] = {**asdict(case), "rounds": figures, "perplexity": None}
+    result: Result = {**asdict(case), "rounds": figures, "perplexity": None}
     if summary is not None:
         result["perplexity"] = summary["perplexity"]["final"]
         result["per_silo"] = {
@@ -184,17 +201,24 @@ def halved(domains: dict[str, list[Any]]) -> dict[str, list[Any]]:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def tuning(results: list[dict[str, Any]], method: str, sparsity: float) -> dict[float, float]:
+def tuning(results: Results, method: str, sparsity: float) -> dict[float, float]:
     """Return the perplexity by rate of the runs that tune a method; infinite for one that diverged."""
+    return {
+        rate: math.inf if one["perplexity"] is None else one["perplexity"]
+        for rate, one in tuning_runs(results, method, sparsity).items()
+    }
+
+
+def tuning_runs(results: Results, method: str, sparsity: float) -> dict[float, Result]:
     cell = (method, own(method, sparsity), "iid", 0)
     return {
-        one["rate"]: math.inf if one["perplexity"] is None else one["perplexity"]
+        one["rate"]: one
         for one in results
         if (one["method"], one["sparsity"], one["split"], one["seed"]) == cell
     }
 
 
-def untried(results: list[dict[str, Any]], method: str, sparsity: float) -> float | None:
+def untried(results: Results, method: str, sparsity: float) -> float | None:
     """Return the rate that a method should be tried with next; None: the best one's neighbours are worse."""
     found = tuning(results, method, sparsity)
     first = RATES if sparsity == TUNED_FIRST else (tuned(results, method, TUNED_FIRST),)
@@ -205,7 +229,7 @@ def untried(results: list[dict[str, Any]], method: str, sparsity: float) -> floa
     return next((rate for rate in (GRID[best - step], GRID[best + step]) if rate not in found), None)
 
 
-def tuned(results: list[dict[str, Any]], method: str, sparsity: float) -> float | None:
+def tuned(results: Results, method: str, sparsity: float) -> float | None:
     """Return the rate with the lowest perplexity of those tried; None before ``RATES`` are."""
     found = tuning(results, method, sparsity)
     if sparsity == TUNED_FIRST and not found.keys() >= set(RATES):
@@ -213,134 +237,81 @@ def tuned(results: list[dict[str, Any]], method: str, sparsity: float) -> float 
     return min(found, key=lambda rate: found[rate], default=None)
 
 
-def write_page(file: Path, output: Path) -> None:
-    results = load(file)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    tokens = CLIENTS * ROUNDS * LOCAL_STEPS * BATCH * SEQUENCE_LENGTH
-    lines = [
-        "# Sparse training on text: the figures",
-        "",
-        f"Written by `python scripts/bench/sparse_on_text.py table` from {len(results)} runs: {CLIENTS}",
-        f"silos, {ROUNDS} rounds of {LOCAL_STEPS} local steps, batch {BATCH} × {SEQUENCE_LENGTH},",
-        f"{tokens:,} tokens in all. *Dense, β = 1.25* has SparsyFed's map of the weights and prunes nothing.",
-        "*Density* is that of the mean of the clients' models, *IoU* compares two clients' masks, both after",
-        "the first and after the last round. *Regrown* is the share of the",
-        "prunable weights that were zero when a client got them and were not when they left, mean over the",
-        "rounds after the first. Bytes are those of one message, with all that it carries. What the figures",
-        "mean is in [sparse training](../sparsity.md#on-text).",
-        "",
-        f"![Perplexity by sparsity]({output.with_suffix('.svg').name})",
-        "",
-        *rates_table(results),
-    ]
-    lines += split_table(results, "Documents dealt out evenly", "iid")
-    lines += variants_table(results)
-    lines += split_table(results, "A domain to two silos", "domains")
-    lines += domains_table(results)
-    output.write_text("\n".join(lines).rstrip() + "\n")
-    plot(results, output.with_suffix(".svg"))
-    print(f"{output}, {output.with_suffix('.svg')}: {len(results)} runs")
+def sections(results: Results) -> Iterator[str]:
+    yield from rates_table(results)
+    yield from split_table(results, "Documents dealt out evenly", "iid")
+    yield from variants_table(results)
+    yield from split_table(results, "A domain to two silos", "domains")
+    yield from domains_table(results)
 
 
-def rates_table(results: list[dict[str, Any]]) -> Iterator[str]:
+def rates_table(results: Results) -> Iterator[str]:
     cells = [
         (method, sparsity)
         for method in MAIN
         for sparsity in (SPARSITIES[:1] if method in UNPRUNED else sorted(SPARSITIES))
     ]
-    found = {cell: tuning(results, *cell) for cell in cells}
+    found = {cell: runs for cell in cells if (runs := tuning_runs(results, *cell))}
+    if not found:
+        return
     rates = sorted(set(RATES).union(*found.values()))
+    rows = []
+    for (method, sparsity), runs in found.items():
+        texts = {rate: marked(perplexity(one["perplexity"]), one) for rate, one in runs.items()}
+        cells_of_rates = by_rate(texts, rates, tuned(results, method, sparsity))
+        rows.append([method, percent(own(method, sparsity)), *cells_of_rates])
     yield "## Tuning: perplexity by peak learning rate (evenly, seed 0)"
     yield ""
-    yield "| Method | Sparsity | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
-    yield "|---|" + "---:|" * (1 + len(rates))
-    for (method, sparsity), by_rate in found.items():
-        best = tuned(results, method, sparsity)
-        row = [perplexity(by_rate[rate]) if rate in by_rate else "–" for rate in rates]
-        row = [f"**{cell}**" if rate == best else cell for rate, cell in zip(rates, row, strict=True)]
-        yield f"| {method} | {percent(own(method, sparsity))} | " + " | ".join(row) + " |"
-    yield ""
+    yield from table(["Method", "Sparsity", *(f"{rate:g}" for rate in rates)], rows)
 
 
-def perplexity(value: float | None) -> str:
-    return "diverged" if value is None or math.isinf(value) else f"{value:.1f}"
-
-
-def percent(share: float, digits: int = 0, sign: str = "") -> str:
-    return f"{100 * share:{sign}.{digits}f} %"
-
-
-def chosen(results: list[dict[str, Any]], method: str, sparsity: float, split: str) -> list[dict[str, Any]]:
+def chosen(results: Results, method: str, sparsity: float, split: str) -> list[Result]:
     """Return the runs of a cell at the tuned rate, by seed."""
     cell = (method, sparsity, split, tuned(results, method, sparsity or TUNED_FIRST))
     runs = [one for one in results if (one["method"], one["sparsity"], one["split"], one["rate"]) == cell]
     return sorted(runs, key=lambda one: int(one["seed"]))
 
 
-def split_table(results: list[dict[str, Any]], title: str, split: str) -> Iterator[str]:
+def split_table(results: Results, title: str, split: str) -> Iterator[str]:
     cells = itertools.product((0.0, *sorted(SPARSITIES)), MAIN)
     groups = [chosen(results, method, sparsity, split) for sparsity, method in cells]
     yield from runs_table(title, groups, chosen(results, DENSE, 0.0, split))
 
 
-def variants_table(results: list[dict[str, Any]]) -> Iterator[str]:
+def variants_table(results: Results) -> Iterator[str]:
     groups = [chosen(results, method, own(method, TUNED_FIRST), "iid")[:1] for method in MAIN]
     groups += [[one] for method in VARIANTS for one in results if one["method"] == method]
     yield from runs_table("Variants at 90 %, documents dealt out evenly, seed 0", groups, groups[0])
 
 
-def runs_table(
-    title: str, groups: Sequence[Sequence[dict[str, Any]]], dense: Sequence[dict[str, Any]]
-) -> Iterator[str]:
-    """Give a row to each group of runs that differ in the seed alone."""
-    of_seed = {one["seed"]: one["perplexity"] for one in dense}
+def runs_table(title: str, groups: Sequence[Results], dense: Results) -> Iterator[str]:
+    """Give a row to each group of runs that differ in the seed alone; nothing if there is no group."""
+    groups = list(filter(None, groups))
+    if not groups:
+        return
     yield f"## {title}"
     yield ""
-    yield (
-        "| Method | Sparsity | Rate | Perplexity, each seed | To dense | Density | IoU of masks | Regrown "
-        "| Up | Of dense | Down |"
+    yield from table(COLUMNS, (runs_row(runs, dense) for runs in groups))
+
+
+def runs_row(runs: Results, dense: Results) -> list[str]:
+    of_seed = {one["seed"]: one for one in dense}
+    first = runs[0]
+    row = [first["method"], percent(first["sparsity"]), f"{first['rate']:g}"]
+    row.append(", ".join(marked(perplexity(one["perplexity"]), one) for one in runs))
+    if not all(one["perplexity"] for one in runs):
+        return row + [""] * 7
+    pairs = [(one, of_seed[one["seed"]]) for one in runs if one["seed"] in of_seed]
+    row.append(
+        ", ".join(
+            marked(percent(one["perplexity"] / other["perplexity"] - 1, 1, "+"), one, other)
+            for one, other in pairs
+        )
     )
-    yield "|---|" + "---:|" * 10
-    for runs in filter(None, groups):
-        first = runs[0]
-        row = [first["method"], percent(first["sparsity"]), f"{first['rate']:g}"]
-        row.append(", ".join(perplexity(one["perplexity"]) for one in runs))
-        if all(one["perplexity"] for one in runs):
-            against = [one["perplexity"] / of_seed[one["seed"]] - 1 for one in runs if one["seed"] in of_seed]
-            row += [", ".join(percent(share, 1, "+") for share in against), *mask_cells(runs)]
-            row += byte_cells(runs, dense)
-        else:
-            row += [""] * 7
-        yield f"| {' | '.join(row)} |"
-    yield ""
+    return [*row, *mask_cells(with_lines(runs)), *byte_cells(with_lines(runs), with_lines(dense))]
 
 
-def domains_table(results: list[dict[str, Any]]) -> Iterator[str]:
-    rows, names = [], []
-    for sparsity, method in itertools.product((0.0, *sorted(SPARSITIES)), MAIN):
-        runs = [one for one in chosen(results, method, sparsity, "domains") if one["perplexity"]]
-        if runs:
-            found = by_domain_of(runs)
-            names = list(found)
-            cells = [percent(sparsity), *map(perplexity, found.values())]
-            rows.append(f"| {method} | " + " | ".join(cells) + " |")
-    if rows:
-        yield "Perplexity of each domain, the geometric mean of its two silos and of the seeds:"
-        yield ""
-        yield f"| Method | Sparsity | {' | '.join(names)} |"
-        yield "|---|" + "---:|" * (1 + len(names))
-        yield from rows
-
-
-def by_domain_of(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for one in runs:
-        for silo, value in one["per_silo"].items():
-            values.setdefault(silo.rpartition("-")[0], []).append(value)
-    return {domain: statistics.geometric_mean(found) for domain, found in values.items()}
-
-
-def mask_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+def mask_cells(runs: Results) -> list[str]:
     """Return density and IoU in the first and the last round, and what grew again, means over seeds."""
     if not runs[0]["rounds"]:
         return ["1", "–", "–"]
@@ -349,18 +320,48 @@ def mask_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
         first, last = (statistics.fmean(one["rounds"][at][figure] for one in runs) for at in (0, -1))
         cells.append(f"{first:.{digits}f} → {last:.{digits}f}")
     regrown = statistics.fmean(later["regrown/mean"] for one in runs for later in one["rounds"][1:])
-    return [*cells, percent(regrown / PRUNABLE, 2)]
+    return [marked(cell, *runs) for cell in (*cells, percent(regrown / PRUNABLE, 2))]
 
 
-def byte_cells(runs: Sequence[dict[str, Any]], dense: Sequence[dict[str, Any]]) -> list[str]:
+def byte_cells(runs: Results, dense: Results) -> list[str]:
     """Return bytes up, their share of those of dense training, and bytes down, means over seeds."""
     up, down = (statistics.fmean(one["bytes"][way] for one in runs) for way in ("up", "down"))
     share = f"1/{statistics.fmean(one['bytes']['up'] for one in dense) / up:.2f}" if dense else ""
-    return [f"{up / 1e3:,.1f} kB", share, f"{down / 1e3:,.1f} kB"]
+    return [
+        marked(f"{up / 1e3:,.1f} kB", *runs),
+        marked(share, *runs, *dense),
+        marked(f"{down / 1e3:,.1f} kB", *runs),
+    ]
 
 
-def plot(results: list[dict[str, Any]], path: Path) -> None:
-    """Draw perplexity by sparsity for each split; a dot is a run, a line the mean of the seeds."""
+def domains_table(results: Results) -> Iterator[str]:
+    rows, names = [], []
+    for sparsity, method in itertools.product((0.0, *sorted(SPARSITIES)), MAIN):
+        runs = [one for one in chosen(results, method, sparsity, "domains") if one["perplexity"]]
+        if runs := with_lines(runs):
+            found = by_domain_of(runs)
+            names = list(found)
+            cells = [marked(perplexity(value), *runs) for value in found.values()]
+            rows.append([method, percent(sparsity), *cells])
+    if rows:
+        yield "Perplexity of each domain, the geometric mean of its two silos and of the seeds:"
+        yield ""
+        yield from table(["Method", "Sparsity", *names], rows)
+
+
+def by_domain_of(runs: Results) -> dict[str, float]:
+    values: dict[str, list[float]] = {}
+    for one in runs:
+        for silo, value in one["per_silo"].items():
+            values.setdefault(silo.rpartition("-")[0], []).append(value)
+    return {domain: statistics.geometric_mean(found) for domain, found in values.items()}
+
+
+def plot(results: Results, path: Path) -> None:
+    """Draw perplexity by sparsity for each split; a dot is a run, a line the mean of the seeds.
+
+    A dot is hollow if the run has no line.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -371,12 +372,12 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         for number, method in enumerate(MAIN):
             means: dict[float, float] = {}
             for sparsity in (0.0,) if method in UNPRUNED else sorted(SPARSITIES):
-                heights = [
-                    one["perplexity"] for one in chosen(results, method, sparsity, split) if one["perplexity"]
-                ]
-                if heights:
-                    means[1 - sparsity] = statistics.fmean(heights)
-                    axis.plot([1 - sparsity] * len(heights), heights, f"C{number}.")
+                runs = [one for one in chosen(results, method, sparsity, split) if one["perplexity"]]
+                for one in runs:
+                    face = f"C{number}" if has_line(one) else "none"
+                    axis.plot(1 - sparsity, one["perplexity"], f"C{number}o", markersize=4, mfc=face)
+                if runs:
+                    means[1 - sparsity] = statistics.fmean(one["perplexity"] for one in runs)
             if method in UNPRUNED and means:
                 axis.axhline(means[1.0], color=f"C{number}", linestyle="--", label=method)
             else:
@@ -390,15 +391,35 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("sparsity of the prunable weights")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation perplexity")
+    if not all(map(has_line, results)):
+        axes[0].plot([], [], "ko", markersize=4, mfc="none", label="no line in the repository")
     axes[0].legend()
     save_figure(figure, path)
 
 
-def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "docs/results/sparsity.md")
-    run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
-    return made.parse_args()
-
+TOKENS = CLIENTS * ROUNDS * LOCAL_STEPS * BATCH * SEQUENCE_LENGTH
+ABOUT = (
+    f"{CLIENTS} silos, {ROUNDS} rounds of {LOCAL_STEPS} local steps, batch {BATCH} × {SEQUENCE_LENGTH}, "
+    f"{TOKENS:,} tokens in all. *Dense, β = 1.25* has SparsyFed's map of the weights and prunes nothing. "
+    "*Density* is that of the mean of the clients' models, *IoU* compares two clients' masks, both after the "
+    "first and after the last round. *Regrown* is the share of the prunable weights that were zero when a "
+    "client got them and were not when they left, mean over the rounds after the first. Bytes are those of "
+    "one message, with all that it carries. What the figures mean is in "
+    "[sparse training](../sparsity.md#on-text)."
+)
+STUDY = Study(
+    script=__file__,
+    description=__doc__,
+    page="docs/results/sparsity.md",
+    title="Sparse training on text: the figures",
+    about=lambda _: ABOUT,
+    run=run_missing,
+    sections=sections,
+    options=add_data,
+    plot=plot,
+    plotted="Perplexity by sparsity",
+    marks=True,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,8 +1,8 @@
 """Validation perplexity of the low-communication methods on real text, at equal tokens and equal bytes.
 
-    python scripts/bench/convergence.py run --minutes 45       # go on with what is missing
-    python scripts/bench/convergence.py run --rate 0.004 strategy=mtdao    # one try, which the page lists
-    python scripts/bench/convergence.py table                  # what there is, as docs/results/convergence.md
+    python scripts/studies/convergence.py run --minutes 45       # go on with what is missing
+    python scripts/studies/convergence.py run --rate 0.004 strategy=mtdao    # one try, which the page lists
+    python scripts/studies/convergence.py table                  # docs/results/convergence.md
 
 Every run is a whole federation in this process, on text that the installation brings, dealt out evenly. Its
 result is a line of a file; a run that has one is not done again, so the script may be stopped at any time,
@@ -27,22 +27,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
+from runs import Result, Results, Runs
+from study import Study
+from tables import by_rate, perplexity, save_figure, table
+from text import (
+    BATCH,
+    MUON,
+    QUICK,
+    SEQUENCE_LENGTH,
+    SETTINGS,
+    add_data,
+    dealt_evenly,
+    federate,
+    temporary_folder,
+)
 
 STEPS = 384
 LONG = 1024
-BATCH = 4
-SEQUENCE_LENGTH = 64
-VOCABULARY = 512
-SETTINGS = [
-    "model.architecture.n_layer=2",
-    "model.architecture.n_embd=64",
-    "model.architecture.n_head=2",
-    f"model.sequence_length={SEQUENCE_LENGTH}",
-    "model.recipe.warmup_steps=32",
-    f"training.batch_size={BATCH}",
-    "evaluation.sequences=96",
-]
 #: How often the model is evaluated, in local steps.
 EVALUATION = 64
 
@@ -85,8 +86,6 @@ class Part:
 TUNING = Cell(16, 4, 0)
 RATES = (0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
 SYNCHRONOUS = "synchronous"
-#: Decays for runs as short as these.
-QUICK = "optimizer.betas=[0.8,0.99]"
 #: MT-DAO's recipe in proportion: QUICK for 128 steps, then a slow momentum from nothing at twice the rate.
 SWITCH = [
     "strategy=mtdao",
@@ -110,7 +109,6 @@ ADAMS = {
     "FedAvg": ["strategy=photon", QUICK],
     SYNCHRONOUS: ["strategy=centralized", QUICK],
 }
-MUON = {"Muon": ["strategy=photon", "optimizer=muon", "optimizer.weight_decay=0.0"]}
 GLOBAL_BASES = {f"LoRDO, global, rank {rank}": [*LOWRANK, f"optimizer.rank={rank}"] for rank in (16, 8)}
 LOCAL_BASES = {f"LoRDO, local, rank {rank}": [*LOCAL, f"optimizer.rank={rank}"] for rank in (16, 8)}
 DILOCO = {
@@ -137,7 +135,7 @@ FEWER_BYTES = {
 #: Methods whose best rates are near each other.
 NEAR = {
     0.008: {**ADAMS, **LOCAL_BASES, "DiLoCo, outer 0.2": DILOCO["DiLoCo, outer 0.2"]},
-    0.016: {**GLOBAL_BASES, **MUON},
+    0.016: {**GLOBAL_BASES, "Muon": MUON},
     0.0028: {"DiLoCo, outer 0.7": DILOCO["DiLoCo, outer 0.7"]},
     0.0056: {"Streaming DiLoCo, outer 0.2": DILOCO["Streaming DiLoCo, outer 0.2"]},
 }
@@ -188,7 +186,7 @@ PARTS = [
         for rates, methods in (
             ((0.0056, 0.008), ADAMS),
             ((LOCAL_ADAM[LONG, local_steps],), FEWER_BYTES),
-            ((0.0112, 0.016), {**MUON, **GLOBAL_BASES}),
+            ((0.0112, 0.016), {"Muon": MUON, **GLOBAL_BASES}),
         )
     ),
 ]
@@ -199,23 +197,28 @@ CELLS = [
     for local_steps in (16, 64)
     for clients in (4, 8)
 ]
+#: Of the table of a cell.
+COLUMNS = [
+    "Method",
+    "Rate",
+    "Perplexity",
+    "Seeds 0, 1, …",
+    "Bytes up per client",
+    "Tokens to it",
+    "Bytes to it",
+]
 METHODS = {method: overrides for part in PARTS for method, overrides in part.methods.items()}
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.command == "table":
-        write_page(arguments.results, arguments.output)
-        return
-    runs = Runs(arguments.results, arguments.minutes)
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def run_asked(runs: Runs, arguments: argparse.Namespace) -> None:
     if arguments.overrides:
         cell = Cell(arguments.local_steps, arguments.clients, arguments.seed, arguments.steps)
         run_once(runs, arguments.data, arguments.overrides, cell, arguments.rate)
     else:
         run_missing(runs, arguments.data)
-
-
-# --- runs -------------------------------------------------------------------------------------------
 
 
 def run_missing(runs: Runs, data: Path) -> None:
@@ -241,7 +244,7 @@ def run_once(
     runs.once(f"{known}-{where}", partial(train, data, method or " ".join(overrides), overrides, cell, rate))
 
 
-def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: float) -> dict[str, Any]:
+def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: float) -> Result:
     from photon.telemetry.events import ClientFinished, Evaluated, RunStarted
     from photon.telemetry.log import read_events
 
@@ -280,22 +283,16 @@ def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: f
     }
 
 
-def dealt_evenly(folder: Path, clients: int) -> Path:
-    """Return the installation's text dealt out evenly over some silos."""
-    path, partition = folder / f"iid-{clients}", f"iid:{clients}"
-    return prepared(path, VOCABULARY, SEQUENCE_LENGTH, partition=partition)
-
-
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def of_cell(results: Sequence[dict[str, Any]], method: str, cell: Cell) -> Iterator[Any]:
+def of_cell(results: Results, method: str, cell: Cell) -> Iterator[Any]:
     """Return the results of a method in a cell, of all seeds."""
     at = (method, cell.steps, cell.local_steps, cell.clients)
     return (one for one in results if (one["method"], one["steps"], one["local_steps"], one["clients"]) == at)
 
 
-def tried(results: Sequence[dict[str, Any]], method: str, part: Part) -> dict[float, float]:
+def tried(results: Results, method: str, part: Part) -> dict[float, float]:
     """Return by rate the mean perplexity where rates are tuned, infinite where a run diverged."""
     found: dict[float, list[float]] = {}
     for one in of_cell(results, method, part.tuning[0]):
@@ -304,7 +301,7 @@ def tried(results: Sequence[dict[str, Any]], method: str, part: Part) -> dict[fl
     return {rate: statistics.fmean(each) for rate, each in found.items() if len(each) == len(part.tuning)}
 
 
-def untried(results: Sequence[dict[str, Any]], method: str, part: Part) -> float | None:
+def untried(results: Results, method: str, part: Part) -> float | None:
     """Return the rate to try next: one of the middle three, then a neighbour of the best; None if all are."""
     known, rates = tried(results, method, part), part.rates
     middle = len(rates) // 2
@@ -315,7 +312,7 @@ def untried(results: Sequence[dict[str, Any]], method: str, part: Part) -> float
     return missing[0] if missing else None
 
 
-def tuned(results: Sequence[dict[str, Any]], method: str, part: Part) -> float | None:
+def tuned(results: Results, method: str, part: Part) -> float | None:
     """Return the rate with the lowest perplexity; None as long as one has to be tried."""
     known = tried(results, method, part)
     if untried(results, method, part) is not None:
@@ -333,30 +330,18 @@ def reached(curve: Sequence[dict[str, float]], target: float, what: str) -> floa
     return None
 
 
-def write_page(file: Path, output: Path) -> None:
-    results = load(file)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "# Convergence: the figures",
-        "",
-        f"Written by `python scripts/bench/convergence.py table` from {len(results)} runs. What they mean is",
-        "in [low communication](low-communication.md).",
-        "",
-        "## Tuning: perplexity by peak learning rate (4 clients)",
-        "",
-    ]
+def sections(results: Results) -> Iterator[str]:
+    yield "## Tuning: perplexity by peak learning rate (4 clients)"
+    yield ""
     tuned_parts = (part for part in PARTS if len(part.rates) > 1)
     for _, parts in itertools.groupby(tuned_parts, key=lambda part: (part.title, part.tuning)):
-        lines += rates_table(results, list(parts))
+        yield from rates_table(results, list(parts))
     for cell in CELLS:
-        lines += cell_table(results, cell)
-    lines += tries_table(results)
-    output.write_text("\n".join(lines) + "\n")
-    plot(results, output.with_suffix(".svg"))
-    print(f"{output}, {output.with_suffix('.svg')}: {len(results)} runs")
+        yield from cell_table(results, cell)
+    yield from tries_table(results)
 
 
-def in_cell(results: Sequence[dict[str, Any]], cell: Cell) -> dict[str, list[dict[str, Any]]]:
+def in_cell(results: Results, cell: Cell) -> dict[str, list[Result]]:
     """Return the runs in a cell, of all seeds, by method, of those that are tuned."""
     found = {}
     for part in PARTS:
@@ -369,7 +354,7 @@ def in_cell(results: Sequence[dict[str, Any]], cell: Cell) -> dict[str, list[dic
     return found
 
 
-def rates_table(results: Sequence[dict[str, Any]], parts: Sequence[Part]) -> Iterator[str]:
+def rates_table(results: Results, parts: Sequence[Part]) -> Iterator[str]:
     """Give a row to each method of parts that are tuned in the same cells."""
     methods = {method: part for part in parts for method in part.methods}
     known = {method: row for method, part in methods.items() if (row := tried(results, method, part))}
@@ -382,19 +367,14 @@ def rates_table(results: Sequence[dict[str, Any]], parts: Sequence[Part]) -> Ite
         f"{'seed' if len(cells) == 1 else 'mean of seeds'} {', '.join(str(cell.seed) for cell in cells)}"
     )
     yield ""
-    yield "| Method | " + " | ".join(f"{rate:g}" for rate in rates) + " |"
-    yield "|---|" + "---:|" * len(rates)
+    rows = []
     for method, row in known.items():
-        best = tuned(results, method, methods[method])
-        texts = []
-        for rate in rates:
-            text = "–" if rate not in row else f"{row[rate]:.1f}".replace("inf", "diverged")
-            texts.append(f"**{text}**" if rate == best else text)
-        yield f"| {method} | " + " | ".join(texts) + " |"
-    yield ""
+        texts = {rate: perplexity(value) for rate, value in row.items()}
+        rows.append([method, *by_rate(texts, rates, tuned(results, method, methods[method]))])
+    yield from table(["Method", *(f"{rate:g}" for rate in rates)], rows)
 
 
-def cell_table(results: Sequence[dict[str, Any]], cell: Cell) -> Iterator[str]:
+def cell_table(results: Results, cell: Cell) -> Iterator[str]:
     chosen = in_cell(results, cell)
     if not chosen:
         return
@@ -404,8 +384,7 @@ def cell_table(results: Sequence[dict[str, Any]], cell: Cell) -> Iterator[str]:
     yield ""
     yield f"Tokens and bytes up per client to perplexity {target:.1f}, the last that all runs reach."
     yield ""
-    yield "| Method | Rate | Perplexity | Seeds 0, 1, … | Bytes up per client | Tokens to it | Bytes to it |"
-    yield "|---|---:|---:|---|---:|---:|---:|"
+    rows = []
     for method, runs in sorted(chosen.items(), key=lambda item: means[item[0]]):
         every = ", ".join(f"{one['perplexity']:.1f}" for one in sorted(runs, key=lambda one: one["seed"]))
         total = statistics.fmean(one["curve"][-1]["bytes_up"] for one in runs)
@@ -414,11 +393,11 @@ def cell_table(results: Sequence[dict[str, Any]], cell: Cell) -> Iterator[str]:
             found = [reached(one["curve"], target, what) for one in runs]
             known = [value for value in found if value is not None]
             cells.append(f"{statistics.fmean(known) / scale:.1f} {unit}" if len(known) == len(runs) else "–")
-        yield f"| {method} | " + " | ".join(cells) + " |"
-    yield ""
+        rows.append([method, *cells])
+    yield from table(COLUMNS, rows, left=(0, 3))
 
 
-def tries_table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def tries_table(results: Results) -> Iterator[str]:
     """List what no other table has."""
     shown = [one for cell in CELLS for runs in in_cell(results, cell).values() for one in runs]
     for part in PARTS:
@@ -428,18 +407,18 @@ def tries_table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
     tries = [one for one in results if one not in shown]
     yield "## Single tries"
     yield ""
-    yield "Of `python scripts/bench/convergence.py run` with these overrides and `--steps`, `--rate` etc."
+    yield "Of `python scripts/studies/convergence.py run` with these overrides and `--steps`, `--rate` etc."
     yield ""
-    yield "| Method or overrides | Steps | H | Clients | Seed | Rate | Perplexity |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    rows = []
     for one in sorted(tries, key=lambda one: (one["steps"], one["local_steps"], one["method"], one["rate"])):
-        figure = "diverged" if one["perplexity"] is None else f"{one['perplexity']:.2f}"
-        where = " | ".join(str(one[key]) for key in ("steps", "local_steps", "clients", "seed"))
+        where = [str(one[key]) for key in ("steps", "local_steps", "clients", "seed")]
         label = one["method"] if one["method"] in METHODS else f"`{one['method']}`"
-        yield f"| {label} | {where} | {one['rate']:g} | {figure} |"
+        rows.append([label, *where, f"{one['rate']:g}", perplexity(one["perplexity"], 2)])
+    columns = ["Method or overrides", "Steps", "H", "Clients", "Seed", "Rate", "Perplexity"]
+    yield from table(columns, rows)
 
 
-def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
+def plot(results: Results, path: Path) -> None:
     """Draw perplexity by tokens and by bytes, a row for long runs and one for the short ones."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import ScalarFormatter
@@ -473,15 +452,25 @@ def plot(results: Sequence[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "docs/results/convergence.md")
-    run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
+def add_options(run: argparse.ArgumentParser) -> None:
+    add_data(run)
     run.add_argument("overrides", nargs="*", help="do one run with these instead, which the page lists")
     run.add_argument("--rate", type=float, default=0.008, help="its peak learning rate")
     for name, value in asdict(TUNING).items():
         run.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help="of its cell")
-    return made.parse_args()
 
+
+STUDY = Study(
+    script=__file__,
+    description=__doc__,
+    page="docs/results/convergence.md",
+    title="Convergence: the figures",
+    about=lambda _: "What they mean is in [low communication](low-communication.md).",
+    run=run_asked,
+    sections=sections,
+    options=add_options,
+    plot=plot,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

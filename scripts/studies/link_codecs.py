@@ -1,7 +1,7 @@
 """Validation perplexity over every preset of the link, at equal tokens, against that without codecs.
 
-    python scripts/bench/codecs_on_text.py run --minutes 30    # go on with what is missing
-    python scripts/bench/codecs_on_text.py table               # what there is, as a page of docs/results
+    python scripts/studies/link_codecs.py run --minutes 30    # go on with what is missing
+    python scripts/studies/link_codecs.py table               # what there is, as a page of docs/results
 
 Every run is a whole federation in this process, on text that the installation brings, dealt
 out evenly. Its result is a line of a file; a run that has one is not done again, so the script may be stopped
@@ -20,8 +20,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from convergence import BATCH, MUON, QUICK, SEQUENCE_LENGTH, SETTINGS, dealt_evenly
-from text_runs import Runs, federate, load, parsers, temporary_folder
+from runs import Result, Results, Runs
+from study import Study
+from tables import table
+from text import (
+    BATCH,
+    MUON,
+    QUICK,
+    SEQUENCE_LENGTH,
+    SETTINGS,
+    add_data,
+    dealt_evenly,
+    federate,
+    temporary_folder,
+)
 
 #: The decays of the DES-LOC paper.
 ADAM = "optimizer.betas=[0.95,0.95]"
@@ -60,7 +72,7 @@ RECIPES = {
     "DiLoCo, outer 0.2": ["strategy=diloco", "outer.lr=0.2", ADAM],
     "DiLoCo, outer 0.1": ["strategy=diloco", "outer.lr=0.1", ADAM],
     "Photon, β 0.8 / 0.99": ["strategy=photon", QUICK],
-    "Photon, Muon": MUON["Muon"],
+    "Photon, Muon": MUON,
     # What might help sparse updates to keep up.
     "Photon, rate to zero": ["strategy=photon", ADAM, "schedule.final_fraction=0.0"],
     "Photon, outer 1.3": ["strategy=photon", ADAM, "outer.lr=1.3"],
@@ -70,18 +82,19 @@ RECIPES = {
 EVALUATED = 768
 #: Figures that tell runs apart in which the codec and the seed alone differ.
 CELL = ("recipe", "rate", "steps", "local_steps", "silos", "batch")
+COLUMNS = [
+    "`link=`",
+    "Seeds",
+    "Perplexity",
+    "Against dense",
+    "Worst seed",
+    "Bits a parameter up",
+    "Payload, of float32",
+    "Bytes up",
+]
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.command == "run":
-        run_missing(arguments)
-    else:
-        write_page(arguments.results, arguments.output)
-
-
-def run_missing(arguments: argparse.Namespace) -> None:
-    runs = Runs(arguments.results, arguments.minutes)
+def run_missing(runs: Runs, arguments: argparse.Namespace) -> None:
     for seed, recipe, local_steps, link in itertools.product(
         arguments.seeds, arguments.recipes, arguments.local_steps, arguments.links
     ):
@@ -116,7 +129,7 @@ class Run:
         )
 
 
-def train(run: Run, data: Path) -> dict[str, Any]:
+def train(run: Run, data: Path) -> Result:
     rounds = run.steps // run.local_steps
     overrides = [
         *SETTINGS,
@@ -135,7 +148,7 @@ def train(run: Run, data: Path) -> dict[str, Any]:
     with temporary_folder() as run_dir:
         summary = federate(overrides, run_dir)
     replies = rounds * run.silos
-    result: dict[str, Any] = {**asdict(run), "perplexity": summary and summary["perplexity"]["final"]}
+    result: Result = {**asdict(run), "perplexity": summary and summary["perplexity"]["final"]}
     if summary:
         sent = summary["bytes"]
         result["parameters"] = summary["parameters"]
@@ -148,28 +161,15 @@ def train(run: Run, data: Path) -> dict[str, Any]:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def write_page(file: Path, output: Path) -> None:
-    results = load(file)
-    lines = [
-        "# Codecs on text: the figures",
-        "",
-        f"Written by `python scripts/bench/codecs_on_text.py table` from {len(results)} runs.",
-        "*Against dense* is the perplexity divided by that of `link=dense` with the",
-        "same seed, less one: the geometric mean over seeds with its standard error, and the worst seed.",
-        "Bytes are those of one reply; the payload is what the tensors take, the rest are names, codings,",
-        "order and report. What they mean is in [the link](../link.md#on-text).",
-        "",
-    ]
-    cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def sections(results: Results) -> Iterator[str]:
+    cells: dict[tuple[Any, ...], list[Result]] = {}
     for one in results:
         cells.setdefault(tuple(one[key] for key in CELL), []).append(one)
     for cell in sorted(cells, key=lambda cell: (*cell[1:], list(RECIPES).index(cell[0]))):
-        lines += table(cells[cell])
-    output.write_text("\n".join(lines).rstrip() + "\n")
-    print(f"{output}: {len(results)} runs")
+        yield from cell_table(cells[cell])
 
 
-def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def cell_table(results: Results) -> Iterator[str]:
     """Give a row to each link; the results differ in that and the seed alone."""
     dense = {one["seed"]: one["perplexity"] for one in results if one["link"] == "dense"}
     recipe, rate, steps, local_steps, silos, batch = (results[0][key] for key in CELL)
@@ -178,11 +178,7 @@ def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
         f"batch {batch} × {SEQUENCE_LENGTH}, peak rate {rate:g}"
     )
     yield ""
-    yield (
-        "| `link=` | Seeds | Perplexity | Against dense | Worst seed "
-        "| Bits a parameter up | Payload, of float32 | Bytes up |"
-    )
-    yield "|---|---:|---:|---:|---:|---:|---:|---:|"
+    rows = []
     for link in LINKS:
         runs = [one for one in results if one["link"] == link and (one["seed"] in dense or not dense)]
         if not runs:
@@ -199,8 +195,8 @@ def table(results: Sequence[dict[str, Any]]) -> Iterator[str]:
             ]
         else:
             row += ["diverged", *[""] * 5]
-        yield f"| {' | '.join(row)} |"
-    yield ""
+        rows.append(row)
+    yield from table(COLUMNS, rows)
 
 
 def against(ratios: Sequence[float]) -> tuple[str, str]:
@@ -213,9 +209,8 @@ def against(ratios: Sequence[float]) -> tuple[str, str]:
     return f"{100 * (mean - 1):+.2f}{error} %", f"{100 * math.expm1(max(ratios)):+.2f} %"
 
 
-def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "docs/results/link.md")
-    run.add_argument("--data", type=Path, default=Path(".photon/convergence"), help="folder of the text")
+def add_options(run: argparse.ArgumentParser) -> None:
+    add_data(run)
     run.add_argument("--links", nargs="+", choices=list(LINKS), default=list(LINKS))
     run.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES)[:2])
     run.add_argument("--rate", type=float, default=0.002, help="peak learning rate")
@@ -224,8 +219,24 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--silos", type=int, default=2)
     run.add_argument("--batch", type=int, default=BATCH, help="sequences of a local step")
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3])
-    return made.parse_args()
 
+
+ABOUT = (
+    "*Against dense* is the perplexity divided by that of `link=dense` with the same seed, less one: the "
+    "geometric mean over seeds with its standard error, and the worst seed. Bytes are those of one reply; "
+    "the payload is what the tensors take, the rest are names, codings, order and report. What they mean is "
+    "in [the link](../link.md#on-text)."
+)
+STUDY = Study(
+    script=__file__,
+    description=__doc__,
+    page="docs/results/link.md",
+    title="Codecs on text: the figures",
+    about=lambda _: ABOUT,
+    run=run_missing,
+    sections=sections,
+    options=add_options,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

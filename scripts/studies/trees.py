@@ -1,8 +1,8 @@
 """Validation perplexity of WorldLM and its baselines on the leaves of a tree of real text, at equal tokens.
 
-    python scripts/bench/worldlm.py run --minutes 30     # the installation's text; go on with what is missing
-    python scripts/bench/worldlm.py run --name languages --data DIR --tree '{a: [x, y], b: [z, u]}'
-    python scripts/bench/worldlm.py table                # what there is, as docs/results/worldlm-figures.md
+    python scripts/studies/trees.py run --minutes 30     # the installation's text; go on with what is missing
+    python scripts/studies/trees.py run --name languages --data DIR --tree '{a: [x, y], b: [z, u]}'
+    python scripts/studies/trees.py table                # what there is, as docs/results/worldlm-figures.md
 
 DIR is a folder of ``photon data prepare`` whose silos are the leaves of a tree with two branches; for the
 methods in which a branch trains too, it has a silo BRANCH-text for each. Every run is a whole tree in this
@@ -14,12 +14,14 @@ another rate would do. Where the hierarchy is broken, the last leaves of the two
 import argparse
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from text_runs import Runs, federate, load, parsers, prepared, save_figure, temporary_folder
+from runs import Result, Results, Runs
+from study import Study
+from tables import save_figure, table
+from text import SEQUENCE_LENGTH, federate, prepared, temporary_folder
 
 #: Branches of a tree by name: silos, or branches again.
 Tree = dict[str, "list[str] | Tree"]
@@ -124,7 +126,6 @@ EMBEDDED_TREE = "{code: [cpp, python], text: [prose, legal]}"
 ROUNDS = 12
 LOCAL_STEPS = 24
 BATCH = 8
-SEQUENCE_LENGTH = 64
 VOCABULARY = 1024
 RATE = 0.004
 SETTINGS = [
@@ -140,20 +141,11 @@ SETTINGS = [
 ]
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.command == "run":
-        run_missing(arguments)
-    else:
-        write_page(arguments.results, arguments.output)
-
-
 # --- runs -------------------------------------------------------------------------------------------
 
 
-def run_missing(arguments: argparse.Namespace) -> None:
-    runs, name = Runs(arguments.results, arguments.minutes), arguments.name
-    tree = read_branches(arguments.tree)
+def run_missing(runs: Runs, arguments: argparse.Namespace) -> None:
+    name, tree = arguments.name, read_branches(arguments.tree)
     data = arguments.data or prepared(Path(".photon/worldlm/embedded"), VOCABULARY, SEQUENCE_LENGTH)
     if arguments.rate != RATE:
         name = f"{name}, rate {arguments.rate:g}"
@@ -201,7 +193,7 @@ def broken(tree: Tree) -> Tree:
     return {name: swapped(branch) for name, branch in tree.items()}
 
 
-def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float) -> dict[str, Any]:
+def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float) -> Result:
     from photon.telemetry.events import ClientFinished, RunStarted
     from photon.telemetry.log import read_events
 
@@ -268,36 +260,27 @@ def as_override(method: str, tree: Tree) -> str:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def mean_of(result: dict[str, Any]) -> float:
+def mean_of(result: Result) -> float:
     """Return the mean perplexity over the leaves; infinite for a run that diverged."""
     found = result["perplexity"]
     return math.inf if found is None else statistics.fmean(found.values())
 
 
-def write_page(file: Path, output: Path) -> None:
-    results = load(file)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        "# WorldLM: the figures",
-        "",
-        f"Written by `python scripts/bench/worldlm.py table` from {len(results)} runs. What they mean is in",
-        "[WorldLM on text](worldlm.md).",
-        "",
-    ]
-    names = sorted({one["name"] for one in results})
-    for name in names:
-        lines += tree_table(name, [one for one in results if one["name"] == name])
-    output.write_text("\n".join(lines).rstrip() + "\n")
-    plot(results, names, output.with_suffix(".svg"))
-    print(f"{output}, {output.with_suffix('.svg')}: {len(results)} runs")
+def sections(results: Results) -> Iterator[str]:
+    for name in names_of(results):
+        yield from tree_table(name, [one for one in results if one["name"] == name])
 
 
-def by_method(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def names_of(results: Results) -> list[str]:
+    return sorted({one["name"] for one in results})
+
+
+def by_method(results: Results) -> dict[str, list[Result]]:
     found = {method: [one for one in results if one["method"] == method] for method in METHODS}
     return {method: runs for method, runs in found.items() if runs}
 
 
-def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
+def tree_table(name: str, results: Results) -> Iterator[str]:
     tree = results[0]["tree"]
     leaves = leaves_of(tree)
     yield f"## {name}: {as_override('', tree)}"
@@ -305,10 +288,18 @@ def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
     yield "Validation perplexity per leaf and its mean over leaves, over seeds; then each seed's mean."
     yield "Megabytes that crossed the root's edges in the whole run, and those of all edges of the tree."
     yield ""
-    columns = [*leaves, "Mean", "Seeds", "To WorldLM", "Up, root", "Down, root", "Up, all", "Down, all"]
-    yield f"| Method | {' | '.join(columns)} |"
-    yield "|---|" + "---:|" * len(columns)
-    chosen = by_method(results)
+    columns = [
+        "Method",
+        *leaves,
+        "Mean",
+        "Seeds",
+        "To WorldLM",
+        "Up, root",
+        "Down, root",
+        "Up, all",
+        "Down, all",
+    ]
+    rows, chosen = [], by_method(results)
     for method, runs in sorted(chosen.items(), key=lambda item: statistics.fmean(map(mean_of, item[1]))):
         means = {one["seed"]: mean_of(one) for one in runs}
         mean = statistics.fmean(means.values())
@@ -328,16 +319,16 @@ def tree_table(name: str, results: Sequence[dict[str, Any]]) -> Iterator[str]:
             for where in ("root", "all")
             for way in ("up", "down")
         ]
-        yield f"| {method} | {' | '.join(cells)} |"
-    yield ""
+        rows.append([method, *cells])
+    yield from table(columns, rows)
 
 
-def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) -> None:
+def plot(results: Results, path: Path) -> None:
     """Draw the mean perplexity of the main methods, a panel for each tree that has most; a dot is a seed."""
     from matplotlib.figure import Figure
 
-    methods = {name: by_method([one for one in results if one["name"] == name]) for name in names}
-    names = [name for name in names if len(methods[name].keys() & set(PLOTTED)) > len(PLOTTED) - 2]
+    methods = {name: by_method([one for one in results if one["name"] == name]) for name in names_of(results)}
+    names = [name for name in methods if len(methods[name].keys() & set(PLOTTED)) > len(PLOTTED) - 2]
     columns = min(2, len(names))
     rows = math.ceil(len(names) / columns)
     figure = Figure(figsize=(6.5 * columns, 4 * rows), layout="constrained")
@@ -359,8 +350,7 @@ def plot(results: Sequence[dict[str, Any]], names: Sequence[str], path: Path) ->
     save_figure(figure, path)
 
 
-def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "docs/results/worldlm-figures.md")
+def add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--name", default="domains", help="what the tree is called in the table")
     run.add_argument("--data", type=Path, help="prepared text; the default is the installation's own")
     run.add_argument(
@@ -369,8 +359,19 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--rate", type=float, default=RATE, help="peak learning rate")
     run.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds, one after the other")
     run.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, help="some of them")
-    return made.parse_args()
 
+
+STUDY = Study(
+    script=__file__,
+    description=__doc__,
+    page="docs/results/worldlm-figures.md",
+    title="WorldLM: the figures",
+    about=lambda _: "What they mean is in [WorldLM on text](worldlm.md).",
+    run=run_missing,
+    sections=sections,
+    options=add_options,
+    plot=plot,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,7 +1,7 @@
 """Accuracy against sparsity on SparsyFed's own task: CIFAR-10, dealt out by label, and a small ResNet-18.
 
-    python scripts/bench/sparse_on_images.py run cifar10/ --minutes 30   # go on with what is missing
-    python scripts/bench/sparse_on_images.py table                       # what there is, as a page
+    python scripts/studies/sparse_images.py run cifar10/ --minutes 30   # go on with what is missing
+    python scripts/studies/sparse_images.py table                       # what there is, as a page
 
 The folder holds one .tar.gz archive of {train,test}/LABEL/*.jpg. A run is a loop over rounds in this process,
 as the paper describes it; re-parameterisation, pruning, mean and codec are Photon's own. Its result is a
@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 import torch
 from image_task import Images, ResNet18, deal, read_images
-from text_runs import Runs, load, parsers, save_figure
+from runs import Result, Results, Runs, has_line
+from study import Study
+from tables import by_rate, marked, save_figure, table, with_lines
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -34,7 +36,6 @@ from photon.strategy.sparse import Supports
 from photon.training.groups import read_params, write_params
 
 Groups = dict[str, dict[str, Tensor]]
-Results = Sequence[dict[str, Any]]
 
 DENSE, SPARSYFED, TOP_K, ZEROFL, FLASH = "dense", "SparsyFed", "Top-K", "ZeroFL", "FLASH"
 METHODS: dict[str, Callable[[float], SparseTraining]] = {
@@ -58,6 +59,16 @@ LAST_RATE = 0.01
 TUNING = (0.95, 1000.0, 0)
 WEIGHT_DECAY = 1e-3
 WIDTH = 8
+COLUMNS_EXPLAINED = """\
+* *Accuracy*: after the last round, for each seed, and the mean of the last four evaluations.
+* *Regrown*: weights of a client that were zero when they came and are not when they leave, of all
+  prunable ones; mean from round 2 on.
+* *IoU*: intersection over union of the masks of two clients, mean from round 2 on.
+* *Values*: 2 / (density received + density sent), the paper's unit, from round 2 on and over all
+  rounds; in the first one every model comes dense.
+* *Bytes*: all float32 values both ways, of what really crossed: what `link=sparse` makes of the
+  parameters, and the statistics of BatchNorm; from round 2 on and over all rounds.
+"""
 #: A run is evaluated after every so many rounds.
 EVALUATION = 2
 
@@ -83,20 +94,11 @@ class Run:
         )
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    if arguments.command == "run":
-        run_missing(arguments)
-    else:
-        write_page(arguments.results, arguments.output)
-
-
 # --- runs -------------------------------------------------------------------------------------------
 
 
-def run_missing(arguments: argparse.Namespace) -> None:
+def run_missing(runs: Runs, arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
-    runs = Runs(arguments.results, arguments.minutes, "accuracy")
     images = read_images(arguments.data, arguments.shrink)
 
     def once(method: str, sparsity: float, alpha: float, seed: int, rate: float) -> None:
@@ -131,7 +133,7 @@ def final(run: Mapping[str, Any]) -> float:
     return float(run["rounds"][-1]["accuracy"])
 
 
-def train(run: Run, images: Images, test: Images) -> dict[str, Any]:
+def train(run: Run, images: Images, test: Images) -> Result:
     """Do the rounds of one run."""
     torch.manual_seed(run.seed)
     draw = np.random.default_rng(run.seed)
@@ -141,7 +143,7 @@ def train(run: Run, images: Images, test: Images) -> dict[str, Any]:
     names = prunable_names(model, ())
     sparse.attach(model)
     state = read_groups(model)
-    result: dict[str, Any] = {
+    result: Result = {
         **vars(run),
         "parameters": sum(tensor.numel() for tensor in state["params"].values()),
         "prunable": sum(state["params"][name].numel() for name in names),
@@ -245,80 +247,68 @@ def nbytes(groups: PackedGroups) -> int:
 # --- the page ---------------------------------------------------------------------------------------
 
 
-def write_page(file: Path, output: Path) -> None:
-    """Write the tables, and the plot beside them."""
-    results = load(file)
-    plot = output.with_suffix(".svg")
-    best = [one for one in results if one["rate"] == tuned(results, one["method"])]
-    if not best:
-        raise SystemExit(f"{file}: no learning rate is tuned yet; `run` comes first")
-    one = best[0]
-    lines = [
-        "# Sparse training on images: the figures",
-        "",
-        f"Written by `python scripts/bench/sparse_on_images.py table` from {len(results)} runs:",
-        f"{one['prunable']:,} prunable weights of {one['parameters']:,} parameters,",
-        f"{len(one['rounds'])} rounds of {COHORT} of {CLIENTS} clients. What they mean is in",
-        "[sparse training](../sparsity.md#on-images).",
-        "",
-        f"![Accuracy and density by round]({plot.name})",
-        "",
-        *tuning_table(results),
-        "* *Accuracy*: after the last round, for each seed, and the mean of the last four evaluations.",
-        "* *Regrown*: weights of a client that were zero when they came and are not when they leave, of all",
-        "  prunable ones; mean from round 2 on.",
-        "* *IoU*: intersection over union of the masks of two clients, mean from round 2 on.",
-        "* *Values*: 2 / (density received + density sent), the paper's unit, from round 2 on and over all",
-        "  rounds; in the first one every model comes dense.",
-        "* *Bytes*: all float32 values both ways, of what really crossed: what `link=sparse` makes of the",
-        "  parameters, and the statistics of BatchNorm; from round 2 on and over all rounds.",
-        "",
-    ]
+def tuned_runs(results: Results) -> list[Result]:
+    return [one for one in results if one["rate"] == tuned(results, one["method"])]
+
+
+def about(results: Results) -> str:
+    one = results[0]
+    return (
+        f"{one['prunable']:,} prunable weights of {one['parameters']:,} parameters, "
+        f"{len(one['rounds'])} rounds of {COHORT} of {CLIENTS} clients. What they mean is in "
+        "[sparse training](../sparsity.md#on-images)."
+    )
+
+
+def sections(results: Results) -> Iterator[str]:
+    yield from tuning_table(results)
+    yield from COLUMNS_EXPLAINED.splitlines()
+    yield ""
+    best = tuned_runs(results)
     for alpha in sorted({one["alpha"] for one in best}, reverse=True):
         own = [one for one in best if one["alpha"] == alpha]
-        lines += [f"## α = {alpha:g}", "", *table(own), *densities(own)]
-    output.write_text("\n".join(lines).rstrip() + "\n")
-    draw_plot(best, plot)
-    print(f"{output}: {len(results)} runs")
+        yield f"## α = {alpha:g}"
+        yield ""
+        yield from main_table(own)
+        yield from densities(own)
 
 
 def tuning_table(results: Results) -> Iterator[str]:
     """Accuracy by learning rate."""
     _, alpha, seed = TUNING
-    yield f"## Tuning: accuracy by learning rate of the first round (α = {alpha:g}, seed {seed})"
-    yield ""
-    yield f"| Method | {' | '.join(f'{rate:g}' for rate in RATES)} |"
-    yield "|---|" + "---:|" * len(RATES)
+    rows = []
     for method in METHODS:
-        found = {one["rate"]: f"{final(one):.2%}" for one in tuning_runs(results, method)}
+        found = {one["rate"]: marked(f"{final(one):.2%}", one) for one in tuning_runs(results, method)}
         if found:
-            yield f"| {method} | {' | '.join(found.get(rate, '–') for rate in RATES)} |"
-    yield ""
+            rows.append([method, *by_rate(found, RATES)])
+    if rows:
+        yield f"## Tuning: accuracy by learning rate of the first round (α = {alpha:g}, seed {seed})"
+        yield ""
+        yield from table(["Method", *(f"{rate:g}" for rate in RATES)], rows)
 
 
-def table(results: Results) -> Iterator[str]:
+def main_table(results: Results) -> Iterator[str]:
     """What came of the runs, a row for each method."""
-    yield "| Method | Zeros | Rate | Accuracy | Density, last | Regrown | IoU | Values | Bytes |"
-    yield "|---|---:|---:|---|---:|---:|---:|---:|---:|"
+    rows = []
     for (sparsity, method), runs in cells(results):
-        every = [one["rounds"] for one in runs]
+        accuracies = [marked(f"{final(one):.2%} ({late(one):.2%})", one) for one in runs]
+        shown = with_lines(runs)
+        every = [one["rounds"] for one in shown]
         later = [rounds[1:] for rounds in every]
         values = [f"{ratio(rounds, 1.0, 'received', 'sent'):.2f}" for rounds in (later, every)]
         whole = runs[0]["dense_bytes"]
         nbytes = [f"{ratio(rounds, whole, 'bytes_down', 'bytes_up'):.2f}" for rounds in (later, every)]
-        row = [
-            method,
-            f"{sparsity:.0%}",
-            f"{runs[0]['rate']:g}",
-            ", ".join(f"{final(one):.2%} ({late(one):.2%})" for one in runs),
+        means = [
             f"{statistics.fmean(rounds[-1]['density'] for rounds in every):.2%}",
             f"{mean(later, 'regrown/mean') / runs[0]['prunable']:.3%}",
             f"{mean(later, 'mask_iou/all'):.3f}",
             ", ".join(values),
             ", ".join(nbytes),
         ]
-        yield f"| {' | '.join(row)} |"
-    yield ""
+        row = [method, f"{sparsity:.0%}", f"{runs[0]['rate']:g}", ", ".join(accuracies)]
+        rows.append([*row, *(marked(text, *shown) for text in means)])
+    columns = ["Method", "Zeros", "Rate", "Accuracy", "Density, last", "Regrown", "IoU", "Values", "Bytes"]
+    yield from table(columns, rows, left=(0, 3))
 
 
 def late(run: Mapping[str, Any]) -> float:
@@ -330,15 +320,16 @@ def densities(results: Results) -> Iterator[str]:
     """Density of the global model after some of the rounds."""
     last = max(len(one["rounds"]) for one in results)
     shown = [number for number in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48) if number < last] + [last]
-    yield f"| Density after round | {' | '.join(str(number) for number in shown)} |"
-    yield "|---|" + "---:|" * len(shown)
+    rows = []
     for (sparsity, method), runs in cells(results):
         if method != DENSE:
+            of_all = with_lines(runs)
             found = [
-                mean([one["rounds"][number - 1 : number] for one in runs], "density") for number in shown
+                mean([one["rounds"][number - 1 : number] for one in of_all], "density") for number in shown
             ]
-            yield f"| {method}, {sparsity:.0%} | {' | '.join(f'{value:.2%}' for value in found)} |"
-    yield ""
+            texts = [marked(f"{value:.2%}", *of_all) for value in found]
+            rows.append([f"{method}, {sparsity:.0%}", *texts])
+    yield from table(["Density after round", *map(str, shown)], rows)
 
 
 def cells(results: Results) -> Iterator[tuple[tuple[float, str], Results]]:
@@ -360,13 +351,14 @@ def ratio(runs: Sequence[Results], whole: float, down: str, up: str) -> float:
     return 2 * whole * sum(len(rounds) for rounds in runs) / crossed
 
 
-def draw_plot(results: Results, path: Path) -> None:
-    """Draw accuracy and density by round, a column for each α."""
+def plot(results: Results, path: Path) -> None:
+    """Draw accuracy and density by round of what has a line, a column for each α."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    results = list(filter(has_line, tuned_runs(results)))
     alphas = sorted({one["alpha"] for one in results}, reverse=True)
     figure, axes = pyplot.subplots(
         2, len(alphas), figsize=(5.5 * len(alphas), 6.5), sharex=True, sharey="row", squeeze=False
@@ -400,8 +392,7 @@ def draw_plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def parse_arguments() -> argparse.Namespace:
-    made, run = parsers(__doc__, "docs/results/sparsity-images.md")
+def add_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("data", type=Path, help="folder of the images' archive")
     run.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     run.add_argument("--alphas", nargs="+", type=float, default=[1000.0, 0.1], help="of the Dirichlet draw")
@@ -409,8 +400,22 @@ def parse_arguments() -> argparse.Namespace:
     run.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     run.add_argument("--rounds", type=int, default=24)
     run.add_argument("--shrink", type=int, default=2, help="squares of so many pixels become one")
-    return made.parse_args()
 
+
+STUDY = Study(
+    script=__file__,
+    description=__doc__,
+    page="docs/results/sparsity-images.md",
+    title="Sparse training on images: the figures",
+    about=about,
+    run=run_missing,
+    sections=sections,
+    options=add_options,
+    plot=plot,
+    plotted="Accuracy and density by round",
+    figure="accuracy",
+    marks=True,
+)
 
 if __name__ == "__main__":
-    main()
+    STUDY.main()

@@ -1,0 +1,235 @@
+"""The studies keep what was measured: a run is done once, and a page never loses a figure."""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STUDIES = ROOT / "scripts" / "studies"
+RESULTS = ROOT / "docs" / "results"
+PAGES = {
+    "convergence": "convergence.md",
+    "link_codecs": "link.md",
+    "sparse_images": "sparsity-images.md",
+    "sparse_text": "sparsity.md",
+    "trees": "worldlm-figures.md",
+}
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], ModuleType]:
+    """Import a module of the studies by its name."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # it would be set for good
+    monkeypatch.syspath_prepend(str(STUDIES))
+    return importlib.import_module
+
+
+@pytest.fixture
+def runs(module: Callable[[str], ModuleType]) -> ModuleType:
+    return module("runs")
+
+
+def write_lines(file: Path, *results: dict[str, Any]) -> None:
+    file.write_text("".join(json.dumps(one) + "\n" for one in results))
+
+
+# --- runs -----------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_has_a_line_is_not_done_again(runs: ModuleType, tmp_path: Path) -> None:
+    file = tmp_path / "results" / "runs.jsonl"
+    one, done = runs.Runs(file, minutes=1), []
+
+    def train(name: str) -> dict[str, Any]:
+        done.append(name)
+        return {"perplexity": len(name), "method": "MT-DAO, τ = 1"}
+
+    for name in ("long", "a", "long"):
+        one.once(name, partial(train, name))
+    runs.Runs(file, minutes=1).once("a", partial(train, "a"))
+    assert done == ["long", "a"]
+    assert [(one["run"], one["perplexity"]) for one in runs.load(file)] == [("a", 1), ("long", 4)]
+    assert len(file.read_text().splitlines()) == 2
+    runs.Runs(file, minutes=0).once("late", partial(train, "late"))
+    assert done == ["long", "a"]
+
+
+def test_processes_share_the_runs_and_a_failed_one_can_be_done_again(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    file = tmp_path / "runs.jsonl"
+    one, other = runs.Runs(file, minutes=1), runs.Runs(file, minutes=1)
+
+    def train() -> dict[str, Any]:
+        # The other process comes to this run while it is under way, and goes on to the next.
+        other.once("first", pytest.fail)
+        other.once("second", lambda: {"perplexity": 2.0})
+        return {"perplexity": 1.0}
+
+    one.once("first", train)
+    assert [result["perplexity"] for result in one.results()] == [1.0, 2.0]
+
+    def fail() -> dict[str, Any]:
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        one.once("third", fail)
+    other.once("third", lambda: {"perplexity": 3.0})
+    assert len(other.results()) == 3
+
+
+def test_a_run_with_an_earlier_figure_is_done_and_its_line_takes_the_place(
+    runs: ModuleType, tmp_path: Path
+) -> None:
+    write_lines(
+        tmp_path / "runs-earlier.jsonl", {"run": "a", "perplexity": 9.1}, {"run": "b", "perplexity": 8.2}
+    )
+    one = runs.Runs(tmp_path / "runs.jsonl", minutes=1)
+    assert [result["perplexity"] for result in one.results()] == [9.1, 8.2]
+    one.once("b", lambda: {"perplexity": 8.19})
+    assert [(result["run"], result["perplexity"], runs.has_line(result)) for result in one.results()] == [
+        ("b", 8.19, True),
+        ("a", 9.1, False),
+    ]
+
+
+# --- pages ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, page in PAGES.items() if (RESULTS / page).with_suffix(".jsonl").exists()]
+)
+def test_a_page_of_the_repository_is_what_its_lines_make(
+    module: Callable[[str], ModuleType], tmp_path: Path, name: str
+) -> None:
+    committed = RESULTS / PAGES[name]
+    study = module(name).STUDY
+    assert study.page == f"docs/results/{PAGES[name]}"
+    page = tmp_path / PAGES[name]
+    study.main(["table", "--output", str(page), "--results", str(committed.with_suffix(".jsonl"))])
+    assert page.read_text() == committed.read_text(), f"run: python scripts/studies/{name}.py table"
+    assert page.with_suffix(".svg").exists() == committed.with_suffix(".svg").exists()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_leaves_the_page_as_it_is(
+    module: Callable[[str], ModuleType], tmp_path: Path, name: str
+) -> None:
+    page, results = tmp_path / PAGES[name], tmp_path / "none.jsonl"
+    page.write_text("# Figures\n")
+    page.with_suffix(".svg").write_text("<svg/>")
+    for _ in ("no file", "an empty one"):
+        with pytest.raises(SystemExit, match=r"no run has a line, so .* stays as it is"):
+            module(name).STUDY.main(["table", "--output", str(page), "--results", str(results)])
+        assert page.read_text() == "# Figures\n"
+        assert page.with_suffix(".svg").read_text() == "<svg/>"
+        results.touch()
+
+
+def test_the_command_that_leaves_a_page_fails_with_one_line(tmp_path: Path) -> None:
+    page = tmp_path / "sparsity.md"
+    page.write_text("# Figures\n")
+    command = [sys.executable, str(STUDIES / "sparse_text.py"), "table", "--output", str(page)]
+    done = subprocess.run(
+        [*command, "--results", str(tmp_path / "none.jsonl")], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr.count("\n"), done.stdout) == (1, 1, "")
+    assert page.read_text() == "# Figures\n"
+
+
+def test_a_section_without_lines_stays_at_its_place_and_so_does_the_plot(
+    module: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    page, results = tmp_path / "page.md", tmp_path / "page.jsonl"
+    study = module("study").Study(
+        script="some.py",
+        description="",
+        page="page.md",
+        title="Page",
+        about=lambda _: "About.",
+        run=lambda *_: None,
+        sections=lambda found: [line for one in found for line in (f"## {one['run']}", "", "new", "")],
+        plot=lambda _, path: path.write_text("new"),
+    )
+    words = ["table", "--output", str(page), "--results", str(results)]
+    page.write_text("# Page\n\n## a\n\nold\n\n## b\n\nold\n\n### b2\n\nold\n\n## c\n\nold\n")
+    page.with_suffix(".svg").write_text("old")
+    write_lines(results, {"run": "a"}, {"run": "c"}, {"run": "d"})
+    with pytest.raises(SystemExit, match=r"2 sections .*: ## b; ### b2$"):
+        study.main(words)
+    head = "# Page\n\nWritten by `python scripts/studies/some.py table` from 3 runs. About.\n\n"
+    assert page.read_text() == (
+        f"{head}## a\n\nnew\n\n## b\n\nold\n\n### b2\n\nold\n\n## c\n\nnew\n\n## d\n\nnew\n"
+    )
+    assert page.with_suffix(".svg").read_text() == "old"
+    # What should go is deleted by hand.
+    page.write_text(page.read_text().replace("## b\n\nold\n\n### b2\n\nold\n\n", ""))
+    study.main(words)
+    assert page.read_text() == f"{head}## a\n\nnew\n\n## c\n\nnew\n\n## d\n\nnew\n"
+    assert page.with_suffix(".svg").read_text() == "new"
+
+
+def sparse_run(method: str, sparsity: float, seed: int, rate: float, perplexity: float) -> dict[str, Any]:
+    figures = {"density/all": 0.5, "mask_iou/all": 0.9, "regrown/mean": 0.0}
+    return {
+        "run": f"{method}-{sparsity}-{seed}",
+        "method": method,
+        "sparsity": sparsity,
+        "split": "iid",
+        "seed": seed,
+        "rate": rate,
+        "perplexity": perplexity,
+        "rounds": [figures, figures] if sparsity else [],
+        "bytes": {"up": 1000.0 if sparsity else 2000.0, "down": 1500.0},
+    }
+
+
+def test_a_figure_without_a_line_is_marked(module: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    page, results = tmp_path / "sparsity.md", tmp_path / "sparsity.jsonl"
+    write_lines(results, sparse_run("dense", 0.0, 0, 0.008, 70.0), sparse_run("Top-K", 0.9, 0, 0.008, 77.0))
+    write_lines(
+        tmp_path / "sparsity-earlier.jsonl",
+        sparse_run("Top-K", 0.9, 0, 0.008, 99.0),  # has a line by now
+        sparse_run("dense", 0.0, 1, 0.008, 60.0),
+        sparse_run("Top-K", 0.9, 1, 0.008, 90.0),
+        {**sparse_run("dense", 0.0, 0, 0.004, 80.0), "run": "other rate"},
+        {**sparse_run("Top-K", 0.9, 0, 0.004, 88.0), "run": "another rate"},
+        sparse_run("Top-K", 0.5, 0, 0.008, 72.5),
+    )
+    module("sparse_text").STUDY.main(["table", "--output", str(page), "--results", str(results)])
+    text = page.read_text()
+    assert "from 2 runs" in text
+    assert "† No line in the repository" in text
+    for row in (
+        "| dense | 0 % | 80.0† | **70.0** |",
+        "| Top-K | 50 % | – | **72.5†** |",
+        "| Top-K | 90 % | 88.0† | **77.0** |",
+        # A ratio has a mark if either side has; a mean over seeds is of those that have lines, if one has.
+        "| dense | 0 % | 0.008 | 70.0, 60.0† | +0.0 %, +0.0 %† | 1 | – | – | 2.0 kB | 1/1.00 | 1.5 kB |",
+        "| Top-K | 50 % | 0.008 | 72.5† | +3.6 %† | 0.500 → 0.500† | 0.90 → 0.90† | 0.00 %† "
+        "| 1.0 kB† | 1/2.00† | 1.5 kB† |",
+        "| Top-K | 90 % | 0.008 | 77.0, 90.0† | +10.0 %, +50.0 %† | 0.500 → 0.500 | 0.90 → 0.90 | 0.00 % "
+        "| 1.0 kB | 1/2.00 | 1.5 kB |",
+    ):
+        assert row in text.splitlines()
+
+
+def test_pages_of_results_name_scripts_that_exist() -> None:
+    named = {
+        name
+        for page in RESULTS.glob("*.md")
+        for name in re.findall(r"\bscripts/[\w./-]+\.(?:py|sh)\b", page.read_text())
+    }
+    assert len(named) >= len(PAGES)
+    assert [name for name in named if not (ROOT / name).exists()] == []
