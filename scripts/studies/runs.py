@@ -4,9 +4,8 @@ A run that has a line is not done again, so a study may be stopped at any time, 
 share the work.
 
 What a page showed of runs whose lines are gone may lie beside them, in a file that ends in
-``-earlier.jsonl``: in the shape of lines, with the digits of the page. Where the page had nothing but a mean
-of seeds, each of the seeds has that; of figures by round there are those that the page had. ``known`` has an
-earlier run too, until it has a line.
+``-earlier.jsonl``: in the shape of lines, with the digits of the page. Where the page had nothing but a mean,
+over seeds or rounds, each of these has it. ``known`` has an earlier run too, until it has a line.
 """
 
 import fcntl

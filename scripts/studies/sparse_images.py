@@ -312,7 +312,9 @@ def main_table(results: Results) -> Iterator[str]:
 
 
 def late(run: Mapping[str, Any]) -> float:
-    """Return the mean of the last four accuracies."""
+    """Return the mean of the last four accuracies, which is all that there is of an earlier run."""
+    if "late" in run:
+        return float(run["late"])
     return statistics.fmean([one["accuracy"] for one in run["rounds"] if "accuracy" in one][-4:])
 
 
@@ -352,28 +354,26 @@ def ratio(runs: Sequence[Results], whole: float, down: str, up: str) -> float:
 
 
 def plot(results: Results, path: Path) -> None:
-    """Draw accuracy and density by round of what has a line, a column for each α."""
-    import matplotlib
+    """Draw accuracy and density by round, a column for each α; of an earlier run what points are known."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    results = list(filter(has_line, tuned_runs(results)))
-    alphas = sorted({one["alpha"] for one in results}, reverse=True)
-    figure, axes = pyplot.subplots(
-        2, len(alphas), figsize=(5.5 * len(alphas), 6.5), sharex=True, sharey="row", squeeze=False
+    results = sorted(
+        tuned_runs(results),
+        key=lambda one: (list(METHODS).index(one["method"]), one["sparsity"], one["seed"]),
     )
-    figure.set_layout_engine("constrained")
-    for one in sorted(
-        results, key=lambda one: (list(METHODS).index(one["method"]), one["sparsity"], one["seed"])
-    ):
+    alphas = sorted({one["alpha"] for one in results}, reverse=True)
+    figure = Figure(figsize=(5.5 * len(alphas), 6.5), layout="constrained")
+    axes = figure.subplots(2, len(alphas), sharex=True, sharey="row", squeeze=False)
+    for one in results:
         column = axes[:, alphas.index(one["alpha"])]
         label = one["method"] if one["method"] == DENSE else f"{one['method']}, {one['sparsity']:.0%}"
         style = {
             "color": f"C{list(METHODS).index(one['method'])}",
             "linestyle": "-" if one["seed"] == 0 else "--",
-            "label": label + f", seed {one['seed']}" * (one["seed"] > 0),
+            "label": marked(label + f", seed {one['seed']}" * (one["seed"] > 0), one),
         }
+        if not has_line(one):
+            style |= {"linestyle": ":", "marker": "o", "mfc": "none", "markersize": 4}
         for axis, key in zip(column, ("accuracy", "density"), strict=True):
             if one["method"] == DENSE and key == "density":
                 continue
@@ -389,7 +389,6 @@ def plot(results: Results, path: Path) -> None:
     axes[1, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylabel("density of the global model")
     save_figure(figure, path)
-    pyplot.close(figure)
 
 
 def add_options(run: argparse.ArgumentParser) -> None:
