@@ -1,11 +1,17 @@
 """Windows in a seeded order, with one integer as the whole state."""
 
+import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
 import numpy as np
 import torch
+
+
+def stream_seed(seed: int, members: list[str]) -> int:
+    """Return the seed of the order in which the text of ``members`` is read."""
+    return (seed << 32) + zlib.crc32("+".join(members).encode())
 
 
 class WindowStream:

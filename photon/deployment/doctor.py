@@ -479,7 +479,7 @@ def _throughput(silo: Silo) -> Iterator[Finding]:
 def _tokens_per_second(silo: Silo) -> float:
     """Take a few local steps on the silo's own text, as a round would."""
     from photon.data.loader import WindowStream
-    from photon.silo.work import trainer, workbench
+    from photon.silo.runtime import trainer, workbench
 
     data, config = silo.data, silo.here[1]
     bench = workbench(config, data.manifest.vocab_size)

@@ -23,8 +23,13 @@ from photon.link.messages import (
 )
 from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
-from photon.silo import secure, work
+from photon.silo import secure
+from photon.silo.describe import describe
+from photon.silo.evaluate import evaluate
+from photon.silo.kept import reply_file, silo_store
+from photon.silo.shapes import expected_shapes
 from photon.silo.site import SiloSite, find_site
+from photon.silo.train import train
 
 
 def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
@@ -72,7 +77,7 @@ def _query(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
     elif isinstance(order, Unmask):
         reply = secure.unmask(order, site)
     else:
-        reply = Description(silos=work.describe(site, config))
+        reply = Description(silos=describe(site, config))
     return RecordDict({BODY: pack(reply)})
 
 
@@ -80,17 +85,17 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
     order = unpack(content, TrainOrder)
     if (order.masking is not None) != config.privacy.secure_aggregation:
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
-    work.check_order(order, site, config)  # before any tensor is read
+    _check_order(order, site, config)  # before any tensor is read
     link = SiloLink(site.store, site.state)
-    shapes = work.expected_shapes(site, config, order.local_state)
+    shapes = expected_shapes(site, config, order.local_state)
     received = link.receive(content, shapes)
-    groups, report = work.train(order, dense_groups(received), site, config)
+    groups, report = train(order, dense_groups(received), site, config)
     kept = None
     if order.masking is not None:
         groups = secure.mask(order, order.masking, groups, site, config, shapes["params"])
     elif config.federation.engine == "simulation":
         # Server and silos are one user on one machine there.
-        kept = work.reply_file(order, site, config)
+        kept = reply_file(order, site, config)
     reply = link.send(groups, content, kept)
     reply[BODY] = pack(report)
     return reply
@@ -98,10 +103,37 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
-    work.check_evaluation(order, site, config)
-    shapes = work.expected_shapes(site, config)
+    _check_evaluation(order, site, config)
+    shapes = expected_shapes(site, config)
     received = SiloLink(site.store, site.state).receive(content, shapes)
-    return RecordDict({BODY: pack(work.evaluate(order, dense_groups(received), site, config))})
+    return RecordDict({BODY: pack(evaluate(order, dense_groups(received), site, config))})
+
+
+def _check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
+    """Let the silo's policy judge a train order.
+
+    Raises
+    ------
+    RefusedError
+        If a rule forbids it.
+    """
+    manifest = site.prepared().manifest
+    site.policy.check_run(order.silo, config, manifest.vocab_size)
+    store = silo_store(order.silo, site, config)
+    if store.reply(order.run_id, order.model_id, order.round) is None:
+        site.policy.check_order(order, manifest.sequence_length, store.trained_tokens(order.run_id))
+
+
+def _check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) -> None:
+    """Let the silo's policy judge an evaluate order.
+
+    Raises
+    ------
+    RefusedError
+        If a rule forbids it.
+    """
+    site.policy.check_evaluation(order.silo)
+    site.policy.check_run(order.silo, config, site.prepared().manifest.vocab_size)
 
 
 _SERVICES = {"query": _query, "train": _train, "evaluate": _evaluate}

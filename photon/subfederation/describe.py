@@ -5,7 +5,7 @@ from photon.config.tree import TreeNode, unknown_silo
 from photon.errors import PhotonError
 from photon.federation.roster import joined
 from photon.link.messages import SiloInfo
-from photon.silo import work
+from photon.silo.describe import describe
 from photon.silo.site import SiloSite
 
 
@@ -17,7 +17,7 @@ def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list
     PhotonError
         If a silo of the tree has no data.
     """
-    silos = {silo.name: silo for silo in work.describe(site, config)}
+    silos = {silo.name: silo for silo in describe(site, config)}
     if problem := unknown_silo(node, sorted(silos)):
         raise PhotonError(problem)
     infos = [

@@ -19,8 +19,9 @@ from photon.link.messages import (
 )
 from photon.link.records import Shapes, dense_groups
 from photon.link.transport import SiloLink
-from photon.silo import secure, work
+from photon.silo import secure
 from photon.silo import service as silo_service
+from photon.silo.shapes import expected_shapes, shapes_for
 from photon.subfederation.member import Member
 
 
@@ -90,5 +91,5 @@ def _evaluate(member: Member, content: RecordDict) -> RecordDict:
 def _shapes(member: Member) -> Shapes:
     """Return the shapes of what an order may bring; unseen members alone know their vocabulary."""
     if member.unseen:
-        return work.shapes_for(member.above, member.described.vocab_size)
-    return work.expected_shapes(member.site, member.above)
+        return shapes_for(member.above, member.described.vocab_size)
+    return expected_shapes(member.site, member.above)

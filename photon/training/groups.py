@@ -17,6 +17,12 @@ from photon.models.sparse import parameter_name
 StateGroups = dict[str, dict[str, Tensor]]
 """Group name → parameter name → tensor."""
 
+OptimizerState = tuple[StateGroups, dict[str, float]]
+"""State groups and scalars of a local optimizer."""
+
+Tensors = Mapping[str, Tensor]
+"""Parameter name → tensor, to be read."""
+
 RECEIVED = "received"
 """What a silo keeps beside the state groups of a `Refreshing` optimizer: the parameters it started from."""
 

@@ -59,9 +59,9 @@ PARTS = {
     "client: read the configuration": ["photon.config.compose.parse"],
     "client: open the data": ["photon.data.prepared.PreparedData.open"],
     "client: last state from disk": ["photon.state.silo.SiloStore.load", "photon.state.silo.SiloStore.reply"],
-    "client: parameters into the model": ["photon.silo.work.write_params"],
-    "client: state of the local optimizer into it": ["photon.silo.work.restore_optimizer"],
-    "client: norm of the update": ["photon.silo.work._distance"],
+    "client: parameters into the model": ["photon.silo.fit.write_params"],
+    "client: state of the local optimizer into it": ["photon.silo.fit.restore_optimizer"],
+    "client: norm of the update": ["photon.silo.train.distance"],
     (STATE := "client: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
     "client: encode the reply": ["photon.link.transport.SiloLink.send"],
 }

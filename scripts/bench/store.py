@@ -54,7 +54,7 @@ MODELS = {
 CASES = ("inline", "store", "fedavg")
 CONNECTION = "bench"
 KINDS = {
-    "photon.silo.worker": "worker",
+    "photon.worker": "worker",
     "superlink": "SuperLink",
     "supernode": "SuperNode",
     "flwr-serverapp": "ServerApp",
@@ -365,7 +365,7 @@ def deployment(folder: Path, parts: Path, store: str) -> Iterator[tuple[Any, Any
     def family() -> list[psutil.Process]:
         alive = [process for process in processes if process.poll() is None]
         # A silo's worker is nobody's child.
-        mine = ("photon.silo.worker", str(folder))
+        mine = ("photon.worker", str(folder))
         workers = [
             process
             for process in psutil.process_iter(["cmdline"])

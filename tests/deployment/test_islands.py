@@ -27,7 +27,7 @@ def islands_of(deployment: Deployment, silo: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if "photon.silo.worker" in command and any(word.startswith(folder) for word in command):
+        if "photon.worker" in command and any(word.startswith(folder) for word in command):
             found.append(process)
     return found
 

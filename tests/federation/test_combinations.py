@@ -12,7 +12,7 @@ from photon.errors import PhotonError
 from photon.federation import federation
 from photon.federation.run import prepare_run
 from photon.node import answer
-from photon.silo import work
+from photon.silo import service
 
 ROUNDS = 4
 SILOS = ("alpha", "beta", "gamma")
@@ -97,7 +97,7 @@ def test_what_can_be_combined_trains_and_resumes(
     failing = (chance.choice(SILOS), chance.randint(2, ROUNDS)) if chance.random() < 0.3 else None
     last_words = (chance.choice(("train", "write", "write")), chance.randint(2, ROUNDS))
     mortal = False
-    train, writing = work.train, federation.CheckpointStore.writing
+    train, writing = service.train, federation.CheckpointStore.writing
 
     def train_or_fail(order: Any, *rest: Any) -> Any:
         if (order.silo, order.round) == failing:
@@ -111,7 +111,7 @@ def test_what_can_be_combined_trains_and_resumes(
             raise Killed
         return writing(store, state, *rest, **kept)
 
-    monkeypatch.setattr(work, "train", train_or_fail)
+    monkeypatch.setattr(service, "train", train_or_fail)
     monkeypatch.setattr(federation.CheckpointStore, "writing", write_or_die)
     whole = run_inprocess(prepare_run(small_config(*overrides, name="whole")), answer, resume=False)
     killed = prepare_run(small_config(*overrides, name="killed"))

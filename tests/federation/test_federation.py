@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message
 from photon.client_app import answer
 from photon.components import import_target
 from photon.config.schema import RunConfig
-from photon.data.loader import WindowStream
+from photon.data.loader import WindowStream, stream_seed
 from photon.data.prepared import PreparedData
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RunError
@@ -24,7 +24,6 @@ from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
 from photon.link.records import RAW
 from photon.models.build import build_model
 from photon.models.loss import causal_loss
-from photon.silo.work import stream_seed
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
 from photon.telemetry.events import (

@@ -145,14 +145,14 @@ def test_a_change_survives_a_kill_bit_for_bit(
 def test_a_silo_that_lost_what_it_had_fails_once_and_then_gets_all(
     run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from photon.silo import work
+    from photon.silo import train
 
-    kept_state = work._kept_state
+    kept_state = train.kept_state
 
     def forgetful(store: Any, order: Any) -> Any:
         return (None, True) if (order.silo, order.round) == ("beta", 2) else kept_state(store, order)
 
-    monkeypatch.setattr(work, "_kept_state", forgetful)
+    monkeypatch.setattr(train, "kept_state", forgetful)
     summary = run_small(*CHANGE, "cohort=3", "rounds=3", "federation.quorum=2")
     assert summary["failures"] == 1
     assert "beta has lost the parameters of round 1" in (tmp_path / "run" / "events.jsonl").read_text()

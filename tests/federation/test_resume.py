@@ -28,7 +28,7 @@ RUN = ["cohort=2", "rounds=4", "outer=diloco"]
 def spawner() -> Any:
     """Starts processes from one that has imported what they need: that takes longer than their runs."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.federation.crash", "photon.client_app", "photon.silo.work"])
+    context.set_forkserver_preload(["tests.federation.crash", "photon.client_app", "photon.silo.service"])
     return context
 
 

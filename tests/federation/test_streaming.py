@@ -10,12 +10,11 @@ import pytest
 import torch
 
 from photon.config.schema import RunConfig
-from photon.data.loader import WindowStream
+from photon.data.loader import WindowStream, stream_seed
 from photon.data.prepared import PreparedData
 from photon.federation.federation import Federation
 from photon.models.build import build_model
 from photon.models.loss import causal_loss
-from photon.silo.work import stream_seed
 from photon.state.checkpoint import CheckpointStore
 from photon.strategy.streaming import split_parameters
 from photon.telemetry.events import ClientFailed, ClientFinished, RoundStarted

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from photon.config.schema import RunConfig
-from photon.data.loader import WindowStream
+from photon.data.loader import WindowStream, stream_seed
 from photon.data.prepared import PreparedData
 from photon.models.build import build_model
 from photon.models.loss import causal_loss
-from photon.silo.work import stream_seed
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
 from photon.telemetry.events import ClientFinished

@@ -282,14 +282,14 @@ def test_a_silo_that_is_asked_to_evaluate_all_the_same_refuses(
     federate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The description was given before the policy was made."""
-    from photon.silo import work
+    from photon.silo import service
 
-    describe = work.describe
+    describe = service.describe
 
     def sharing(site: Any, config: Any) -> Any:
         return describe(dataclasses.replace(site, policy=SiloPolicy()), config)
 
-    monkeypatch.setattr(work, "describe", sharing)
+    monkeypatch.setattr(service, "describe", sharing)
     federate({"share_validation": False}, "rounds=2")
     assert events_of(tmp_path / "run", ClientFailed) == []
     assert all(set(event.per_silo) == {"alpha"} for event in events_of(tmp_path / "run", Evaluated))

@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from photon.silo import work
-from photon.silo.work import Workbench
+from photon.silo import runtime
+from photon.silo.runtime import Workbench
 from photon.training.groups import read_optimizer, read_params
 from tests.conftest import SMALL, composed
 
@@ -51,9 +51,9 @@ def test_the_probe_holds_gradients_and_optimizer_state_and_leaves_nothing(monkey
             assert all(parameter.grad is not None for parameter in made.model.parameters())
         return batch_size
 
-    monkeypatch.setattr(work, "find_micro_batch_size", find)
+    monkeypatch.setattr(runtime, "find_micro_batch_size", find)
     tensors, scalars = snapshot(made)
-    assert work._probe_micro_batch(made, config(), 4) == 4
+    assert runtime._probe_micro_batch(made, config(), 4) == 4
     assert held == [{"step", "exp_avg", "exp_avg_sq"}] * 2
     after, scalars_after = snapshot(made)
     assert scalars_after == scalars
@@ -68,9 +68,9 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
     def find(step, batch_size):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(work, "find_micro_batch_size", find)
+    monkeypatch.setattr(runtime, "find_micro_batch_size", find)
     with pytest.raises(RuntimeError, match="shapes"):
-        work._probe_micro_batch(made, config(), 4)
+        runtime._probe_micro_batch(made, config(), 4)
     assert not made.optimizer.state
     assert all(parameter.grad is None for parameter in made.model.parameters())
 
@@ -79,5 +79,5 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
 def test_the_probe_runs_in_the_format_of_the_training(precision, dtype):
     made, seen = bench(precision), []
     made.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    assert work._probe_micro_batch(made, config(), 2) == 2
+    assert runtime._probe_micro_batch(made, config(), 2) == 2
     assert set(seen) == {dtype}

@@ -122,7 +122,7 @@ def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
     federate: Federate, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However beta gets through its batches, the federation ends with the same weights and figures."""
-    from photon.silo import work
+    from photon.silo import runtime
 
     probed: list[int] = []
 
@@ -130,7 +130,7 @@ def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
         probed.append(batch_size)
         return 2
 
-    monkeypatch.setattr(work, "find_micro_batch_size", probe)
+    monkeypatch.setattr(runtime, "find_micro_batch_size", probe)
     alike, different = federate("alike", {}), federate("different", {"beta": own})
     assert set(probed) == ({4} if own.get("micro-batch-size") == "auto" else set())
     expected, found = (CheckpointStore(run / "checkpoints").latest()[0] for run in (alike, different))

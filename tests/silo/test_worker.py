@@ -52,7 +52,7 @@ def workers(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if "photon.silo.worker" in words and str(folder) in words and not worker_client.is_gone(process):
+            if "photon.worker" in words and str(folder) in words and not worker_client.is_gone(process):
                 found.append(process)
         except psutil.Error:
             continue

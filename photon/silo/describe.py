@@ -1,0 +1,31 @@
+"""What a silo tells of itself when it is asked: its text, and the device that it trains on."""
+
+from photon.config.schema import RunConfig
+from photon.link.messages import SiloInfo
+from photon.silo.site import SiloSite
+from photon.training.hardware import device_facts, resolve_device, set_up_torch
+from photon.training.precision import resolve_precision
+
+
+def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
+    """Describe the silos whose text lies in ``site.data``."""
+    set_up_torch(config.training, config.federation.clients_in_parallel)
+    data = site.prepared()
+    device = resolve_device(config.training.device)
+    precision = resolve_precision(config.training.precision, device)
+    name, flops = device_facts(device, precision)
+    shares = site.policy.share_validation
+    return [
+        SiloInfo(
+            name=silo,
+            train_tokens=entry.train.tokens,
+            validation_tokens=entry.validation.tokens if shares else None,
+            unigram_loss=entry.unigram_loss if shares else None,
+            vocab_size=data.manifest.vocab_size,
+            sequence_length=data.manifest.sequence_length,
+            tokenizer_sha256=data.manifest.tokenizer_sha256,
+            device=name,
+            roofline_flops=flops,
+        )
+        for silo, entry in sorted(data.manifest.silos.items())
+    ]

@@ -1,0 +1,56 @@
+"""What a silo does with an evaluate order: the loss on its own validation text."""
+
+from collections.abc import Mapping
+
+import torch
+
+from photon.config.schema import RunConfig
+from photon.evaluation.perplexity import OwnTokens, evaluate_windows
+from photon.link.messages import EvaluateOrder, EvaluateReport, NodeLoss
+from photon.silo.kept import silo_store
+from photon.silo.runtime import workbench
+from photon.silo.site import SiloSite
+from photon.strategy.base import strategy_of
+from photon.strategy.key_layers import PERSONAL, key_layers
+from photon.training.groups import Tensors, write_params
+
+
+def evaluate(
+    order: EvaluateOrder,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    site: SiloSite,
+    config: RunConfig,
+) -> EvaluateReport:
+    """Evaluate the received model on a silo's validation windows, and the silo's own if it is asked to.
+
+    The received model's softmax is over all tokens. With trimmed embeddings that of the silo's own is over
+    the tokens that it was trained on.
+    """
+    data = site.prepared()
+    bench = workbench(config, data.manifest.vocab_size)
+
+    def evaluated(params: Tensors, own_tokens: OwnTokens | None = None) -> NodeLoss:
+        write_params(bench.model, params)
+        nll, tokens = evaluate_windows(
+            bench.model,
+            data.windows(order.silo, "validation"),
+            batch_size=config.evaluation.batch_size,
+            device=bench.device,
+            precision=bench.precision,
+            limit=config.evaluation.sequences,
+            own=own_tokens,
+        )
+        return NodeLoss(loss=nll / tokens, tokens=tokens)
+
+    received = evaluated(groups["params"])
+    layers, per_node = key_layers(config), {}
+    if order.own and layers is not None and order.last_round:
+        store = silo_store(order.silo, site, config)
+        kept = store.load(order.run_id, order.last_round)
+        tokens = None
+        if strategy_of(config).trims:
+            tokens = OwnTokens.of(data.unigram(order.silo), bench.model.config.vocab_size)
+        if kept is not None and (tokens or PERSONAL in kept.groups):
+            own = {**groups["params"], **kept.groups.get(PERSONAL, {})}
+            per_node[order.silo] = evaluated(own, tokens)
+    return EvaluateReport(round=order.round, silo=order.silo, **received, per_node=per_node)

@@ -1,0 +1,57 @@
+"""Figures of a fit: how far it went, and with ``telemetry.diagnostics`` what it did to the training state."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
+from photon.link.messages import TrainOrder
+from photon.silo.runtime import workbench
+from photon.training.devices import GroupResult
+from photon.training.diagnostics import (
+    activation_norms,
+    basis_similarities,
+    momentum_cosines,
+    state_changes,
+    state_norms,
+)
+from photon.training.groups import OptimizerState, Tensors
+
+#: Windows on which activations are measured.
+DIAGNOSTIC_WINDOWS = 4
+
+
+def diagnose(
+    fitted: GroupResult,
+    params: Tensors,
+    state: OptimizerState | None,
+    data: PreparedData,
+    order: TrainOrder,
+    config: RunConfig,
+) -> dict[str, float]:
+    """Measure the trained state, what the round changed, and activations on the same few windows each time.
+
+    A group of processes leaves no model here to measure activations on.
+    """
+    figures = state_norms(fitted.groups)
+    if state is not None:
+        before = state[0]
+        figures |= state_changes(before, fitted.groups)
+        figures |= momentum_cosines(params, fitted.params, before)
+        figures |= basis_similarities(before.get("basis", {}), fitted.groups.get("basis", {}))
+    if config.training.processes == 1:
+        bench = workbench(config, data.manifest.vocab_size)
+        windows = data.windows(order.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
+        bench.model.eval()
+        figures |= activation_norms(bench.model, torch.from_numpy(windows).to(bench.device))
+    return figures
+
+
+def distance(after: Mapping[str, torch.Tensor], before: Mapping[str, torch.Tensor]) -> float:
+    """Return ‖after − before‖ over all tensors."""
+    squares = (
+        float(torch.linalg.vector_norm(tensor.cpu() - before[name])) ** 2 for name, tensor in after.items()
+    )
+    return math.sqrt(sum(squares))

@@ -1,0 +1,89 @@
+"""What a silo keeps on its own disk from one order to the next, and reads again."""
+
+from pathlib import Path
+
+from photon.config.schema import RunConfig
+from photon.link.coding import PackedGroups, payloads_of
+from photon.link.messages import TrainOrder, TrainReport
+from photon.link.update import codings_of, with_codings
+from photon.silo.layers import kept_layers
+from photon.silo.shapes import refreshes
+from photon.silo.site import SiloSite
+from photon.silo.start import Start
+from photon.state.silo import SiloState, SiloStore
+from photon.strategy.key_layers import key_layers
+from photon.training.devices import GroupResult
+from photon.training.groups import RECEIVED, StateGroups, Tensors
+
+
+def silo_store(silo: str, site: SiloSite, config: RunConfig) -> SiloStore:
+    """Return what a silo has on its disk of the run."""
+    # One more than the server's checkpoints, so that a run can go on from any of them.
+    return SiloStore(site.state / silo, keep=config.checkpoint.keep + 1)
+
+
+def reply_file(order: TrainOrder, site: SiloSite, config: RunConfig) -> Path:
+    """Return the file that `train` keeps the reply to an order in."""
+    return silo_store(order.silo, site, config).reply_file(order.round)
+
+
+def kept_reply(store: SiloStore, order: TrainOrder) -> tuple[PackedGroups, TrainReport] | None:
+    """Return the reply and the report of an order that the silo has carried out; None: it has not."""
+    if (done := store.reply(order.run_id, order.model_id, order.round)) is None:
+        return None
+    before, payloads = done
+    return with_codings(payloads, before.codings), TrainReport.model_validate_json(before.report)
+
+
+def kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
+    """Return what the silo kept from its last accepted round, and whether it has lost that."""
+    if order.last_round == 0:
+        return None, False
+    state = store.load(order.run_id, order.last_round)
+    if state is None or state.position != order.position:
+        return None, True
+    return state, False
+
+
+def save_round(
+    store: SiloStore,
+    order: TrainOrder,
+    start: Start,
+    fitted: GroupResult,
+    report: TrainReport,
+    reply: PackedGroups,
+    memory: StateGroups,
+    config: RunConfig,
+) -> None:
+    """Count the tokens of a round, and keep the reply and what the next round needs.
+
+    Parameters
+    ----------
+    reply, memory
+        The encoded reply, and what the link wants to see again with the next one.
+    """
+    # Before the round is saved, as its release is: a crash between the two counts it twice.
+    store.count_tokens(order.run_id, fitted.result.tokens)
+    resets = order.local_state == "reset"
+    store.save(
+        SiloState(
+            run_id=order.run_id,
+            model_id=order.model_id,
+            round=order.round,
+            position=fitted.position,
+            scalars={} if resets else fitted.scalars,
+            report=report.model_dump_json(),
+            codings=codings_of(reply),
+            groups=kept_layers(config, fitted.params, start.initial)
+            | ({} if resets else fitted.groups | _kept_beside(fitted.params, start.known, order, config)),
+            link=memory,
+        ),
+        payloads_of(reply),
+    )
+
+
+def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: RunConfig) -> StateGroups:
+    """Return what is kept beside the local optimizer's state groups, for the next sync."""
+    if order.due_params is not None and key_layers(config) is None:
+        return {"params": dict(trained), RECEIVED: dict(known)}
+    return {RECEIVED: dict(known)} if refreshes(config) else {}

@@ -1,0 +1,140 @@
+"""The workbench: model, optimizer and local loop, and the probe for the size of its micro-batches.
+
+It is built once per process and lent to every silo that the process serves; nothing in it is a silo's own.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from photon.config.compose import parse
+from photon.config.schema import Component, RunConfig
+from photon.models.build import build_model
+from photon.models.loss import causal_loss
+from photon.strategy.base import sparse_training, strategy_of
+from photon.training.batch_probe import find_micro_batch_size
+from photon.training.groups import read_params, reset_optimizer, write_params
+from photon.training.hardware import DTYPES, resolve_device, set_up_torch
+from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
+from photon.training.precision import Precision, resolve_precision
+from photon.training.schedule import Schedule, build_schedule, resolve_schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class Workbench:
+    """What a process builds once: model, optimizer and loop for one configuration."""
+
+    model: "PreTrainedModel"
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    device: torch.device
+    precision: Precision
+    trainers: dict[int, LocalTrainer]
+
+
+def workbench(config: RunConfig, vocab_size: int) -> Workbench:
+    """Return model, optimizer and loop for a configuration; the last one is kept."""
+    return _workbench(_as_trained(config.text), vocab_size)
+
+
+@lru_cache(maxsize=16)
+def _as_trained(config_text: str) -> str:
+    """Drop in what sub-federations of one run differ: they train the same model on the same bench."""
+    config = parse(config_text)
+    federation = config.federation.model_copy(
+        update={"tree": None, "parent": None, "deadline": None, "quorum": 1, "silos": None}
+    )
+    schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    own = {
+        "run_dir": None,
+        "cohort": None,
+        "rounds": 1 if config.switch is None else config.rounds,
+        "outer": Component.model_validate({"_target_": "torch.optim.SGD", "lr": 1.0}),
+        "schedule": Component.model_validate(schedule),
+        "federation": federation,
+    }
+    return config.model_copy(update=own).text
+
+
+@lru_cache(maxsize=1)
+def _workbench(config_text: str, vocab_size: int) -> Workbench:
+    config = parse(config_text)
+    set_up_torch(config.training, config.federation.clients_in_parallel)
+    device = resolve_device(config.training.device)
+    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
+    sparse = sparse_training(config)
+    if sparse is not None:
+        sparse.attach(model)
+    if config.training.activation_checkpointing:
+        enable_activation_checkpointing(model)
+    optimizer = build_optimizer(config.optimizer.as_mapping(), model)
+    precision = resolve_precision(config.training.precision, device)
+    schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    return Workbench(model, optimizer, schedule, device, precision, {})
+
+
+def trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrainer:
+    """Return the local loop for a batch size; it is made, and ``auto`` probed for, on first use."""
+    if batch_size not in bench.trainers:
+        micro = config.training.micro_batch_size
+        if micro == "auto":
+            micro = _probe_micro_batch(bench, config, batch_size)
+        bench.trainers[batch_size] = LocalTrainer(
+            bench.model,
+            bench.optimizer,
+            bench.schedule,
+            batch_size=batch_size,
+            micro_batch_size=micro,
+            clip_norm=config.training.clip_norm,
+            precision=bench.precision,
+            device=bench.device,
+            compile=config.training.compile,
+            switch=config.switch,
+        )
+    return bench.trainers[batch_size]
+
+
+def _probe_micro_batch(bench: Workbench, config: RunConfig, batch_size: int) -> int:
+    """Probe beside all that training holds: gradients, as from the second micro-batch on, and local state."""
+    for parameter in bench.model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    fresh = not bench.optimizer.state
+    if fresh:
+        _allocate_optimizer_state(bench)
+    try:
+        return find_micro_batch_size(_probe_step(bench, config), batch_size)
+    finally:
+        bench.optimizer.zero_grad(set_to_none=True)
+        if fresh:
+            reset_optimizer(bench.optimizer)
+
+
+def _allocate_optimizer_state(bench: Workbench) -> None:
+    """Take a local step and undo what it does to the parameters: only the optimizer knows what it keeps."""
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in read_params(bench.model).items()}
+    bench.optimizer.step()
+    write_params(bench.model, before)
+
+
+def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
+    """Return a forward and backward pass of a given number of sequences, for the batch probe."""
+    rows = bench.model.config.vocab_size if strategy_of(config).trims else None
+    # A softmax over some rows takes more memory than one over all.
+    vocabulary = None if rows is None else torch.ones(rows, dtype=torch.bool, device=bench.device)
+
+    def step(sequences: int) -> None:
+        windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
+        bench.model.train()
+        with torch.autocast(
+            bench.device.type, dtype=DTYPES[bench.precision], enabled=bench.precision != "fp32"
+        ):
+            loss = causal_loss(bench.model, windows.to(bench.device), vocabulary)
+        loss.backward()
+
+    return step
