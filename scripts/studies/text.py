@@ -61,8 +61,9 @@ def federate(overrides: list[str], run_dir: Path) -> dict[str, Any] | None:
     from photon.errors import RunError
     from photon.federation.run import prepare_run
     from photon.node import answer
+    from photon.preflight import preflight
 
-    config = prepare_run(compose([*COMMON, *overrides, f"run_dir={run_dir}"]))
+    config = prepare_run(preflight(compose([*COMMON, *overrides, f"run_dir={run_dir}"])))
     try:
         return run_inprocess(config, answer, resume=False)
     except RunError as error:
