@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from photon.engine import watch as module
 from photon.engine.watch import watch
 from photon.errors import PhotonError, RunError
-from photon.federation import watch as module
 from photon.federation.run import LOCK
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import EventLog, read_events
