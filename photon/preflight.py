@@ -11,8 +11,10 @@ touches: where a run is started, and at each node that is asked to take part. Th
 import inspect
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from photon.components import build, check_arguments, import_target
-from photon.config.compose import parse
+from photon.config.compose import load, parse, with_overrides
 from photon.config.schema import Component, RunConfig
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
@@ -46,6 +48,22 @@ def preflight(config: RunConfig) -> RunConfig:
     """
     _passed(config.text)
     return config
+
+
+def preflight_file(path: Path, overrides: Sequence[str] | None = None) -> RunConfig:
+    """Read ``config.yaml`` of a run, change keys of it if there are overrides, and check that it can run.
+
+    Raises
+    ------
+    PhotonError
+        As of `preflight`; what is wrong in the file is told with its path, whatever overrides change.
+    """
+    config = load(path)
+    try:
+        preflight(config)
+    except PhotonError as error:
+        raise PhotonError(f"{path}: {error}") from error
+    return config if overrides is None else preflight(with_overrides(path, overrides))
 
 
 @lru_cache(maxsize=64)

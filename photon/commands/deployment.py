@@ -107,10 +107,10 @@ def doctor(
     """
     from rich.console import Console
 
-    from photon.config.compose import compose, with_overrides
+    from photon.config.compose import compose
     from photon.deployment.doctor import Silo, examine
     from photon.flower_compat import parse_node_config
-    from photon.preflight import preflight
+    from photon.preflight import preflight, preflight_file
 
     if insecure == (root_certificates is not None):
         raise PhotonError("give either --root-certificates FILE or --insecure")
@@ -120,9 +120,9 @@ def doctor(
         authority=root_certificates,
         key=key,
         node_config=parse_node_config(node_config),
-        config=preflight(
-            with_overrides(base, overrides) if base else compose(["federation=deployment", *overrides])
-        ),
+        config=preflight_file(base, overrides)
+        if base
+        else preflight(compose(["federation=deployment", *overrides])),
         tokenizer=run_tokenizer,
         probe=probe,
     )

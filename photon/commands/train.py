@@ -37,10 +37,10 @@ def train(
 
         sweep(arguments, train_one)
         return
-    from photon.config.compose import compose, with_overrides
-    from photon.preflight import preflight
+    from photon.config.compose import compose
+    from photon.preflight import preflight, preflight_file
 
-    config = preflight(compose(arguments) if base is None else with_overrides(base, arguments))
+    config = preflight(compose(arguments)) if base is None else preflight_file(base, arguments)
     if show:
         typer.echo(config.text, nl=False)
         return
@@ -51,11 +51,10 @@ def train(
 
 def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
     """Go on with a run that was stopped, from its newest checkpoint."""
-    from photon.config.compose import load
     from photon.engine.start import start
-    from photon.preflight import preflight
+    from photon.preflight import preflight_file
 
-    config = preflight(load(run_dir / "config.yaml"))
+    config = preflight_file(run_dir / "config.yaml")
     start(config.model_copy(update={"run_dir": str(run_dir.absolute())}), answer, resume=True)
 
 
