@@ -19,7 +19,7 @@ from photon.link.messages import (
     unpack,
     unpack_config,
 )
-from photon.preflight import preflight
+from photon.preflight import preflight, preflight_gateway
 from photon.silo import service
 from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
 from photon.subfederation import islands as island_rounds
@@ -106,6 +106,7 @@ def _answer_as_gateway(
     config: RunConfig,
 ) -> RecordDict:
     """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
+    preflight_gateway(config, settings.node)
     member = _ready(Member(settings.node, site, config, drive(settings), below(settings)))
     return member_service.answer_as_silo(member, message_type, content, lambda _: None)
 

@@ -6,6 +6,8 @@ touches: where a run is started, and at each node that is asked to take part. Th
 * `photon.commands`: ``photon train`` with ``conf/`` or ``--config``, ``photon resume``, each run of a sweep
 * `photon.server_app`: ``flwr run``, with overrides or with a resolved configuration
 * `photon.node`: a silo, a member of a tree, a gateway and a silo of islands, before they answer
+
+``photon doctor`` and ``photon federation show``, which start no run, ask too.
 """
 
 import inspect
@@ -24,7 +26,8 @@ from torch.optim import Optimizer
 
 from photon.components import build, check_arguments, import_target
 from photon.config.compose import load, parse, with_overrides
-from photon.config.schema import Component, RunConfig
+from photon.config.explain import explain_validation
+from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig, known_keys
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.chains import change_chain, down_chains, up_chains
@@ -64,6 +67,33 @@ def preflight_file(path: Path, overrides: Sequence[str] | None = None) -> RunCon
     except PhotonError as error:
         raise PhotonError(f"{path}: {error}") from error
     return config if overrides is None else preflight(with_overrides(path, overrides))
+
+
+def preflight_gateway(config: RunConfig, node: TreeNode) -> None:
+    """Check what a gateway sets for itself, as it is checked of a node of the tree.
+
+    Parameters
+    ----------
+    config
+        The run of the federation above.
+    node
+        What the gateway sets.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key, option or value, or a border without a bound.
+    """
+    _gateway_passed(config.text, node.model_dump_json())
+
+
+@lru_cache(maxsize=64)
+def _gateway_passed(text: str, node: str) -> None:
+    try:
+        _check_rules(parse(text), TreeNode.model_validate_json(node))
+    except ValidationError as error:
+        known = {*known_keys(LinkSection), *known_keys(PrivacySection)}
+        raise PhotonError(explain_validation(error, known)) from error
 
 
 @lru_cache(maxsize=64)
@@ -153,13 +183,7 @@ def _check_nodes(config: RunConfig) -> None:
     root = config.federation.root
     for node in [] if root is None else root.walk():
         try:
-            sections = node_sections(config, node)
-            if node.privacy is not None and border_privacy(config, node).clip_norm is None:
-                raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
-            alone = config.federation.model_copy(update={"tree": None})
-            privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
-            own = {**sections, "federation": alone, "privacy": privacy}
-            rules = preflight(config.model_copy(update=own))
+            rules = _check_rules(config, node)
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)
@@ -170,6 +194,17 @@ def _check_nodes(config: RunConfig) -> None:
             raise PhotonError(f"federation.tree: {node.name}: {key}: {problem['msg']}") from error
         except PhotonError as error:
             raise PhotonError(f"federation.tree: {node.name}: {error}") from error
+
+
+def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
+    """Check the sections that a node sets for itself, and return the configuration with them."""
+    sections = node_sections(config, node)
+    if node.privacy is not None and border_privacy(config, node).clip_norm is None:
+        raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
+    alone = config.federation.model_copy(update={"tree": None})
+    privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
+    own = {**sections, "federation": alone, "privacy": privacy}
+    return preflight(config.model_copy(update=own))
 
 
 def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
