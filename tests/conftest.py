@@ -1,5 +1,6 @@
 """Fixtures for whole runs: a small corpus of three silos and a model that trains in milliseconds."""
 
+import gc
 import random
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,13 @@ from photon.data.prepared import MANIFEST_NAME, SPLITS, PreparedData, silo_file
 from photon.preflight import preflight
 
 SEQUENCE_LENGTH = 16
+
+
+def pytest_collection_finish() -> None:
+    """Leave all that is loaded by now out of later garbage collections: each would look at it again."""
+    gc.collect()
+    gc.freeze()
+
 
 #: A model of a few thousand parameters; short rounds; nothing written that a test does not look at.
 SMALL = [

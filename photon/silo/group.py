@@ -10,7 +10,8 @@ from photon.data.prepared import PreparedData, silo_file
 from photon.link.messages import TrainOrder
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.site import SiloSite
-from photon.training.devices import GroupJob, GroupResult, train_in_group
+from photon.training.device_job import GroupJob
+from photon.training.devices import GroupResult, train_in_group
 from photon.training.groups import OptimizerState
 from photon.training.hardware import resolve_device
 from photon.training.precision import resolve_precision

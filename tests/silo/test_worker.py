@@ -18,6 +18,7 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from photon import code
+from photon.client_app import WORKER
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.frames import Frame, read_frame, write_frame
@@ -66,7 +67,7 @@ def the_worker(node: dict[str, str]) -> psutil.Process:
 
 def greeting(node: dict[str, str]) -> int:
     """Find or start the worker, which imports torch only for a message, and return its process id."""
-    with find_worker(Path(node["state-dir"])) as worker:
+    with find_worker(Path(node["state-dir"]), WORKER) as worker:
         return worker.pid
 
 
@@ -135,7 +136,7 @@ def test_the_client_app_imports_nothing_heavy():
 def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(config, node, tmp_path):
     alone = {**node, "state-dir": str(tmp_path / "alone")}
     begin = time.monotonic()
-    first = ask_worker("train", train_message(config), node)
+    first = ask_worker("train", train_message(config), node, WORKER)
     first_took = time.monotonic() - begin
     assert_same_training(first, answer("train", train_message(config), alone))
     worker = the_worker(node)
@@ -143,14 +144,14 @@ def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(co
 
     position = unpack(first, TrainReport).position
     begin = time.monotonic()
-    second = ask_worker("train", second_round(config, position), node)
+    second = ask_worker("train", second_round(config, position), node, WORKER)
     took = time.monotonic() - begin
     assert_same_training(second, answer("train", second_round(config, position), alone))
     assert the_worker(node).pid == worker.pid
     # Neither torch is imported nor a model built again; both take seconds.
     assert took < first_took / 3
 
-    silos = unpack(ask_worker("query", query(config), node), Description).silos
+    silos = unpack(ask_worker("query", query(config), node, WORKER), Description).silos
     assert [silo.name for silo in silos] == ["alpha", "beta", "gamma"]
     assert the_worker(node).pid == worker.pid
 
@@ -162,13 +163,13 @@ def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(co
 def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its_place(config, node):
     bodiless = RecordDict({BODY: ConfigRecord({"config": config.text})})
     with pytest.raises(PhotonError, match=r"^message: it has no photon body"):
-        ask_worker("train", bodiless, node)
+        ask_worker("train", bodiless, node, WORKER)
     worker = the_worker(node)
     with pytest.raises(PhotonError, match=r"^message: it brings no configuration$"):
-        ask_worker("train", RecordDict(), node)
+        ask_worker("train", RecordDict(), node, WORKER)
     assert the_worker(node).pid == worker.pid
     with pytest.raises(PhotonError, match=rf"^KeyError: 'dance'; see .*{LOG}$"):
-        ask_worker("dance", query(config), node)
+        ask_worker("dance", query(config), node, WORKER)
     wait_until(lambda: worker_client.is_gone(worker))
     assert greeting(node) != worker.pid
     assert "Traceback" in (Path(node["state-dir"]) / LOG).read_text()
@@ -178,7 +179,7 @@ def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config
     alone = {**node, "state-dir": str(tmp_path / "alone")}
     position = unpack(answer("train", train_message(config), alone), TrainReport).position
     expected = answer("train", second_round(config, position), alone)
-    ask_worker("train", train_message(config), node)
+    ask_worker("train", train_message(config), node, WORKER)
     worker = the_worker(node)
     log = Path(node["state-dir"]) / LOG
     with ThreadPoolExecutor() as pool:
@@ -189,7 +190,7 @@ def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config
         worker.kill()
         with pytest.raises(PhotonError, match=rf"process {worker.pid} ended while .* train .*{LOG}.*begun$"):
             long.result(20)
-    reply = ask_worker("train", second_round(config, position), node)
+    reply = ask_worker("train", second_round(config, position), node, WORKER)
     assert_same_training(reply, expected)
     assert the_worker(node).pid != worker.pid
 
@@ -206,7 +207,7 @@ def test_work_that_nobody_waits_for_is_given_up(config, node):
             write_frame(stream, Frame(request, train_message(config, steps=100_000)))
             wait_until(lambda: "train: begun" in log.read_text())
     wait_until(lambda: worker_client.is_gone(worker))
-    reply = ask_worker("train", train_message(config), node)
+    reply = ask_worker("train", train_message(config), node, WORKER)
     assert unpack(reply, TrainReport).position == 12
 
 
@@ -227,7 +228,7 @@ def test_what_is_no_message_does_not_disturb_the_worker(node):
 CALLER = """
 import pathlib, sys
 from photon.silo.worker_client import find_worker
-with find_worker(pathlib.Path(sys.argv[1])) as worker:
+with find_worker(pathlib.Path(sys.argv[1]), 'photon.worker') as worker:
     print(worker.pid, flush=True)
 """
 
@@ -300,7 +301,7 @@ def test_a_worker_that_cannot_start_is_told_with_its_last_line(config, node, mon
     failing = [sys.executable, "-c", "raise ValueError('no such luck')"]
     monkeypatch.setattr(code, "command", lambda module: failing)
     with pytest.raises(PhotonError, match=rf"ended as soon as .*{LOG}.*ValueError: no such luck$"):
-        ask_worker("query", query(config), node)
+        ask_worker("query", query(config), node, WORKER)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="long paths go through /proc")
@@ -341,12 +342,12 @@ def test_a_group_of_two_processes_is_kept_across_rounds_and_ends_with_the_worker
     config = small_config(
         "federation=deployment", "optimizer=sgd", "training.device=cpu", "training.processes=2"
     )
-    first = ask_worker("train", train_message(config), node)
+    first = ask_worker("train", train_message(config), node, WORKER)
     worker = the_worker(node)
     group = worker.children()
     assert len(group) == 2
     position = unpack(first, TrainReport).position
-    second = ask_worker("train", second_round(config, position), node)
+    second = ask_worker("train", second_round(config, position), node, WORKER)
     assert worker.children() == group
     # One process with the whole batch gives the same, up to rounding.
     alone = {**node, "state-dir": str(tmp_path / "alone")}
