@@ -1,0 +1,436 @@
+"""What only the configured code knows to be wrong is refused at every entrance, before anything starts."""
+
+import ast
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from flwr.app import Context, RecordDict
+from omegaconf import OmegaConf
+
+from photon import node, preflight, server_app
+from photon.cli import main
+from photon.commands.train import train_one
+from photon.config.compose import compose, parse
+from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
+from photon.data.separate import separate_silo
+from photon.engine.inprocess import run_inprocess
+from photon.errors import PhotonError
+from photon.federation.run import prepare_run
+from photon.link.messages import BODY, Describe, EvaluateOrder, TrainOrder, pack
+from photon.subfederation import gateway
+from tests.conftest import SMALL, small_run
+
+ROOT = Path(__file__).parent.parent
+#: With an engine that would start processes.
+RUN = [o for o in SMALL if not o.startswith("federation=")] + ["federation=simulation", "cohort=2"]
+TREE = {"children": ["alpha", "gamma"]}
+
+#: Keys and values that fit the schema, and what is said of them.
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "too few values": ({"optimizer.betas": [0.9]}, "optimizer.betas=[0.9]: too few values"),
+    "no codec": (
+        {"link.states": [{"_target_": "os.system", "command": "id"}]},
+        "link.states._target_=os.system is not a codec; see docs/contributing.md for what fits",
+    ),
+    "unknown argument": (
+        {"strategy.weightin": "uniform"},
+        "strategy.weightin: unknown key; did you mean 'weighting'?",
+    ),
+    "refused value": (
+        {"optimizer.lr": -1.0},
+        "optimizer: torch.optim.AdamW refused its settings (Invalid learning rate: -1.0)",
+    ),
+    "steps that do not fit": (
+        {"schedule.warmup_steps": 100000},
+        "schedule.warmup_steps is 100000; it must lie between 0 and schedule.steps=12",
+    ),
+    "combination": (
+        {"privacy.clip_norm": 1.0, "strategy.local_state": "sync"},
+        "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
+        "privacy.clip_norm use keep or reset",
+    ),
+    "node of the tree": (
+        {"federation.tree": {"north": TREE | {"outer": "dilco"}, "south": ["beta"]}},
+        "federation.tree: north: outer=dilco: no such option; did you mean 'diloco'? "
+        "(there are: diloco, fedadam, fedavg, fedmom)",
+    ),
+    "rule of a node": (
+        {"federation.tree": {"north": TREE | {"strategy": {"weightin": "uniform"}}, "south": ["beta"]}},
+        "federation.tree: north: strategy.weightin: unknown key; did you mean 'weighting'?",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A configuration with a wrong value, in the ways in which it may come.
+
+    Attributes
+    ----------
+    words
+        What is to be said.
+    overrides
+        For ``conf/``.
+    text
+        Resolved.
+    file
+        The config.yaml of a finished run, edited by hand.
+    """
+
+    words: str
+    overrides: list[str]
+    text: str
+    file: Path
+
+    @property
+    def config(self) -> RunConfig:
+        return parse(self.text)
+
+
+@pytest.fixture(scope="module")
+def good(corpus: Path) -> str:
+    """Return the text of a configuration in which nothing is wrong."""
+    return compose([*RUN, f"data.path={corpus}", "run_dir=/nowhere/run"]).text
+
+
+@pytest.fixture(scope="module")
+def finished(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    config = prepare_run(small_run("cohort=2", data=corpus, run_dir=folder))
+    run_inprocess(config, node.answer, resume=False)
+    return folder
+
+
+@pytest.fixture(params=BAD)
+def bad(
+    request: pytest.FixtureRequest, good: str, corpus: Path, finished: Path, folder: Path, place: None
+) -> Bad:
+    keys, words = BAD[request.param]
+    edited = folder / "edited"
+    edited.mkdir()
+    (edited / "checkpoints").symlink_to(finished / "checkpoints")
+    (edited / "config.yaml").write_text(spoilt((finished / "config.yaml").read_text(), keys))
+    overrides = [*RUN, f"data.path={corpus}", *(f"++{key}={flow(value)}" for key, value in keys.items())]
+    return Bad(words, overrides, spoilt(good, keys), edited / "config.yaml")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return where a test puts what it needs; nothing may come to be beside it."""
+    (tmp_path / "given").mkdir()
+    return tmp_path / "given"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no process start and nothing train; relative folders lie in the test's own."""
+
+    def started(*_: Any, **__: Any) -> None:
+        raise AssertionError("something was started")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PHOTON_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(subprocess.Popen, "__init__", started)
+    monkeypatch.setattr("photon.federation.federation.Federation.__init__", started)
+    monkeypatch.setattr("photon.training.loop.LocalTrainer.__init__", started)
+    monkeypatch.setattr("photon.link.transport.SiloLink.receive", started)
+    monkeypatch.setattr("photon.engine.start.start", started)
+    monkeypatch.setattr("photon.deployment.doctor.examine", started)
+
+
+def spoilt(text: str, keys: dict[str, Any]) -> str:
+    """Edit the text of a configuration."""
+    values = yaml.safe_load(text)
+    for key, value in keys.items():
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def flow(value: Any) -> str:
+    """Write a value as Hydra reads it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {flow(one)}" for key, one in value.items()) + "}"
+    return "[" + ", ".join(map(flow, value)) + "]" if isinstance(value, list) else str(value)
+
+
+def left_in(folder: Path) -> dict[str, int]:
+    """Return the files below a folder, and when they were last written."""
+    return {str(path): path.lstat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
+def nothing_came_of_it(tmp_path: Path) -> bool:
+    return [path.name for path in tmp_path.iterdir()] == ["given"]
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Return what calls ``photon``, which refuses its input, and returns what it says."""
+
+    def call(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["photon", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+# --- the entrances ----------------------------------------------------------------------------------------
+
+DOCTOR = ("doctor", "--superlink", "localhost:1", "--insecure")
+#: Arguments, and whether they name the file that was edited.
+COMMANDS: dict[str, Callable[[Bad], tuple[list[Any], bool]]] = {
+    "train": lambda bad: (["train", *bad.overrides, "run_dir=run"], False),
+    "train --config": lambda bad: (["train", "--config", bad.file, "run_dir=run"], True),
+    "resume": lambda bad: (["resume", bad.file.parent], True),
+    "sweep": lambda bad: (["train", "-m", *bad.overrides, "seed=0,1"], False),
+    "doctor": lambda bad: ([*DOCTOR, *bad.overrides], False),
+    "doctor --config": lambda bad: ([*DOCTOR, "--config", bad.file], True),
+    "federation show": lambda bad: (["federation", "show", *bad.overrides], False),
+}
+
+
+@pytest.mark.parametrize("entrance", COMMANDS)
+def test_a_command_refuses_it(entrance: str, bad: Bad, tmp_path: Path, said: Callable[..., str]) -> None:
+    before = left_in(tmp_path)
+    arguments, names_file = COMMANDS[entrance](bad)
+    where = f"{bad.file}: " if names_file else ""
+    assert said(*arguments) == f"photon: {where}{bad.words}\n"
+    assert left_in(tmp_path) == before
+    assert nothing_came_of_it(tmp_path)
+
+
+@pytest.mark.parametrize("key", ["config", "overrides"])
+def test_flwr_run_refuses_it(key: str, bad: Bad, tmp_path: Path) -> None:
+    given = {"config": bad.text, "overrides": shlex.join([*bad.overrides, "run_dir=run"])}
+    run_config = {"config": "", "overrides": "", "resume": False, key: given[key]}
+    context = Context(run_id=1, node_id=0, node_config={}, state=RecordDict(), run_config=run_config)
+    with pytest.raises(PhotonError) as refused:
+        server_app.main(SimpleNamespace(), context)  # type: ignore[arg-type]
+    assert str(refused.value) == bad.words
+    assert nothing_came_of_it(tmp_path)
+
+
+def test_each_run_of_a_sweep_refuses_it(
+    bad: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is wrong only together is in no value of its own; the other runs of the sweep go on."""
+    chosen = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "run")))
+    monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: chosen)
+    train_one(OmegaConf.create(bad.text))
+    assert capsys.readouterr().err == f"photon: {tmp_path / 'run'}: {bad.words}\n"
+    assert nothing_came_of_it(tmp_path)
+
+
+def data_dir(folder: Path, corpus: Path) -> dict[str, Any]:
+    """Lay out the data of a deployed silo; return its node config."""
+    separate_silo(PreparedData.open(corpus), "alpha", folder / "data")
+    return {"data-dir": str(folder / "data"), "state-dir": str(folder.parent / "state")}
+
+
+def north(folder: Path, rules: str = "") -> dict[str, Any]:
+    """Write the file of a gateway; return its node config."""
+    (folder / "north.yaml").write_text(f"name: north\n{rules}\n")
+    return {"federation": str(folder / "north.yaml"), "state-dir": str(folder.parent / "state")}
+
+
+NODES: dict[str, Callable[[Path, Path], tuple[Any, dict[str, Any]]]] = {
+    "silo": lambda folder, corpus: (node.answer, data_dir(folder, corpus)),
+    "silo's worker": lambda folder, corpus: (node.answer_alone, data_dir(folder, corpus)),
+    "simulated": lambda folder, corpus: (node.answer, {"partition-id": 0, "num-partitions": 1}),
+    "gateway": lambda folder, corpus: (node.answer, north(folder)),
+    "islands": lambda folder, corpus: (node.answer, {**data_dir(folder, corpus), "islands": 2}),
+}
+
+
+def messages(silo: str, config: RunConfig) -> dict[Any, RecordDict]:
+    """Return a message of each type to a node of this name."""
+    train = TrainOrder(
+        run_id="r",
+        model_id="m",
+        round=1,
+        silo=silo,
+        members=[silo],
+        global_step=0,
+        steps=4,
+        batch_size=4,
+        local_state="keep",
+        last_round=0,
+        position=0,
+        cohort=2,
+    )
+    bodies = {"query": Describe(), "train": train, "evaluate": EvaluateOrder(round=1, silo=silo)}
+    return {message_type: RecordDict({BODY: pack(body, config)}) for message_type, body in bodies.items()}
+
+
+@pytest.fixture
+def superlink(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no gateway call flwr."""
+
+    class Untouched:
+        def __getattr__(self, name: str) -> None:
+            raise AssertionError(f"{name}: flwr was called")
+
+    monkeypatch.setattr(gateway, "deployed_connection", lambda *_: Untouched())
+
+
+@pytest.mark.usefixtures("superlink")
+@pytest.mark.parametrize("entrance", NODES)
+def test_a_node_refuses_it(entrance: str, bad: Bad, folder: Path, corpus: Path, tmp_path: Path) -> None:
+    answer, node_config = NODES[entrance](folder, corpus)
+    # Where the run's configuration has a tree, `north` is a federation of it on the simulated node.
+    for message_type, content in messages("north", bad.config).items():
+        with pytest.raises(PhotonError) as refused:
+            answer(message_type, content, node_config)
+        assert str(refused.value) == bad.words, message_type
+    assert nothing_came_of_it(tmp_path)
+
+
+@pytest.mark.usefixtures("superlink", "place")
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ("outer: dilco", "outer=dilco: no such option; did you mean 'diloco'? "),
+        ("strategy: {key_fracton: 0.5}", "strategy.key_fracton: unknown key; Photon takes config, "),
+        ("strategy: {weightin: uniform}", "strategy.weightin: unknown key; did you mean 'weighting'?"),
+        ("outer: {_target_: torch.optim.SGD, momentun: 0.9}", "outer.momentun: unknown key; did you mean "),
+        ("link: {states: [{_target_: os.system}]}", "link.states._target_=os.system is not a codec; "),
+        ("link: {inline_limit_mb: -1}", "inline_limit_mb=-1: input should be greater than 0"),
+        ("privacy: {noise_multiplier: 1.0}", "privacy.noise_multiplier=1 is in units of privacy.clip_norm"),
+        ("privacy: {seed: 1}", "privacy.clip_norm: not set; nothing else bounds an update"),
+        ("privacy: {clip_nrm: 1.0}", "clip_nrm: unknown key; did you mean 'clip_norm'?"),
+        ("cohort: 1\nquorum: 2", "federation.quorum=2 is larger than cohort=1; a round could never count"),
+    ],
+)
+def test_a_gateway_refuses_rules_of_its_own(
+    rules: str, words: str, good: str, folder: Path, tmp_path: Path
+) -> None:
+    node_config = north(folder, rules)
+    for message_type, content in messages("north", parse(good)).items():
+        with pytest.raises(PhotonError) as refused:
+            node.answer(message_type, content, node_config)
+        assert str(refused.value).startswith(words), message_type
+        assert "\n" not in str(refused.value)
+    assert nothing_came_of_it(tmp_path)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        (
+            {"island-rounds": 3},
+            "island-rounds=3 does not divide local_steps=4; set another in the node config",
+        ),
+        (
+            {"processes": 2},
+            "islands=2: an island trains in one process, and training.processes=2; set processes=1 in the "
+            "node config",
+        ),
+    ],
+)
+def test_a_silo_refuses_islands_that_cannot_be(
+    own: dict[str, Any], words: str, good: str, folder: Path, corpus: Path, tmp_path: Path
+) -> None:
+    node_config = {**data_dir(folder, corpus), "islands": 2, **own}
+    for message_type, content in messages("alpha", parse(good)).items():
+        with pytest.raises(PhotonError) as refused:
+            node.answer(message_type, content, node_config)
+        assert str(refused.value) == words, message_type
+    assert nothing_came_of_it(tmp_path)
+
+
+@pytest.mark.usefixtures("place")
+@pytest.mark.parametrize("swept", ["schedule.warmup_steps=2,100000", "schedule.warmup_steps=100000,2"])
+def test_a_value_of_a_sweep_is_refused_before_the_first_run(
+    swept: str, corpus: Path, tmp_path: Path, folder: Path, said: Callable[..., str]
+) -> None:
+    words = BAD["steps that do not fit"][1]
+    assert said("train", "-m", *RUN, f"data.path={corpus}", swept) == f"photon: {words}\n"
+    assert nothing_came_of_it(tmp_path)
+
+
+@pytest.mark.usefixtures("place")
+def test_an_override_of_an_earlier_configuration_is_refused(
+    finished: Path, tmp_path: Path, folder: Path, said: Callable[..., str]
+) -> None:
+    before = left_in(finished)
+    words = BAD["steps that do not fit"][1]
+    arguments = ("train", "--config", finished / "config.yaml", "run_dir=run", "schedule.warmup_steps=100000")
+    assert said(*arguments) == f"photon: {words}\n"
+    assert nothing_came_of_it(tmp_path)
+    assert left_in(finished) == before
+
+
+def test_these_are_all_entrances() -> None:
+    callers = set()
+    for file in (ROOT / "photon").rglob("*.py"):
+        for statement in ast.walk(ast.parse(file.read_text())):
+            if isinstance(statement, ast.ImportFrom) and statement.module == "photon.preflight":
+                callers.add(str(file.relative_to(ROOT / "photon")))
+    assert callers == {
+        "commands/train.py",
+        "commands/sweep.py",
+        "commands/deployment.py",
+        "commands/federation.py",
+        "server_app.py",
+        "node.py",
+    }
+
+
+# --- once for a text --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the texts that are looked at from now on."""
+    texts: list[str] = []
+    original = preflight._try_components
+
+    def counting(config: RunConfig) -> None:
+        texts.append(config.text)
+        original(config)
+
+    monkeypatch.setattr(preflight, "_try_components", counting)
+    return texts
+
+
+def test_a_text_that_has_passed_is_not_checked_again(
+    small_config: Callable[..., RunConfig], checked: list[str]
+) -> None:
+    config = small_config("cohort=2")
+    describe = messages("alpha", config)["query"]
+    for _ in range(3):
+        node.answer("query", describe, {"partition-id": 0, "num-partitions": 1})
+    assert preflight.preflight(config) is config
+    assert checked == [config.text]
+
+
+def test_a_text_that_was_refused_is_refused_again(checked: list[str], good: str) -> None:
+    keys, words = BAD["combination"]
+    for _ in range(2):
+        with pytest.raises(PhotonError, match=words.partition(":")[0]):
+            preflight.preflight(parse(spoilt(good, keys)))
+    assert len(checked) == 2
+
+
+def test_a_gateways_rules_are_checked_once(folder: Path, good: str, checked: list[str]) -> None:
+    config = parse(spoilt(good, {"seed": 4711}))
+    settings = gateway.read_gateway(Path(north(folder, "outer: diloco")["federation"]))
+    for _ in range(2):
+        preflight.preflight_gateway(config, settings.node)
+    assert len(checked) == 1
