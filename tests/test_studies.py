@@ -107,9 +107,7 @@ def test_a_run_with_an_earlier_figure_is_done_and_its_line_takes_the_place(
 # --- pages ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, page in PAGES.items() if (RESULTS / page).with_suffix(".jsonl").exists()]
-)
+@pytest.mark.parametrize("name", PAGES)
 def test_a_page_of_the_repository_is_what_its_lines_make(
     module: Callable[[str], ModuleType], tmp_path: Path, name: str
 ) -> None:

@@ -381,10 +381,11 @@ def plot(results: Results, path: Path) -> None:
             axis.plot([point["round"] for point in known], [point[key] for point in known], **style)
     for number, alpha in enumerate(alphas):
         axes[0, number].set_title(f"α = {alpha:g}")
-        axes[0, number].legend(fontsize=8)
         axes[1, number].set_xlabel("round")
         for axis in axes[:, number]:
             axis.grid(alpha=0.3)
+    handles = {line.get_label(): line for axis in axes[0] for line in axis.lines}
+    figure.legend(handles=[*handles.values()], loc="outside lower center", ncols=4, fontsize=8)
     axes[0, 0].set_ylabel("accuracy, test images")
     axes[1, 0].set_ylim(bottom=0)
     axes[1, 0].set_ylabel("density of the global model")
