@@ -1,6 +1,6 @@
 """What a study is, and its two commands: ``run`` does what is missing, ``table`` writes the page anew.
 
-``table`` takes nothing away. Without any line the page stays as it is. A section of the page that nothing
+``table`` empties nothing. Without any line the page stays as it is. A section of the page that nothing
 known makes stays as it is, and so does the plot, which may show it. In both cases the command says so and
 fails.
 """
@@ -97,7 +97,7 @@ class Study:
         return made
 
     def write_page(self, file: Path, page: Path) -> None:
-        """Write the page and the plot from what is known; take no section away."""
+        """Write the page and the plot from what is known; keep sections of which nothing is."""
         results = known(file) if self.marks else load(file)
         lines = sum(map(has_line, results))
         if not lines:
