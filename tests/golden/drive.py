@@ -42,11 +42,7 @@ PACKAGES = ("numpy", "transformers", "tokenizers", "zstandard")
 #: Names of what `_on_nodes` needs, the newest first.
 COMPOSE = ("photon.config.compose:compose", "photon.config:compose")
 GRID = ("photon.engine.inprocess:InProcessGrid", "photon.federation.grid:InProcessGrid")
-ANSWER = (
-    "photon.node.answer:answer",
-    "photon.subfederation.member:answer",
-    "photon.federation.member:answer",
-)
+ANSWER = ("photon.client_app:answer",)
 CLIENT_APP = ("photon.client_app:app",)
 RUN = ("photon.federation.run",)
 
