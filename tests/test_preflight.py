@@ -97,9 +97,10 @@ class Bad:
 
 
 @pytest.fixture(scope="module")
-def good(corpus: Path) -> str:
+def good(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return the text of a configuration in which nothing is wrong."""
-    return compose([*RUN, f"data.path={corpus}", "run_dir=/nowhere/run"]).text
+    run_dir = tmp_path_factory.mktemp("nowhere") / "run"
+    return compose([*RUN, f"data.path={corpus}", f"run_dir={run_dir}"]).text
 
 
 @pytest.fixture(scope="module")

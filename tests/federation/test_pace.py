@@ -12,7 +12,6 @@ from flwr.app import Message
 from photon.client_app import answer
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import InProcessGrid
-from photon.federation import rounds
 from photon.federation.exchange import Patience, exchange
 from photon.federation.pace import learnt_patience, matched_steps
 from photon.federation.run import prepare_run, run_federation
@@ -21,7 +20,7 @@ from photon.state.checkpoint import CheckpointStore, LedgerEntry
 from photon.state.tensors import load_groups
 from photon.telemetry.events import ClientFailed, ClientFinished, RoundStarted
 from photon.telemetry.log import read_events
-from tests.federation.test_rounds import ScriptedGrid, messages, name_of
+from tests.federation.test_exchange import ScriptedGrid, messages, name_of
 
 Make = Callable[..., RunConfig]
 
@@ -162,7 +161,7 @@ class Clock:
 def test_patience_ends_only_where_the_round_can_do_without(
     monkeypatch: pytest.MonkeyPatch, may_fail: int, deadline: float, reasons: dict[str, str]
 ) -> None:
-    monkeypatch.setattr(rounds, "time", Clock())
+    monkeypatch.setattr("photon.federation.exchange.time", Clock())
     grid = ScriptedGrid(["b", "c"])
     patience = Patience(seconds=3.0, may_fail=may_fail, reason="because")
     answers = dict(exchange(grid, messages("abcd"), name_of, deadline=deadline, patience=patience))

@@ -707,15 +707,15 @@ def test_a_run_through_a_store_goes_on_after_a_crash(
     expected = run_small(*SMALL_RUN, name="inline")
     folder = tmp_path / "store"
     config = prepare_run(small_config(*SMALL_RUN, "link.transport=store", f"link.store.url={folder}"))
-    advance = federation.Federation._advance
+    advance = federation.advance
 
-    def dying(self: Any, before: Any, *rest: Any) -> Any:
+    def dying(config: Any, before: Any, *rest: Any) -> Any:
         if before.round == 1:
             raise RuntimeError("the server dies")
-        return advance(self, before, *rest)
+        return advance(config, before, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(federation.Federation, "_advance", dying)
+        patch.setattr(federation, "advance", dying)
         with pytest.raises(RuntimeError, match="the server dies"):
             run_inprocess(config, answer, resume=False)
     left = keys(folder)

@@ -183,7 +183,7 @@ def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config
     worker = the_worker(node)
     log = Path(node["state-dir"]) / LOG
     with ThreadPoolExecutor() as pool:
-        long = pool.submit(ask_worker, "train", second_round(config, position, steps=100_000), node)
+        long = pool.submit(ask_worker, "train", second_round(config, position, steps=100_000), node, WORKER)
         wait_until(lambda: log.read_text().count("train: begun") == 2)
         busy = worker.cpu_times().user
         wait_until(lambda: worker.cpu_times().user > busy + 1.0)  # at its local steps by now
