@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runs import Result, Results, Runs
+from results import Result, Results, Runs
 from study import Study
 from tables import by_rate, perplexity, save_figure, table
 from text import (

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runs import Result, Results, Runs
+from results import Result, Results, Runs
 from study import Study
 from tables import table
 from text import (

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from image_task import Images, ResNet18, deal, read_images
-from runs import Result, Results, Runs, has_line
+from results import Result, Results, Runs, has_line
 from study import Study
 from tables import by_rate, marked, save_figure, table, with_lines
 from torch import Tensor, nn

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from runs import Result, Results, Runs, has_line
+from results import Result, Results, Runs, has_line
 from study import Study
 from tables import by_rate, marked, percent, perplexity, save_figure, table, with_lines
 from text import (

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import Results, Runs, has_line, known, load
+from results import Results, Runs, has_line, known, load
 from tables import MARK
 
 WIDTH = 110

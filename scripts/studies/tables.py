@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runs import Result, Results, has_line
+from results import Result, Results, has_line
 
 MARK = "†"
 

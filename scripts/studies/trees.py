@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from runs import Result, Results, Runs
+from results import Result, Results, Runs
 from study import Study
 from tables import save_figure, table
 from text import SEQUENCE_LENGTH, federate, prepared, temporary_folder
