@@ -37,7 +37,7 @@ def module(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], M
 
 @pytest.fixture
 def runs(module: Callable[[str], ModuleType]) -> ModuleType:
-    return module("runs")
+    return module("results")
 
 
 def write_lines(file: Path, *results: dict[str, Any]) -> None:
