@@ -11,6 +11,7 @@ from photon.engine.deployment import COMPLETED
 from photon.engine.inprocess import run_inprocess
 from photon.engine.processes import flower_environment
 from photon.federation.run import prepare_run
+from photon.node import answer
 from photon.telemetry.events import RoundFinished, RunStarted
 from tests.conftest import small_run, write_corpus
 from tests.deployment.harness import Deployment, wait_until
@@ -31,6 +32,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_deployed_run_equals_the_inprocess_run(pair: Path, tmp_path: Path, secure: bool) -> None:
     reference = run_inprocess(
         prepare_run(small_run(*RUN, data=pair, run_dir=tmp_path / "reference")),
+        answer,
         resume=False,
     )
     with Deployment(tmp_path / "fed", pair, secure=secure) as deployment:
@@ -53,6 +55,7 @@ def test_a_run_whose_server_died_is_resumed(pair: Path, tmp_path: Path) -> None:
     run_config = ["rounds=3", *RUN[1:]]
     reference = run_inprocess(
         prepare_run(small_run(*run_config, data=pair, run_dir=tmp_path / "reference")),
+        answer,
         resume=False,
     )
     with Deployment(tmp_path / "fed", pair, secure=False) as deployment:
