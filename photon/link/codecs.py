@@ -1,6 +1,6 @@
 """The codecs that a run can name in ``link.up``, ``link.down`` and ``link.states``."""
 
-from photon.link.coding import CODECS, Codec
+from photon.link.coding import CODECS
 from photon.link.lossless import Zstd
 from photon.link.low_rank import PowerSGD
 from photon.link.quantize import E3M0, Cast, Float8, Int, Sign, TwoBit
@@ -21,8 +21,8 @@ __all__ = [
     "Zstd",
 ]
 
-_ALL: tuple[type[Codec], ...] = (
-    *(Cast, Float8, Int, E3M0, Sign, TwoBit, TopK, RandomK, Bitmask, PowerSGD),
-    Zstd,
-)
-CODECS.update({codec.name: codec for codec in _ALL})
+# Receivers look names up there.
+CODECS |= {
+    codec.name: codec
+    for codec in (Cast, Float8, Int, E3M0, Sign, TwoBit, TopK, RandomK, Bitmask, PowerSGD, Zstd)
+}

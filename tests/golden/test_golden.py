@@ -1,7 +1,6 @@
 """The golden runs are what they were; and the tool that says so notices when they are not."""
 
 import json
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -208,7 +207,6 @@ def test_a_run_that_was_changed_on_purpose_says_since_when_and_why(tmp_path: Pat
         read_base(tmp_path / "BASE")
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_a_commit_that_is_not_there_is_told_with_what_to_run() -> None:
     with pytest.raises(NoHistoryError, match="git fetch --unshallow") as error:
         full_hash("0" * 40)
