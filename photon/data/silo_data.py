@@ -1,0 +1,41 @@
+"""The text of one participant as methods and objectives see it: windows and counts, no path."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from photon.data.prepared import PreparedData, SplitName
+
+
+class SiloData:
+    """The text that one participant trains on: usually that of one silo.
+
+    Parameters
+    ----------
+    prepared
+        Prepared text in which it lies.
+    members
+        Silos whose text it is.
+    """
+
+    def __init__(self, prepared: PreparedData, members: Sequence[str]) -> None:
+        self._prepared = prepared
+        self.members = tuple(members)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens of the tokenizer."""
+        return self._prepared.manifest.vocab_size
+
+    def windows(self, split: SplitName) -> list[np.ndarray]:
+        """Return the memory-mapped windows of each member, (sequences, sequence_length)."""
+        return [self._prepared.windows(member, split) for member in self.members]
+
+    def vocabulary(self) -> np.ndarray:
+        """Return which tokens occur in the training text: bool, (vocab_size,)."""
+        return self._prepared.vocabulary(self.members)
+
+    def token_counts(self) -> np.ndarray:
+        """Return how often each token occurs in the training text: int64, (vocab_size,)."""
+        counts = [self._prepared.unigram(member) for member in self.members]
+        return counts[0] if len(counts) == 1 else np.sum(counts, axis=0)
