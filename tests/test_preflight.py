@@ -269,7 +269,6 @@ def messages(silo: str, config: RunConfig) -> dict[Any, RecordDict]:
         global_step=0,
         steps=4,
         batch_size=4,
-        local_state="keep",
         last_round=0,
         position=0,
         cohort=2,

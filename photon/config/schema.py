@@ -350,6 +350,9 @@ class PrivacySection(Section):
     secure_aggregation: bool = Field(
         description="Silos mask their updates, so that the server learns the sum of the cohort's alone."
     )
+    allow_unmasked: bool = Field(
+        description="Whether what a strategy looks at one by one, such as key layers, may leave unmasked."
+    )
     threshold: int | None = Field(
         ge=2,
         description="Silos of a cohort that must answer so that the sum can be unmasked, a majority; null: "

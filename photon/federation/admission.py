@@ -1,7 +1,7 @@
 """The server's gate: what a reply must be before it may touch the global model or a figure."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from photon.link.messages import EvaluateReport, TrainOrder, TrainReport, unpack
 from photon.link.records import Shapes
 from photon.link.transport import ServerLink, Ticket
 from photon.models.vocabulary import token_parameters, unpack_vocabulary
-from photon.strategy.base import Strategy
+from photon.strategy.contract import PARAMS, Contract
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
@@ -43,25 +43,21 @@ class Admission:
     ----------
     config
         The run's configuration.
-    strategy
-        Says what replies may hold beside what is due.
     link
         Decodes them.
     """
 
-    def __init__(self, config: RunConfig, strategy: Strategy, link: ServerLink) -> None:
+    def __init__(self, config: RunConfig, link: ServerLink) -> None:
         self._config = config
-        self._strategy = strategy
         self._link = link
 
     def trained(
         self,
         message: Message,
         order: TrainOrder,
-        expected: Shapes,
+        contract: Contract,
         ticket: Ticket | None,
         *,
-        params: Mapping[str, torch.Size],
         sequence_length: int,
         federation: bool,
     ) -> Trained | Failure:
@@ -71,11 +67,8 @@ class Admission:
         ----------
         message
             The reply.
-        order, expected, ticket
-            What was asked, the shapes of the state groups that are due, and where the reply may have been
-            written.
-        params
-            Shape of every parameter.
+        order, contract, ticket
+            What was asked, what the reply may hold, and where it may have been written.
         sequence_length
             Tokens of a window.
         federation
@@ -86,18 +79,15 @@ class Admission:
         PhotonError
             If it cannot be read.
         """
-        optional = self._strategy.optional_groups(params)
         report = unpack(message.content, TrainReport)
-        groups = self._link.receive(message.content, ticket, {**optional, **expected})
+        groups = self._link.receive(message.content, ticket, {**contract.optional, **contract.due})
         problem = problem_with(
             report,
             groups,
             order,
-            expected,
+            contract,
             sequence_length,
-            optional=optional,
-            summed=self.summed(params),
-            rows=self._rows(params),
+            rows=self._rows(contract),
             federation=federation,
         )
         return Failure("rejected", problem) if problem else Trained(report, groups)
@@ -116,38 +106,30 @@ class Admission:
             return Failure("rejected", f"its evaluation is not one of round {server_round}")
         return report
 
-    def summed(self, params: Mapping[str, torch.Size]) -> frozenset[str]:
-        """Return the parameters that are masked if anything is."""
-        return frozenset(self._strategy.summed_params(params))
-
-    def _rows(self, params: Mapping[str, torch.Size]) -> int | None:
+    def _rows(self, contract: Contract) -> int | None:
         """Return how many rows the embedding has, if silos tell which of them they train."""
-        return params[token_parameters(self._config.model)[0]][0] if self._strategy.trims else None
+        if not contract.tells_rows:
+            return None
+        return contract.arriving[PARAMS][token_parameters(self._config.model)[0]][0]
 
 
 def problem_with(
     report: TrainReport,
     groups: Mapping[str, Mapping[str, torch.Tensor | SparseTensor]],
     order: TrainOrder,
-    expected: Shapes,
+    contract: Contract,
     sequence_length: int,
     *,
-    optional: Shapes | None = None,
-    summed: Collection[str] = (),
     federation: bool = False,
     rows: int | None = None,
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
-    A reply must answer its own order, hold exactly the expected groups, names and shapes, and be finite; of a
-    masked one what is summed are integers of 32 bits.
+    A reply must answer its own order, hold exactly the groups, names and shapes of the contract, and be
+    finite; of a masked one what is summed are integers of 32 bits.
 
     Parameters
     ----------
-    optional
-        Groups that it may hold as well, or parts of them.
-    summed
-        Parameters that are masked if anything is.
     federation
         Whether it comes from a federation, whose pace and members are its own.
     rows
@@ -157,7 +139,7 @@ def problem_with(
         return problem
     if problem := _problem_with_vocabulary(report.vocabulary, rows):
         return problem
-    extra = optional or {}
+    expected, extra, summed = contract.due, contract.optional, contract.masked
     if set(groups) - set(extra) != set(expected):
         return f"it holds the groups {sorted(groups)}, expected {sorted(expected)}"
     for group, tensors in groups.items():

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
@@ -137,7 +136,6 @@ def receiver(
     collected: Collected,
     secure: SecureSum | None,
     checkpoint: Checkpoint,
-    params: Mapping[str, torch.Size],
     *,
     up_of: str,
     is_federation: Callable[[str], bool],
@@ -148,24 +146,20 @@ def receiver(
     ----------
     secure
         What masked updates are added to; None: nothing is masked.
-    params
-        Shape of every parameter.
     up_of
         Whether parameters travel, or their update.
     is_federation
         Tells whether a participant is a federation.
     """
     begin = time.monotonic()
-    summed = admission.summed(params)
 
     def receive(name: str, message: Message) -> Reply | Failure:
         arrived = time.monotonic() - begin
         trained = admission.trained(
             message,
             requests.orders[name],
-            requests.expected[name],
+            requests.contracts[name],
             requests.tickets[name],
-            params=params,
             sequence_length=checkpoint.state.sequence_length,
             federation=is_federation(name),
         )
@@ -176,6 +170,7 @@ def receiver(
         collected.arrivals[name] = max(arrived, report.seconds["total"])
         update = groups.pop("params") if up_of == "update" else None
         if secure is not None:
+            summed = requests.contracts[name].masked
             assert update is not None, "the configuration sees to it"
             masked = {key: delta for key, delta in update.items() if key in summed}
             secure.add(name, dense_groups({"params": masked})["params"])

@@ -69,7 +69,7 @@ class Federation:
         silos = self.gather()
         checkpoint = self._go_on(silos) if resume else self._begin(silos, assignment)
         if assignment is not None and checkpoint.state.round == assignment.begins:
-            checkpoint, figures = adopted(self.config, self.run_dir, checkpoint, assignment)
+            checkpoint, figures = adopted(self._strategy, self.run_dir, checkpoint, assignment)
             self._events.adopted(checkpoint.state.round, figures)
         last = self.config.rounds if assignment is None else assignment.ends
         while checkpoint.state.round < last:
@@ -141,7 +141,6 @@ class Federation:
             collected,
             secure,
             checkpoint,
-            at.requests.shapes(checkpoint),
             up_of=self.config.link.up_of,
             is_federation=at.roster.is_federation,
         )

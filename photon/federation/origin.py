@@ -12,7 +12,7 @@ from photon.models.build import build_model
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups
 from photon.strategy.base import Strategy
-from photon.strategy.key_layers import INITIAL, key_layers, unpack_residuals
+from photon.strategy.contract import PARAMS
 from photon.training.groups import read_params
 
 
@@ -35,40 +35,28 @@ def first_params(
     """
     kept: StateGroups = {}
     if assignment is not None:
-        params = load_groups(assignment.groups_file(run_dir))["params"]
-        layers = key_layers(config)
-        initial = None if layers is None else layers.initial(None, params)
-        kept = {} if initial is None else {INITIAL: initial}
+        params = load_groups(assignment.groups_file(run_dir))[PARAMS]
+        kept = strategy.local.begins_with(params)
     else:
         model = build_model(config.model, vocab_size, seed=config.seed)
-        if strategy.sparse is not None:
-            strategy.sparse.attach(model)
+        strategy.local.attach(model)
         params = read_params(model)
     check_names(config.link, params)
     return params, kept
 
 
 def adopted(
-    config: RunConfig, run_dir: Path, checkpoint: Checkpoint, assignment: Assignment
+    strategy: Strategy, run_dir: Path, checkpoint: Checkpoint, assignment: Assignment
 ) -> tuple[Checkpoint, Mapping[str, float]]:
-    """Return a checkpoint with the backbone from above and key layers that have looked at those there.
+    """Return a checkpoint that goes on from what came from above, as the strategy's half at a silo says.
 
     Returns
     -------
     tuple
-        The checkpoint, and figures of that look.
+        The checkpoint, and figures of how it was taken up.
     """
     groups = load_groups(assignment.groups_file(run_dir))
-    params, layers = groups["params"], key_layers(config)
-    figures: Mapping[str, float] = {}
-    if layers is not None:
-        own = checkpoint.load_params()
-        parts = layers.split(own)
-        initial = checkpoint.load_kept().get(INITIAL)
-        params, figures = layers.pull(
-            {name: own[name] for name in parts.key_names},
-            params,
-            unpack_residuals(groups, assignment.residuals, parts),
-            initial,
-        )
+    params, figures = strategy.local.adopt(
+        checkpoint.load_params(), checkpoint.load_kept(), groups, assignment.residuals
+    )
     return assignment.adopt(run_dir, checkpoint, params), figures

@@ -13,12 +13,12 @@ from photon.federation.pace import matched_steps
 from photon.federation.roster import Roster
 from photon.link.coding import Packed
 from photon.link.messages import BODY, TrainOrder, pack
-from photon.link.records import Shapes, count_bytes
+from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
 from photon.strategy.base import Participant, Strategy
-from photon.training.loop import state_shapes
+from photon.strategy.contract import PARAMS, Contract, Role, check_promises
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Requests:
         What each is to do.
     messages
         Emptied as they are sent.
-    expected
-        Shapes of the state groups that a reply must hold.
+    contracts
+        What a reply may hold.
     tickets
         Where each may write its reply; None: inside its message.
     down
@@ -41,7 +41,7 @@ class Requests:
 
     orders: Mapping[str, TrainOrder]
     messages: dict[str, Message]
-    expected: Mapping[str, Shapes]
+    contracts: Mapping[str, Contract]
     tickets: Mapping[str, Ticket | None]
     down: Mapping[str, tuple[int, dict[str, int]]]
 
@@ -66,22 +66,36 @@ class RequestWriter:
         self._strategy = strategy
         self._link = link
         self._roster = roster
-        self._shapes: dict[str, dict[str, torch.Size]] = {}
+        self._shapes: dict[str, torch.Size] | None = None
         #: What the round's silos have decoded of the parameters, where the link sends their change.
         self.reference: dict[str, torch.Tensor] | None = None
 
     def shapes(self, checkpoint: Checkpoint) -> Mapping[str, torch.Size]:
         """Return the shape of every parameter."""
-        if not self._shapes:
-            self._shapes = shapes_of({"params": checkpoint.load_params()})
-        return self._shapes["params"]
+        if self._shapes is None:
+            self._shapes = shapes_of({PARAMS: checkpoint.load_params()})[PARAMS]
+        return self._shapes
+
+    def contract(self, server_round: int, checkpoint: Checkpoint, participant: str) -> Contract:
+        """Return what a participant's reply of a round may hold.
+
+        Raises
+        ------
+        PhotonError
+            If something would leave without the noise or the mask that the run promises.
+        """
+        role: Role = "federation" if self._roster.is_federation(participant) else "silo"
+        if participant == self._config.federation.own_silo:
+            role = "server_silo"
+        contract = self._strategy.contract(server_round, self.shapes(checkpoint), role)
+        check_promises(contract, self._config.privacy)
+        return contract
 
     def orders(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> dict[str, TrainOrder]:
         """Return what each participant is to do."""
         state, federation = checkpoint.state, self._config.federation
-        due_params = self._strategy.due_params(server_round, self.shapes(checkpoint))
         most = self._config.steps_of(server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
         if federation.match_speed:
@@ -98,17 +112,12 @@ class RequestWriter:
                 global_step=state.global_step,
                 steps=steps[participant.name],
                 batch_size=participant.batch_size,
-                local_state=self._strategy.local_state,
                 last_round=entry.last_round,
                 position=entry.position,
                 cohort=len(cohort),
-                due=self._strategy.due_groups(server_round),
-                due_params=due_params,
-                mixing=self._strategy.mixing,
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
                 residuals=self._strategy.residual_tags(checkpoint, participant.name),
-                own_layers=participant.name != federation.own_silo,
             )
         return orders
 
@@ -133,7 +142,7 @@ class RequestWriter:
         everything = len(self.shapes(checkpoint))
         encoded: dict[tuple[int, bool], RecordDict] = {}
         messages: dict[str, Message] = {}
-        expected: dict[str, Shapes] = {}
+        contracts: dict[str, Contract] = {}
         tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
             name, order = participant.name, orders[participant.name]
@@ -144,9 +153,10 @@ class RequestWriter:
             if (key := (id(own), follows)) not in encoded:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
             content = RecordDict(dict(encoded[key]))
-            expected[name] = self._expected(checkpoint, order)
-            tickets[name] = self._link.admit(content, nbytes_of(expected[name]), run_id, server_round)
-            order = order.model_copy(update={"whole": whole, "base": base if follows else None})
+            contracts[name] = self.contract(server_round, checkpoint, name)
+            due = nbytes_of(contracts[name].due)
+            tickets[name] = self._link.admit(content, due, run_id, server_round)
+            order = order.model_copy(update={"base": base if follows else None})
             content[BODY] = pack(order, sent_config)
             messages[name] = self._roster.message(
                 content, participant.members, "train", f"round-{server_round}"
@@ -155,7 +165,7 @@ class RequestWriter:
             name: (count_bytes(message.content), group_bytes(message.content))
             for name, message in messages.items()
         }
-        return Requests(orders, messages, expected, tickets, down)
+        return Requests(orders, messages, contracts, tickets, down)
 
     def _change(
         self, server_round: int, checkpoint: Checkpoint
@@ -192,13 +202,3 @@ class RequestWriter:
             return self._link.send({**groups, "params": self.reference}, run_id, server_round)
         beside = {group: tensors for group, tensors in groups.items() if group != "params"}
         return self._link.send_change(change, beside, run_id, server_round)
-
-    def _expected(self, checkpoint: Checkpoint, order: TrainOrder) -> Shapes:
-        """Return the shapes of the state groups that a reply must hold."""
-        params = self.shapes(checkpoint)
-        if len(order.due) > 1 and len(self._shapes) == 1:
-            self._shapes |= state_shapes(self._config.optimizer.as_mapping(), params)
-        expected = {group: self._shapes[group] for group in order.due}
-        if order.due_params is not None:
-            expected["params"] = {name: params[name] for name in order.due_params}
-        return expected

@@ -64,7 +64,7 @@ class Stations:
         link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
         events = RoundEvents(config, stream)
         roster = Roster(grid, config, lambda text: events.notice("warning", text))
-        admission = Admission(config, strategy, link)
+        admission = Admission(config, link)
         return cls(
             grid=grid,
             strategy=strategy,

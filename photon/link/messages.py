@@ -137,6 +137,9 @@ class Shares(Body):
 class TrainOrder(Body):
     """Ask for local steps on one silo.
 
+    What may come with it and what the reply holds it does not say: both sides know it from the configuration
+    (`photon.strategy.contract`).
+
     Attributes
     ----------
     run_id, model_id
@@ -149,13 +152,6 @@ class TrainOrder(Body):
         had taken from its text by then. The silo goes on from there.
     cohort
         Participants of the round.
-    due
-        State groups that the reply holds.
-    due_params
-        Parameters that the reply holds; None: all. If they are named, the silo keeps its own values of all.
-    whole, mixing
-        Whether the order brings all parameters, to start from. Else the silo goes on from its own, and from
-        ``mixing`` of each that the order brings with the rest its own.
     base
         If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
         it is to be added.
@@ -168,9 +164,6 @@ class TrainOrder(Body):
         Under secure aggregation, what the silo needs to mask its update.
     residuals
         What the key blocks of other federations are that the order brings.
-    own_layers
-        Whether the silo has key layers of its own, where the strategy has any. The silo that a federation
-        itself trains on has not: it trains those of the order.
     """
 
     run_id: str
@@ -181,20 +174,14 @@ class TrainOrder(Body):
     global_step: int = Field(ge=0)
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
-    local_state: Literal["keep", "reset", "sync"]
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
-    due: list[str] = Field(default=["params"], min_length=1)
-    due_params: list[str] | None = None
-    whole: bool = True
-    mixing: float = Field(default=1.0, gt=0, le=1)
     base: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
     masking: Masking | None = None
     residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
-    own_layers: bool = True
 
 
 class ClientSeconds(TypedDict):

@@ -9,6 +9,7 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.link.messages import TrainOrder
 from photon.silo.runtime import workbench
+from photon.strategy.local import Start
 from photon.training.devices import GroupResult
 from photon.training.diagnostics import (
     activation_norms,
@@ -17,7 +18,6 @@ from photon.training.diagnostics import (
     state_changes,
     state_norms,
 )
-from photon.training.groups import OptimizerState, Tensors
 
 #: Windows on which activations are measured.
 DIAGNOSTIC_WINDOWS = 4
@@ -25,8 +25,7 @@ DIAGNOSTIC_WINDOWS = 4
 
 def diagnose(
     fitted: GroupResult,
-    params: Tensors,
-    state: OptimizerState | None,
+    start: Start,
     data: PreparedData,
     order: TrainOrder,
     config: RunConfig,
@@ -36,10 +35,9 @@ def diagnose(
     A group of processes leaves no model here to measure activations on.
     """
     figures = state_norms(fitted.groups)
-    if state is not None:
-        before = state[0]
+    if (before := start.optimizer) is not None:
         figures |= state_changes(before, fitted.groups)
-        figures |= momentum_cosines(params, fitted.params, before)
+        figures |= momentum_cosines(start.params, fitted.params, before)
         figures |= basis_similarities(before.get("basis", {}), fitted.groups.get("basis", {}))
     if config.training.processes == 1:
         bench = workbench(config, data.manifest.vocab_size)

@@ -1,8 +1,4 @@
-"""The fit of an order: the local steps, taken in this process or in a group of them."""
-
-from collections.abc import Mapping
-
-import torch
+"""The local steps of a round, taken in this process or in a group of them."""
 
 from photon.config.schema import RunConfig
 from photon.data.loader import WindowStream, stream_seed
@@ -12,63 +8,53 @@ from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.messages import TrainOrder
 from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
-from photon.silo.masks import masked
 from photon.silo.runtime import trainer, workbench
 from photon.silo.site import SiloSite
-from photon.strategy.base import sparse_training
+from photon.strategy.base import strategy_of
+from photon.strategy.local import Start
 from photon.training.devices import GroupResult
 from photon.training.groups import (
-    OptimizerState,
-    Tensors,
     read_optimizer,
     read_params,
     reset_optimizer,
-    restore_optimizer,
+    write_optimizer,
     write_params,
 )
 
 
 def fit(
-    order: TrainOrder,
-    params: Tensors,
-    state: OptimizerState | None,
-    data: PreparedData,
-    config: RunConfig,
-    site: SiloSite,
-    vocabulary: torch.Tensor | None,
+    order: TrainOrder, start: Start, data: PreparedData, config: RunConfig, site: SiloSite
 ) -> GroupResult:
-    """Train, here or in a group of processes; undo what the strategy does not want trained."""
-    if config.training.processes > 1:
-        if sparse_training(config) is not None:
-            raise PhotonError("training.processes: a sparse strategy trains in one process; set it to 1")
-        fitted = fit_in_group(order, params, state, data, config, site, vocabulary)
-    else:
-        fitted = _fit_here(order, params, state, data, config, vocabulary)
-    return masked(fitted, order, params, data, config, vocabulary)
+    """Train from a start, here or in a group of processes.
+
+    Raises
+    ------
+    PhotonError
+        If there is to be a group, and the strategy cannot train in one.
+    """
+    if config.training.processes == 1:
+        return _fit_here(order, start, data, config)
+    if (reason := strategy_of(config).local.one_device_only) is not None:
+        raise PhotonError(f"training.processes: {reason}; set it to 1")
+    return fit_in_group(order, start, data, config, site)
 
 
-def _fit_here(
-    order: TrainOrder,
-    params: Mapping[str, torch.Tensor],
-    state: OptimizerState | None,
-    data: PreparedData,
-    config: RunConfig,
-    vocabulary: torch.Tensor | None,
-) -> GroupResult:
+def _fit_here(order: TrainOrder, start: Start, data: PreparedData, config: RunConfig) -> GroupResult:
     """Train in this process, on the workbench that it keeps."""
-    bench = workbench(config, data.manifest.vocab_size)
-    write_params(bench.model, params)
-    if isinstance(params, MappedTensors):
+    bench, method = workbench(config, data.manifest.vocab_size), strategy_of(config).local
+    write_params(bench.model, start.params)
+    if isinstance(start.params, MappedTensors):
         # What was received is needed again after training, and not beside the gradients.
-        params.release()
-    if state is None:
+        start.params.release()
+    if start.optimizer is None:
         reset_optimizer(bench.optimizer)
     else:
-        restore_optimizer(bench.model, bench.optimizer, *state)
+        write_optimizer(bench.model, bench.optimizer, start.optimizer, start.scalars)
+    method.begin(bench.model, bench.optimizer, start.context)
     windows = [data.windows(member, "train") for member in order.members]
     stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
-        stream, global_step=order.global_step, steps=order.steps, vocabulary=vocabulary
+        stream, global_step=order.global_step, steps=order.steps, vocabulary=start.rows
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
     trained = read_params(bench.model)

@@ -1,31 +1,23 @@
 """A fit in a group of processes, one per device of the silo: what the group is told."""
 
-from collections.abc import Mapping
-
-import torch
-
 from photon.config.schema import Component, RunConfig
 from photon.data.loader import stream_seed
 from photon.data.prepared import PreparedData, silo_file
 from photon.link.messages import TrainOrder
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.site import SiloSite
+from photon.strategy.contract import RECEIVED
+from photon.strategy.local import Start
 from photon.training.device_job import GroupJob
 from photon.training.devices import GroupResult, train_in_group
-from photon.training.groups import OptimizerState
+from photon.training.groups import RECEIVED as BEFORE_SYNC
 from photon.training.hardware import resolve_device
 from photon.training.precision import resolve_precision
 from photon.training.schedule import resolve_schedule
 
 
 def fit_in_group(
-    order: TrainOrder,
-    params: Mapping[str, torch.Tensor],
-    state: OptimizerState | None,
-    data: PreparedData,
-    config: RunConfig,
-    site: SiloSite,
-    vocabulary: torch.Tensor | None,
+    order: TrainOrder, start: Start, data: PreparedData, config: RunConfig, site: SiloSite
 ) -> GroupResult:
     """Train in ``training.processes`` processes, one per device."""
     training = config.training
@@ -54,8 +46,12 @@ def fit_in_group(
         position=order.position,
         global_step=order.global_step,
         steps=order.steps,
-        vocabulary=None if vocabulary is None else pack_vocabulary(vocabulary),
+        vocabulary=None if start.rows is None else pack_vocabulary(start.rows),
     )
-    groups, scalars = state or ({}, {})
+    groups = dict(start.optimizer or {})
+    if (received := start.context.get(RECEIVED)) is not None:
+        groups[BEFORE_SYNC] = received
     folder = site.state / order.silo / "group"
-    return train_in_group(job, params, groups, scalars, processes=training.processes, folder=folder)
+    return train_in_group(
+        job, start.params, groups, start.scalars, processes=training.processes, folder=folder
+    )

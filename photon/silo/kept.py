@@ -6,14 +6,10 @@ from photon.config.schema import RunConfig
 from photon.link.coding import PackedGroups, payloads_of
 from photon.link.messages import TrainOrder, TrainReport
 from photon.link.update import codings_of, with_codings
-from photon.silo.layers import kept_layers
-from photon.silo.shapes import refreshes
 from photon.silo.site import SiloSite
-from photon.silo.start import Start
 from photon.state.silo import SiloState, SiloStore
-from photon.strategy.key_layers import key_layers
-from photon.training.devices import GroupResult
-from photon.training.groups import RECEIVED, StateGroups, Tensors
+from photon.strategy.local import Finish
+from photon.training.groups import StateGroups
 
 
 def silo_store(silo: str, site: SiloSite, config: RunConfig) -> SiloStore:
@@ -48,12 +44,10 @@ def kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, b
 def save_round(
     store: SiloStore,
     order: TrainOrder,
-    start: Start,
-    fitted: GroupResult,
+    finish: Finish,
     report: TrainReport,
     reply: PackedGroups,
     memory: StateGroups,
-    config: RunConfig,
 ) -> None:
     """Count the tokens of a round, and keep the reply and what the next round needs.
 
@@ -63,27 +57,18 @@ def save_round(
         The encoded reply, and what the link wants to see again with the next one.
     """
     # Before the round is saved, as its release is: a crash between the two counts it twice.
-    store.count_tokens(order.run_id, fitted.result.tokens)
-    resets = order.local_state == "reset"
+    store.count_tokens(order.run_id, finish.trained.result.tokens)
     store.save(
         SiloState(
             run_id=order.run_id,
             model_id=order.model_id,
             round=order.round,
-            position=fitted.position,
-            scalars={} if resets else fitted.scalars,
+            position=finish.trained.position,
+            scalars=dict(finish.scalars),
             report=report.model_dump_json(),
             codings=codings_of(reply),
-            groups=kept_layers(config, fitted.params, start.initial)
-            | ({} if resets else fitted.groups | _kept_beside(fitted.params, start.known, order, config)),
+            groups=finish.stays,
             link=memory,
         ),
         payloads_of(reply),
     )
-
-
-def _kept_beside(trained: Tensors, known: Tensors, order: TrainOrder, config: RunConfig) -> StateGroups:
-    """Return what is kept beside the local optimizer's state groups, for the next sync."""
-    if order.due_params is not None and key_layers(config) is None:
-        return {"params": dict(trained), RECEIVED: dict(known)}
-    return {RECEIVED: dict(known)} if refreshes(config) else {}

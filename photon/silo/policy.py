@@ -16,6 +16,7 @@ from photon.config.schema import PrivacySection, RunConfig, Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
 from photon.strategy.base import sparse_training, strategy_of
+from photon.strategy.contract import Contract
 
 
 class PrivacyRule(Section):
@@ -98,11 +99,22 @@ class SiloPolicy(Section):
         if self.max_parameters is not None:
             self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
         if self.secure_aggregation:
-            strategy, params = strategy_of(config), {name: p.shape for name, p in model.named_parameters()}
-            leaving = strategy.due_params(1, params)
-            leaving = list(params) if leaving is None else leaving
-            if open_layers := set(leaving) - set(strategy.summed_params(params)):
-                raise _refused(silo, "secure_aggregation", "true", f"{min(open_layers)} without a mask")
+            params = {name: parameter.shape for name, parameter in model.named_parameters()}
+            if tensors := strategy_of(config).contract(1, params).open_tensors():
+                raise _refused(silo, "secure_aggregation", "true", f"{tensors[0]} without a mask")
+
+    def check_contract(self, silo: str, contract: Contract) -> None:
+        """Check what may leave in a round.
+
+        Raises
+        ------
+        RefusedError
+            If something would leave without the noise or the mask that the silo asks for.
+        """
+        if self.secure_aggregation and (tensors := contract.open_tensors()):
+            raise _refused(silo, "secure_aggregation", "true", f"{tensors[0]} without a mask")
+        if self.privacy is not None and (groups := contract.unbounded_groups()):
+            raise _refused(silo, "privacy", "parameters alone", f"the state groups {', '.join(groups)}")
 
     def check_order(self, order: TrainOrder, sequence_length: int, trained: int) -> None:
         """Check a train order.
@@ -127,9 +139,6 @@ class SiloPolicy(Section):
             raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
         if self.secure_aggregation and order.masking is None:
             raise _refused(order.silo, "secure_aggregation", "true", "an update without masks")
-        if self.privacy is not None and order.due != ["params"]:
-            states = ", ".join(group for group in order.due if group != "params")
-            raise _refused(order.silo, "privacy", "parameters alone", f"the state groups {states}")
 
     def check_evaluation(self, silo: str) -> None:
         """Check an evaluate order.

@@ -11,16 +11,30 @@ from photon.link.messages import Release, TrainOrder
 from photon.link.update import REFERENCE, encode_reply
 from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
-from photon.silo.start import Start
 from photon.state.silo import SiloStore
-from photon.training.devices import GroupResult
+from photon.strategy.contract import Contract
+from photon.strategy.local import Groups, Start
 from photon.training.groups import StateGroups, Tensors
 
 
-def due_params(fitted: GroupResult, order: TrainOrder) -> dict[str, torch.Tensor]:
-    """Return the trained parameters that the order wants back."""
-    names = fitted.params if order.due_params is None else order.due_params
-    return {name: fitted.params[name] for name in names}
+def checked(leaves: Groups, contract: Contract) -> StateGroups:
+    """Return what leaves, which is what the contract says: nothing else goes out.
+
+    Raises
+    ------
+    PhotonError
+        If a group or a tensor is not in the contract, or one that is due is missing.
+    """
+    for group, tensors in leaves.items():
+        allowed = contract.leaving[group].shapes if group in contract.leaving else {}
+        if unknown := sorted(set(tensors) - set(allowed)):
+            raise PhotonError(
+                f"{group}/{unknown[0]}: it is not in the contract of this round; nothing was sent"
+            )
+    for group, shapes in contract.due.items():
+        if missing := sorted(set(shapes) - set(leaves.get(group, {}))):
+            raise PhotonError(f"{group}/{missing[0]}: it is due in this round, and training left none")
+    return {group: dict(tensors) for group, tensors in leaves.items()}
 
 
 def released(
@@ -58,26 +72,29 @@ def _released(
 
 
 def encoded(
-    due: dict[str, torch.Tensor], fitted: GroupResult, start: Start, order: TrainOrder, config: RunConfig
+    leaves: StateGroups,
+    start: Start,
+    received: Tensors,
+    link_memory: StateGroups,
+    order: TrainOrder,
+    config: RunConfig,
 ) -> tuple[PackedGroups, StateGroups]:
-    """Encode the reply; return it, and what the link wants to see again with the next one."""
+    """Encode the reply; return it, and what the link wants to see again with the next one.
+
+    Parameters
+    ----------
+    received
+        The global parameters that came.
+    link_memory
+        What the link wanted to see again with this one.
+    """
     reply, memory = encode_reply(
-        _reply(due, fitted, order),
-        start.known,
+        leaves,
+        start.reference,
         config.link,
-        start.kept.link if start.kept else {},
+        link_memory,
         seed=f"{config.seed}/{order.round}/{order.silo}",
     )
     if config.link.down_of == "update":
-        memory[REFERENCE] = dict(start.received)
+        memory[REFERENCE] = dict(received)
     return reply, memory
-
-
-def _reply(due: dict[str, torch.Tensor], fitted: GroupResult, order: TrainOrder) -> StateGroups:
-    available = {"params": due, **fitted.groups}
-    if missing := [group for group in order.due if group not in available]:
-        raise PhotonError(
-            f"the order asks for the state group {missing[0]}, which the local optimizer lacks; there "
-            f"are {', '.join(sorted(available))}"
-        )
-    return {group: available[group] for group in order.due}

@@ -11,7 +11,7 @@ somebody's update.
 
 import base64
 import os
-from collections.abc import Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,6 @@ from photon.link.messages import (
 )
 from photon.privacy.masking import Quantizer, add_mask
 from photon.silo.site import SiloSite
-from photon.strategy.base import strategy_of
 
 
 class _Share(BaseModel):
@@ -168,7 +167,7 @@ def mask(
     reply: PackedGroups,
     site: SiloSite,
     config: RunConfig,
-    params: Mapping[str, torch.Size],
+    masked: Collection[str],
 ) -> PackedGroups:
     """Return a trained update as masked integers: int32 with the bits of uint32, of the parameters' shapes.
 
@@ -179,8 +178,8 @@ def mask(
 
     Parameters
     ----------
-    params
-        Name and shape of every parameter.
+    masked
+        Parameters of the contract that are masked.
 
     Raises
     ------
@@ -198,8 +197,7 @@ def mask(
     for sender, token in masking.shares.items():
         channel = generate_shared_key(private, bytes_to_public_key(attempt.keys[sender].sharing.encode()))
         attempt.received[sender] = _opened(channel, token, sender, order.silo, masking.attempt)
-    summed = set(strategy_of(config).summed_params(params))
-    update = {name: _tensor(packed, name) for name, packed in reply["params"].items() if name in summed}
+    update = {name: _tensor(packed, name) for name, packed in reply["params"].items() if name in masked}
     total = Quantizer(config.privacy.range, len(attempt.keys)).encode(update)
     # Kept before anything leaves: these keys are used up.
     attempt.masked = True
@@ -209,8 +207,8 @@ def mask(
     for other in attempt.received:
         shared = generate_shared_key(masking_key, bytes_to_public_key(attempt.keys[other].masking.encode()))
         add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < order.silo)
-    masked = {name: Packed(torch.from_numpy(values.view(np.int32))) for name, values in total.items()}
-    return {**reply, "params": {**reply["params"], **masked}}
+    integers = {name: Packed(torch.from_numpy(values.view(np.int32))) for name, values in total.items()}
+    return {**reply, "params": {**reply["params"], **integers}}
 
 
 def unmask(order: Unmask, site: SiloSite) -> Shares:

@@ -27,7 +27,7 @@ from photon.silo import secure
 from photon.silo.describe import describe
 from photon.silo.evaluate import evaluate
 from photon.silo.kept import reply_file, silo_store
-from photon.silo.shapes import expected_shapes
+from photon.silo.shapes import contract_of, evaluated_shapes
 from photon.silo.site import SiloSite, find_site
 from photon.silo.train import train
 
@@ -87,12 +87,13 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     _check_order(order, site, config)  # before any tensor is read
     link = SiloLink(site.store, site.state)
-    shapes = expected_shapes(site, config, order.local_state)
-    received = link.receive(content, shapes)
+    vocab_size = site.prepared().manifest.vocab_size
+    contract = contract_of(config, vocab_size, order.round, order.silo)
+    received = link.receive(content, contract.arriving)
     groups, report = train(order, dense_groups(received), site, config)
     kept = None
     if order.masking is not None:
-        groups = secure.mask(order, order.masking, groups, site, config, shapes["params"])
+        groups = secure.mask(order, order.masking, groups, site, config, contract.masked)
     elif config.federation.engine == "simulation":
         # Server and silos are one user on one machine there.
         kept = reply_file(order, site, config)
@@ -104,7 +105,7 @@ def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict
 def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
     order = unpack(content, EvaluateOrder)
     _check_evaluation(order, site, config)
-    shapes = expected_shapes(site, config)
+    shapes = evaluated_shapes(config, site.prepared().manifest.vocab_size)
     received = SiloLink(site.store, site.state).receive(content, shapes)
     return RecordDict({BODY: pack(evaluate(order, dense_groups(received), site, config))})
 
@@ -119,6 +120,7 @@ def _check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
     """
     manifest = site.prepared().manifest
     site.policy.check_run(order.silo, config, manifest.vocab_size)
+    site.policy.check_contract(order.silo, contract_of(config, manifest.vocab_size, order.round, order.silo))
     store = silo_store(order.silo, site, config)
     if store.reply(order.run_id, order.model_id, order.round) is None:
         site.policy.check_order(order, manifest.sequence_length, store.trained_tokens(order.run_id))

@@ -1,59 +1,49 @@
-"""Which state groups there are in a run, and the shapes of those that an order may bring."""
+"""What may arrive at a node and leave it in a round, computed from the configuration that came."""
 
 from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
 
-from photon.components import build, import_target
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.link.records import Shapes
 from photon.models.build import build_model
-from photon.silo.site import SiloSite
-from photon.strategy.base import LocalState, Strategy
-from photon.training.groups import RECEIVED, Refreshing
-from photon.training.loop import state_group_names, state_shapes
+from photon.strategy.base import strategy_of
+from photon.strategy.contract import PARAMS, Contract, Role
 
 
-def expected_shapes(site: SiloSite, config: RunConfig, local_state: LocalState = "reset") -> Shapes:
-    """Return the shapes of what an order may bring: parameters, and what the local optimizer needs.
+def contract_of(
+    config: RunConfig, vocab_size: int, server_round: int, silo: str, *, federation: bool = False
+) -> Contract:
+    """Return the contract of a round for a participant.
 
-    Its states come where ``local_state`` is ``"sync"``, and unless it is ``"reset"`` the parameters that the
-    last round began with, if the optimizer is `Refreshing`.
+    Parameters
+    ----------
+    vocab_size
+        Tokens of the silo's tokenizer.
+    silo
+        The participant's name.
+    federation
+        Whether a federation acts as the silo.
     """
-    return _expected_shapes(config.text, site.prepared().manifest.vocab_size, local_state)
+    role: Role = "federation" if federation else "silo"
+    if silo == config.federation.own_silo:
+        role = "server_silo"
+    return strategy_of(config).contract(server_round, param_shapes(config, vocab_size), role)
 
 
-def shapes_for(config: RunConfig, vocab_size: int) -> Shapes:
-    """Return the shapes of the parameters that an order may bring, for a node without text of its own."""
-    return _expected_shapes(config.text, vocab_size, "reset")
+def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping[str, torch.Size]]:
+    """Return the shapes of what a request to evaluate brings: the model."""
+    return {PARAMS: param_shapes(config, vocab_size)}
+
+
+def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
+    """Return the shape of every parameter of the run's model."""
+    return _param_shapes(config.text, vocab_size)
 
 
 @lru_cache(maxsize=2)
-def _expected_shapes(config_text: str, vocab_size: int, local_state: LocalState) -> Shapes:
+def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
     model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
-    params = {name: parameter.shape for name, parameter in model.named_parameters()}
-    expected: dict[str, Mapping[str, torch.Size]] = {"params": params}
-    if local_state == "sync":
-        expected |= state_shapes(config.optimizer.as_mapping(), params)
-    if local_state != "reset" and refreshes(config):
-        expected[RECEIVED] = params
-    strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
-    return {**expected, **strategy.optional_groups(params)}
-
-
-def state_groups(config: RunConfig) -> list[str]:
-    """Return the names of the local optimizer's state groups."""
-    return _state_groups(config.text)
-
-
-@lru_cache(maxsize=2)
-def _state_groups(config_text: str) -> list[str]:
-    return state_group_names(parse(config_text).optimizer.as_mapping())
-
-
-def refreshes(config: RunConfig) -> bool:
-    """Return whether the local optimizer is `Refreshing`."""
-    return issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
+    return {name: parameter.shape for name, parameter in model.named_parameters()}

@@ -1,93 +1,74 @@
-"""What a silo starts an order from: what came with the order, joined with what the silo has kept."""
+"""What a silo starts from: what came with a request and what it has kept, joined by its method."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-
-import torch
+from dataclasses import replace
 
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
-from photon.errors import PhotonError
+from photon.data.silo_data import SiloData
 from photon.link.messages import TrainOrder
 from photon.link.update import REFERENCE
-from photon.silo.layers import own_layers
-from photon.silo.masks import without_absent
-from photon.silo.shapes import state_groups
+from photon.silo.shapes import contract_of
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState
-from photon.strategy.key_layers import INITIAL, PERSONAL, key_layers
-from photon.training.groups import RECEIVED, OptimizerState, Tensors
+from photon.strategy.base import strategy_of
+from photon.strategy.contract import LOCAL, PARAMS
+from photon.strategy.local import Kept, LostStateError, Request, Start
+from photon.training.groups import Tensors
 from photon.training.switch import at_switch
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a silo starts an order from.
-
-    Attributes
-    ----------
-    kept
-        What it kept from its last accepted round; None: nothing, or it has lost that.
-    received
-        The global parameters that came.
-    params
-        The parameters to start from.
-    known
-        The last global value of each: what its update is measured from.
-    state
-        The local optimizer's state; None: a fresh one.
-    initial, figures
-        As in `OwnLayers`, where it has key layers of its own.
-    """
-
-    kept: SiloState | None
-    received: Tensors
-    params: Tensors
-    known: Tensors
-    state: OptimizerState | None
-    initial: Tensors | None = None
-    figures: dict[str, float] = field(default_factory=dict)
-
-
-def with_change(
-    groups: Mapping[str, Tensors], kept: SiloState | None, order: TrainOrder
-) -> Mapping[str, Tensors]:
-    """Return the global state groups: where a change of the parameters came, with what it leads to.
-
-    Raises
-    ------
-    PhotonError
-        If the silo has lost what has changed.
-    """
-    if order.base is None:
-        return groups
-    return {**groups, "params": _changed(kept, groups["params"], order)}
+def request_of(order: TrainOrder, config: RunConfig, vocab_size: int) -> Request:
+    """Return the part of an order that the silo's method may see."""
+    return Request(
+        silo=order.silo,
+        round=order.round,
+        global_step=order.global_step,
+        steps=order.steps,
+        role="server_silo" if order.silo == config.federation.own_silo else "silo",
+        last_round=order.last_round,
+        scalars=order.scalars,
+        averaged_rounds=order.averaged_rounds,
+        tags=order.residuals,
+        contract=contract_of(config, vocab_size, order.round, order.silo),
+        vocab_size=vocab_size,
+    )
 
 
 def start_from(
     kept: SiloState | None,
     groups: Mapping[str, Tensors],
     order: TrainOrder,
+    request: Request,
     data: PreparedData,
     config: RunConfig,
-) -> Start:
+) -> tuple[Start, Tensors]:
     """Join the global state groups with what the silo has kept.
+
+    Returns
+    -------
+    tuple
+        What the round starts from; and the global parameters that came.
 
     Raises
     ------
-    PhotonError
+    LostStateError
         If the order counts on something that the silo has lost.
     """
-    before = None if order.local_state == "reset" else kept
-    received = groups["params"]
-    state = _state_to_start_from(before, groups, order, config)
-    layers = key_layers(config)
-    if layers is None:
-        params, known = _params_to_start_from(before, received, order)
-        return Start(kept, received, params, known, without_absent(state, params, data, config))
-    own = own_layers(layers, kept, groups, order)
-    state = without_absent(state, own.params, data, config)
-    return Start(kept, received, own.params, received, state, own.initial, own.figures)
+    if order.base is not None:
+        groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], order)}
+    method = strategy_of(config).local
+    start = method.start(groups, _kept(kept), request, SiloData(data, order.members))
+    return _over_the_switch(start, request, config), groups[PARAMS]
+
+
+def _kept(state: SiloState | None) -> Kept | None:
+    """Tell the local optimizer's groups from the method's own."""
+    if state is None:
+        return None
+    local = {group: tensors for group, tensors in state.groups.items() if group.startswith(LOCAL)}
+    optimizer = {group: tensors for group, tensors in state.groups.items() if group not in local}
+    return Kept(optimizer, state.scalars, local)
 
 
 def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tensors:
@@ -95,70 +76,31 @@ def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tens
 
     Raises
     ------
-    PhotonError
+    LostStateError
         If it has lost them, or they are others.
     """
     reference = kept.link.get(REFERENCE, {}) if kept else {}
     if set(reference) != set(change) or weights_sha256(reference) != order.base:
-        raise PhotonError(
+        raise LostStateError(
             f"{order.silo} has lost the parameters of round {order.last_round}; its next order after this "
             "failure brings all"
         )
     return {name: reference[name] + tensor for name, tensor in change.items()}
 
 
-def _params_to_start_from(
-    before: SiloState | None, received: Tensors, order: TrainOrder
-) -> tuple[Tensors, Tensors]:
-    """Return the parameters to start from, and the last global value of each.
-
-    Raises
-    ------
-    PhotonError
-        If the order brings some of them alone, and the silo has lost the others.
-    """
-    if order.whole:
-        return received, received
-    if before is None:
-        raise PhotonError(
-            f"{order.silo} has lost the parameters that it kept; its next order after this failure brings all"
-        )
-    own = before.groups["params"]
-    merged = {name: torch.lerp(own[name], tensor, order.mixing) for name, tensor in received.items()}
-    return {**own, **merged}, {**before.groups[RECEIVED], **received}
-
-
-def _state_to_start_from(
-    before: SiloState | None,
-    received: Mapping[str, Mapping[str, torch.Tensor]],
-    order: TrainOrder,
-    config: RunConfig,
-) -> OptimizerState | None:
-    """Join what the silo kept with the averages that it received; None: start with a fresh local optimizer.
-
-    A silo that has kept nothing takes the averages only if they are its whole state: with one moment at zero
-    and a step counter far from it, bias correction would blow up the first steps.
-    """
-    states = state_groups(config)
-    averaged = {group: dict(tensors) for group, tensors in received.items() if group in (*states, RECEIVED)}
-    if before is not None:
-        # `RECEIVED` is for a `Refreshing` optimizer, unless it goes with parameters that the silo has kept.
-        beside = {PERSONAL, INITIAL} | ({"params", RECEIVED} if "params" in before.groups else set())
-        kept = {group: tensors for group, tensors in before.groups.items() if group not in beside}
-        groups, scalars = {**kept, **averaged}, before.scalars
-    elif averaged and set(averaged) - {RECEIVED} == set(states):
-        groups, scalars = averaged, order.scalars
-    else:
-        return None
-    if config.switch is None:
-        return groups, scalars
-    rounds = {group: order.averaged_rounds[group] for group in averaged if group != RECEIVED}
-    return at_switch(
+def _over_the_switch(start: Start, request: Request, config: RunConfig) -> Start:
+    """Do to the local optimizer's state what the switch does where it is crossed."""
+    if config.switch is None or start.optimizer is None:
+        return start
+    optimizer, scalars = at_switch(
         config.switch,
-        groups,
-        scalars,
-        global_step=order.global_step,
-        kept_since=config.steps_after(order.last_round),
-        averaged_since={group: config.steps_after(at) for group, at in rounds.items()},
-        scalars_of_others=order.scalars,
+        start.optimizer,
+        start.scalars,
+        global_step=request.global_step,
+        kept_since=config.steps_after(request.last_round),
+        averaged_since={
+            group: config.steps_after(request.averaged_rounds[group]) for group in start.averaged
+        },
+        scalars_of_others=request.scalars,
     )
+    return replace(start, optimizer=optimizer, scalars=scalars)

@@ -12,11 +12,11 @@ from photon.models.vocabulary import pack_vocabulary
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
 from photon.silo.kept import kept_reply, kept_state, save_round, silo_store
-from photon.silo.layers import shared
-from photon.silo.masks import own_vocabulary
-from photon.silo.reply import due_params, encoded, released
+from photon.silo.reply import checked, encoded, released
 from photon.silo.site import SiloSite
-from photon.silo.start import start_from, with_change
+from photon.silo.start import request_of, start_from
+from photon.strategy.base import strategy_of
+from photon.strategy.contract import PARAMS
 from photon.training.devices import GroupResult
 
 
@@ -48,32 +48,32 @@ def train(
         return done
 
     data = site.prepared()
+    request = request_of(order, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, order)
-    groups = with_change(groups, kept, order)
-    start = start_from(kept, groups, order, data, config)
-    vocabulary = own_vocabulary(order, start.params, data, config)
-    fitted = fit(order, start.params, start.state, data, config, site, vocabulary)
+    start, received = start_from(kept, groups, order, request, data, config)
+    finish = strategy_of(config).local.finish(start, fit(order, start, data, config, site), request)
     trained = time.perf_counter()
 
-    due = due_params(fitted, order)
-    diagnostics = start.figures
+    leaves = checked(finish.leaves, request.contract)
+    diagnostics = {**start.figures, **finish.figures}
     if config.telemetry.diagnostics:
-        diagnostics = diagnostics | diagnose(fitted, start.params, start.state, data, order, config)
-    due, let_out, norm = released(due, start.known, order, site, store)
+        diagnostics |= diagnose(finish.trained, start, data, order, config)
+    leaves[PARAMS], let_out, norm = released(leaves[PARAMS], start.reference, order, site, store)
     if norm is not None and config.telemetry.diagnostics:
         diagnostics["update_norm_before_clip"] = norm
+    shared = {name: t for name, t in leaves[PARAMS].items() if name not in request.contract.own}
     report = _report(
         order,
-        fitted,
-        update_norm=distance(shared(due, fitted.params, config), start.known),
+        finish.trained,
+        update_norm=distance(shared, start.reference),
         seconds=trained - begin,
         state_lost=state_lost,
         release=let_out,
         diagnostics=diagnostics,
-        vocabulary=vocabulary,
+        rows=start.rows,
     )
-    reply, memory = encoded(due, fitted, start, order, config)
-    save_round(store, order, start, fitted, report, reply, memory, config)
+    reply, memory = encoded(leaves, start, received, kept.link if kept else {}, order, config)
+    save_round(store, order, finish, report, reply, memory)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})
@@ -88,7 +88,7 @@ def _report(
     state_lost: bool,
     release: Release | None,
     diagnostics: dict[str, float],
-    vocabulary: torch.Tensor | None,
+    rows: torch.Tensor | None,
 ) -> TrainReport:
     """Return the report of a round that took ``seconds`` and is not saved yet."""
     result = fitted.result
@@ -113,5 +113,5 @@ def _report(
         release=release,
         scalars=fitted.scalars,
         diagnostics=diagnostics,
-        vocabulary=None if vocabulary is None else pack_vocabulary(vocabulary),
+        vocabulary=None if rows is None else pack_vocabulary(rows),
     )

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from photon.errors import PhotonError
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
+#: What the names of groups begin with that are not the model's or the local optimizer's, before a slash.
+NAMESPACES = ("local", "shared")
 #: Group to name to the first byte of a tensor in a file, and the one behind its last.
 Places = dict[str, dict[str, tuple[int, int]]]
 
@@ -47,7 +49,7 @@ def places(path: Path) -> Places:
     found: Places = {}
     for key, entry in header.items():
         if key != "__metadata__":
-            group, _, name = key.partition("/")
+            group, name = _split(key)
             begin, end = entry["data_offsets"]
             found.setdefault(group, {})[name] = (8 + length + begin, 8 + length + end)
     return found
@@ -70,6 +72,15 @@ def load_groups(path: Path) -> StateGroups:
         raise PhotonError(f"{path}: cannot be read ({error}); resume from an older checkpoint") from error
     groups: StateGroups = {}
     for key in sorted(flat):
-        group, _, name = key.partition("/")
+        group, name = _split(key)
         groups.setdefault(group, {})[name] = flat[key]
     return groups
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return group and name; a method's own groups have a namespace before a slash of their own."""
+    namespace, _, rest = key.partition("/")
+    if namespace not in NAMESPACES:
+        return namespace, rest
+    group, _, name = rest.partition("/")
+    return f"{namespace}/{group}", name

@@ -5,9 +5,9 @@ groups in place of one ``ArrayRecord``, and replies that stream in place of a li
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import ClassVar, Literal
 
 import torch
@@ -18,15 +18,13 @@ from photon.config.schema import RunConfig
 from photon.config.tree import ResidualTag
 from photon.link.coding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
-from photon.link.records import Shapes
 from photon.models.sparse import SparseTraining
 from photon.state.checkpoint import Checkpoint
+from photon.strategy.contract import PARAMS, Contract, Leaving, Role
+from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.outer import OuterStep
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
-
-#: keep: its state stays in the silo; reset: every round starts anew; sync: averaged as the sync plan says.
-LocalState = Literal["keep", "reset", "sync"]
 
 
 @dataclass(frozen=True)
@@ -131,48 +129,30 @@ class Strategy(ABC):
     #: Whether silos train the rows of their own vocabularies alone, and tell these.
     trims: bool = False
 
-    #: Share of a received parameter in what a silo that has kept its own goes on from.
-    mixing: float = 1.0
-
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 
-    @property
-    def folds_mean(self) -> bool:
-        """Whether of the updates of `summed_params` it needs the plain mean alone."""
-        return False
+    @cached_property
+    def local(self) -> LocalMethod:
+        """The silo's half."""
+        return LocalMethod(self.config, self.local_state)
 
-    def summed_params(self, params: Mapping[str, torch.Size]) -> Collection[str]:
-        """Return the parameters whose updates are masked under secure aggregation: by default all.
+    def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
+        """Return what requests of a round may bring, and what replies hold: by default all parameters.
 
         Parameters
         ----------
         params
             Name and shape of every parameter.
+        role
+            What the participant is.
         """
-        return params
+        leaving = Leaving("parameters", params, masked=frozenset(params), bounded=True)
+        return Contract({PARAMS: params}, {PARAMS: leaving})
 
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:
         """Return who can be sampled, in name order: by default every silo on its own."""
         return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]
-
-    def due_groups(self, server_round: int) -> list[str]:
-        """Return the state groups that replies of this round hold: ``params``, more under a sync plan."""
-        return ["params"]
-
-    def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str] | None:
-        """Return the parameters that replies of this round hold; None: all, and silos keep none of them.
-
-        Parameters
-        ----------
-        params
-            Name and shape of every parameter.
-        """
-        return None
-
-    def optional_groups(self, params: Mapping[str, torch.Size]) -> Shapes:
-        """Return the state groups that a reply may hold beside those that are due."""
-        return {}
 
     def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
         """Return what the residuals are that `configure_train` sends to a participant."""

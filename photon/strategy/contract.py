@@ -10,12 +10,18 @@ from typing import Literal
 
 import torch
 
+from photon.config.schema import PrivacySection
+from photon.errors import PhotonError
 from photon.link.records import Shapes
 
-#: What a participant is: a silo (or what stands in for one), or the server's own silo.
-Role = Literal["silo", "server_silo"]
-#: The group of the model's parameters.
+#: What a participant is: a silo, a federation that acts as one, or the silo that a federation itself has.
+Role = Literal["silo", "federation", "server_silo"]
+#: The group of the model's parameters. A name without a slash beside it is one of the local optimizer's.
 PARAMS = "params"
+#: What the groups of a method begin with that stay in a silo, and of those that travel.
+LOCAL, SHARED = "local/", "shared/"
+#: The parameters that the last round began with, for a silo that was not in it.
+RECEIVED = SHARED + "received"
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,8 @@ class Leaving:
     ----------
     kind
         ``"parameters"``: measured from `Start.reference`, the link may send their update; ``"mean"``: a
-        state group that is averaged; ``"sum"``: added in float64, without a weight.
+        state group that is averaged; ``"sum"``: added in float64, without a weight; ``"as_is"``: looked at
+        one by one.
     shapes
         Tensor name to shape.
     required
@@ -38,7 +45,7 @@ class Leaving:
         Whether privacy clips and noises it.
     """
 
-    kind: Literal["parameters", "mean", "sum"]
+    kind: Literal["parameters", "mean", "sum", "as_is"]
     shapes: Mapping[str, torch.Size]
     required: bool = True
     masked: frozenset[str] = frozenset()
@@ -92,3 +99,24 @@ class Contract:
     def unbounded_groups(self) -> list[str]:
         """Return the groups that privacy neither clips nor noises."""
         return sorted(group for group, leaving in self.leaving.items() if not leaving.bounded)
+
+
+def check_promises(contract: Contract, privacy: PrivacySection) -> None:
+    """Check that all that leaves has the noise and the masks that a run promises.
+
+    Raises
+    ------
+    PhotonError
+        If a group would leave unbounded where updates are bounded, or a tensor without a mask.
+    """
+    if privacy.on and (groups := contract.unbounded_groups()):
+        raise PhotonError(
+            f"privacy.clip_norm: the strategy lets {', '.join(groups)} leave, which nothing bounds; use one "
+            "that shares parameters alone, or remove privacy.clip_norm"
+        )
+    if privacy.secure_aggregation and not privacy.allow_unmasked and (tensors := contract.open_tensors()):
+        raise PhotonError(
+            f"privacy.secure_aggregation: {tensors[0]} would leave without a mask ({len(tensors)} tensors), "
+            "because the strategy looks at it by itself; use one that needs the mean alone, or set "
+            "privacy.allow_unmasked=true"
+        )

@@ -5,22 +5,36 @@ it comes, and the own key layers look at those of the node above and at residual
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
 from photon.config.schema import RunConfig
 from photon.config.tree import ResidualTag
+from photon.data.silo_data import SiloData
 from photon.models.partition import Partition, partition
+from photon.models.vocabulary import choose_rows, token_parameters
 from photon.strategy.attention import Attention, attend, entropy
 from photon.strategy.base import StateGroups, strategy_of
+from photon.strategy.contract import LOCAL, PARAMS, SHARED
+from photon.strategy.local import (
+    Finish,
+    Groups,
+    Kept,
+    LocalMethod,
+    LocalState,
+    LostStateError,
+    Request,
+    Start,
+)
+from photon.training.devices import GroupResult
 
 Tensors = Mapping[str, torch.Tensor]
 #: State group of the key layers that a node began with: what changes are measured against.
-INITIAL = "initial"
+INITIAL = LOCAL + "initial"
 #: State group of the key layers that a node has kept.
-PERSONAL = "personal"
+PERSONAL = LOCAL + "personal"
 
 Down = Literal["attention", "overwrite", "none"]
 
@@ -142,13 +156,100 @@ class KeyLayers:
         }
 
 
+class OwnKeyLayers(LocalMethod):
+    """The silo's half: key layers of its own, and with trimmed embeddings rows of its own vocabulary.
+
+    Parameters
+    ----------
+    config, local_state
+        As in `LocalMethod`.
+    layers
+        Which layers are its own, and how it takes up what it receives.
+    """
+
+    def __init__(self, config: RunConfig, local_state: LocalState, layers: KeyLayers) -> None:
+        super().__init__(config, local_state)
+        self.layers = layers
+        self.restricts_rows = layers.embeddings == "trimmed"
+
+    def start(self, received: Groups, kept: Kept | None, request: Request, data: SiloData) -> Start:
+        """Take the backbone as it comes, and let the own key layers look at what came with it."""
+        came = received[PARAMS]
+        own = kept.local.get(PERSONAL) if kept and request.role != "server_silo" else None
+        if own is None and len(came) < len(request.contract.arriving[PARAMS]):
+            raise LostStateError(
+                f"{request.silo} has lost its key layers; its next order after this failure brings others"
+            )
+        if own is None:
+            own = {name: came[name] for name in self.layers.split(came).key_names}
+        whole = {**came, **own}
+        initial = self.layers.initial(kept.local.get(INITIAL) if kept else None, whole)
+        residuals = unpack_residuals(received, request.tags, self.layers.split(whole))
+        params, figures = self.layers.pull(own, came, residuals, initial)
+        return replace(
+            self.joined(received, kept, request, params, came),
+            stays={INITIAL: dict(initial)} if initial else {},
+            rows=self._vocabulary(params, data) if self.restricts_rows else None,
+            figures=figures,
+        )
+
+    def _vocabulary(self, params: Tensors, data: SiloData) -> torch.Tensor:
+        """Return which rows of the embedding are of tokens in the training text: bool, (rows,).
+
+        An embedding may have more rows than the tokenizer has tokens.
+        """
+        vocabulary = torch.zeros(len(params[token_parameters(self.config.model)[0]]), dtype=torch.bool)
+        vocabulary[: data.vocab_size] = torch.from_numpy(data.vocabulary())
+        return vocabulary
+
+    def finish(self, start: Start, trained: GroupResult, request: Request) -> Finish:
+        """Put rows outside the vocabulary back, and keep the key layers whatever the local optimizer does."""
+        if start.rows is not None:
+            trained = replace(trained, params=trained.params | self._put_back(start, trained.params))
+        finish = super().finish(start, trained, request)
+        own = {name: trained.params[name] for name in self.layers.split(trained.params).key_names}
+        return replace(finish, stays={**finish.stays, PERSONAL: own})
+
+    def _put_back(self, start: Start, trained: Tensors) -> dict[str, torch.Tensor]:
+        """Return the parameters of tokens: no gradient has reached absent rows, but weight decay has."""
+        assert start.rows is not None, "asked by those that restrict rows"
+        rows = {}
+        for name in token_parameters(self.config.model):
+            device = trained[name].device
+            rows[name] = choose_rows(start.rows.to(device), trained[name], start.params[name].to(device))
+        return rows
+
+    def own_model(self, received: Tensors, local: Groups) -> Tensors | None:
+        """Return the received backbone with the silo's key layers."""
+        if PERSONAL not in local and not self.restricts_rows:
+            return None
+        return {**received, **local.get(PERSONAL, {})}
+
+    def begins_with(self, params: Tensors) -> StateGroups:
+        """Return what a federation's changes are measured against, if they are."""
+        initial = self.layers.initial(None, params)
+        return {} if initial is None else {INITIAL: initial}
+
+    def adopt(
+        self, own: Tensors, kept: Groups, received: Groups, tags: Sequence[ResidualTag]
+    ) -> tuple[Tensors, Mapping[str, float]]:
+        """Take the backbone from above, and let the federation's key layers look at what came with it."""
+        parts = self.layers.split(own)
+        return self.layers.pull(
+            {name: own[name] for name in parts.key_names},
+            received[PARAMS],
+            unpack_residuals(received, tags, parts),
+            kept.get(INITIAL),
+        )
+
+
 def key_layers(config: RunConfig) -> KeyLayers | None:
     """Return how the run's strategy treats key layers; None: all of the model is shared."""
     return getattr(strategy_of(config), "layers", None)
 
 
 def pack_residuals(residuals: Sequence[Residual]) -> tuple[StateGroups, list[ResidualTag]]:
-    """Put residuals into state groups: the n-th of each block into the group ``residual-n``."""
+    """Put residuals into state groups: the n-th of each block into the group ``shared/residual-n``."""
     groups: StateGroups = {}
     tags: list[ResidualTag] = []
     count: dict[str, int] = {}
@@ -177,4 +278,4 @@ def unpack_residuals(
 
 def residual_group(slot: int) -> str:
     """Return the name of the state group of a slot, counted from 1."""
-    return f"residual-{slot}"
+    return f"{SHARED}residual-{slot}"

@@ -13,16 +13,16 @@ from typing import ClassVar, Literal, get_args
 
 import torch
 
-from photon.components import import_target
 from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups, Strategy
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.strategy.contract import PARAMS, RECEIVED, Contract, Leaving, Role
 from photon.strategy.fold import WeightedMean
+from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
 from photon.strategy.sync import SyncPlan
-from photon.training.groups import RECEIVED, Refreshing
-from photon.training.loop import state_group_names
+from photon.training.states import is_refreshing, optimizer_groups, optimizer_shapes
 
 #: Parameters, norms of the step, and the outer optimizer's state groups and scalars after it.
 OuterResult = tuple[Tensors, OuterStep, dict[str, Tensors], dict[str, float]]
@@ -63,13 +63,13 @@ class Photon(Strategy):
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
-        self.refreshes = issubclass(import_target(config.optimizer.target, "optimizer"), Refreshing)
+        self.refreshes = is_refreshing(config.optimizer)
         if self.refreshes and config.checkpoint.keep < 2:
             raise ValueError("this local optimizer needs the last two checkpoints; set checkpoint.keep=2")
         self.plan: SyncPlan | None = None
         if local_state == "sync":
             self.silos_only = "which has no states of a local optimizer; set strategy.local_state=keep"
-            groups = state_group_names(config.optimizer.as_mapping())
+            groups = optimizer_groups(config.optimizer)
             periods = dict.fromkeys(groups, config.local_steps) if sync is None else sync
             self.plan = SyncPlan(periods, config.local_steps, groups)
 
@@ -81,13 +81,30 @@ class Photon(Strategy):
         dense = self.sparse is None and self.local_state != "sync"
         return as_here and dense and self.weighting == "uniform"
 
+    def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
+        """Return a contract over all parameters, and the states of the local optimizer under a sync plan."""
+        arriving: dict[str, Mapping[str, torch.Size]] = {PARAMS: params}
+        masked = frozenset(params if self.folds_mean else ())
+        leaving = {PARAMS: Leaving("parameters", params, masked=masked, bounded=True)}
+        if self.plan is not None:
+            states = optimizer_shapes(self.config.optimizer, params)
+            arriving |= states
+            leaving |= {
+                group: Leaving("mean", states[group])
+                for group in self.due_groups(server_round)
+                if group != PARAMS
+            }
+        if self.refreshes and self.local_state != "reset":
+            arriving[RECEIVED] = params
+        return Contract(arriving, leaving)
+
     def due_groups(self, server_round: int) -> list[str]:
         """Return the groups that the sync plan averages in this round.
 
         The periods count from the switch, if there is one; its round, which ends the warm-up, averages all.
         """
         if self.plan is None:
-            return ["params"]
+            return [PARAMS]
         steps, switch = self.config.steps_after(server_round), self.config.switch
         if switch is None or (steps < switch.step and switch.local_steps is None):
             return self.plan.due(steps)

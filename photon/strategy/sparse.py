@@ -2,21 +2,35 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 from statistics import fmean
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.models.sparse import Activations, Method, Scope, SparseTraining, density, prunable_names
+from photon.data.silo_data import SiloData
+from photon.models.sparse import (
+    Activations,
+    Method,
+    Scope,
+    SparseTraining,
+    density,
+    masks_of,
+    prunable_names,
+    prune,
+)
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, LocalState, Reply, sparse_training
+from photon.strategy.base import Aggregate, Reply, sparse_training
+from photon.strategy.contract import PARAMS
+from photon.strategy.local import Finish, Groups, Kept, LocalMethod, LocalState, Request, Start
 from photon.strategy.outer import Tensors
 from photon.strategy.photon import OuterResult, Photon
+from photon.training.devices import GroupResult
 
 
 class Sparse(Photon):
@@ -72,6 +86,11 @@ class Sparse(Photon):
             ramp_rounds=ramp_rounds,
         )
 
+    @cached_property
+    def local(self) -> LocalMethod:
+        """The silo's half."""
+        return PrunedWeights(self.config, self.local_state, self.sparse)
+
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer within the union of the clients' supports."""
         names = prunable(self.config, checkpoint.state.vocab_size)
@@ -91,6 +110,47 @@ class Sparse(Photon):
         densities = {f"density/{name}": density(aggregate.params, [name]) for name in names}
         densities["density/all"] = density(aggregate.params, names)
         return replace(aggregate, figures=densities | supports.figures())
+
+
+class PrunedWeights(LocalMethod):
+    """The silo's half: weights that are pruned after the local steps, and no moments of absent ones.
+
+    Parameters
+    ----------
+    config, local_state
+        As in `LocalMethod`.
+    sparse
+        How the model is trained.
+    """
+
+    one_device_only = "a sparse strategy trains in one process"
+
+    def __init__(self, config: RunConfig, local_state: LocalState, sparse: SparseTraining) -> None:
+        super().__init__(config, local_state)
+        self.sparse = sparse
+
+    def attach(self, model: nn.Module) -> None:
+        """Train v in the place of each prunable W."""
+        self.sparse.attach(model)
+
+    def start(self, received: Groups, kept: Kept | None, request: Request, data: SiloData) -> Start:
+        """Zero the moments of weights that all clients have pruned: they would bring the weights back."""
+        start = super().start(received, kept, request, data)
+        if start.optimizer is None:
+            return start
+        names = prunable(self.config, data.vocab_size)
+        present = {name: start.params[name] != 0 for name in names}
+        return replace(
+            start, optimizer=prune(start.optimizer, present), context=prune(start.context, present)
+        )
+
+    def finish(self, start: Start, trained: GroupResult, request: Request) -> Finish:
+        """Prune the trained weights, and their moments with them."""
+        names = prunable(self.config, request.vocab_size)
+        masks = masks_of(trained.params, names, self.sparse.target(request.round), self.sparse.scope)
+        pruned = prune({PARAMS: trained.params, **trained.groups}, masks)
+        params = pruned.pop(PARAMS)
+        return super().finish(start, replace(trained, params=params, groups=pruned), request)
 
 
 class Supports:

@@ -7,16 +7,35 @@ Nothing overlaps with local steps (the paper's τ = 0): the next round begins wh
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import torch
 
 from photon.config.schema import RunConfig
+from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.state.checkpoint import Checkpoint, LedgerEntry
 from photon.strategy.base import Participant, StateGroups
+from photon.strategy.contract import LOCAL, PARAMS, Contract, Role
+from photon.strategy.local import (
+    BEGAN_WITH,
+    Finish,
+    Groups,
+    Kept,
+    LocalMethod,
+    LocalState,
+    LostStateError,
+    Request,
+    Start,
+)
 from photon.strategy.outer import OuterOptimizer, Tensors, outer_step
 from photon.strategy.photon import OuterResult, Photon
+from photon.training.devices import GroupResult
+
+#: A silo's own values of all parameters.
+OWN_PARAMS = LOCAL + "params"
 
 Pattern = Literal["strided", "sequential"]
 
@@ -71,6 +90,19 @@ class StreamingDiLoCo(Photon):
         self.mixing = mixing
         self.pattern = pattern
 
+    @cached_property
+    def local(self) -> LocalMethod:
+        """The silo's half."""
+        return KeptFragments(self.config, self.local_state, self.mixing)
+
+    def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
+        """Return a contract in which the parameters of the fragments that are due leave."""
+        whole = super().contract(server_round, params, role)
+        due = {name: params[name] for name in self.due_params(server_round, params)}
+        leaving = whole.leaving[PARAMS]
+        fragments = replace(leaving, shapes=due, masked=leaving.masked & set(due))
+        return replace(whole, leaving={PARAMS: fragments})
+
     def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str]:
         """Return the parameters of the fragments that are due."""
         fragments = self._split(params)
@@ -121,6 +153,43 @@ class StreamingDiLoCo(Photon):
 
     def _split(self, params: Mapping[str, torch.Size]) -> list[list[str]]:
         return split_parameters(params, self.fragments, self.pattern)
+
+
+class KeptFragments(LocalMethod):
+    """The silo's half: fragments that do not come go on from where they are.
+
+    Parameters
+    ----------
+    config, local_state
+        As in `LocalMethod`.
+    mixing
+        α, the share of what comes in what the silo goes on from.
+    """
+
+    def __init__(self, config: RunConfig, local_state: LocalState, mixing: float) -> None:
+        super().__init__(config, local_state)
+        self.mixing = mixing
+
+    def start(self, received: Groups, kept: Kept | None, request: Request, data: SiloData) -> Start:
+        """Mix the fragments that came into the silo's own; all parameters at once take their place."""
+        came = received[PARAMS]
+        if len(came) == len(request.contract.arriving[PARAMS]):
+            return self.joined(received, kept, request, came, came)
+        if kept is None:
+            raise LostStateError(
+                f"{request.silo} has lost the parameters that it kept; its next order after this failure "
+                "brings all"
+            )
+        own = kept.local[OWN_PARAMS]
+        merged = {name: torch.lerp(own[name], tensor, self.mixing) for name, tensor in came.items()}
+        known = {**kept.local[BEGAN_WITH], **came}
+        return self.joined(received, kept, request, {**own, **merged}, known)
+
+    def finish(self, start: Start, trained: GroupResult, request: Request) -> Finish:
+        """Keep all parameters, and the last global value of each."""
+        finish = super().finish(start, trained, request)
+        beside = {OWN_PARAMS: dict(trained.params), BEGAN_WITH: dict(start.reference)}
+        return replace(finish, stays={**finish.stays, **beside})
 
 
 def split_parameters(params: Mapping[str, torch.Size], fragments: int, pattern: Pattern) -> list[list[str]]:

@@ -12,6 +12,7 @@ class with other arguments is FedPer, hierarchical FedAvg and local training; se
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -21,27 +22,29 @@ from photon.config.explain import explain_validation
 from photon.config.schema import RunConfig, Section
 from photon.config.tree import ResidualTag
 from photon.errors import PhotonError
-from photon.link.records import Shapes
 from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.attention import Attention, attend, entropy, similarities
-from photon.strategy.base import Aggregate, LocalState, Participant, Reply, StateGroups
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups
+from photon.strategy.contract import LOCAL, PARAMS, Contract, Leaving, Role
 from photon.strategy.key_layers import (
     INITIAL,
     Down,
     KeyLayers,
+    OwnKeyLayers,
     Residual,
     Tensors,
     pack_residuals,
     residual_group,
     unpack_residuals,
 )
+from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.photon import Photon
 
 Up = Literal["attention", "mean", "none"]
 #: Prefix of the state groups that hold the children's last key layers.
-_CHILD = "child:"
+_CHILD = LOCAL + "child:"
 
 
 class Residuals(Section):
@@ -148,9 +151,10 @@ class WorldLM(Photon):
 
     # --- what travels -------------------------------------------------------------------------------
 
-    def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str] | None:
-        """Return the backbone where key layers do not leave the children."""
-        return list(self.layers.split(params).backbone) if self.up == "none" else None
+    @cached_property
+    def local(self) -> LocalMethod:
+        """The silo's half."""
+        return OwnKeyLayers(self.config, self.local_state, self.layers)
 
     @property
     def folds_mean(self) -> bool:
@@ -160,16 +164,25 @@ class WorldLM(Photon):
         """
         return self.backbone_weights == "uniform" and not self.trims
 
-    def summed_params(self, params: Mapping[str, torch.Size]) -> Sequence[str]:
-        """Return the backbone: key layers are looked at one by one."""
-        return self.layers.split(params).backbone
+    def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
+        """Return a contract in which key layers are looked at one by one, or stay with the children.
 
-    def optional_groups(self, params: Mapping[str, torch.Size]) -> Shapes:
-        """Return the residuals that a federation below may send."""
-        if self.up == "none":
-            return {}
-        keys = {name: params[name] for name in self.layers.split(params).key_names}
-        return {residual_group(slot): keys for slot in range(1, self.residuals.n_res + 1)}
+        A federation may send key blocks for others beside them.
+        """
+        whole = super().contract(server_round, params, role)
+        parts = self.layers.split(params)
+        due = params if self.up != "none" else {name: params[name] for name in parts.backbone}
+        masked = frozenset(parts.backbone if self.folds_mean else ())
+        leaving = {PARAMS: Leaving("parameters", due, masked=masked, bounded=True)}
+        arriving = dict(whole.arriving)
+        if self.up != "none":
+            keys = {name: params[name] for name in parts.key_names}
+            routed = [residual_group(slot) for slot in range(1, self.residuals.n_res + 1)]
+            arriving |= dict.fromkeys(routed, keys)
+            if role == "federation":
+                # Blocks of its children: where updates are bounded, they were before they left these.
+                leaving |= {group: Leaving("as_is", keys, required=False, bounded=True) for group in routed}
+        return Contract(arriving, leaving, own=frozenset(parts.key_names), tells_rows=self.trims)
 
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]

@@ -13,7 +13,7 @@ training.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -26,8 +26,10 @@ from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
 from photon.link.messages import EvaluateOrder, EvaluateReport, NodeLoss, SiloInfo, TrainOrder, TrainReport
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import CheckpointStore
+from photon.strategy.base import strategy_of
+from photon.strategy.contract import Contract
 from photon.subfederation.config import member_config
-from photon.subfederation.reply import Replies, key_names
+from photon.subfederation.reply import Replies
 from photon.subfederation.spans import Spans
 
 #: Carries out the assignment in the folder of a configuration; the flag: whether there are checkpoints.
@@ -110,8 +112,15 @@ class Member:
                 f"{file}: the members have not been described; start the run above anew"
             ) from error
 
-    def train(self, order: TrainOrder, groups: Mapping[str, Tensors]) -> tuple[Any, TrainReport]:
+    def train(
+        self, order: TrainOrder, groups: Mapping[str, Tensors], contract: Contract
+    ) -> tuple[Any, TrainReport]:
         """Train rounds from what the federation above sent.
+
+        Parameters
+        ----------
+        contract
+            What may leave the federation in this round of the one above.
 
         Returns
         -------
@@ -143,12 +152,12 @@ class Member:
             assignment.write(self.run_dir, self._completed(groups, span.begins))
             self._drive(self.config, bool(self._checkpoints.rounds()))
         after = self._checkpoints.load(span.ends)
-        return self._replies.reply(order, span, after, groups["params"], lost=lost, begin=begin)
+        return self._replies.reply(order, contract, span, after, groups["params"], lost=lost, begin=begin)
 
     def evaluate(self, order: EvaluateOrder, params: Tensors) -> EvaluateReport:
         """Let the members evaluate the received model, and the federation's own and theirs if asked."""
         ends = self.spans.end_of(order.run_id, order.last_round)
-        own_names = key_names(self.config, params) if order.own and ends else ()
+        own_names = self._own(params) if order.own and ends else ()
         received = self._evaluated(order, params, ends, own=order.own and not own_names)
         if not order.own:
             return received
@@ -161,6 +170,11 @@ class Member:
         if not self.unseen:
             per_node |= own.per_node
         return received.model_copy(update={"per_node": per_node})
+
+    def _own(self, params: Tensors) -> Collection[str]:
+        """Return the names of the parameters that are the federation's own."""
+        shapes = {name: tensor.shape for name, tensor in params.items()}
+        return strategy_of(self.config).contract(1, shapes, "federation").own
 
     def _completed(self, groups: Mapping[str, Tensors], begins: int) -> Mapping[str, Tensors]:
         """Add the own key layers where the federation above sends none, so that a model can start."""

@@ -18,19 +18,14 @@ from photon.privacy.gaussian import release
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
-from photon.strategy.key_layers import key_layers
+from photon.strategy.contract import PARAMS, Contract
+from photon.strategy.key_layers import residual_group
 from photon.subfederation.config import border_privacy
 from photon.subfederation.spans import Span, Spans
 from photon.telemetry.events import ClientFinished, RoundFinished
 from photon.telemetry.log import current_history, read_events
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def key_names(config: RunConfig, params: Tensors) -> tuple[str, ...]:
-    """Return the names of the parameters that are a node's own."""
-    layers = key_layers(config)
-    return () if layers is None else layers.split(params).key_names
 
 
 class Replies:
@@ -61,14 +56,22 @@ class Replies:
         self._run_dir = Path(str(config.run_dir))
 
     def reply(
-        self, order: TrainOrder, span: Span, after: Checkpoint, received: Tensors, *, lost: bool, begin: float
+        self,
+        order: TrainOrder,
+        contract: Contract,
+        span: Span,
+        after: Checkpoint,
+        received: Tensors,
+        *,
+        lost: bool,
+        begin: float,
     ) -> tuple[Any, TrainReport]:
         """Return the state groups of a reply, encoded as they travel, and the report.
 
         Parameters
         ----------
-        order
-            What was asked for.
+        order, contract
+            What was asked for, and what may leave.
         span
             The own rounds of it.
         after
@@ -80,11 +83,10 @@ class Replies:
         begin
             When work on it began, by `time.perf_counter`.
         """
-        groups, let_out = self._released(_due(after, order), received, order)
-        shared = set(groups["params"]) - set(key_names(self._config, after.load_params()))
-        due = {name: groups["params"][name] for name in shared}
+        groups, let_out = self._released(_due(after, contract), received, order)
+        shared = {name: t for name, t in groups[PARAMS].items() if name not in contract.own}
         trained = time.perf_counter()
-        report = self._report(order, span, after, due, received, lost, trained - begin)
+        report = self._report(order, span, after, shared, received, lost, trained - begin)
         return self._encoded(groups, received, order), report.model_copy(update={"release": let_out})
 
     def _released(
@@ -192,11 +194,11 @@ class Replies:
         return self._run_dir / f"link-{server_round:06d}.safetensors"
 
 
-def _due(after: Checkpoint, order: TrainOrder) -> StateGroups:
-    """Return what an order asks for: parameters, and key blocks for other federations."""
+def _due(after: Checkpoint, contract: Contract) -> StateGroups:
+    """Return what the contract asks for: parameters, and key blocks for other federations."""
     params = after.load_params()
-    due = params if order.due_params is None else {name: params[name] for name in order.due_params}
-    groups: StateGroups = {"params": dict(due)}
+    due = contract.leaving[PARAMS].shapes
+    groups: StateGroups = {PARAMS: {name: tensor for name, tensor in params.items() if name in due}}
     kept = after.load_kept()
-    slots = {f"residual-{tag.slot}" for tag in after.state.residuals}
+    slots = {residual_group(tag.slot) for tag in after.state.residuals} & set(contract.leaving)
     return groups | {group: kept[group] for group in sorted(slots)}

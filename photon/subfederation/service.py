@@ -17,11 +17,12 @@ from photon.link.messages import (
     pack_refusal,
     unpack,
 )
-from photon.link.records import Shapes, dense_groups
+from photon.link.records import dense_groups
 from photon.link.transport import SiloLink
 from photon.silo import secure
 from photon.silo import service as silo_service
-from photon.silo.shapes import expected_shapes, shapes_for
+from photon.silo.shapes import contract_of, evaluated_shapes
+from photon.strategy.contract import PARAMS
 from photon.subfederation.member import Member
 
 
@@ -64,17 +65,16 @@ def answer_as_silo(
 
 def _train(member: Member, content: RecordDict) -> RecordDict:
     link = SiloLink(member.site.store, member.site.state)
-    shapes = _shapes(member)
     order = unpack(content, TrainOrder)
-    if order.due != ["params"]:
-        states = ", ".join(group for group in order.due if group != "params")
+    contract = contract_of(member.above, _vocab_size(member), order.round, order.silo, federation=True)
+    if others := [group for group in contract.due if group != PARAMS]:
         raise PhotonError(
-            f"{order.silo} is a federation, which has no {states} of its own; use a strategy that "
+            f"{order.silo} is a federation, which has no {', '.join(others)} of its own; use a strategy that "
             "averages parameters alone"
         )
-    packed, report = member.train(order, dense_groups(link.receive(content, shapes)))
+    packed, report = member.train(order, dense_groups(link.receive(content, contract.arriving)), contract)
     if order.masking is not None:
-        packed = secure.mask(order, order.masking, packed, member.site, member.above, shapes["params"])
+        packed = secure.mask(order, order.masking, packed, member.site, member.above, contract.masked)
     reply = link.send(packed, content)
     reply[BODY] = pack(report)
     return reply
@@ -82,14 +82,12 @@ def _train(member: Member, content: RecordDict) -> RecordDict:
 
 def _evaluate(member: Member, content: RecordDict) -> RecordDict:
     link = SiloLink(member.site.store, member.site.state)
-    shapes = _shapes(member)
+    shapes = evaluated_shapes(member.above, _vocab_size(member))
     order = unpack(content, EvaluateOrder)
     groups = dense_groups(link.receive(content, shapes))
     return RecordDict({BODY: pack(member.evaluate(order, groups["params"]))})
 
 
-def _shapes(member: Member) -> Shapes:
-    """Return the shapes of what an order may bring; unseen members alone know their vocabulary."""
-    if member.unseen:
-        return shapes_for(member.above, member.described.vocab_size)
-    return expected_shapes(member.site, member.above)
+def _vocab_size(member: Member) -> int:
+    """Return the tokens of the members' tokenizer, which unseen members alone know."""
+    return member.described.vocab_size if member.unseen else member.site.prepared().manifest.vocab_size

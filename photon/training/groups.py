@@ -43,7 +43,7 @@ def read_params(model: nn.Module) -> dict[str, Tensor]:
     dict[str, Tensor]
         Detached views: they share memory with the model, so clone what has to outlive the next step.
     """
-    return {name: parameter.detach() for name, parameter in _parameters(model)}
+    return {name: parameter.detach() for name, parameter in named_parameters(model)}
 
 
 def write_params(model: nn.Module, params: Mapping[str, Tensor]) -> None:
@@ -86,7 +86,7 @@ def read_optimizer(
     """
     per_parameter = {
         name: (parameter, optimizer.state[parameter])
-        for name, parameter in _parameters(model)
+        for name, parameter in named_parameters(model)
         if parameter in optimizer.state
     }
     return split_state(per_parameter)
@@ -158,7 +158,7 @@ def write_optimizer(
     PhotonError
         When a group names a parameter that the model does not have.
     """
-    own = dict(_parameters(model))
+    own = dict(named_parameters(model))
     for group, tensors in groups.items():
         _check_names(group, tensors, own, complete=False)
     on_device = _parameters_with_scalars_on_device(optimizer)
@@ -192,7 +192,7 @@ def restore_optimizer(
     if received is not None:
         change: dict[Tensor, Tensor] = {
             parameter: received[name].to(parameter.device) - parameter.detach()
-            for name, parameter in _parameters(model)
+            for name, parameter in named_parameters(model)
         }
         cast(Refreshing, optimizer).refresh(change)
 
@@ -209,7 +209,8 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
         optimizer.state.update(fresh.state)
 
 
-def _parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def named_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters of a model in name order, as state groups call them; tied weights once."""
     # A weight that is a function of another tensor keeps its name.
     named = ((parameter_name(name), parameter) for name, parameter in model.named_parameters())
     return sorted(named, key=lambda item: item[0])

@@ -39,6 +39,10 @@ STATE_FIELDS = (
 #: What the server's ledger measures beside what it counts.
 MEASURED = ("steps_per_second", "arrival_seconds")
 _ROUND = re.compile(r"round-(\d+)$")
+#: Groups of a method had no namespace of their own before contracts; the figures take the names of now.
+_NAMESPACE = re.compile(r"^(?:(personal|initial|child:.*)|(residual-\d+|received))$")
+#: What a silo keeps under names of the server's.
+_KEPT_BY_SILOS = {"params": "local/params", "received": "local/received"}
 
 
 def read_run(folder: Path) -> Record:
@@ -105,7 +109,7 @@ def _events(path: Path) -> Iterator[tuple[str, str, str]]:
 def _state(path: Path) -> Iterator[tuple[str, str]]:
     if path.suffix == ".safetensors":
         for group, value in hash_groups(path).items():
-            yield f"{path.stem} {group}", value
+            yield f"{path.stem} {_named(path.stem, group)}", value
         return
     content = json.loads(path.read_text())
     for field in STATE_FIELDS:
@@ -116,11 +120,30 @@ def hash_groups(path: Path) -> dict[str, str]:
     """Hash names, types, shapes and bytes of the tensors in a file, each state group by itself."""
     hashes: dict[str, Any] = {}
     for key, tensor in sorted(deserialize(path.read_bytes())):
-        group, _, name = key.partition("/")
+        group, name = _split(key)
         hashed = hashes.setdefault(group, hashlib.sha256())
         hashed.update(f"{name}\0{tensor['dtype']}\0{tensor['shape']}\0".encode())
         hashed.update(tensor["data"])
     return {group: hashed.hexdigest() for group, hashed in hashes.items()}
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Return group and name; a method's groups have a slash of their own."""
+    parts = key.split("/", 2)
+    return (
+        ("/".join(parts[:2]), parts[2])
+        if parts[0] in ("local", "shared")
+        else (parts[0], key[len(parts[0]) + 1 :])
+    )
+
+
+def _named(file: str, group: str) -> str:
+    """Return the name that a group has now."""
+    if file == "optimizer" and group in _KEPT_BY_SILOS:
+        return _KEPT_BY_SILOS[group]
+    if (found := _NAMESPACE.match(group)) is None:
+        return group
+    return f"local/{found[1]}" if found[1] else f"shared/{found[2]}"
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
@@ -128,7 +151,7 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     if isinstance(value, Mapping):
         for key in sorted(value):
             if key not in MEASURED:
-                yield from _flat(f"{name} {key}", value[key])
+                yield from _flat(f"{name} {_named('', key)}", value[key])
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             yield from _flat(f"{name} {index}", inner)

@@ -32,7 +32,6 @@ ORDER = TrainOrder(
     global_step=0,
     steps=10,
     batch_size=4,
-    local_state="keep",
     last_round=0,
     position=0,
     cohort=3,

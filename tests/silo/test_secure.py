@@ -63,16 +63,13 @@ class Cohort:
             global_step=0,
             steps=1,
             batch_size=1,
-            local_state="keep",
             last_round=0,
             position=0,
             cohort=4,
         )
         masking = Masking(attempt=attempt, shares={**received, **changes})
         update = {"params": {"w": Packed(torch.arange(100.0) / 100)}}
-        return secure.mask(order, masking, update, self.sites[name], self.config, {"w": torch.Size([100])})[
-            "params"
-        ]["w"].data
+        return secure.mask(order, masking, update, self.sites[name], self.config, {"w"})["params"]["w"].data
 
     def unmask(self, name: str, survivors: list[str], dropped: list[str], attempt: str = ATTEMPT) -> Shares:
         order = Unmask(attempt=attempt, silo=name, survivors=survivors, dropped=dropped)

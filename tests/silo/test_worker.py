@@ -92,7 +92,6 @@ def train_message(config: RunConfig, **changes: object) -> RecordDict:
         "global_step": 0,
         "steps": 3,
         "batch_size": 4,
-        "local_state": "keep",
         "last_round": 0,
         "position": 0,
         "cohort": 1,

@@ -94,7 +94,7 @@ def key_layers_of(silo_folder: Path) -> dict[str, torch.Tensor]:
     state = json.loads((silo_folder / f"round-{last:06d}" / "state.json").read_text())
     kept = SiloStore(silo_folder, keep=9).load(state["run_id"], last)
     assert kept is not None
-    return kept.groups["personal"]
+    return kept.groups["local/personal"]
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], atol: float = 1e-6) -> None:
@@ -238,9 +238,11 @@ def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: 
     run_dir = train("world", TREE, "strategy=worldlm", "strategy.residuals.n_res=1", "rounds=3")
     events = read_events(run_dir / "events.jsonl")
     finished = [e for e in events if isinstance(e, ClientFinished)]
-    received = [e for e in finished if e.group_bytes_down.get("residual-1")]
+    received = [e for e in finished if e.group_bytes_down.get("shared/residual-1")]
     assert {e.round for e in received} == {2, 3}, "what was chosen in a round travels in the next"
-    assert not any(group > "residual-1" for e in finished for group in e.group_bytes_down if "resid" in group)
+    assert not any(
+        group > "shared/residual-1" for e in finished for group in e.group_bytes_down if "resid" in group
+    )
     block = sum(tensor.nbytes for name, tensor in params_of(run_dir).items() if ".h.3." in name)
     below = [run_dir / "silos" / name for name in ("north", "south")]
     told = [check_routes(read_events(folder / "events.jsonl"), block) for folder in (run_dir, *below)]
@@ -265,7 +267,9 @@ def check_routes(events: list[Event], block: int) -> int:
         if name.startswith("residual_route")
     ]
     finished = [event for event in events if isinstance(event, ClientFinished)]
-    sent = {(event.round, event.silo): event.group_bytes_down.get("residual-1", 0) for event in finished}
+    sent = {
+        (event.round, event.silo): event.group_bytes_down.get("shared/residual-1", 0) for event in finished
+    }
     told = collections.Counter((number, found[3]) for number, found, _ in routes if found)
     assert {who: count * block for who, count in told.items()} == {
         w: size for w, size in sent.items() if size

@@ -16,6 +16,7 @@ from photon.link.messages import TrainOrder, TrainReport
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
+from photon.strategy.contract import Contract, Leaving
 from photon.telemetry.events import ClientFinished, Diagnostics, RoundStarted
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
@@ -265,7 +266,6 @@ def test_a_reply_must_tell_its_vocabulary() -> None:
         global_step=0,
         steps=2,
         batch_size=4,
-        local_state="keep",
         last_round=0,
         position=0,
         cohort=2,
@@ -285,11 +285,12 @@ def test_a_reply_must_tell_its_vocabulary() -> None:
         state_lost=False,
     )
     params = {"params": {"w": torch.ones(8, 2)}}
-    shapes = {"params": {"w": torch.Size((8, 2))}}
+    shapes = {"w": torch.Size((8, 2))}
+    contract = Contract({"params": shapes}, {"params": Leaving("parameters", shapes)})
 
     def problem(vocabulary: str | None, rows: int | None = 8) -> str | None:
         told = report.model_copy(update={"vocabulary": vocabulary})
-        return problem_with(told, params, order, shapes, 16, rows=rows)
+        return problem_with(told, params, order, contract, 16, rows=rows)
 
     assert problem(pack_vocabulary(torch.ones(8, dtype=torch.bool))) is None
     assert problem(None) == "it tells no vocabulary; set strategy.embeddings alike at every node"
