@@ -351,7 +351,8 @@ class PrivacySection(Section):
         description="Silos mask their updates, so that the server learns the sum of the cohort's alone."
     )
     allow_unmasked: bool = Field(
-        description="Whether what a strategy looks at one by one, such as key layers, may leave unmasked."
+        False,
+        description="Whether what a strategy looks at one by one, such as key layers, may leave unmasked.",
     )
     threshold: int | None = Field(
         ge=2,

@@ -11,7 +11,15 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.exchange import Failure
 from photon.link.coding import SparseTensor
-from photon.link.messages import EvaluateReport, TrainOrder, TrainReport, unpack
+from photon.link.messages import (
+    Body,
+    Description,
+    EvaluateReport,
+    SiloInfo,
+    TrainOrder,
+    TrainReport,
+    unpack,
+)
 from photon.link.records import Shapes
 from photon.link.transport import ServerLink, Ticket
 from photon.models.vocabulary import token_parameters, unpack_vocabulary
@@ -37,7 +45,9 @@ class Trained:
 
 
 class Admission:
-    """Judges the replies of a run's rounds.
+    """Judges all that comes from nodes: descriptions, replies, evaluations, and parts of secure sums.
+
+    Each kind has one method, which returns a value or a rejection.
 
     Parameters
     ----------
@@ -50,6 +60,30 @@ class Admission:
     def __init__(self, config: RunConfig, link: ServerLink) -> None:
         self._config = config
         self._link = link
+
+    def described(self, message: Message) -> list[SiloInfo] | Failure:
+        """Return the silos that a node describes, or why it is turned away.
+
+        Raises
+        ------
+        PhotonError
+            If its answer cannot be read.
+        """
+        silos = unpack(message.content, Description).silos
+        names = [silo.name for silo in silos]
+        if len(set(names)) < len(names):
+            return Failure("rejected", f"it describes {max(names, key=names.count)} more than once")
+        return silos
+
+    def shared(self, message: Message, kind: type[Body]) -> Body | Failure:
+        """Return a silo's part of a secure sum: its keys, its shares, or what unmasks the sum.
+
+        Raises
+        ------
+        PhotonError
+            If it cannot be read.
+        """
+        return unpack(message.content, kind)
 
     def trained(
         self,

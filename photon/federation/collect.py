@@ -5,18 +5,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
 
 from photon.config.schema import FederationSection, RunConfig
 from photon.errors import RunError
-from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, Patience, exchange
 from photon.federation.pace import learnt_patience
 from photon.federation.requests import Requests
-from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents, Traffic
 from photon.federation.secure import SecureSum
-from photon.link.messages import BODY, Body, TrainOrder, TrainReport, pack, unpack
+from photon.federation.stations import Stations
+from photon.link.messages import BODY, Body, TrainOrder, TrainReport, pack
 from photon.link.records import count_bytes, dense_groups
 from photon.link.transport import group_bytes
 from photon.link.update import subtract
@@ -100,16 +98,15 @@ class Failures:
 
 
 def begin_secure_sum(
-    config: RunConfig,
+    at: Stations,
     sent_config: RunConfig,
-    grid: Grid,
-    roster: Roster,
     orders: Mapping[str, TrainOrder],
     cohort: Sequence[Participant],
     traffic: Traffic,
     failures: Failures,
 ) -> SecureSum | None:
     """Return a new attempt at the round's sum, if silos are to mask their updates."""
+    config = at.config
     if not config.privacy.secure_aggregation:
         return None
     members = {participant.name: participant.members for participant in cohort}
@@ -119,26 +116,23 @@ def begin_secure_sum(
         for name, body in bodies.items():
             content = RecordDict({BODY: pack(body, sent_config)})
             traffic.down += count_bytes(content)
-            messages[name] = roster.message(content, members[name], "query", "secure")
+            messages[name] = at.roster.message(content, members[name], "query", "secure")
 
-        def receive(_: str, message: Message) -> Body:
+        def receive(_: str, message: Message) -> Body | Failure:
             traffic.up += count_bytes(message.content)
-            return unpack(message.content, kind)
+            return at.admission.shared(message, kind)
 
-        return dict(exchange(grid, messages, receive, deadline=config.federation.deadline))
+        return dict(exchange(at.grid, messages, receive, deadline=config.federation.deadline))
 
     return SecureSum(config.privacy, orders, ask, failures.add)
 
 
 def receiver(
-    admission: Admission,
+    at: Stations,
     requests: Requests,
     collected: Collected,
     secure: SecureSum | None,
-    checkpoint: Checkpoint,
-    *,
-    up_of: str,
-    is_federation: Callable[[str], bool],
+    sequence_length: int,
 ) -> Callable[[str, Message], Reply | Failure]:
     """Return what makes a reply, or a failure, of a message as it arrives.
 
@@ -146,29 +140,27 @@ def receiver(
     ----------
     secure
         What masked updates are added to; None: nothing is masked.
-    up_of
-        Whether parameters travel, or their update.
-    is_federation
-        Tells whether a participant is a federation.
+    sequence_length
+        Tokens of a window.
     """
     begin = time.monotonic()
 
     def receive(name: str, message: Message) -> Reply | Failure:
         arrived = time.monotonic() - begin
-        trained = admission.trained(
+        trained = at.admission.trained(
             message,
             requests.orders[name],
             requests.contracts[name],
             requests.tickets[name],
-            sequence_length=checkpoint.state.sequence_length,
-            federation=is_federation(name),
+            sequence_length=sequence_length,
+            federation=at.roster.is_federation(name),
         )
         if isinstance(trained, Failure):
             return trained
         report, groups = trained.report, trained.groups
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
-        update = groups.pop("params") if up_of == "update" else None
+        update = groups.pop("params") if at.config.link.up_of == "update" else None
         if secure is not None:
             summed = requests.contracts[name].masked
             assert update is not None, "the configuration sees to it"

@@ -85,7 +85,9 @@ class Federation:
         begin, before = time.perf_counter(), checkpoint.state
         server_round = before.round + 1
         self._at.roster.refresh()
-        cohort = draw_cohort(self.config, self._strategy, self._at.roster.silos(), server_round)
+        silos = self._at.roster.silos()
+        cohort = draw_cohort(self.config, self._strategy, silos, server_round)
+        checkpoint = replace(checkpoint, participants=len(self._strategy.participants(silos)))
         self._events.round_started(before, cohort)
         collected = Collected()
         if self.config.federation.own_silo is not None and self._strategy.schedule == "sequential":
@@ -128,22 +130,12 @@ class Federation:
         at, federation = self._at, self.config.federation
         failures = Failures(federation, self._events, server_round, len(cohort))
         orders = at.requests.orders(server_round, checkpoint, cohort)
-        secure = begin_secure_sum(
-            self.config, self._sent_config, at.grid, at.roster, orders, cohort, collected.traffic, failures
-        )
+        secure = begin_secure_sum(at, self._sent_config, orders, cohort, collected.traffic, failures)
         if secure is not None:
             orders = secure.agree()
             cohort = [participant for participant in cohort if participant.name in orders]
         requests = at.requests.write(server_round, checkpoint, cohort, orders, self._sent_config)
-        receive = receiver(
-            at.admission,
-            requests,
-            collected,
-            secure,
-            checkpoint,
-            up_of=self.config.link.up_of,
-            is_federation=at.roster.is_federation,
-        )
+        receive = receiver(at, requests, collected, secure, checkpoint.state.sequence_length)
         answers = exchange(
             at.grid,
             requests.messages,

@@ -12,7 +12,7 @@ from photon.models.build import build_model
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups
 from photon.strategy.base import Strategy
-from photon.strategy.contract import PARAMS
+from photon.strategy.contract import PARAMS, check_promises
 from photon.training.groups import read_params
 
 
@@ -31,7 +31,8 @@ def first_params(
     Raises
     ------
     PhotonError
-        If the model cannot be built, or a codec is for parameters that are not there.
+        If the model cannot be built, a codec is for parameters that are not there, or something would leave
+        the silos without the noise or the masks that the run promises.
     """
     kept: StateGroups = {}
     if assignment is not None:
@@ -42,6 +43,8 @@ def first_params(
         strategy.local.attach(model)
         params = read_params(model)
     check_names(config.link, params)
+    shapes = {name: tensor.shape for name, tensor in params.items()}
+    check_promises(strategy.contract(1, shapes), config.privacy)
     return params, kept
 
 

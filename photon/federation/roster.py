@@ -8,8 +8,9 @@ from flwr.serverapp import Grid
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, exchange, time_to_live
-from photon.link.messages import BODY, Describe, Description, SiloInfo, pack, unpack
+from photon.link.messages import BODY, Describe, SiloInfo, pack
 
 #: Seconds a node may take to describe its silos (it imports torch and opens its data).
 DESCRIBE_DEADLINE = 120.0
@@ -27,13 +28,18 @@ class Roster:
         Where the nodes are.
     config
         The run's configuration, for nodes that need it.
+    admission
+        Judges what nodes say of their silos.
     on_problem
         Called with a line for the user when a node cannot describe itself.
     """
 
-    def __init__(self, grid: Grid, config: RunConfig, on_problem: Callable[[str], None]) -> None:
+    def __init__(
+        self, grid: Grid, config: RunConfig, admission: Admission, on_problem: Callable[[str], None]
+    ) -> None:
         self._grid = grid
         self._config = config
+        self._admission = admission
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
         self._problems: dict[int, str] = {}
@@ -59,8 +65,12 @@ class Roster:
             )
             for node in unknown
         }
+
+        def receive(_: str, reply: Message) -> list[SiloInfo] | Failure:
+            return self._admission.described(reply)
+
         problems: dict[int, str] = {}
-        for node, answer in exchange(self._grid, messages, _receive, deadline=DESCRIBE_DEADLINE):
+        for node, answer in exchange(self._grid, messages, receive, deadline=DESCRIBE_DEADLINE):
             if isinstance(answer, Failure):
                 problems[int(node)] = answer.reason
             else:
@@ -152,10 +162,6 @@ class Roster:
                 "pooled training needs simulation or federation=inprocess"
             )
         return nodes[names.index(members[0]) % len(nodes)]
-
-
-def _receive(_: str, reply: Message) -> list[SiloInfo]:
-    return unpack(reply.content, Description).silos
 
 
 def joined(name: str, members: list[SiloInfo]) -> SiloInfo:

@@ -24,6 +24,8 @@ class Stations:
 
     Attributes
     ----------
+    config
+        The run's configuration.
     grid
         Where the nodes are.
     strategy
@@ -42,6 +44,7 @@ class Stations:
         Tells what happens.
     """
 
+    config: RunConfig
     grid: Grid
     strategy: Strategy
     roster: Roster
@@ -63,9 +66,10 @@ class Stations:
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
         link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
         events = RoundEvents(config, stream)
-        roster = Roster(grid, config, lambda text: events.notice("warning", text))
         admission = Admission(config, link)
+        roster = Roster(grid, config, admission, lambda text: events.notice("warning", text))
         return cls(
+            config=config,
             grid=grid,
             strategy=strategy,
             roster=roster,

@@ -110,11 +110,18 @@ class Received:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint on disk; with ``received``, a round starts from that instead."""
+    """A checkpoint on disk; with ``received``, a round starts from that instead.
+
+    Attributes
+    ----------
+    participants
+        How many can take part in the round that starts from it, in the cohort or not; 0: none is known.
+    """
 
     path: Path
     state: ServerState
     received: Received | None = None
+    participants: int = 0
 
     def load_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters by name, memory-mapped."""

@@ -238,7 +238,8 @@ class LocalMethod:
     def finish(self, start: Start, trained: GroupResult, request: Request) -> Finish:
         """Say what leaves and what stays."""
         leaving = request.contract.leaving
-        leaves: StateGroups = {PARAMS: {name: trained.params[name] for name in leaving[PARAMS].shapes}}
+        due = leaving[PARAMS].shapes
+        leaves: StateGroups = {PARAMS: {name: t for name, t in trained.params.items() if name in due}}
         leaves |= {group: trained.groups[group] for group in leaving if group in trained.groups}
         if self.local_state == "reset":
             return Finish(trained, leaves, start.stays, {})

@@ -17,7 +17,7 @@ from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
-from photon.strategy.contract import PARAMS, RECEIVED, Contract, Leaving, Role
+from photon.strategy.contract import PARAMS, RECEIVED, SHARED, Contract, Leaving, Role
 from photon.strategy.fold import WeightedMean
 from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
@@ -185,7 +185,8 @@ class Photon(Strategy):
             release_freed()  # the replies
         begin = time.perf_counter()
         averaged = mean.result()
-        params, step, groups, scalars = self.step_outer(server_round, checkpoint, averaged.pop("params"))
+        params, step, groups, scalars = self.step_outer(server_round, checkpoint, averaged.pop(PARAMS))
+        shared = {group: averaged.pop(group) for group in list(averaged) if group.startswith(SHARED)}
         return Aggregate(
             params=params,
             averaged=averaged,
@@ -195,4 +196,19 @@ class Photon(Strategy):
             weights={name: weight / mean.total_weight for name, weight in weights.items()},
             fold_seconds=fold_seconds,
             outer_seconds=time.perf_counter() - begin,
+            kept=self.fold_shared(checkpoint, shared, len(weights)) if shared else {},
         )
+
+    def fold_shared(self, checkpoint: Checkpoint, means: StateGroups, replies: int) -> StateGroups:
+        """Return what is kept of the method's groups that came with replies, for the next round.
+
+        Parameters
+        ----------
+        checkpoint
+            What the round started from.
+        means
+            Mean of each group ``shared/…`` of the contract over the replies, by weight.
+        replies
+            How many were folded.
+        """
+        return means

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from photon.components import import_target
 from photon.config.schema import Component
+from photon.errors import PhotonError
 from photon.training.groups import Refreshing, Tensors, named_parameters
 from photon.training.loop import state_group_names, state_shapes
 
@@ -20,7 +21,12 @@ def optimizer_groups(optimizer: Component) -> list[str]:
 
 @lru_cache(maxsize=8)
 def _groups(text: str) -> tuple[str, ...]:
-    return tuple(state_group_names(Component.model_validate_json(text).as_mapping()))
+    names = tuple(state_group_names(Component.model_validate_json(text).as_mapping()))
+    if taken := [name for name in names if "/" in name or name == "params"]:
+        raise PhotonError(
+            f"optimizer: its state {taken[0]!r} has a name that Photon needs for groups of its own; rename it"
+        )
+    return names
 
 
 def optimizer_shapes(

@@ -158,7 +158,10 @@ def test_worldlm_learns_the_sum_of_the_backbones_and_each_key_layer(
     federate: Federate, tmp_path: Path
 ) -> None:
     rules = ["strategy=worldlm", "link.up_of=update", "model.architecture.n_layer=2"]
-    _, grid = federate(*rules, "privacy=secure", lost=[('"masking":{', "beta")], name="secure")
+    with pytest.raises(PhotonError, match=r"h\.1\..* would leave without a mask \(12 tensors\)"):
+        federate(*rules, "privacy=secure", name="refused")
+    secure = ["privacy=secure", "privacy.allow_unmasked=true"]
+    _, grid = federate(*rules, *secure, lost=[('"masking":{', "beta")], name="secure")
     federate(*rules, lost=[("global_step", "beta")], name="plain")
     replies = [
         (json.loads(body)["silo"], decode_groups(reply.content)["params"])
