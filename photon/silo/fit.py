@@ -5,15 +5,16 @@ from collections.abc import Mapping
 import torch
 
 from photon.config.schema import RunConfig
-from photon.data.loader import WindowStream, stream_seed
+from photon.data.loader import BatchStream, stream_seed
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.messages import TrainOrder
 from photon.link.transport import MappedTensors
+from photon.objective.base import objective_of
 from photon.silo.group import fit_in_group
 from photon.silo.masks import masked
-from photon.silo.runtime import trainer, workbench
+from photon.silo.runtime import method_of, trainer, workbench
 from photon.silo.site import SiloSite
 from photon.strategy.base import sparse_training
 from photon.training.devices import GroupResult
@@ -65,10 +66,17 @@ def _fit_here(
         reset_optimizer(bench.optimizer)
     else:
         restore_optimizer(bench.model, bench.optimizer, *state)
+    method = method_of(config)
+    method.begin(bench.model, bench.optimizer, {})
     windows = [data.windows(member, "train") for member in order.members]
-    stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
+    arrays = dict.fromkeys(objective_of(config).arrays, windows)
+    stream = BatchStream(arrays, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
-        stream, global_step=order.global_step, steps=order.steps, vocabulary=vocabulary
+        stream,
+        global_step=order.global_step,
+        steps=order.steps,
+        rows=vocabulary,
+        hooks=method.hooks({}, {}),
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
     trained = read_params(bench.model)

@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from photon.data.prepared import PreparedData
-from photon.errors import PhotonError
-from photon.evaluation.perplexity import OwnTokens, Score, evaluate_data, evaluate_windows, overall
+from photon.objective.perplexity import OwnTokens, Score, evaluate_windows
 
 
 class Table(nn.Module):
@@ -111,35 +109,3 @@ def test_the_batch_does_not_matter() -> None:
 
 def test_an_enormous_loss_is_an_infinite_perplexity() -> None:
     assert Score(nll=1e6, tokens=10).perplexity == math.inf
-
-
-def test_every_silo_is_scored_and_all_together_by_tokens(corpus) -> None:
-    data = PreparedData.open(corpus)
-    rows = data.manifest.vocab_size
-    scores = evaluate_data(
-        Table(torch.zeros(rows, rows)),  # type: ignore[arg-type]
-        data,
-        batch_size=8,
-        device="cpu",
-        precision="fp32",
-        limit=4,
-    )
-    assert list(scores) == data.silo_names
-    assert all(score.perplexity == pytest.approx(rows) for score in scores.values())
-    assert overall({"a": Score(30.0, 10), "b": Score(10.0, 30)}).loss == 1.0
-
-
-@pytest.mark.parametrize(
-    ("rows", "positions", "message"), [(None, 8, "longer than the model's 8"), (64, 64, "the model knows 64")]
-)
-def test_a_model_too_small_for_the_data_is_refused(corpus, rows, positions, message) -> None:
-    data = PreparedData.open(corpus)
-    size = rows or data.manifest.vocab_size
-    with pytest.raises(PhotonError, match=message):
-        evaluate_data(
-            Table(torch.zeros(size, size), positions),  # type: ignore[arg-type]
-            data,
-            batch_size=8,
-            device="cpu",
-            precision="fp32",
-        )

@@ -1,0 +1,65 @@
+"""Validation loss of a model on all of a prepared corpus."""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
+from photon.objective.perplexity import Score, evaluate_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from photon.training.precision import Precision
+
+
+def evaluate_data(
+    model: "PreTrainedModel",
+    data: PreparedData,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    precision: "Precision",
+    limit: int | None = None,
+) -> dict[str, Score]:
+    """Return the score of every silo's validation split, by silo name.
+
+    Parameters are those of :func:`evaluate_windows`; ``limit`` counts for each silo.
+
+    Raises
+    ------
+    PhotonError
+        If the model takes shorter sequences, or knows fewer tokens, than the data has.
+    """
+    config, manifest = model.config, data.manifest
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions < manifest.sequence_length:
+        raise PhotonError(
+            f"{data.path}: its sequences of {manifest.sequence_length} tokens are longer than the model's "
+            f"{positions}; prepare the text with --sequence-length {positions}"
+        )
+    if config.vocab_size < manifest.vocab_size:
+        raise PhotonError(
+            f"{data.path}: has {manifest.vocab_size} different tokens, the model knows {config.vocab_size}; "
+            "prepare the text with the model's tokenizer"
+        )
+    return {
+        silo: evaluate_windows(
+            model,
+            data.windows(silo, "validation"),
+            batch_size=batch_size,
+            device=device,
+            precision=precision,
+            limit=limit,
+        )
+        for silo in data.silo_names
+    }
+
+
+def overall(scores: dict[str, Score]) -> Score:
+    """Return the score of all silos' text together."""
+    return Score(
+        math.fsum(score.nll for score in scores.values()), sum(score.tokens for score in scores.values())
+    )
