@@ -25,6 +25,7 @@ from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, build_optimizer
 from photon.training.schedule import build_schedule
 from tests.conftest import composed
+from tests.silo.hooked_process import Controlled, Proximal
 from tests.training.tiny_lm import VOCABULARY, random_windows, stream
 
 #: Odd sizes, so that shards are uneven.
@@ -41,8 +42,6 @@ OVERRIDES = [
     "local_steps=10",
     "optimizer.lr=0.01",
     "optimizer.weight_decay=0.1",
-    # Some gradients are 0 but for rounding, of which Adam makes steps.
-    "optimizer.eps=1e-6",
     "schedule.warmup_steps=4",
     "schedule.steps=20",
     "training.batch_size=4",
@@ -82,7 +81,9 @@ def wait_until_gone(pids: set[int], seconds: float = 10.0) -> None:
 
 
 def config_of(*overrides: str) -> RunConfig:
-    return composed(*OVERRIDES, *overrides)
+    # Some gradients are 0 but for rounding, of which Adam makes steps.
+    eps = [] if "optimizer=sgd" in overrides else ["optimizer.eps=1e-6"]
+    return composed(*OVERRIDES, *eps, *overrides)
 
 
 def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **changes: object) -> GroupJob:
@@ -225,7 +226,7 @@ def test_a_group_that_no_longer_serves_is_replaced(tmp_path, why):
 
     first, pids = fit()
     if why == "another job":
-        other, others = fit("optimizer=sgd", "optimizer.lr=0.1", "~optimizer.weight_decay")
+        other, others = fit("optimizer=sgd", "optimizer.lr=0.1")
         assert not torch.equal(other["transformer.wte.weight"], first["transformer.wte.weight"])
     else:
         os.kill(min(pids), signal.SIGKILL)
@@ -318,3 +319,88 @@ def test_a_process_that_dies_as_the_job_is_handed_over_is_replaced(tmp_path, mon
     monkeypatch.setattr(ProcessGroup, "alive", property(lambda group: next(asked, None) or alive(group)))
     fit()
     assert min(pids) not in group_pids()
+
+
+# --- what objective and strategy add, in two processes ---------------------------------------------------
+
+
+TOY = ["objective._target_=tests.objective.toy.Masked", "+objective.below=5"]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "micro"), [("ddp", 1), ("ddp", None), pytest.param("fsdp", 1, marks=pytest.mark.slow)]
+)
+def test_a_masked_loss_in_two_processes_is_that_of_the_whole_batch(tmp_path, parallel, micro):
+    one = OneProcess(*TOY)
+    task = job(tmp_path, *TOY, *own(parallel, micro))
+    trained = fit_in_two(task, tmp_path / "job", one.state()[0])
+    counts = [int((batch[:, 1:] < 5).sum()) for batch in stream(seed=3).next_batch(4)["tokens"].split(2)]
+    assert counts[0] != counts[1], "the processes have different shares"
+    expected = one.train(3)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    for field in ("loss", "loss_last", "gradient_norm"):
+        assert getattr(trained.result, field) == pytest.approx(getattr(expected, field), rel=1e-5)
+    assert trained.result.figures == pytest.approx(expected.figures, rel=1e-5)
+
+
+def test_unequal_processes_have_the_mean_of_all_items_not_of_means(tmp_path):
+    """One item costs 1, three cost 2: 7/4, where the mean of the processes' means is 3/2."""
+    windows = np.array([[1, 0, 0], [2, 2, 2]], dtype=np.uint16)
+    target = "objective._target_=tests.objective.toy.Costs"
+    changes = ["training.batch_size=2", "training.clip_norm=null", "model.sequence_length=3"]
+    task = job(tmp_path, target, *changes, windows=windows, batch_size=2, steps=1)
+    params = OneProcess(target, *changes).state()[0]
+    assert fit_in_two(task, tmp_path / "job", params).result.loss == 1.75
+
+
+#: Adam makes whole steps of what a term leaves of rounding.
+SGD = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"]
+
+
+def hooked(name: str) -> list[str]:
+    return [sys.executable, "-m", "tests.silo.hooked_process", name]
+
+
+def control_of(params):
+    return {name: torch.full_like(tensor, 0.3) for name, tensor in params.items()}
+
+
+def test_a_term_in_two_processes_is_that_of_one(tmp_path):
+    one, bare = OneProcess(*SGD), OneProcess(*SGD)
+    params = one.state()[0]
+    state = GroupState(params, context={"received": params})
+    task = job(tmp_path, *SGD, *own("ddp", 1), steps=4)
+    trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("term"))
+    expected = one.train(4, hooks=Proximal().hooks({"received": params}, {}))
+    bare.train(4)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert trained.result.loss == pytest.approx(expected.loss, rel=1e-5)
+    name = "transformer.wte.weight"
+    assert (trained.params[name] - bare.state()[0][name]).abs().max() > 1e-4, "the term matters"
+    assert trained.collected == {}
+
+
+@pytest.mark.parametrize(("parallel", "micro"), [("ddp", 1), ("fsdp", None), ("fsdp", 1)])
+def test_gradients_are_corrected_in_two_processes_as_in_one(tmp_path, parallel, micro):
+    one = OneProcess()
+    params = one.state()[0]
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    context = {"received": params, "control": control_of(params)}
+    state = GroupState(params, context=context, collected={"raw": zeros})
+    task = job(tmp_path, *own(parallel, micro), steps=4)
+    trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("correct"))
+    collected = {"raw": {name: torch.zeros_like(tensor) for name, tensor in params.items()}}
+    expected = one.train(4, hooks=Controlled().hooks(context, collected))
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert trained.result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+    for name, raw in trained.collected["raw"].items():
+        torch.testing.assert_close(raw, collected["raw"][name], rtol=1e-4, atol=1e-6)
+    assert trained.collected["raw"].keys() == params.keys()
+
+
+def test_a_term_over_sharded_parameters_is_refused_in_one_line(tmp_path):
+    params = OneProcess().state()[0]
+    state = GroupState(params, context={"received": params})
+    task = job(tmp_path, *own("fsdp"))
+    with pytest.raises(PhotonError, match=r"^training.parallel=fsdp: .*; set training.parallel=ddp$"):
+        train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("term"))
