@@ -31,6 +31,7 @@ from photon.config.schema import Component, LinkSection, PrivacySection, RunConf
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.chains import change_chain, down_chains, up_chains
+from photon.objective.base import Objective, objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import border_privacy, node_sections
 from photon.training.schedule import build_schedule
@@ -99,7 +100,7 @@ def _gateway_passed(text: str, node: str) -> None:
 @lru_cache(maxsize=64)
 def _passed(text: str) -> None:
     config = parse(text)
-    for where in ("optimizer", "outer", "schedule", "strategy"):
+    for where in ("objective", "optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
     for where in ("up", "down", "states"):
         for codec in getattr(config.link, where):
@@ -117,6 +118,7 @@ def _try_components(config: RunConfig) -> None:
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    objective_of(config)
     for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
         chains(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
@@ -133,7 +135,7 @@ def _try_components(config: RunConfig) -> None:
         )
     if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
         raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
-    if config.privacy.noise_multiplier > 0 and strategy.trims:
+    if config.privacy.noise_multiplier > 0 and strategy.local.restricts_rows:
         raise PhotonError(
             "privacy.noise_multiplier: with strategy.embeddings=trimmed silos tell their vocabularies, which "
             "no noise hides; use strategy.embeddings=backbone"
@@ -163,6 +165,8 @@ def _check_kind(factory: Any, target: str, where: str) -> None:
         fits, kind = inspect.isclass(factory) and issubclass(factory, Optimizer), "a torch.optim.Optimizer"
     elif where == "strategy":
         fits, kind = inspect.isclass(factory) and issubclass(factory, Strategy), "a photon Strategy"
+    elif where == "objective":
+        fits, kind = inspect.isclass(factory) and issubclass(factory, Objective), "a photon Objective"
     elif where == "schedule":
         fits, kind = inspect.isclass(factory) and is_dataclass(factory), "a schedule (a frozen dataclass)"
     else:

@@ -12,7 +12,7 @@ import photon
 from photon.cli import main
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import InProcessGrid
-from photon.training import loop
+from photon.objective import causal_lm
 
 PACKAGE = Path(photon.__file__).parent
 PAGE = PACKAGE.parent / "docs" / "architecture.md"
@@ -68,7 +68,7 @@ def test_from_the_command_to_a_message(stack_at: Callable[..., list[str]]) -> No
 
 
 def test_from_the_answer_to_the_loss(stack_at: Callable[..., list[str]]) -> None:
-    files = stack_at(loop, "causal_loss")
+    files = stack_at(causal_lm, "causal_losses")
     files = files[files.index("node.py") :]
     assert len(files) <= MOST_FILES, files
     assert _as_told(files), "docs/architecture.md shows another stack"

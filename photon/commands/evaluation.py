@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from photon.data.prepared import Manifest
-    from photon.evaluation.perplexity import Score
+    from photon.objective.perplexity import Score
 
 
 def evaluate(

@@ -2,7 +2,7 @@
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -103,3 +103,29 @@ class WindowStream:
             # Negative: counted from the end of its array, where _ends[owner] points.
             batch[row] = self._windows[owner][index - self._ends[owner]]
         return batch
+
+
+class BatchStream:
+    """Batches of arrays that go together: the same windows of each, in the order of a `WindowStream`.
+
+    Parameters
+    ----------
+    arrays
+        Name to what a `WindowStream` takes.
+    seed, position
+        As of a `WindowStream`.
+    """
+
+    def __init__(self, arrays: Mapping[str, Sequence[np.ndarray]], seed: int, position: int = 0) -> None:
+        self._streams = {name: WindowStream(windows, seed, position) for name, windows in arrays.items()}
+        if len({stream.total for stream in self._streams.values()}) != 1:
+            raise ValueError(f"arrays {', '.join(arrays)}: they must have the same number of windows")
+
+    @property
+    def position(self) -> int:
+        """Windows taken so far."""
+        return next(iter(self._streams.values())).position
+
+    def next_batch(self, size: int) -> dict[str, torch.Tensor]:
+        """Take the next ``size`` windows of each array: name to int64 tensor of shape (size, …)."""
+        return {name: stream.next_batch(size) for name, stream in self._streams.items()}

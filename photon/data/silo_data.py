@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from photon.data.prepared import PreparedData, SplitName
 
@@ -34,6 +35,15 @@ class SiloData:
     def vocabulary(self) -> np.ndarray:
         """Return which tokens occur in the training text: bool, (vocab_size,)."""
         return self._prepared.vocabulary(self.members)
+
+    def vocabulary_rows(self, rows: int) -> torch.Tensor:
+        """Return which of so many rows of an embedding are of tokens in the training text: bool, (rows,).
+
+        An embedding may have more rows than the tokenizer has tokens.
+        """
+        known = torch.zeros(rows, dtype=torch.bool)
+        known[: self.vocab_size] = torch.from_numpy(self.vocabulary())
+        return known
 
     def token_counts(self) -> np.ndarray:
         """Return how often each token occurs in the training text: int64, (vocab_size,)."""

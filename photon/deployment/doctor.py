@@ -478,12 +478,12 @@ def _throughput(silo: Silo) -> Iterator[Finding]:
 
 def _tokens_per_second(silo: Silo) -> float:
     """Take a few local steps on the silo's own text, as a round would."""
-    from photon.data.loader import WindowStream
+    from photon.data.loader import BatchStream
     from photon.silo.runtime import trainer, workbench
 
     data, config = silo.data, silo.here[1]
     bench = workbench(config, data.manifest.vocab_size)
-    stream = WindowStream([data.windows(data.silo_names[0], "train")], 0, 0)
+    stream = BatchStream({"tokens": [data.windows(data.silo_names[0], "train")]}, 0)
     local = trainer(bench, config, config.training.batch_size)
     local.train(stream, global_step=0, steps=WARM_UP_STEPS)
     result = local.train(stream, global_step=WARM_UP_STEPS, steps=PROBE_STEPS)

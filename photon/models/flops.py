@@ -3,6 +3,7 @@
 from transformers import PreTrainedModel
 
 from photon.models.build import parameter_count
+from photon.models.experts import active_parameter_count, experts_of
 
 
 def flops_per_token(parameters: int, layers: int, width: int, sequence_length: int) -> float:
@@ -15,7 +16,8 @@ def flops_per_token(parameters: int, layers: int, width: int, sequence_length: i
     Parameters
     ----------
     parameters
-        N, all of them: a tied embedding once (as the output projection), positions included.
+        N: a tied embedding once (as the output projection), positions included; of routed experts those that
+        a token passes through.
     layers, width
         L and d of the transformer.
     sequence_length
@@ -27,9 +29,9 @@ def flops_per_token(parameters: int, layers: int, width: int, sequence_length: i
 def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
     """Return :func:`flops_per_token` of a model; meta tensors will do."""
     config = model.config
-    return flops_per_token(
-        parameter_count(model), config.num_hidden_layers, config.hidden_size, sequence_length
-    )
+    experts = experts_of(config)
+    parameters = parameter_count(model) if experts is None else active_parameter_count(model, experts)
+    return flops_per_token(parameters, config.num_hidden_layers, config.hidden_size, sequence_length)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, roofline: float | None) -> float | None:

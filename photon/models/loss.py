@@ -1,18 +1,48 @@
 """The loss of a causal language model, without a step that a CPU could spare."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+
+from photon.models.experts import experts_of
+
+
+class CausalLosses(NamedTuple):
+    """The losses of a causal language model on a batch, scalars in float32.
+
+    Attributes
+    ----------
+    total
+        What is trained: the cross-entropy, and the auxiliary loss times its coefficient.
+    cross_entropy
+        Nats per predicted token.
+    auxiliary
+        How unevenly the router of a mixture of experts chooses them, as transformers measures it over the
+        batch; None: the model has no such loss.
+    """
+
+    total: torch.Tensor
+    cross_entropy: torch.Tensor
+    auxiliary: torch.Tensor | None
 
 
 def causal_loss(
     model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
 ) -> torch.Tensor:
+    """Return the ``total`` of `causal_losses`."""
+    return causal_losses(model, input_ids, vocabulary).total
+
+
+def causal_losses(
+    model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
+) -> CausalLosses:
     """Return the mean cross-entropy of predicting every token but the first from those before it.
 
-    Equal to ``model(input_ids, labels=input_ids).loss`` and cheaper: the last token, which predicts
-    nothing, does not enter the model, and on a CPU the loss makes one pass over the logits less.
+    The total is ``model(input_ids, labels=input_ids).loss`` and cheaper: the last token, which predicts
+    nothing, does not enter the model, and on a CPU the loss makes one pass over the logits less. Of a mixture
+    of experts whose configuration gives the router's auxiliary loss a coefficient, that is in the total; it
+    counts every token of the batch, so there the last one enters, too.
 
     Parameters
     ----------
@@ -23,13 +53,25 @@ def causal_loss(
     vocabulary
         Tokens that the softmax runs over, bool of shape (rows of the head,): all of ``input_ids`` are among
         them. None: every row.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar, float32, nats per predicted token.
     """
-    logits = model(input_ids=input_ids[:, :-1]).logits.float().flatten(0, 1)
+    # A wrapper for several devices has the model within.
+    experts = experts_of(getattr(getattr(model, "module", model), "config", None))
+    if experts is None or not experts.coefficient:
+        cross_entropy = _cross_entropy(model(input_ids=input_ids[:, :-1]).logits, input_ids, vocabulary)
+        return CausalLosses(cross_entropy, cross_entropy, None)
+    output = model(input_ids=input_ids, output_router_logits=True)
+    cross_entropy = _cross_entropy(output.logits[:, :-1], input_ids, vocabulary)
+    auxiliary = getattr(output, "aux_loss", None)
+    if not isinstance(auxiliary, torch.Tensor):
+        # Some configurations have the coefficient, and the model has no use for it.
+        return CausalLosses(cross_entropy, cross_entropy, None)
+    return CausalLosses(cross_entropy + experts.coefficient * auxiliary, cross_entropy, auxiliary)
+
+
+def _cross_entropy(
+    logits: torch.Tensor, input_ids: torch.Tensor, vocabulary: torch.Tensor | None
+) -> torch.Tensor:
+    logits = logits.float().flatten(0, 1)
     if vocabulary is not None:
         logits = logits.masked_fill(~vocabulary, -torch.inf)
     targets = input_ids[:, 1:].reshape(-1)

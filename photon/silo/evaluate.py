@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import torch
 
 from photon.config.schema import RunConfig
-from photon.evaluation.perplexity import OwnTokens, evaluate_windows
+from photon.data.silo_data import SiloData
 from photon.link.messages import EvaluateOrder, EvaluateReport, NodeLoss
-from photon.silo.kept import silo_store
+from photon.objective.base import objective_of
+from photon.silo.kept import kept_of, silo_store
 from photon.silo.runtime import workbench
 from photon.silo.site import SiloSite
 from photon.strategy.base import strategy_of
-from photon.strategy.key_layers import PERSONAL, key_layers
+from photon.strategy.contract import PARAMS
 from photon.training.groups import Tensors, write_params
 
 
@@ -26,31 +27,31 @@ def evaluate(
     The received model's softmax is over all tokens. With trimmed embeddings that of the silo's own is over
     the tokens that it was trained on.
     """
-    data = site.prepared()
-    bench = workbench(config, data.manifest.vocab_size)
+    data = SiloData(site.prepared(), [order.silo])
+    bench = workbench(config, data.vocab_size)
 
-    def evaluated(params: Tensors, own_tokens: OwnTokens | None = None) -> NodeLoss:
+    def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:
         write_params(bench.model, params)
-        nll, tokens = evaluate_windows(
+        measured = objective_of(config).evaluate(
             bench.model,
-            data.windows(order.silo, "validation"),
+            data,
+            rows,
             batch_size=config.evaluation.batch_size,
             device=bench.device,
             precision=bench.precision,
             limit=config.evaluation.sequences,
-            own=own_tokens,
         )
-        return NodeLoss(loss=nll / tokens, tokens=tokens)
+        return NodeLoss(loss=measured.loss, tokens=measured.count)
 
-    received = evaluated(groups["params"])
-    layers, per_node = key_layers(config), {}
-    if order.own and layers is not None and order.last_round:
-        store = silo_store(order.silo, site, config)
-        kept = store.load(order.run_id, order.last_round)
-        tokens = None
-        if strategy_of(config).trims:
-            tokens = OwnTokens.of(data.unigram(order.silo), bench.model.config.vocab_size)
-        if kept is not None and (tokens or PERSONAL in kept.groups):
-            own = {**groups["params"], **kept.groups.get(PERSONAL, {})}
-            per_node[order.silo] = evaluated(own, tokens)
+    received = evaluated(groups[PARAMS])
+    per_node = {}
+    if order.own and order.last_round:
+        method = strategy_of(config).local
+        state = silo_store(order.silo, site, config).load(order.run_id, order.last_round)
+        if (
+            state is not None
+            and (own := method.own_model(groups["params"], kept_of(state).local)) is not None
+        ):
+            rows = data.vocabulary_rows(bench.model.config.vocab_size) if method.restricts_rows else None
+            per_node[order.silo] = evaluated(own, rows)
     return EvaluateReport(round=order.round, silo=order.silo, **received, per_node=per_node)

@@ -30,11 +30,12 @@ def diagnose(
     order: TrainOrder,
     config: RunConfig,
 ) -> dict[str, float]:
-    """Measure the trained state, what the round changed, and activations on the same few windows each time.
+    """Return the figures of the loss, and measure the trained state, what the round changed, and activations.
 
+    Activations are measured on the same few windows each time.
     A group of processes leaves no model here to measure activations on.
     """
-    figures = state_norms(fitted.groups)
+    figures = state_norms(fitted.groups) | fitted.result.figures
     if (before := start.optimizer) is not None:
         figures |= state_changes(before, fitted.groups)
         figures |= momentum_cosines(start.params, fitted.params, before)

@@ -1,12 +1,15 @@
 """The local steps of a round, taken in this process or in a group of them."""
 
+import torch
+
 from photon.config.schema import RunConfig
-from photon.data.loader import WindowStream, stream_seed
+from photon.data.loader import BatchStream, stream_seed
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.messages import TrainOrder
 from photon.link.transport import MappedTensors
+from photon.objective.base import objective_of
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import trainer, workbench
 from photon.silo.site import SiloSite
@@ -14,6 +17,7 @@ from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
 from photon.training.groups import (
+    StateGroups,
     read_optimizer,
     read_params,
     reset_optimizer,
@@ -50,14 +54,24 @@ def _fit_here(order: TrainOrder, start: Start, data: PreparedData, config: RunCo
         reset_optimizer(bench.optimizer)
     else:
         write_optimizer(bench.model, bench.optimizer, start.optimizer, start.scalars)
-    method.begin(bench.model, bench.optimizer, start.context)
+    context, collected = _placed(start.context, bench.device), _placed(start.collected, bench.device)
+    method.begin(bench.model, bench.optimizer, context)
     windows = [data.windows(member, "train") for member in order.members]
-    stream = WindowStream(windows, stream_seed(config.seed, order.members), order.position)
+    arrays = dict.fromkeys(objective_of(config).arrays, windows)
+    stream = BatchStream(arrays, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
-        stream, global_step=order.global_step, steps=order.steps, vocabulary=start.rows
+        stream,
+        global_step=order.global_step,
+        steps=order.steps,
+        rows=start.rows,
+        hooks=method.hooks(context, collected),
     )
     groups, scalars = read_optimizer(bench.model, bench.optimizer)
     trained = read_params(bench.model)
     if sum(tensor.nbytes for tensor in trained.values()) > LARGE_BYTES:
         release_freed()  # the gradients
-    return GroupResult(trained, groups, scalars, stream.position, result)
+    return GroupResult(trained, groups, scalars, stream.position, result, collected)
+
+
+def _placed(groups: StateGroups, device: torch.device) -> StateGroups:
+    return {group: {name: t.to(device) for name, t in tensors.items()} for group, tensors in groups.items()}

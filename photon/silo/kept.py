@@ -8,7 +8,8 @@ from photon.link.messages import TrainOrder, TrainReport
 from photon.link.update import codings_of, with_codings
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
-from photon.strategy.local import Finish
+from photon.strategy.contract import LOCAL
+from photon.strategy.local import Finish, Kept
 from photon.training.groups import StateGroups
 
 
@@ -39,6 +40,13 @@ def kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, b
     if state is None or state.position != order.position:
         return None, True
     return state, False
+
+
+def kept_of(state: SiloState) -> Kept:
+    """Tell the local optimizer's groups from the method's own."""
+    local = {group: tensors for group, tensors in state.groups.items() if group.startswith(LOCAL)}
+    optimizer = {group: tensors for group, tensors in state.groups.items() if group not in local}
+    return Kept(optimizer, state.scalars, local)
 
 
 def save_round(

@@ -88,7 +88,11 @@ class SiloPolicy(Section):
                 raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
         if self.privacy is not None and self.privacy.noise_multiplier > 0 and sparse_training(config):
             raise _refused(silo, "privacy", "noise on every coordinate", "a sparse model")
-        if self.privacy is not None and self.privacy.noise_multiplier > 0 and strategy_of(config).trims:
+        if (
+            self.privacy is not None
+            and self.privacy.noise_multiplier > 0
+            and strategy_of(config).local.restricts_rows
+        ):
             raise _refused(silo, "privacy", "noise on what leaves", "the vocabulary, which has none")
         if self.max_parameters is None and not self.secure_aggregation:
             return

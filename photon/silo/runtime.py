@@ -13,8 +13,8 @@ import torch
 from photon.config.compose import parse
 from photon.config.schema import Component, RunConfig
 from photon.models.build import build_model
-from photon.models.loss import causal_loss
-from photon.strategy.base import sparse_training, strategy_of
+from photon.objective.base import objective_of
+from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.groups import read_params, reset_optimizer, write_params
 from photon.training.hardware import DTYPES, resolve_device, set_up_torch
@@ -40,11 +40,11 @@ class Workbench:
 
 def workbench(config: RunConfig, vocab_size: int) -> Workbench:
     """Return model, optimizer and loop for a configuration; the last one is kept."""
-    return _workbench(_as_trained(config.text), vocab_size)
+    return _workbench(as_trained(config.text), vocab_size)
 
 
 @lru_cache(maxsize=16)
-def _as_trained(config_text: str) -> str:
+def as_trained(config_text: str) -> str:
     """Drop in what sub-federations of one run differ: they train the same model on the same bench."""
     config = parse(config_text)
     federation = config.federation.model_copy(
@@ -62,17 +62,22 @@ def _as_trained(config_text: str) -> str:
     return config.model_copy(update=own).text
 
 
+def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
+    """Build the model, with what objective and strategy change about it."""
+    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
+    model = objective_of(config).build(model)
+    strategy_of(config).local.attach(model)
+    if config.training.activation_checkpointing:
+        enable_activation_checkpointing(model)
+    return model
+
+
 @lru_cache(maxsize=1)
 def _workbench(config_text: str, vocab_size: int) -> Workbench:
     config = parse(config_text)
     set_up_torch(config.training, config.federation.clients_in_parallel)
     device = resolve_device(config.training.device)
-    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    sparse = sparse_training(config)
-    if sparse is not None:
-        sparse.attach(model)
-    if config.training.activation_checkpointing:
-        enable_activation_checkpointing(model)
+    model = trained_model(config, vocab_size, device)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
@@ -85,10 +90,13 @@ def trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTraine
         micro = config.training.micro_batch_size
         if micro == "auto":
             micro = _probe_micro_batch(bench, config, batch_size)
+        objective = objective_of(config)
         bench.trainers[batch_size] = LocalTrainer(
             bench.model,
             bench.optimizer,
             bench.schedule,
+            loss=objective.loss,
+            count=objective.count,
             batch_size=batch_size,
             micro_batch_size=micro,
             clip_norm=config.training.clip_norm,
@@ -124,17 +132,19 @@ def _allocate_optimizer_state(bench: Workbench) -> None:
 
 def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
     """Return a forward and backward pass of a given number of sequences, for the batch probe."""
-    rows = bench.model.config.vocab_size if strategy_of(config).trims else None
-    # A softmax over some rows takes more memory than one over all.
-    vocabulary = None if rows is None else torch.ones(rows, dtype=torch.bool, device=bench.device)
+    objective, rows = objective_of(config), None
+    if strategy_of(config).local.restricts_rows:
+        # A softmax over some rows takes more memory than one over all.
+        rows = torch.ones(bench.model.config.vocab_size, dtype=torch.bool, device=bench.device)
 
     def step(sequences: int) -> None:
-        windows = torch.zeros((sequences, config.model.sequence_length), dtype=torch.int64)
+        sample = objective.sample(sequences, config.model.sequence_length)
+        batch = {name: array.to(bench.device) for name, array in sample.items()}
         bench.model.train()
         with torch.autocast(
             bench.device.type, dtype=DTYPES[bench.precision], enabled=bench.precision != "fp32"
         ):
-            loss = causal_loss(bench.model, windows.to(bench.device), vocabulary)
+            loss = objective.loss(bench.model, batch, rows).value
         loss.backward()
 
     return step

@@ -8,12 +8,13 @@ from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
 from photon.link.messages import TrainOrder
 from photon.link.update import REFERENCE
+from photon.silo.kept import kept_of
 from photon.silo.shapes import contract_of
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import LOCAL, PARAMS
-from photon.strategy.local import Kept, LostStateError, Request, Start
+from photon.strategy.contract import PARAMS
+from photon.strategy.local import LostStateError, Request, Start
 from photon.training.groups import Tensors
 from photon.training.switch import at_switch
 
@@ -58,17 +59,10 @@ def start_from(
     if order.base is not None:
         groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], order)}
     method = strategy_of(config).local
-    start = method.start(groups, _kept(kept), request, SiloData(data, order.members))
+    start = method.start(
+        groups, None if kept is None else kept_of(kept), request, SiloData(data, order.members)
+    )
     return _over_the_switch(start, request, config), groups[PARAMS]
-
-
-def _kept(state: SiloState | None) -> Kept | None:
-    """Tell the local optimizer's groups from the method's own."""
-    if state is None:
-        return None
-    local = {group: tensors for group, tensors in state.groups.items() if group.startswith(LOCAL)}
-    optimizer = {group: tensors for group, tensors in state.groups.items() if group not in local}
-    return Kept(optimizer, state.scalars, local)
 
 
 def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tensors:

@@ -126,9 +126,6 @@ class Strategy(ABC):
     #: Whether a federation with text of its own trains before its silos or beside them.
     schedule: Literal["sequential", "parallel"] = "sequential"
 
-    #: Whether silos train the rows of their own vocabularies alone, and tell these.
-    trims: bool = False
-
     def __init__(self, config: RunConfig) -> None:
         self.config = config
 

@@ -16,7 +16,6 @@ from photon.data.silo_data import SiloData
 from photon.models.partition import Partition, partition
 from photon.models.vocabulary import choose_rows, token_parameters
 from photon.strategy.attention import Attention, attend, entropy
-from photon.strategy.base import StateGroups, strategy_of
 from photon.strategy.contract import LOCAL, PARAMS, SHARED
 from photon.strategy.local import (
     Finish,
@@ -29,6 +28,7 @@ from photon.strategy.local import (
     Start,
 )
 from photon.training.devices import GroupResult
+from photon.training.groups import StateGroups
 
 Tensors = Mapping[str, torch.Tensor]
 #: State group of the key layers that a node began with: what changes are measured against.
@@ -194,13 +194,7 @@ class OwnKeyLayers(LocalMethod):
         )
 
     def _vocabulary(self, params: Tensors, data: SiloData) -> torch.Tensor:
-        """Return which rows of the embedding are of tokens in the training text: bool, (rows,).
-
-        An embedding may have more rows than the tokenizer has tokens.
-        """
-        vocabulary = torch.zeros(len(params[token_parameters(self.config.model)[0]]), dtype=torch.bool)
-        vocabulary[: data.vocab_size] = torch.from_numpy(data.vocabulary())
-        return vocabulary
+        return data.vocabulary_rows(len(params[token_parameters(self.config.model)[0]]))
 
     def finish(self, start: Start, trained: GroupResult, request: Request) -> Finish:
         """Put rows outside the vocabulary back, and keep the key layers whatever the local optimizer does."""
@@ -241,11 +235,6 @@ class OwnKeyLayers(LocalMethod):
             unpack_residuals(received, tags, parts),
             kept.get(INITIAL),
         )
-
-
-def key_layers(config: RunConfig) -> KeyLayers | None:
-    """Return how the run's strategy treats key layers; None: all of the model is shared."""
-    return getattr(strategy_of(config), "layers", None)
 
 
 def pack_residuals(residuals: Sequence[Residual]) -> tuple[StateGroups, list[ResidualTag]]:

@@ -100,7 +100,7 @@ class Replies:
             return reply, None
         privacy = border_privacy(self._above, self._node)
         assert privacy.clip_norm is not None, "the configuration refuses it"
-        if privacy.noise_multiplier > 0 and strategy_of(self._config).trims:
+        if privacy.noise_multiplier > 0 and strategy_of(self._config).local.restricts_rows:
             raise PhotonError("privacy.noise_multiplier: no noise hides the vocabulary; see docs/worldlm.md")
         file = self._spans.release_file(order.round)
         if not file.exists():

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from photon.code import command, environment
+from photon.code import environment
+from photon.config.compose import parse
 from photon.errors import PhotonError
 from photon.files.atomic import write_text
 from photon.training.device_job import (
@@ -34,6 +35,7 @@ from photon.training.device_job import (
     DONE,
     USER_ERROR,
     GroupJob,
+    GroupState,
     load_state,
     log_file,
     save_state,
@@ -63,6 +65,8 @@ class GroupResult:
         Windows taken so far.
     result : TrainResult
         As one process would have reported it.
+    collected : StateGroups
+        What the strategy's hooks have changed.
     """
 
     params: dict[str, Tensor]
@@ -70,16 +74,11 @@ class GroupResult:
     scalars: dict[str, float]
     position: int
     result: TrainResult
+    collected: StateGroups = field(default_factory=dict)
 
 
 def train_in_group(
-    job: GroupJob,
-    params: Mapping[str, Tensor],
-    groups: Mapping[str, Mapping[str, Tensor]],
-    scalars: Mapping[str, float],
-    *,
-    processes: int,
-    folder: Path,
+    job: GroupJob, state: GroupState, *, processes: int, folder: Path, program: Sequence[str]
 ) -> GroupResult:
     """Train in ``processes`` processes on this machine and return the state as one process would have it.
 
@@ -87,15 +86,15 @@ def train_in_group(
     ----------
     job
         What to train.
-    params
-        The parameters to start from.
-    groups, scalars
-        The local optimizer's state as `read_optimizer` returns it; empty for a new one.
+    state
+        What it starts from.
     processes
         Number of processes, each with its own device.
     folder
         Job folder on a local disk; what an earlier job left in it is replaced. The returned tensors are
         memory maps of files in it.
+    program
+        The command of each process, as of `ProcessGroup`.
 
     Raises
     ------
@@ -107,16 +106,23 @@ def train_in_group(
     """
     _check(job, processes)
     shutil.rmtree(folder, ignore_errors=True)
-    save_state(folder, params, groups, scalars)
-    write_text(folder / "job.json", job.model_dump_json(by_alias=True, indent=1))
+    save_state(folder, state)
+    write_text(folder / "job.json", job.model_dump_json(indent=1))
     try:
-        _kept.group(job, processes, folder).work(folder)
+        _kept.group(job, processes, folder, program).work(folder)
     except _DiedBeforeTheJobError:
         # A process that is just dying still counts as alive. A new group takes the job, which nobody began.
-        _kept.group(job, processes, folder).work(folder)
-    trained = folder / "trained"
-    outcome = json.loads((trained / "result.json").read_text())
-    return GroupResult(*load_state(trained), outcome["position"], TrainResult(**outcome["result"]))
+        _kept.group(job, processes, folder, program).work(folder)
+    trained = load_state(folder / "trained")
+    outcome = json.loads((folder / "trained" / "result.json").read_text())
+    return GroupResult(
+        dict(trained.params),
+        {group: dict(tensors) for group, tensors in trained.groups.items()},
+        dict(trained.scalars),
+        outcome["position"],
+        TrainResult(**outcome["result"]),
+        {group: dict(tensors) for group, tensors in trained.collected.items()},
+    )
 
 
 def stop_group() -> None:
@@ -239,18 +245,18 @@ class _Kept:
 
     def __init__(self) -> None:
         self._group: ProcessGroup | None = None
-        self._built_for: tuple[str, int] | None = None
+        self._built_for: tuple[str, int, tuple[str, ...]] | None = None
         self._store: dist.TCPStore | None = None
 
-    def group(self, job: GroupJob, processes: int, folder: Path) -> ProcessGroup:
+    def group(self, job: GroupJob, processes: int, folder: Path, program: Sequence[str]) -> ProcessGroup:
         """Return the group that is there if it fits the job, else a new one."""
-        built_for = (job.fixed(), processes)
+        built_for = (job.fixed(), processes, tuple(program))
         if self._group is None or not self._group.alive or built_for != self._built_for:
             self.stop()
             # They meet at a store that lives here: its port is taken when they start, not only chosen.
             self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
             environments = [_environment(rank, processes, self._store.port) for rank in range(processes)]
-            self._group = ProcessGroup(command("photon.training.device_process"), environments, folder)
+            self._group = ProcessGroup(program, environments, folder)
             self._built_for = built_for
         return self._group
 
@@ -269,17 +275,18 @@ def _check(job: GroupJob, processes: int) -> None:
         raise PhotonError(
             f"training.processes={processes} does not divide batch_size={job.batch_size}; choose a divisor"
         )
-    rows = job.batch_size // processes
-    if job.micro_batch_size is not None and rows % job.micro_batch_size:
+    training, rows = parse(job.config).training, job.batch_size // processes
+    micro = training.micro_batch_size
+    if isinstance(micro, int) and rows % micro:
         raise PhotonError(
-            f"micro_batch_size={job.micro_batch_size} does not divide the {rows} sequences that each of "
+            f"micro_batch_size={micro} does not divide the {rows} sequences that each of "
             f"{processes} processes has; choose a divisor"
         )
     if job.device == "cuda" and torch.cuda.device_count() < processes:
         raise PhotonError(
             f"training.processes={processes}: this machine has {torch.cuda.device_count()} GPUs; use as many"
         )
-    if job.parallel == "fsdp" and job.precision == "fp16":
+    if training.parallel == "fsdp" and job.precision == "fp16":
         raise PhotonError(
             "training.parallel=fsdp works in bf16 and fp32 alone; set training.precision or parallel=ddp"
         )

@@ -6,7 +6,7 @@ name, so a group means the same on every silo, whatever order its optimizer hold
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,6 @@ OptimizerState = tuple[StateGroups, dict[str, float]]
 
 Tensors = Mapping[str, Tensor]
 """Parameter name → tensor, to be read."""
-
-RECEIVED = "received"
-"""What a silo keeps beside the state groups of a `Refreshing` optimizer: the parameters it started from."""
 
 
 @runtime_checkable
@@ -174,27 +171,6 @@ def write_optimizer(
         device = parameter.device if parameter in on_device else torch.device("cpu")
         numbers = {key: _restore_scalar(value, old.get(key), device) for key, value in scalars.items()}
         optimizer.state[parameter] = numbers | new
-
-
-def restore_optimizer(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    groups: Mapping[str, Mapping[str, Tensor]],
-    scalars: Mapping[str, float],
-) -> None:
-    """Give ``optimizer`` what a silo kept of it, after a sync.
-
-    As `write_optimizer`; and if the silo kept the parameters that it received before, under `RECEIVED`, the
-    optimizer's ``refresh`` gets what the sync changed: parameter → value before minus value now.
-    """
-    received = groups.get(RECEIVED)
-    write_optimizer(model, optimizer, {k: v for k, v in groups.items() if k != RECEIVED}, scalars)
-    if received is not None:
-        change: dict[Tensor, Tensor] = {
-            parameter: received[name].to(parameter.device) - parameter.detach()
-            for name, parameter in named_parameters(model)
-        }
-        cast(Refreshing, optimizer).refresh(change)
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:

@@ -1,12 +1,40 @@
-"""What a method may add to the local steps, handed to the loop as plain callables."""
+"""What the local loop is handed as plain callables: the loss of a batch, and what a method adds to a step."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-#: Parameters with their names, as hooks get them. Under FSDP they are shards.
+Batch = Mapping[str, Tensor]
+"""Array name → rows of it, (batch, …). All arrays of a batch have the same number of rows."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of a batch.
+
+    Attributes
+    ----------
+    value
+        What the steps make smaller: a mean over the counted items of the batch, a scalar. The model's own
+        auxiliary losses are in it. Of a batch without any item it is 0.
+    figures
+        Further scalars to tell, means over the same items. ``loss`` among them is reported in place of
+        ``value``.
+    """
+
+    value: Tensor
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+LossFunction = Callable[[nn.Module, Batch, Tensor | None], Loss]
+"""Model, batch, and the rows of the vocabulary that the softmax runs over (None: all) to the loss."""
+
+CountFunction = Callable[[Batch], Tensor | None]
+"""Batch to the number of items that its loss is a mean over; None: equal for batches of equal size."""
+
 NamedParameterList = Sequence[tuple[str, nn.Parameter]]
+"""Parameters with their names, as hooks get them. Under FSDP they are shards."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +48,8 @@ class StepHooks:
         is reported.
     correct
         Changes the gradients of named parameters in place: after accumulation, averaging over devices and
-        unscaling, before the norm is measured and clipped.
+        unscaling, before the norm is measured and clipped. A parameter that the loss did not reach has no
+        gradient. In fp16 a gradient may be infinite: the loss scaler leaves such a step out.
     """
 
     term: Callable[[nn.Module], Tensor] | None = None
@@ -29,3 +58,7 @@ class StepHooks:
 
 #: The bare loop.
 NO_HOOKS = StepHooks()
+
+
+def equal_counts(_: Batch) -> None:
+    """Count no items: all batches of a size count the same."""

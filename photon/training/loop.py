@@ -1,8 +1,8 @@
-"""The local loop: some steps of one model on one stream of windows, on one device.
+"""The local loop: some steps of one model on one stream of batches, on one device.
 
-The loop is a bare PyTorch loop with gradient accumulation, clipping and mixed precision. It keeps nothing
-between calls but what the model and the optimizer keep: the schedule is a function of the global step, and
-the position in the data belongs to the stream.
+The loop is a bare PyTorch loop with gradient accumulation, clipping and mixed precision. It is handed the
+loss, and what a method adds to a step. It keeps nothing between calls but what the model and the optimizer
+keep: the schedule is a function of the global step, and the position in the data belongs to the stream.
 """
 
 import inspect
@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -20,17 +20,27 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from photon.components import build, import_target
 from photon.config.schema import SwitchSection
 from photon.errors import PhotonError
-from photon.models.loss import causal_loss
 from photon.models.sparse import parameter_name
 from photon.training.groups import NamedParameters, read_optimizer
+from photon.training.hooks import (
+    NO_HOOKS,
+    Batch,
+    CountFunction,
+    LossFunction,
+    NamedParameterList,
+    StepHooks,
+    equal_counts,
+)
 from photon.training.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from photon.data.loader import WindowStream
+    from photon.data.loader import BatchStream
 
 
+#: The reported loss among the figures of a step.
+_LOSS = "loss"
 _IMPLEMENTATIONS = ("fused", "foreach", "differentiable")
 
 
@@ -49,13 +59,15 @@ class TrainResult:
     tokens : int
         Tokens read: steps · batch size · sequence length.
     loss, loss_last : float
-        Mean cross-entropy over the steps and of the last step, in nats per token, before each step's update.
+        Mean loss over the steps and loss of the last step, before each step's update, as `Loss` reports it.
     gradient_norm : float
         Mean over the steps of the global gradient norm before clipping.
     learning_rate : float
         Learning rate of the last step (first parameter group).
     seconds : float
         Wall time of the steps alone.
+    figures : dict[str, float]
+        Means over the steps of the figures that came with the loss.
     """
 
     steps: int
@@ -65,6 +77,7 @@ class TrainResult:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    figures: dict[str, float] = field(default_factory=dict)
 
 
 class LocalTrainer:
@@ -73,12 +86,17 @@ class LocalTrainer:
     Parameters
     ----------
     model
-        A causal language model of transformers, or one that returns ``logits`` as those do, on ``device``.
+        What is trained, on ``device``.
     optimizer
         Any torch optimizer over the model's parameters. The learning rates that its groups have now are the
         peaks of the schedule.
     schedule
         Global step → factor of the peak learning rate.
+    loss
+        The loss of a micro-batch.
+    count
+        Items that the loss of a micro-batch is a mean over. Each micro-batch counts by its share of the
+        batch's items.
     batch_size
         Sequences per local step.
     micro_batch_size
@@ -107,6 +125,8 @@ class LocalTrainer:
         optimizer: torch.optim.Optimizer,
         schedule: Callable[[int], float],
         *,
+        loss: LossFunction,
+        count: CountFunction = equal_counts,
         batch_size: int,
         micro_batch_size: int | None,
         clip_norm: float | None,
@@ -124,13 +144,14 @@ class LocalTrainer:
         self.model = model
         self.optimizer = optimizer
         self.schedule = schedule
+        self.loss = loss
+        self.count = count
         self.batch_size = batch_size
         self.micro_batch_size = micro
         self.clip_norm = clip_norm
         self.precision = precision
         self.device = device
         self.switch = switch
-        self._vocabulary: Tensor | None = None
         self._parameters = list(model.parameters())
         self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
@@ -142,12 +163,13 @@ class LocalTrainer:
 
     def train(
         self,
-        stream: "WindowStream",
+        stream: "BatchStream",
         *,
         global_step: int,
         steps: int,
         on_step: Callable[[int, float], None] | None = None,
-        vocabulary: Tensor | None = None,
+        rows: Tensor | None = None,
+        hooks: StepHooks = NO_HOOKS,
     ) -> TrainResult:
         """Take ``steps`` local steps on the next ``steps · batch_size`` windows of ``stream``.
 
@@ -162,8 +184,10 @@ class LocalTrainer:
         on_step
             Called with the global step and its loss. On a GPU one step late, so that the device never
             waits for it.
-        vocabulary
-            Tokens that the softmax runs over, as in `causal_loss`.
+        rows
+            Rows of the vocabulary that the softmax runs over: bool, of shape (rows of the head,); None: all.
+        hooks
+            What a method adds to each step.
 
         Raises
         ------
@@ -176,20 +200,23 @@ class LocalTrainer:
         if steps < 1:
             raise PhotonError(f"cannot train {steps} local steps; ask for at least 1")
         self.model.train()
-        self._vocabulary = None if vocabulary is None else vocabulary.to(self.device)
+        rows = None if rows is None else rows.to(self.device)
         record = _Record(global_step, on_step, wait=self.device.type == "cpu")
         self._synchronize()
         started = time.perf_counter()
         batch = self._next_batch(stream)
-        tokens = steps * self.batch_size * batch.shape[1]
+        tokens = steps * self.batch_size * next(iter(batch.values())).shape[1]
         for step in range(global_step, global_step + steps):
             self._configure(step)
-            loss = self._backward(batch)
+            figures = self._backward(batch, rows, hooks)
             if step + 1 < global_step + steps:
                 # Fetched while a GPU still works on this step.
                 batch = self._next_batch(stream)
+            self._scaler.unscale_(self.optimizer)
+            if hooks.correct is not None:
+                hooks.correct(self._named())
             norm = self._gradient_norm()
-            record.add(loss, norm)
+            record.add(figures, norm)
             self._update(norm)
         self._synchronize()
         seconds = time.perf_counter() - started
@@ -204,10 +231,12 @@ class LocalTrainer:
             gradient_norm=math.fsum(norms) / len(norms),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
+            figures=record.figures(),
         )
 
-    def _next_batch(self, stream: "WindowStream") -> Tensor:
-        return self._to_device(stream.next_batch(self.batch_size))
+    def _next_batch(self, stream: "BatchStream") -> Batch:
+        batch = stream.next_batch(self.batch_size)
+        return {name: self._to_device(array) for name, array in batch.items()}
 
     def _to_device(self, batch: Tensor) -> Tensor:
         if self.device.type != "cuda":
@@ -227,27 +256,52 @@ class LocalTrainer:
                 if name in group:
                     group[name] = value if switched else group[f"initial_{name}"]
 
-    def _backward(self, batch: Tensor) -> Tensor:
-        """Leave the mean gradient of ``batch`` in the parameters and return its mean loss."""
+    def _backward(self, batch: Batch, rows: Tensor | None, hooks: StepHooks) -> dict[str, Tensor]:
+        """Leave the mean gradient of ``batch`` in the parameters; return its mean loss and other figures."""
         self.optimizer.zero_grad(set_to_none=True)
-        micro_batches = batch.split(self.micro_batch_size)
-        total: Tensor | None = None
-        for index, micro_batch in enumerate(micro_batches):
-            self._before_pass(last=index + 1 == len(micro_batches))
-            loss = self._loss(micro_batch)
-            if len(micro_batches) > 1:
-                loss = loss / len(micro_batches)
-            self._scaler.scale(loss).backward()
-            total = loss.detach() if total is None else total + loss.detach()
-        assert total is not None
-        return total
+        parts = self._micro_batches(batch)
+        shares = self._shares(parts)
+        figures: dict[str, Tensor] = {}
+        for index, part in enumerate(parts):
+            last = index + 1 == len(parts)
+            self._before_pass(last=last)
+            with self._autocast():
+                loss = self.loss(self._forward, part, rows)
+            value = _weighted(loss.value, shares, index)
+            for name, figure in {_LOSS: loss.value, **loss.figures}.items():
+                part_of_it = _weighted(figure.detach(), shares, index)
+                figures[name] = figures[name] + part_of_it if name in figures else part_of_it
+            if last and hooks.term is not None:
+                value = value + hooks.term(self.model)
+            self._scaler.scale(value).backward()
+        return figures
+
+    def _micro_batches(self, batch: Batch) -> list[Batch]:
+        split = [array.split(self.micro_batch_size) for array in batch.values()]
+        return [dict(zip(batch, arrays, strict=True)) for arrays in zip(*split, strict=True)]
+
+    def _shares(self, parts: Sequence[Batch]) -> Tensor | int:
+        """Return the weight of each micro-batch, or what to divide all of them by."""
+        counts = [self.count(part) for part in parts]
+        items = [count for count in counts if count is not None]
+        if not items:
+            return len(parts)
+        stacked = torch.stack(items).float()
+        return stacked / self._items(stacked.sum())
+
+    def _items(self, count: Tensor) -> Tensor:
+        """Return the counted items of a step: those of each device, if gradients are averaged over some."""
+        return count.clamp_min(1.0)
 
     def _before_pass(self, *, last: bool) -> None:
         """Room for a group of devices, which exchanges gradients in the last pass alone."""
 
-    def _loss(self, micro_batch: Tensor) -> Tensor:
-        with self._autocast():
-            return causal_loss(self._forward, micro_batch, self._vocabulary)
+    def _named(self) -> NamedParameterList:
+        return [
+            (parameter_name(name), parameter)
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
+        ]
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.precision == "fp32":
@@ -256,7 +310,6 @@ class LocalTrainer:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def _gradient_norm(self) -> Tensor:
-        self._scaler.unscale_(self.optimizer)
         return get_total_norm(
             [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         )
@@ -276,8 +329,15 @@ class LocalTrainer:
             torch.cuda.synchronize(self.device)
 
 
+def _weighted(figure: Tensor, shares: Tensor | int, index: int) -> Tensor:
+    """Return what a figure of a micro-batch adds to that of the batch."""
+    if isinstance(shares, Tensor):
+        return figure * shares[index]
+    return figure / shares if shares > 1 else figure
+
+
 class _Record:
-    """Losses and gradient norms of the steps, fetched from the device only when that costs nothing."""
+    """Figures and gradient norms of the steps, fetched from the device only when that costs nothing."""
 
     def __init__(self, first_step: int, on_step: Callable[[int, float], None] | None, *, wait: bool) -> None:
         self._first_step = first_step
@@ -285,15 +345,21 @@ class _Record:
         self._wait = wait
         self._losses: list[Tensor] = []
         self._norms: list[Tensor] = []
+        self._others: dict[str, list[Tensor]] = {}
         self._reported = 0
 
-    def add(self, loss: Tensor, norm: Tensor) -> None:
-        self._losses.append(loss)
+    def add(self, figures: Mapping[str, Tensor], norm: Tensor) -> None:
         self._norms.append(norm)
+        for name, figure in figures.items():
+            (self._losses if name == _LOSS else self._others.setdefault(name, [])).append(figure)
         if self._wait:
             step = self._first_step + len(self._losses) - 1
-            _check_finite(step, loss.item(), norm.item())
+            _check_finite(step, self._losses[-1].item(), norm.item())
         self._report(len(self._losses) if self._wait else len(self._losses) - 1)
+
+    def figures(self) -> dict[str, float]:
+        """Return the means over the steps."""
+        return {name: float(torch.stack(values).double().mean()) for name, values in self._others.items()}
 
     def finish(self, *, skipped_steps_are_normal: bool) -> tuple[list[float], list[float]]:
         losses = torch.stack(self._losses).double().tolist()
@@ -382,6 +448,9 @@ def _runs_fused(optimizer_class: Callable[..., torch.optim.Optimizer], parameter
     devices = {parameter.device.type for parameter in parameters}
     fused_on = {"cpu"} if optimizer_class is torch.optim.Adagrad else {"cpu", "cuda"}
     known = {torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad}
+    if any(hasattr(parameter, "placements") for parameter in parameters):
+        # Torch has no rule for how the others' fused steps go over shards.
+        known = {torch.optim.Adam, torch.optim.AdamW}
     return optimizer_class in known and devices <= fused_on
 
 

@@ -17,8 +17,9 @@ import torch
 from common import Report, interleave, parser
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from photon.data.loader import WindowStream
+from photon.data.loader import BatchStream
 from photon.models.loss import causal_loss
+from photon.objective.causal_lm import CausalLM
 from photon.training.loop import LocalTrainer, build_optimizer
 from photon.training.schedule import CosineSchedule
 
@@ -96,13 +97,14 @@ def photon_loop(
         model,
         build_optimizer(ADAMW, model),
         CosineSchedule(100_000, 100),
+        loss=CausalLM().loss,
         batch_size=arguments.batch_size,
         micro_batch_size=None,
         clip_norm=CLIP,
         precision="fp32",
         device=torch.device("cpu"),
     )
-    stream = WindowStream([windows], seed=0)
+    stream = BatchStream({"tokens": [windows]}, seed=0)
 
     def run() -> None:
         trainer.train(stream, global_step=stream.position // arguments.batch_size, steps=arguments.steps)

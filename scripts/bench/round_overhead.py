@@ -60,7 +60,7 @@ PARTS = {
     "client: open the data": ["photon.data.prepared.PreparedData.open"],
     "client: last state from disk": ["photon.state.silo.SiloStore.load", "photon.state.silo.SiloStore.reply"],
     "client: parameters into the model": ["photon.silo.fit.write_params"],
-    "client: state of the local optimizer into it": ["photon.silo.fit.restore_optimizer"],
+    "client: state of the local optimizer into it": ["photon.silo.fit.write_optimizer"],
     "client: norm of the update": ["photon.silo.train.distance"],
     (STATE := "client: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
     "client: encode the reply": ["photon.link.transport.SiloLink.send"],

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PreTrain
 
 from photon.config.compose import compose
 from photon.config.schema import ModelSection
-from photon.data.loader import WindowStream
+from photon.data.loader import BatchStream, WindowStream
 from photon.errors import PhotonError
 from photon.models.vocabulary import (
     choose_rows,
@@ -17,6 +17,7 @@ from photon.models.vocabulary import (
     token_parameters,
     unpack_vocabulary,
 )
+from photon.objective.causal_lm import CausalLM
 from photon.training.groups import read_params
 from photon.training.loop import LocalTrainer
 
@@ -62,6 +63,7 @@ def test_a_softmax_over_the_vocabulary_is_training_with_its_rows_alone(tied: boo
         whole,
         optimizer,
         lambda _: 1.0,
+        loss=CausalLM().loss,
         batch_size=4,
         micro_batch_size=2,
         clip_norm=0.5,
@@ -69,7 +71,7 @@ def test_a_softmax_over_the_vocabulary_is_training_with_its_rows_alone(tied: boo
         device=torch.device("cpu"),
     )
     result = trainer.train(
-        WindowStream([tokens[cut_windows]], seed=1), global_step=0, steps=5, vocabulary=vocabulary
+        BatchStream({"tokens": [tokens[cut_windows]]}, seed=1), global_step=0, steps=5, rows=vocabulary
     )
 
     by_hand, stream, losses = torch.optim.AdamW(cut.parameters(), **ADAMW), WindowStream([cut_windows], 1), []

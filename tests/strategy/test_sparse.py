@@ -14,11 +14,11 @@ from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
-from photon.evaluation.perplexity import evaluate_windows
 from photon.federation.run import prepare_run
 from photon.models.build import build_model
 from photon.models.sparse import SparseTraining, density, kept, masks_of, prunable_names, prune
 from photon.node import answer
+from photon.objective.perplexity import evaluate_windows
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Diagnostics
 from photon.telemetry.log import read_events

@@ -8,9 +8,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from photon.data.loader import WindowStream
-from photon.evaluation.perplexity import evaluate_windows
+from photon.data.loader import BatchStream
 from photon.link.records import decode_groups, encode_groups
+from photon.objective.causal_lm import CausalLM
+from photon.objective.perplexity import evaluate_windows
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.groups import read_optimizer, read_params, write_optimizer, write_params
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
@@ -41,7 +42,7 @@ def windows(count=64):
 
 
 def stream(position=0):
-    return WindowStream([windows()], seed=1, position=position)
+    return BatchStream({"tokens": [windows()]}, seed=1, position=position)
 
 
 def trainer(model, device, optimizer=None, *, precision="fp32", micro=None, **more):
@@ -49,6 +50,7 @@ def trainer(model, device, optimizer=None, *, precision="fp32", micro=None, **mo
         model,
         optimizer or build_optimizer(ADAMW, model),
         ConstantSchedule(),
+        loss=CausalLM().loss,
         batch_size=8,
         micro_batch_size=micro,
         clip_norm=1.0,

@@ -5,6 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.errors import PhotonError
+from photon.objective.causal_lm import CausalLM
 from photon.training import loop
 from photon.training.groups import read_optimizer, read_params, write_optimizer, write_params
 from photon.training.loop import (
@@ -15,7 +16,7 @@ from photon.training.loop import (
     state_group_names,
 )
 from photon.training.schedule import ConstantSchedule, CosineSchedule
-from tests.training.tiny_lm import LENGTH, TinyLM, exact_loss, stream
+from tests.training.tiny_lm import LENGTH, TinyLM, exact_batch_loss, exact_loss, stream
 
 CPU = torch.device("cpu")
 CONSTANT = ConstantSchedule()
@@ -27,6 +28,7 @@ def trainer(model, optimizer=None, schedule=CONSTANT, *, batch_size=4, micro=Non
         model,
         optimizer,
         schedule,
+        loss=more.pop("loss", CausalLM().loss),
         batch_size=batch_size,
         micro_batch_size=micro,
         clip_norm=clip,
@@ -46,18 +48,21 @@ def same(a, b, tolerance=0.0):
         torch.testing.assert_close(a[name], b[name], rtol=0, atol=tolerance)
 
 
-def test_steps_equal_a_loop_written_out(monkeypatch):
-    monkeypatch.setattr(loop, "causal_loss", exact_loss)
+def test_steps_equal_a_loop_written_out():
     ours, bare = TinyLM(dtype=torch.float64), TinyLM(dtype=torch.float64)
     result = trainer(
-        ours, torch.optim.AdamW(ours.parameters(), lr=0.02), CosineSchedule(10, 2), clip=0.2
+        ours,
+        torch.optim.AdamW(ours.parameters(), lr=0.02),
+        CosineSchedule(10, 2),
+        clip=0.2,
+        loss=exact_batch_loss,
     ).train(stream(), global_step=0, steps=5)
     optimizer = torch.optim.AdamW(bare.parameters(), lr=0.02)
     cosine = [0.5, 1.0, 1.0, *(0.1 + 0.45 * (1 + math.cos(math.pi * i / 8)) for i in (1, 2))]
     batches, losses, norms = stream(), [], []
     for factor in cosine:
         optimizer.param_groups[0]["lr"] = 0.02 * factor
-        ids = batches.next_batch(4)
+        ids = batches.next_batch(4)["tokens"]
         loss = exact_loss(bare, ids)
         optimizer.zero_grad()
         loss.backward()
@@ -75,11 +80,12 @@ def test_steps_equal_a_loop_written_out(monkeypatch):
 
 
 @pytest.mark.parametrize("micro", [1, 2, 3, 6])
-def test_micro_batches_add_up_to_the_mean_gradient_of_the_batch(monkeypatch, micro):
-    monkeypatch.setattr(loop, "causal_loss", exact_loss)
+def test_micro_batches_add_up_to_the_mean_gradient_of_the_batch(micro):
     whole, parts = TinyLM(dtype=torch.float64), TinyLM(dtype=torch.float64)
-    one = trainer(whole, batch_size=6).train(stream(), global_step=0, steps=3)
-    many = trainer(parts, batch_size=6, micro=micro).train(stream(), global_step=0, steps=3)
+    one = trainer(whole, batch_size=6, loss=exact_batch_loss).train(stream(), global_step=0, steps=3)
+    many = trainer(parts, batch_size=6, micro=micro, loss=exact_batch_loss).train(
+        stream(), global_step=0, steps=3
+    )
     same(read_params(whole), read_params(parts), tolerance=1e-14)
     assert many.loss == pytest.approx(one.loss, abs=1e-14)
     assert many.gradient_norm == pytest.approx(one.gradient_norm, abs=1e-14)
@@ -194,7 +200,7 @@ def fed_record(losses, norms, on_step=None):
     """A record as a GPU feeds it: never asked for a number while steps are under way."""
     record = loop._Record(10, on_step, wait=False)
     for loss, norm in zip(losses, norms, strict=True):
-        record.add(torch.tensor(loss), torch.tensor(norm))
+        record.add({"loss": torch.tensor(loss)}, torch.tensor(norm))
     return record
 
 

@@ -6,6 +6,7 @@ import torch
 from photon.config.compose import compose
 from photon.config.schema import SwitchSection
 from photon.errors import PhotonError
+from photon.objective.causal_lm import CausalLM
 from photon.preflight import preflight
 from photon.training.loop import LocalTrainer
 from photon.training.schedule import ConstantSchedule
@@ -31,6 +32,7 @@ def test_settings_are_a_function_of_the_step_whatever_was_trained_before():
             model,
             optimizer,
             ConstantSchedule(),
+            loss=CausalLM().loss,
             batch_size=2,
             micro_batch_size=None,
             clip_norm=None,

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from photon.data.loader import WindowStream
+from photon.data.loader import BatchStream
+from photon.training.hooks import Batch, Loss
 
 VOCABULARY = 17
 LENGTH = 8
@@ -31,15 +32,19 @@ class TinyLM(nn.Module):
         return SimpleNamespace(logits=self.head(hidden))
 
 
-def exact_loss(model: nn.Module, input_ids: Tensor, _: None = None) -> Tensor:
+def exact_loss(model: nn.Module, input_ids: Tensor) -> Tensor:
     """The loss in the model's own precision, which Photon's leaves for float32."""
     logits = model(input_ids=input_ids).logits[:, :-1]
     return nn.functional.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten())
+
+
+def exact_batch_loss(model: nn.Module, batch: Batch, _: Tensor | None) -> Loss:
+    return Loss(exact_loss(model, batch["tokens"]))
 
 
 def random_windows(count: int = 40) -> np.ndarray:
     return np.random.default_rng(0).integers(0, VOCABULARY, size=(count, LENGTH), dtype=np.uint16)
 
 
-def stream(position: int = 0) -> WindowStream:
-    return WindowStream([random_windows()], seed=1, position=position)
+def stream(position: int = 0, seed: int = 1, windows: np.ndarray | None = None) -> BatchStream:
+    return BatchStream({"tokens": [random_windows() if windows is None else windows]}, seed, position)

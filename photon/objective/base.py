@@ -1,0 +1,181 @@
+"""What an objective decides: the arrays of a batch, the loss, and how the result is measured.
+
+An objective knows models and data. It knows nothing of rounds, strategies, the link and privacy: those do not
+ask which objective it is either.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from photon.components import build
+from photon.config.schema import Component, RunConfig
+from photon.data.silo_data import SiloData
+from photon.training.groups import StateGroups
+from photon.training.hooks import Batch, Loss
+from photon.training.precision import Precision
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a request means for a silo's text: chosen once, before the first step.
+
+    Attributes
+    ----------
+    steps
+        Local steps to take: at most those that were asked for.
+    windows
+        Indices of the windows to train on; None: all.
+    arrays
+        Arrays that were made for this round, such as labels that a model gave, row by row for ``windows``.
+    figures
+        Figures of the choice, to report.
+    """
+
+    steps: int
+    windows: Tensor | None = None
+    arrays: Batch = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement as sums, so that those of several silos add up to that of all their text.
+
+    Attributes
+    ----------
+    sums
+        Figure to its sum over the counted items. The first is the one that models are compared by.
+    count
+        Items that were counted.
+    """
+
+    sums: Mapping[str, float]
+    count: int
+
+    @property
+    def loss(self) -> float:
+        """The first figure, for each item."""
+        return next(iter(self.sums.values())) / self.count
+
+
+class Objective(ABC):
+    """Base of all objectives. It has settings, and keeps nothing from call to call.
+
+    Attributes
+    ----------
+    arrays
+        Names of the arrays that a batch has.
+    trains
+        False: there are no local steps, and a silo answers with `statistics`.
+    """
+
+    arrays: ClassVar[tuple[str, ...]] = ("tokens",)
+    trains: ClassVar[bool] = True
+
+    def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
+        """Return a new model with what this objective changes: heads, adapters, parameters that are frozen.
+
+        A meta model, which has shapes alone, is changed in the same way.
+        """
+        return model
+
+    def prepare(self, model: nn.Module, data: SiloData, received: StateGroups, steps: int, seed: int) -> Work:
+        """Choose what a silo trains on in a round, before its first step.
+
+        Parameters
+        ----------
+        model
+            The model with the parameters that the round starts from.
+        data
+            The silo's text.
+        received
+            State groups that came with the request.
+        steps
+            Local steps that the request asks for.
+        seed
+            The only source of random draws.
+        """
+        return Work(steps)
+
+    def count(self, batch: Batch) -> Tensor | None:
+        """Return how many items of a batch the loss is a mean over; None: equal for batches of equal size.
+
+        Parts of a batch, on one device or several, count by their share of its items.
+        """
+        return None
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Loss:
+        """Return the loss of a batch.
+
+        Parameters
+        ----------
+        model
+            The model, or a wrapper of it that returns what it returns.
+        batch
+            Array name to rows.
+        rows
+            Rows of the vocabulary that the softmax runs over, bool; None: all.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: "PreTrainedModel",
+        data: SiloData,
+        rows: Tensor | None,
+        *,
+        batch_size: int,
+        device: torch.device,
+        precision: Precision,
+        limit: int | None,
+    ) -> Evaluation:
+        """Measure a model on a silo's validation split.
+
+        Parameters
+        ----------
+        model
+            The model, on ``device``; it is left in the mode that it was in.
+        data
+            The silo's text.
+        rows
+            Rows of the vocabulary that the model was trained over, bool; None: all.
+        batch_size
+            Most windows per forward pass.
+        precision
+            Format of the forward pass.
+        limit
+            Most windows to read, evenly spaced; None: all.
+        """
+
+    @abstractmethod
+    def sample(self, size: int, sequence_length: int) -> Batch:
+        """Return a batch of so many rows that takes the most memory, for probes."""
+
+    def statistics(self, model: nn.Module, data: SiloData, received: StateGroups, seed: int) -> StateGroups:
+        """Return sums over a silo's text in float64, where ``trains`` is False; parameters as of `prepare`.
+
+        The sums of all silos add up to those of all text: nothing in them is divided by a silo's own count.
+        """
+        raise NotImplementedError(f"{type(self).__name__} takes local steps")
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """Return the objective that a configuration names."""
+    return _objective(config.objective.model_dump_json(by_alias=True))
+
+
+@lru_cache(maxsize=8)
+def _objective(component: str) -> Objective:
+    section = Component.model_validate_json(component)
+    objective: Objective = build(section.as_mapping(), "objective")
+    return objective

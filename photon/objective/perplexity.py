@@ -1,0 +1,162 @@
+"""Validation loss of a model on packed windows of text."""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from photon.training.precision import Precision
+
+# Logits are by far the largest tensor of an evaluation, and beyond this much they only cost memory.
+_LOGITS_BYTES = {"cpu": 2**24, "cuda": 2**30}
+
+
+class Score(NamedTuple):
+    """How well a model predicts some text.
+
+    Attributes
+    ----------
+    nll : float
+        Summed negative log-likelihood in nats.
+    tokens : int
+        Tokens predicted: all of a window but its first.
+    """
+
+    nll: float
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nll / self.tokens
+
+    @property
+    def perplexity(self) -> float:
+        """exp(loss); infinite where that is beyond a float."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+
+@dataclass(frozen=True)
+class OwnTokens:
+    """The tokens of the text that a model was trained on, where its softmax ran over these alone.
+
+    To be a distribution over all tokens it leaves a share u to those that it has never seen:
+
+        p(t) = (1 − u) · softmax(t) for one of its own tokens,   p(t) = u / others for any other one.
+
+    Attributes
+    ----------
+    tokens
+        bool, of shape (rows of the head,).
+    unseen
+        u.
+    others
+        Tokens of the tokenizer that are not among them.
+    """
+
+    tokens: torch.Tensor
+    unseen: float
+    others: int
+
+    @classmethod
+    def of(cls, counts: np.ndarray, rows: int) -> "OwnTokens":
+        """Return them for counts of the training text's tokens, (vocab_size,).
+
+        u is Good and Turing's estimate, the share of the text that are tokens which occur once, smoothed so
+        that it is neither 0 nor 1; 0 if there are no other tokens.
+        """
+        tokens = torch.zeros(rows, dtype=torch.bool)
+        tokens[: len(counts)] = torch.from_numpy(counts > 0)
+        others = int((counts == 0).sum())
+        once, all_of_them = int((counts == 1).sum()), int(counts.sum())
+        return cls(tokens, (once + 1) / (all_of_them + 2) if others else 0.0, others)
+
+    def losses(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the negative log-likelihood of each target: (n,), for logits of shape (n, rows)."""
+        known = self.tokens.to(logits.device)
+        losses = nn.functional.cross_entropy(
+            logits.masked_fill(~known, -torch.inf), targets, reduction="none"
+        )
+        if not self.others:
+            return losses
+        elsewhere = math.log(self.others) - math.log(self.unseen)
+        return torch.where(known[targets], losses - math.log1p(-self.unseen), elsewhere)
+
+
+def evaluate_windows(
+    model: "PreTrainedModel",
+    windows: np.ndarray,
+    *,
+    batch_size: int,
+    device: torch.device | str,
+    precision: "Precision",
+    limit: int | None = None,
+    own: OwnTokens | None = None,
+) -> Score:
+    """Return the negative log-likelihood of windows and the number of tokens predicted.
+
+    Deterministic: the same windows are read in the same order every time. The model is evaluated without
+    gradients and left in the mode, training or evaluation, that it was in.
+
+    Parameters
+    ----------
+    model
+        A causal language model on ``device``.
+    windows
+        Token ids, shape (windows, sequence length), any integer type; may be memory-mapped.
+    batch_size
+        Most windows per forward pass; fewer where their logits would be large.
+    device
+        Where the model is.
+    precision
+        ``"fp32"``, ``"bf16"`` or ``"fp16"``: format of the forward pass. The likelihood is float32, its sum
+        float64.
+    limit
+        Most windows to read, evenly spaced over all of them; None reads all.
+    own
+        Tokens that the softmax runs over; None: all.
+    """
+    device = torch.device(device)
+    rows = _evenly_spaced(len(windows), limit)
+    step = _windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
+    total, was_training = 0.0, model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _autocast(device, precision):
+            for start in range(0, len(rows), step):
+                batch = torch.from_numpy(windows[rows[start : start + step]].astype(np.int64)).to(device)
+                total += _summed_loss(model, batch, own)
+    finally:
+        model.train(was_training)
+    return Score(total, len(rows) * (windows.shape[1] - 1))
+
+
+def _evenly_spaced(count: int, limit: int | None) -> np.ndarray:
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken) * count // max(taken, 1)
+
+
+def _windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
+    budget = _LOGITS_BYTES["cuda" if device.type == "cuda" else "cpu"]
+    return max(1, min(batch_size, budget // (4 * sequence_length * vocab_size)))
+
+
+def _autocast(device: torch.device, precision: "Precision") -> torch.autocast:
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def _summed_loss(model: nn.Module, input_ids: torch.Tensor, own: OwnTokens | None) -> float:
+    logits = model(input_ids=input_ids[:, :-1]).logits.float().flatten(0, 1)
+    targets = input_ids[:, 1:].reshape(-1)
+    if own is None:
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+    else:
+        losses = own.losses(logits, targets)
+    return float(losses.sum(dtype=torch.float64))
