@@ -26,7 +26,7 @@ class Roster:
     grid
         Where the nodes are.
     config
-        The run's configuration, for nodes that need it.
+        The run's configuration, as nodes get it.
     on_problem
         Called with a line for the user when a node cannot describe itself.
     """

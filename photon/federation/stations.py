@@ -52,8 +52,10 @@ class Stations:
     events: RoundEvents
 
     @classmethod
-    def of(cls, config: RunConfig, grid: Grid, run_dir: Path, stream: EventStream) -> "Stations":
-        """Put the stations of a run together.
+    def of(
+        cls, config: RunConfig, sent: RunConfig, grid: Grid, run_dir: Path, stream: EventStream
+    ) -> "Stations":
+        """Put the stations of a run together; ``sent`` is its configuration as nodes get it.
 
         Raises
         ------
@@ -63,7 +65,7 @@ class Stations:
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
         link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
         events = RoundEvents(config, stream)
-        roster = Roster(grid, config, lambda text: events.notice("warning", text))
+        roster = Roster(grid, sent, lambda text: events.notice("warning", text))
         admission = Admission(config, link)
         return cls(
             grid=grid,
