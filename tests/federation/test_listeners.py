@@ -255,7 +255,7 @@ def test_the_log_comes_first(listeners: str) -> None:
 
 
 def test_weights_and_biases_cannot_be_asked_for_where_nobody_logs_there() -> None:
-    with pytest.raises(PhotonError, match="add {_target_: photon.telemetry.wandb.weights_and_biases}"):
+    with pytest.raises(PhotonError, match=r"add {_target_: photon\.telemetry\.wandb\."):
         composed(*SMALL, "data.path=x", listening(DISPLAY), "telemetry=wandb")
     composed(*SMALL, "data.path=x", listening(WANDB), "telemetry=wandb")
 
