@@ -163,6 +163,21 @@ def test_a_log_that_cannot_be_written_ends_the_run_which_can_go_on(
     assert run_small(*SHORT, resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
+def test_what_ended_a_run_is_told_even_if_the_log_cannot_tell_it(
+    run_small: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: object) -> None:
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(EventLog, "__call__", full)
+        raise MemoryError("too large")
+
+    monkeypatch.setattr(Federation, "_round", crash)
+    with pytest.raises(MemoryError, match="too large"):
+        run_small(*SHORT)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
