@@ -32,9 +32,14 @@ def import_target(target: str, where: str) -> Any:
     """
     module_name, _, attribute = target.rpartition(".")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError) as error:
         raise PhotonError(f"{where}: cannot import '{target}' ({error})") from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError as error:
+        hint = nearest(attribute, [name for name in vars(module) if not name.startswith("_")])
+        raise PhotonError(f"{where}: cannot import '{target}' ({error}){hint}") from error
 
 
 def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from pydantic import ValidationError
@@ -34,6 +34,9 @@ from photon.link.chains import change_chain, down_chains, up_chains
 from photon.objective.base import Objective, objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import border_privacy, node_sections
+from photon.telemetry.listener import ListenerRun
+from photon.telemetry.log import event_log
+from photon.telemetry.wandb import weights_and_biases
 from photon.training.schedule import build_schedule
 from photon.training.switch import check_switch
 
@@ -107,6 +110,7 @@ def _passed(text: str) -> None:
             _check_component(codec, f"link.{where}")
     for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.up_by_name):
         _check_component(codec, "link.up_by_name")
+    _check_listeners(config)
     _try_components(config)
     if config.federation.tree is not None and config.federation.parent is None:
         _check_nodes(config)
@@ -169,11 +173,51 @@ def _check_kind(factory: Any, target: str, where: str) -> None:
         fits, kind = inspect.isclass(factory) and issubclass(factory, Objective), "a photon Objective"
     elif where == "schedule":
         fits, kind = inspect.isclass(factory) and is_dataclass(factory), "a schedule (a frozen dataclass)"
+    elif where.startswith("telemetry.listeners"):
+        fits, kind = _takes_run(factory), "a listener, whose first argument is a ListenerRun"
     else:
         needed = ("name", "encode", "decode")
         fits, kind = inspect.isclass(factory) and all(hasattr(factory, one) for one in needed), "a codec"
     if not fits:
         raise PhotonError(f"{where}._target_={target} is not {kind}; see docs/contributing.md for what fits")
+
+
+def _takes_run(factory: Any) -> bool:
+    """Return whether a function, or a class of what can be called, says that it takes a `ListenerRun`."""
+    is_class = inspect.isclass(factory)
+    if is_class and not any("__call__" in vars(base) for base in factory.__mro__):
+        return False
+    try:
+        first = next(iter(inspect.signature(factory).parameters), "")
+        return get_type_hints(factory.__init__ if is_class else factory).get(first) is ListenerRun
+    except (TypeError, ValueError, NameError):
+        return False
+
+
+def _check_listeners(config: RunConfig) -> None:
+    """Check the listeners without building them: one may open a file, or take the terminal."""
+    listeners = config.telemetry.listeners
+    if listeners is None:
+        return
+    for index, entry in enumerate(listeners):
+        where = f"telemetry.listeners.{index}"
+        _check_component(entry, where)
+        try:
+            inspect.signature(import_target(entry.target, where)).bind(None, **(entry.model_extra or {}))
+        except TypeError as error:
+            raise PhotonError(f"{where}: {entry.target}: {error}") from error
+    factories = [import_target(entry.target, "telemetry.listeners") for entry in listeners]
+    if factories[:1] != [event_log]:
+        raise PhotonError(
+            "telemetry.listeners: the event log comes first, because report and summary are made from it; "
+            "begin the list with {_target_: photon.telemetry.log.event_log}"
+        )
+    mode = config.telemetry.wandb.mode
+    if mode != "off" and weights_and_biases not in factories:
+        raise PhotonError(
+            f"telemetry.wandb.mode={mode}: telemetry.listeners has nobody who would log there; add "
+            "{_target_: photon.telemetry.wandb.weights_and_biases}"
+        )
 
 
 def _check_nodes(config: RunConfig) -> None:

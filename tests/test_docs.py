@@ -1,5 +1,6 @@
 """The documents say what is so: links lead somewhere, commands exist, examples run."""
 
+import csv
 import importlib.util
 import json
 import re
@@ -316,6 +317,22 @@ def test_the_codec_of_the_contributing_page_trains(
         coding = packed.coding.model_copy(update={"blake3": hash_of(data.numpy().data)})
         with pytest.raises(PhotonError, match=message):
             unpack(Packed(data, coding), "values")
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_listener_of_the_contributing_page_hears_a_run(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    # Groups are chosen before single keys, wherever they stand.
+    summary = run_small("telemetry=table", "telemetry.listeners.2.name=mine.csv", "cohort=2", "rounds=2")
+    with (tmp_path / "run" / "mine.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    events = [json.loads(line) for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    rounds = [event for event in events if event["event"] == "round_finished"]
+    assert rows == [[str(event[key]) for key in ("round", "tokens", "train_loss")] for event in rounds]
+    assert int(rows[-1][1]) == summary["tokens"]
+    with pytest.raises(PhotonError, match=r"listeners\.2\.nam: unknown key; did you mean 'name'"):
+        preflight(compose(["telemetry=table", "+telemetry.listeners.2.nam=x"]))
 
 
 @pytest.mark.usefixtures("with_examples")

@@ -41,6 +41,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"link.states": [{"_target_": "os.system", "command": "id"}]},
         "link.states._target_=os.system is not a codec; see docs/contributing.md for what fits",
     ),
+    "no listener": (
+        {"telemetry.listeners": [{"_target_": "os.system", "command": "id"}]},
+        "telemetry.listeners.0._target_=os.system is not a listener, whose first argument is a ListenerRun; "
+        "see docs/contributing.md for what fits",
+    ),
     "unknown argument": (
         {"strategy.weightin": "uniform"},
         "strategy.weightin: unknown key; did you mean 'weighting'?",

@@ -236,6 +236,11 @@ class WandbSection(Section):
 class TelemetrySection(Section):
     """What a run tells."""
 
+    listeners: list[Component] | None = Field(
+        None,
+        description="Who hears what happens, in order: classes or functions by `_target_`, with their "
+        "arguments. The event log comes first. null: log, display, and Weights & Biases.",
+    )
     display: Literal["auto", "plain", "none"] = Field(
         description="auto: live on a terminal, else lines; plain: lines; none: nothing."
     )

@@ -18,7 +18,7 @@ from photon.config.schema import RunConfig
 from photon.engine.app_folder import app_folder
 from photon.engine.processes import flower_environment
 from photon.errors import PhotonError, RunError
-from photon.federation.listeners import display
+from photon.federation.listeners import watching
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow, read_events
 
@@ -121,9 +121,9 @@ class Connection:
             return False
 
         history = read_events(events)[:earlier] if earlier else []
-        with display(config, live=True, history=history) as show:
+        with watching(config, history) as shown:
             for event in itertools.islice(follow(events, over), earlier, None):
-                show(event)
+                shown.emit(event)
                 if isinstance(event, RunFinished | RunInterrupted):
                     end.append(event)
         if end and isinstance(end[-1], RunInterrupted):

@@ -44,10 +44,12 @@ class Federation:
         self.config = config
         self.run_dir = run_dir
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
-        self._at = Stations.of(config, grid, run_dir, stream)
+        #: As nodes get it: who listens is the server's own, and need not be installed with them.
+        self._sent_config = config.model_copy(
+            update={"telemetry": config.telemetry.model_copy(update={"listeners": None})}
+        )
+        self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
-        #: As silos get it: they build the model without the server's disk.
-        self._sent_config = config
 
     def run(self, *, resume: bool, assignment: Assignment | None = None) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
@@ -195,7 +197,7 @@ class Federation:
         silos = self._at.roster.silos()
         check_silos(self.config, self._strategy, silos)
         # Silos start from weights that the server sends.
-        self._sent_config = self.config.model_copy(
+        self._sent_config = self._sent_config.model_copy(
             update={"model": self_contained(self.config.model, silos[0].vocab_size)}
         )
         return silos

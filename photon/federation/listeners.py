@@ -1,58 +1,81 @@
-"""Who hears what happens in a run: the event log, the display, Weights & Biases."""
+"""Who hears what happens in a run: what ``telemetry.listeners`` names, the event log first."""
 
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.console import Console
+from photon.components import build, import_target
+from photon.config.schema import Component, RunConfig
+from photon.errors import PhotonError
+from photon.telemetry import display, log, wandb
+from photon.telemetry.events import Event, EventStream, Listener
+from photon.telemetry.listener import ListenerRun
 
-from photon.config.schema import RunConfig
-from photon.telemetry.display import Display
-from photon.telemetry.events import Event, Listener
-from photon.telemetry.log import EventLog, read_events
+WHERE = "telemetry.listeners"
 
-
-@contextmanager
-def display(config: RunConfig, *, live: bool, history: Sequence[Event]) -> Iterator[Listener]:
-    """Yield the listener that shows the run as ``telemetry.display`` wants it."""
-    if config.telemetry.display == "none":
-        yield lambda _: None
-        return
-    lines_only = not live or config.telemetry.display == "plain"
-    with Display(Console(force_terminal=False if lines_only else None), history=history) as listener:
-        yield listener
+#: Those of a run whose configuration names none, as one that was written before they could be chosen.
+DEFAULT = tuple(
+    Component.model_validate({"_target_": f"{factory.__module__}.{factory.__name__}"})
+    for factory in (log.event_log, display.display, wandb.weights_and_biases)
+)
 
 
-@contextmanager
-def listeners(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[list[Listener]]:
-    """Yield all listeners of a run, the event log first: what the others show is on the disk."""
-    path = run_dir / "events.jsonl"
-    history = read_events(path) if path.exists() else []
-    with (
-        EventLog(path) as log,
-        display(config, live=live, history=history) as show,
-        _wandb(config, run_dir) as more,
-    ):
-        yield [log, show, *more]
+def entries(config: RunConfig) -> Sequence[Component]:
+    """Return what names the listeners of a run."""
+    chosen = config.telemetry.listeners
+    return DEFAULT if chosen is None else chosen
 
 
-@contextmanager
-def _wandb(config: RunConfig, run_dir: Path) -> Iterator[list[Listener]]:
-    settings = config.telemetry.wandb
-    if settings.mode == "off":
-        yield []
-        return
-    from photon.telemetry.wandb import WandbListener
+def listener_run(config: RunConfig, run_dir: Path, *, live: bool) -> ListenerRun:
+    """Return what the listeners of a run are told when they begin."""
+    path = run_dir / log.EVENTS
+    return ListenerRun(run_dir, config, live, log.read_events(path) if path.exists() else [])
 
-    listener = WandbListener(
-        mode=settings.mode,
-        project=settings.project,
-        run_dir=run_dir,
-        config=config.model_dump(by_alias=True),
-        run_id=f"{run_dir.name}-{zlib.crc32(str(run_dir).encode()):08x}",
-    )
+
+def open_log(run: ListenerRun) -> EventStream:
+    """Return a stream that the event log alone hears: what others will show is on the disk."""
+    return EventStream(log=log.event_log(run))
+
+
+def open_others(run: ListenerRun, stream: EventStream) -> None:
+    """Let the run's other listeners begin, in order.
+
+    Raises
+    ------
+    PhotonError
+        If one cannot: before the run starts, it is better mended than missed.
+    """
+    for index, entry in enumerate(entries(run.config)[1:], start=1):
+        listener = _begin(entry, f"{WHERE}.{index}", run)
+        if listener is not None:
+            stream.add(listener)
+
+
+def _begin(entry: Component, where: str, run: ListenerRun) -> Listener | None:
     try:
-        yield [listener]
+        listener: Listener | None = build(entry.as_mapping(), where, run)
+    except PhotonError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise PhotonError(f"{where}: {entry.target} cannot begin ({what})") from error
+    if listener is not None and not callable(listener):
+        raise PhotonError(f"{where}: what {entry.target} returns cannot be called with an event")
+    return listener
+
+
+@contextmanager
+def watching(config: RunConfig, history: Sequence[Event]) -> Iterator[EventStream]:
+    """Yield what shows a run that another process does: its display, if that is one of its listeners."""
+    run = ListenerRun(Path(str(config.run_dir)), config, live=True, history=history)
+    stream = EventStream()
+    try:
+        for index, entry in enumerate(entries(config)):
+            where = f"{WHERE}.{index}"
+            if import_target(entry.target, where) is display.display:
+                shown = _begin(entry, where, run)
+                if shown is not None:
+                    stream.add(shown)
+        yield stream
     finally:
-        listener.close()
+        stream.close()

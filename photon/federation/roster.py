@@ -27,7 +27,7 @@ class Roster:
     grid
         Where the nodes are.
     config
-        The run's configuration, for nodes that need it.
+        The run's configuration, as nodes get it.
     admission
         Judges what nodes say of their silos.
     on_problem

@@ -3,7 +3,7 @@
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,12 @@ from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
-from photon.federation.listeners import listeners
+from photon.federation.listeners import listener_run, open_log, open_others
 from photon.federation.results import finish
 from photon.files.atomic import write_text
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import EventStream, RunInterrupted
+from photon.telemetry.listener import ListenerRun
 
 #: Held by the process that trains the run.
 LOCK = ".lock"
@@ -96,25 +97,37 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     from photon.federation.for_above import carry_out, reason_of
 
     run_dir = check_run_dir(config, resume)
-    with _alone(run_dir), listeners(config, run_dir, live=live) as hearing:
-        if not resume:
-            write_text(run_dir / "config.yaml", config.text)
-        stream = EventStream(hearing)
-        try:
+    try:
+        with _alone(run_dir), _listening(config, run_dir, live=live) as (run, stream):
+            if not resume:
+                write_text(run_dir / "config.yaml", config.text)
+            open_others(run, stream)
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
                 return {}
             checkpoint = federation.run(resume=resume)
             return finish(config, run_dir, checkpoint, stream)
+    except OSError as error:
+        # A full disk, or a folder that is gone: nothing of the run is at fault.
+        raise RunError(f"{run_dir}: {reason_of(error)}") from error
+
+
+@contextmanager
+def _listening(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[tuple[ListenerRun, EventStream]]:
+    """Open the event log, and tell in it what ends the run before its time."""
+    from photon.federation.for_above import reason_of
+
+    run = listener_run(config, run_dir, live=live)
+    with closing(open_log(run)) as stream:
+        try:
+            yield run, stream
         except BaseException as error:
             bad_input = isinstance(error, PhotonError)
-            stream.emit(
-                RunInterrupted(round=_last_round(run_dir), reason=reason_of(error), bad_input=bad_input)
-            )
-            if isinstance(error, OSError):
-                # A full disk, or a folder that is gone: nothing of the run is at fault.
-                raise RunError(f"{run_dir}: {reason_of(error)}") from error
+            last = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
+            # A log that cannot be written may be what ends the run.
+            with suppress(Exception):
+                stream.emit(RunInterrupted(round=last, reason=reason_of(error), bad_input=bad_input))
             raise
 
 
@@ -178,7 +191,3 @@ def _alone(run_dir: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
-
-
-def _last_round(run_dir: Path) -> int:
-    return max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)

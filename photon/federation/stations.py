@@ -55,8 +55,10 @@ class Stations:
     events: RoundEvents
 
     @classmethod
-    def of(cls, config: RunConfig, grid: Grid, run_dir: Path, stream: EventStream) -> "Stations":
-        """Put the stations of a run together.
+    def of(
+        cls, config: RunConfig, sent: RunConfig, grid: Grid, run_dir: Path, stream: EventStream
+    ) -> "Stations":
+        """Put the stations of a run together; ``sent`` is its configuration as nodes get it.
 
         Raises
         ------
@@ -67,7 +69,7 @@ class Stations:
         link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
         events = RoundEvents(config, stream)
         admission = Admission(config, link)
-        roster = Roster(grid, config, admission, lambda text: events.notice("warning", text))
+        roster = Roster(grid, sent, admission, lambda text: events.notice("warning", text))
         return cls(
             config=config,
             grid=grid,

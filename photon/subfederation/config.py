@@ -8,6 +8,7 @@ from photon.config.compose import compose
 from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig
 from photon.config.tree import TreeNode, plain_tree
 from photon.silo.site import SiloSite
+from photon.telemetry import log
 from photon.training.schedule import resolve_schedule
 
 
@@ -38,6 +39,8 @@ def member_config(
     schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
     telemetry = config.telemetry.model_copy(
         update={
+            # Those of the run above are not installed here, perhaps.
+            "listeners": [Component.model_validate({"_target_": f"{log.__name__}.{log.event_log.__name__}"})],
             "display": "none",
             "report": False,
             "export": False,

@@ -27,6 +27,7 @@ from photon.telemetry.events import (
     RunInterrupted,
     RunStarted,
 )
+from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history
 from photon.telemetry.summary import (
     counted,
@@ -45,7 +46,9 @@ _LINES_AROUND = 16
 
 
 class Display:
-    """Listener that shows a run; to be used as a context manager, which leaves the terminal clean.
+    """Listener that shows a run from `start` to `close`, which leaves the terminal clean.
+
+    As a context manager it does both.
 
     Parameters
     ----------
@@ -86,18 +89,26 @@ class Display:
             # Printed above the live view, where it stays.
             self._console.print(line)
 
-    def __enter__(self) -> Self:
+    def start(self) -> Self:
+        """Begin a live view, where there is one."""
         if self._live is not None:
             self._live.start(refresh=True)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Leave the last view on the terminal."""
         if self._live is not None:
             with self._lock:
                 self._state.ended = True
             self._live.stop()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def __rich__(self) -> RenderableType:
         with self._lock:
@@ -144,6 +155,16 @@ class Display:
         table.add_section()
         table.add_row("all", "", *state.total_row(), style="bold")
         return table
+
+
+def display(run: ListenerRun) -> Display | None:
+    """Return what shows a run as ``telemetry.display`` wants it."""
+    wanted = run.config.telemetry.display
+    if wanted == "none":
+        return None
+    lines_only = not run.live or wanted == "plain"
+    console = Console(force_terminal=False if lines_only else None)
+    return Display(console, history=run.history).start()
 
 
 class _State:

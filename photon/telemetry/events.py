@@ -8,12 +8,12 @@ is required, ``null`` is read back as NaN, and where a figure may be missing it 
 import dataclasses
 import functools
 import json
-import logging
 import math
 import numbers
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,8 +23,6 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from photon.errors import PhotonError
-
-_logger = logging.getLogger(__name__)
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
@@ -298,23 +296,60 @@ Listener = Callable[[Event], None]
 class EventStream:
     """Hands each event to every listener, in order.
 
-    Telemetry must never end a run: a listener that raises is dropped with one warning line.
+    A listener that raises must not end a run: it is dropped, and a `Notice` tells the others.
+
+    Parameters
+    ----------
+    listeners
+        They hear each event.
+    log
+        It hears each event before them, and is never dropped: a run without its log cannot be told of, so
+        what it raises ends the run. None: there is none.
     """
 
-    def __init__(self, listeners: Sequence[Listener]) -> None:
-        self._listeners = list(listeners)
+    def __init__(self, listeners: Sequence[Listener] = (), *, log: Listener | None = None) -> None:
+        self._log = log
+        self._listeners: list[Listener] = []
+        self._at_the_end = ExitStack()
+        if log is not None and hasattr(log, "close"):
+            self._at_the_end.callback(log.close)
+        for listener in listeners:
+            self.add(listener)
+
+    def add(self, listener: Listener) -> None:
+        """Let one more hear what comes from now on, after the others."""
+        self._listeners.append(listener)
+        if hasattr(listener, "close"):
+            self._at_the_end.callback(self._close, listener, listener.close)
 
     def emit(self, event: Event) -> None:
-        """Hand ``event`` to the listeners that are left."""
+        """Hand ``event`` to the log and to the listeners that are left."""
+        if self._log is not None:
+            self._log(event)
+        broken = []
         for listener in tuple(self._listeners):
             try:
                 listener(event)
             except Exception as error:
                 self._listeners.remove(listener)
-                what = f"{type(error).__name__}: {error}".splitlines()[0]
-                _logger.warning(
-                    "telemetry: %s is dropped, the run goes on: %s", _listener_name(listener), what
-                )
+                broken.append(_warning(listener, "is dropped, the run goes on", error))
+        # Once all have heard the event, because it comes first.
+        for notice in broken:
+            self.emit(notice)
+
+    def close(self) -> None:
+        """Call ``close`` of all that have it, dropped ones too: the last first, and the log at the end."""
+        self._at_the_end.close()
+
+    def _close(self, listener: Listener, close: Callable[[], None]) -> None:
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+        try:
+            close()
+        except Exception as error:
+            # Where the log fails, too, that has been told already.
+            with suppress(Exception):
+                self.emit(_warning(listener, "could not be closed", error))
 
 
 def event_name(kind: type[Event]) -> str:
@@ -386,6 +421,11 @@ def _first_fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in fault["loc"])
     return f"lacks '{where}'" if fault["type"] == "missing" else f"has a bad '{where}' ({fault['msg']})"
+
+
+def _warning(listener: Listener, what: str, error: Exception) -> Notice:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    return Notice(level="warning", message=f"telemetry: {_listener_name(listener)} {what}: {reason}")
 
 
 def _listener_name(listener: Listener) -> str:

@@ -25,6 +25,10 @@ from photon.telemetry.events import (
     RunStarted,
     from_json,
 )
+from photon.telemetry.listener import ListenerRun
+
+#: The file of events in a run's folder.
+EVENTS = "events.jsonl"
 
 _ROUND_EVENTS = (
     RoundStarted,
@@ -65,6 +69,11 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def event_log(run: ListenerRun) -> EventLog:
+    """Return what writes a run's ``events.jsonl``."""
+    return EventLog(run.run_dir / EVENTS)
 
 
 def read_events(path: Path) -> list[Event]:

@@ -1,5 +1,6 @@
 """The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon[wandb]'``)."""
 
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from photon.telemetry.events import (
     RunInterrupted,
     RunStarted,
 )
+from photon.telemetry.listener import ListenerRun
 
 
 class WandbListener:
@@ -105,6 +107,20 @@ class WandbListener:
     def close(self, exit_code: int = 0) -> None:
         """Write out what is left; nothing can be logged after that. Closing again does nothing."""
         self._run.finish(exit_code=exit_code)
+
+
+def weights_and_biases(run: ListenerRun) -> WandbListener | None:
+    """Return what logs a run to Weights & Biases as ``telemetry.wandb`` wants it."""
+    settings = run.config.telemetry.wandb
+    if settings.mode == "off":
+        return None
+    return WandbListener(
+        mode=settings.mode,
+        project=settings.project,
+        run_dir=run.run_dir,
+        config=run.config.model_dump(by_alias=True),
+        run_id=f"{run.run_dir.name}-{zlib.crc32(str(run.run_dir).encode()):08x}",
+    )
 
 
 def _round_metrics(event: RoundFinished) -> dict[str, float | None]:

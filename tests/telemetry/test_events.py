@@ -1,6 +1,5 @@
 import dataclasses
 import json
-import logging
 import math
 import time
 
@@ -203,7 +202,7 @@ def test_a_malformed_line_is_named(line: str, fault: str) -> None:
     assert "\n" not in message
 
 
-def test_a_listener_that_raises_is_dropped_with_one_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_listener_that_raises_is_dropped_with_one_notice() -> None:
     heard: list[Event] = []
     calls = []
 
@@ -213,15 +212,61 @@ def test_a_listener_that_raises_is_dropped_with_one_line(caplog: pytest.LogCaptu
 
     stream = EventStream([broken, heard.append])
     events = [Notice(level="info", message=str(number)) for number in range(3)]
-    with caplog.at_level(logging.WARNING):
-        for event in events:
-            stream.emit(event)
-    assert heard == events
+    for event in events:
+        stream.emit(event)
     assert calls == events[:1]
-    (record,) = caplog.records
-    assert "broken" in record.getMessage()
-    assert "OSError: disk" in record.getMessage()
-    assert "\n" not in record.getMessage()
+    notice = heard.pop(1)
+    assert heard == events
+    assert isinstance(notice, Notice)
+    assert notice.level == "warning"
+    assert "broken is dropped, the run goes on: OSError: disk" in notice.message
+    assert "\n" not in notice.message
+
+
+class Recorder:
+    """Notes what it hears and when it is closed; raises where it is told to."""
+
+    def __init__(self, name: str, notes: list[str], breaks: str = "") -> None:
+        self.name, self.notes, self.breaks = name, notes, breaks
+
+    def __call__(self, event: Event) -> None:
+        self.notes.append(f"{self.name}: {getattr(event, 'message', '')[:9]}")
+        if self.breaks == "hearing":
+            raise OSError("no")
+
+    def close(self) -> None:
+        self.notes.append(f"{self.name} closed")
+        if self.breaks == "closing":
+            raise OSError("no")
+
+
+def test_the_log_hears_first_and_is_closed_last_whatever_breaks() -> None:
+    notes: list[str] = []
+    log, *others = (
+        Recorder(name, notes, breaks)
+        for name, breaks in (("log", ""), ("a", ""), ("b", "hearing"), ("c", "closing"))
+    )
+    stream = EventStream(others[:2], log=log)
+    stream.add(others[2])
+    stream.emit(Notice(level="info", message="x"))
+    assert notes == ["log: x", "a: x", "b: x", "c: x", "log: telemetry", "a: telemetry", "c: telemetry"]
+    notes.clear()
+    stream.close()
+    assert notes == ["c closed", "log: telemetry", "a: telemetry", "b closed", "a closed", "log closed"]
+    notes.clear()
+    stream.close()
+    assert notes == []
+
+
+def test_what_the_log_raises_is_not_kept_back() -> None:
+    notes: list[str] = []
+    stream = EventStream([Recorder("a", notes)], log=Recorder("log", notes, "hearing"))
+    for _ in range(2):
+        with pytest.raises(OSError, match="no"):
+            stream.emit(Notice(level="info", message="x"))
+    assert notes == ["log: x", "log: x"], "what is not in the log is told to nobody"
+    stream.close()
+    assert notes[2:] == ["a closed", "log closed"]
 
 
 def test_ctrl_c_in_a_listener_ends_the_run() -> None:
