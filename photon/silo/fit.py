@@ -11,7 +11,6 @@ from photon.errors import PhotonError
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.messages import TrainOrder
 from photon.link.transport import MappedTensors
-from photon.objective.base import objective_of
 from photon.silo.group import fit_in_group
 from photon.silo.masks import masked
 from photon.silo.runtime import method_of, trainer, workbench
@@ -69,8 +68,7 @@ def _fit_here(
     method = method_of(config)
     method.begin(bench.model, bench.optimizer, {})
     windows = [data.windows(member, "train") for member in order.members]
-    arrays = dict.fromkeys(objective_of(config).arrays, windows)
-    stream = BatchStream(arrays, stream_seed(config.seed, order.members), order.position)
+    stream = BatchStream({"tokens": windows}, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
         stream,
         global_step=order.global_step,
