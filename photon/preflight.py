@@ -122,7 +122,8 @@ def _try_components(config: RunConfig) -> None:
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    objective_of(config)
+    if unknown := set(objective_of(config).arrays) - {"tokens"}:
+        raise PhotonError(f"objective: needs the array {min(unknown)}, and prepared text has tokens alone")
     for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
         chains(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)

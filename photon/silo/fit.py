@@ -9,7 +9,6 @@ from photon.errors import PhotonError
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.link.messages import TrainOrder
 from photon.link.transport import MappedTensors
-from photon.objective.base import objective_of
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import trainer, workbench
 from photon.silo.site import SiloSite
@@ -57,8 +56,7 @@ def _fit_here(order: TrainOrder, start: Start, data: PreparedData, config: RunCo
     context, collected = _placed(start.context, bench.device), _placed(start.collected, bench.device)
     method.begin(bench.model, bench.optimizer, context)
     windows = [data.windows(member, "train") for member in order.members]
-    arrays = dict.fromkeys(objective_of(config).arrays, windows)
-    stream = BatchStream(arrays, stream_seed(config.seed, order.members), order.position)
+    stream = BatchStream({"tokens": windows}, stream_seed(config.seed, order.members), order.position)
     result = trainer(bench, config, order.batch_size).train(
         stream,
         global_step=order.global_step,

@@ -6,7 +6,6 @@ from photon.data.loader import stream_seed
 from photon.data.prepared import PreparedData, silo_file
 from photon.link.messages import TrainOrder
 from photon.models.vocabulary import pack_vocabulary
-from photon.objective.base import objective_of
 from photon.silo.runtime import as_trained
 from photon.silo.site import SiloSite
 from photon.strategy.local import Start
@@ -28,7 +27,7 @@ def fit_in_group(
         batch_size=order.batch_size,
         precision=resolve_precision(config.training.precision, device),
         device="cuda" if device.type == "cuda" else "cpu",
-        arrays=dict.fromkeys(objective_of(config).arrays, files),
+        arrays={"tokens": files},
         stream_seed=stream_seed(config.seed, order.members),
         position=order.position,
         global_step=order.global_step,

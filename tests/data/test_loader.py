@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from photon.data.loader import WindowStream
+from photon.data.loader import BatchStream, WindowStream
 
 
 def windows(count: int, length: int = 4, start: int = 0, dtype: str = "uint16") -> np.ndarray:
@@ -94,3 +94,13 @@ def test_impossible_streams_are_refused(arrays, seed, position):
         WindowStream(arrays, seed, position)
     with pytest.raises(ValueError, match="at least one"):
         WindowStream([windows(2)], 0).next_batch(0)
+
+
+def test_arrays_that_go_together_are_read_in_one_order() -> None:
+    pair = BatchStream({"a": [windows(10)], "b": [windows(10) + 1]}, seed=4, position=3)
+    batch = pair.next_batch(9)
+    assert torch.equal(batch["b"], batch["a"] + 1)
+    assert torch.equal(batch["a"], WindowStream([windows(10)], seed=4, position=3).next_batch(9))
+    assert pair.position == 12
+    with pytest.raises(ValueError, match="arrays a, b: they must have the same number of windows"):
+        BatchStream({"a": [windows(10)], "b": [windows(9)]}, seed=4)

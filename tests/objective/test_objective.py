@@ -38,6 +38,7 @@ def test_the_configuration_names_it() -> None:
             ["objective._target_=torch.optim.SGD"],
             "objective._target_=torch.optim.SGD is not a photon Objective",
         ),
+        (["objective._target_=tests.objective.toy.Weighted"], "objective: needs the array weights"),
         (["objective._target_=photon.objective.Nothing"], "objective: cannot import"),
         (["+objective.mask=1"], "objective.mask: unknown key"),
         (

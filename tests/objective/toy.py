@@ -68,3 +68,9 @@ class Costs(Masked):
         tokens = batch["tokens"]
         nothing = 0 * model(input_ids=tokens).logits.sum()
         return Loss(nothing + tokens.sum() / self.count(batch).clamp_min(1))
+
+
+class Weighted(Masked):
+    """Needs what no prepared text has."""
+
+    arrays = ("tokens", "weights")
