@@ -25,8 +25,8 @@ from photon.link.frames import Frame, read_frame, write_frame
 from photon.link.messages import BODY, Describe, Description, TrainOrder, TrainReport, pack, unpack
 from photon.link.records import decode_groups, encode_groups
 from photon.models.build import build_model
+from photon.node import answer
 from photon.silo import worker_client
-from photon.silo.service import answer
 from photon.silo.worker_client import LOG, SOCKET, ask_worker, find_worker, has_worker
 from photon.training.groups import read_params
 
