@@ -12,11 +12,14 @@ import yaml
 from flwr.app import ConfigRecord, RecordDict
 
 import photon.node
+from photon import worker
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
+from photon.federation.assignment import DESCRIPTION
 from photon.federation.run import prepare_run, run_federation
+from photon.link.frames import Frame
 from photon.link.messages import (
     BODY,
     AdvertiseKeys,
@@ -26,6 +29,7 @@ from photon.link.messages import (
     EvaluateOrder,
     EvaluateReport,
     Masking,
+    SiloInfo,
     TrainOrder,
     TrainReport,
     pack,
@@ -40,6 +44,8 @@ from photon.silo.policy import SiloPolicy
 from photon.silo.service import SiloNode
 from photon.silo.site import read_settings
 from photon.state.silo import SiloCounts
+from photon.subfederation import gateway
+from photon.subfederation.member import Member
 from photon.telemetry.events import ClientFinished
 from photon.telemetry.log import read_events
 from tests.conftest import SEQUENCE_LENGTH
@@ -428,6 +434,29 @@ def test_its_validation_figures_stay_too(tree: str, node: Callable[..., dict[str
     assert unpack(shared, Description).silos[0].validation_tokens
 
 
+def test_every_cohort_within_is_large_enough(tree: str, node: Callable[..., dict[str, Any]]) -> None:
+    """What the round above says of its cohort, the federation could not promise alpha within."""
+    with pytest.raises(
+        PhotonError, match=r"north: .*refused by alpha's policy: min_cohort=2.* a cohort of 1"
+    ):
+        trained(order("north"), tree, node({"min_cohort": 2}, branches=True))
+
+
+def test_a_worker_is_no_second_way_in(
+    tree: str, branch: str, node: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    def asked(text: str, **keys: Any) -> RecordDict:
+        fields = {"message_type": "train", "node_config": node({"max_local_steps": 8}, **keys)}
+        reply, sound = worker._answer(Frame(fields, message(order("north"), text)), tmp_path)
+        assert sound
+        assert not reply.fields, reply.fields
+        return reply.records
+
+    assert "branches=true" in str(asked(tree)[BODY]["refused"])  # type: ignore[index]
+    assert "max_local_steps=8" in str(asked(tree, branches=True)[BODY]["refused"])  # type: ignore[index]
+    assert unpack(asked(branch, branches=True), TrainReport).tokens == 3 * TOKENS
+
+
 @pytest.fixture
 def branch(change: Callable[..., str]) -> str:
     """A configuration in which `north` is a federation of alpha, of three rounds of two steps."""
@@ -514,6 +543,39 @@ def test_what_a_node_may_be_follows_from_the_node_config(
     for engine in ("inprocess", "simulation"):
         config = small_config(f"federation={engine}", "federation.tree={north: [alpha]}")
         assert "branches=true" in refusal(order("north"), config, {**node(), "partition-id": 0})
+
+
+def test_a_gateway_is_judged_as_the_federation_that_it_is(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "deployed_connection", lambda *_: None)
+    monkeypatch.setattr(Member, "train", lambda *_: pytest.fail("it was let through"))
+    (tmp_path / "north.yaml").write_text("name: north\nrounds: 3\nsilos: 2\n")
+    described = SiloInfo(
+        name="north",
+        train_tokens=1,
+        validation_tokens=1,
+        unigram_loss=1.0,
+        vocab_size=300,
+        sequence_length=SEQUENCE_LENGTH,
+        tokenizer_sha256="",
+        device="",
+        roofline_flops=None,
+        federation=True,
+    )
+    (tmp_path / "state" / "north").mkdir(parents=True)
+    (tmp_path / "state" / "north" / DESCRIPTION).write_text(described.model_dump_json())
+    own = {"federation": str(tmp_path / "north.yaml"), "state-dir": str(tmp_path / "state")}
+    policy = tmp_path / "policy.yaml"
+    own["policy"] = str(policy)
+    # Three rounds of two steps of four windows, on two members; the order's own figures do not matter.
+    for rule, limit in (("max_local_steps", 6), ("max_run_tokens", 2 * 3 * TOKENS)):
+        policy.write_text(f"{rule}: {limit - 1}\n")
+        assert f"refused by north's policy: {rule}={limit - 1}" in refusal(
+            order("north", steps=1), config, own
+        )
+    with pytest.raises(PhotonError, match="this node is north"):
+        answer("train", message(order("alpha"), config), own)
 
 
 @pytest.mark.parametrize("key", ["branches", "pooling"])
