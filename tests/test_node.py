@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,12 +142,11 @@ def trained(body: TrainOrder, config: RunConfig | str, node_config: dict[str, An
 
 
 def counted(tmp_path: Path) -> dict[str, int]:
-    """Return the tokens that were counted for each silo, in all runs."""
-    files = (tmp_path / "state").rglob("counts.json")
-    return {
-        file.parent.name: sum(use["tokens"] for use in json.loads(file.read_text()).values())
-        for file in files
-    }
+    """Return the tokens that were counted for each silo, in all runs and all folders of the node."""
+    found: Counter[str] = Counter()
+    for file in (tmp_path / "state").rglob("counts.json"):
+        found[file.parent.name] += sum(use["tokens"] for use in json.loads(file.read_text()).values())
+    return dict(found)
 
 
 # --- the order of the steps -------------------------------------------------------------------------------
