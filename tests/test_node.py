@@ -551,18 +551,10 @@ def test_a_gateway_is_judged_as_the_federation_that_it_is(
     monkeypatch.setattr(gateway, "deployed_connection", lambda *_: None)
     monkeypatch.setattr(Member, "train", lambda *_: pytest.fail("it was let through"))
     (tmp_path / "north.yaml").write_text("name: north\nrounds: 3\nsilos: 2\n")
-    described = SiloInfo(
-        name="north",
-        train_tokens=1,
-        validation_tokens=1,
-        unigram_loss=1.0,
-        vocab_size=300,
-        sequence_length=SEQUENCE_LENGTH,
-        tokenizer_sha256="",
-        device="",
-        roofline_flops=None,
-        federation=True,
-    )
+    told = dict.fromkeys(("train_tokens", "validation_tokens", "unigram_loss", "roofline_flops"), 1)
+    words = {"name": "north", "tokenizer_sha256": "", "device": ""}
+    told |= {"vocab_size": 300, "sequence_length": SEQUENCE_LENGTH}
+    described = SiloInfo.model_validate({**told, **words, "federation": True})
     (tmp_path / "state" / "north").mkdir(parents=True)
     (tmp_path / "state" / "north" / DESCRIPTION).write_text(described.model_dump_json())
     own = {"federation": str(tmp_path / "north.yaml"), "state-dir": str(tmp_path / "state")}
