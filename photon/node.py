@@ -1,33 +1,39 @@
-"""Which node answers a message: a silo, a federation of the tree, a gateway, or a silo of islands."""
+"""The gate of a node: what is judged of a request, in which order, before anything of it is done.
 
-from pathlib import Path
+It is the only way in, for every kind of message and every kind of node (`photon.subfederation.nodes`): in a
+silo's worker, in a simulation, for the silos within a federation and for the islands of a silo. What may be
+forbidden is in `photon.silo.policy`.
+"""
 
+from functools import partial
+
+import torch
 from flwr.app import RecordDict
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.engine.inprocess import run_inprocess
+from photon.errors import RefusedError
 from photon.link.answer import Answer, MessageType, NodeConfig
 from photon.link.messages import (
     BODY,
+    Body,
     Describe,
     Description,
     EvaluateOrder,
-    Query,
     TrainOrder,
     pack,
-    unpack,
-    unpack_config,
+    pack_refusal,
 )
+from photon.link.records import Shapes, dense_groups
+from photon.link.request import read_request
 from photon.preflight import preflight, preflight_gateway
-from photon.silo import service
-from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
-from photon.subfederation import islands as island_rounds
-from photon.subfederation import service as member_service
-from photon.subfederation.config import border_privacy
-from photon.subfederation.describe import describe_children
-from photon.subfederation.gateway import GatewaySettings, below, drive, read_gateway
-from photon.subfederation.member import Drive, Member
+from photon.silo import secure
+from photon.silo.shapes import check_request, contract_of, evaluated_shapes
+from photon.silo.site import SiloSite, find_site, read_settings
+from photon.state.silo import SiloCounts, Use, counting
+from photon.strategy.contract import Contract
+from photon.subfederation.branch import with_border
+from photon.subfederation.nodes import Node, node_of
 
 
 def answer(
@@ -35,106 +41,145 @@ def answer(
     content: RecordDict,
     node_config: NodeConfig,
     islands: Answer | None = None,
+    *,
+    outermost: bool = True,
 ) -> RecordDict:
-    """Do what a message asks for; see `photon.silo.service.answer`.
-
-    A message to a node of the tree that has children goes to the federation that it is, any other to a silo.
+    """Do what a message asks for, if all that stands before it is passed.
 
     Parameters
     ----------
-    message_type, content, node_config
-        As for `photon.silo.service.answer`.
+    message_type
+        What kind of message it is.
+    content
+        Its content: a body, the run's configuration, and state groups where the order brings any.
+    node_config
+        What the node's operator has set.
     islands
         What answers for each island of a silo; None: this function, in this process.
+    outermost
+        Whether the request comes from outside the node. One of a federation here to its own silos was judged
+        and counted with the request that this federation was asked.
+
+    Returns
+    -------
+    RecordDict
+        The content of the reply; a refusal where the operator forbids what is asked.
+
+    Raises
+    ------
+    PhotonError
+        If the message, the node's data or its state do not fit.
     """
-    config = preflight(parse(unpack_config(content)))
+    try:
+        return _answer(message_type, content, node_config, islands or answer, outermost)
+    except RefusedError as refusal:
+        return RecordDict({BODY: pack_refusal(refusal)})
+
+
+def _answer(
+    message_type: MessageType,
+    content: RecordDict,
+    node_config: NodeConfig,
+    islands: Answer,
+    outermost: bool,
+) -> RecordDict:
+    """Let a request through the gate. Nothing of a step runs if one before it refuses."""
+    # 1. The message: sizes and types of its body.
+    request = read_request(message_type, content)
+    body, silo = request.body, request.silo
+
+    # 2. The configuration, by schema alone: nothing is imported or built.
+    run = parse(request.config)
+
+    # 3. Policy on names, before what they name is imported; and which node this is, by the node config.
     settings = read_settings(node_config)
-    if settings.federation is not None:
-        gateway = read_gateway(settings.federation)
-        return _answer_as_gateway(gateway, message_type, content, *find_site(node_config, config))
-    if settings.is_federation:
-        carry_out = island_rounds.drive(node_config, settings, islands or answer)
-        return _answer_with_islands(
-            settings, carry_out, message_type, content, *find_site(node_config, config)
-        )
-    root = config.federation.root
-    if root is None:
-        return service.answer(message_type, content, node_config)
-    site, carried_out = find_site(node_config, config)
-    if message_type == "query":
-        if isinstance(unpack(content, Query).root, Describe):
-            return RecordDict({BODY: pack(Description(silos=describe_children(root, site, carried_out)))})
-        # Keys and shares of secure aggregation are alike for silos and federations.
-        return service.answer_at(message_type, content, site, carried_out)
-    train = message_type == "train"
-    order = unpack(content, TrainOrder) if train else unpack(content, EvaluateOrder)
-    node = root.child(order.silo)
-    if node is not None and not node.is_silo:
-        member = _ready(Member(node, site, carried_out, _drive_here(node_config)))
-        return member_service.answer(member, message_type, content)
-    if node is not None and node.privacy is not None:
-        config = config.model_copy(update={"privacy": border_privacy(config, node)})
-    return service.answer_at(message_type, content, *find_site(node_config, config))
+    site, config = find_site(node_config, with_border(run, silo))
+    policy = site.policy
+    policy.check_names(silo or "the node", config)
+    within = partial(answer, outermost=False)
+    node = node_of(settings, site, config, request, node_config, within, islands)
+    if silo is not None:
+        node.check_asked(silo, body.members if isinstance(body, TrainOrder) else [silo])
+
+    # 4. Whether it can run: components are imported and built, once for a text.
+    preflight(run)
+    if node.rules is not None:
+        preflight_gateway(config, node.rules)
+    if node.inside is not None:
+        preflight(node.inside)
+    if isinstance(body, Describe):
+        return _reply(Description(silos=node.describe()))
+    if not isinstance(body, TrainOrder | EvaluateOrder):
+        return _reply(node.query(body))
+
+    # 5. Contract: what may arrive and leave, which the request does not say.
+    policy.check_run(body.silo, config, node.vocab_size)
+    if isinstance(body, EvaluateOrder):
+        policy.check_evaluation(body.silo)
+        return _reply(node.evaluate(body, _read(content, site, evaluated_shapes(config, node.vocab_size))))
+    policy.check_order(body)
+    contract = _check_contract(body, node, site, config)
+
+    # 6. and 7. What it costs each silo whose text it touches, against limits and counts; and it is counted.
+    if outermost and settings.island is None:
+        _count(body, node, site)
+
+    # 8. The tensors are read, and the node works.
+    trained, report = node.train(body, _read(content, site, contract.arriving), contract)
+
+    # 9. The reply: what the contract says and nothing else, under masks where the run has them.
+    contract.check_reply(trained)
+    if body.masking is not None:
+        trained = secure.mask(body, body.masking, trained, site, config, contract.masked)
+    kept = node.kept_file(body) if body.masking is None else None
+    reply = site.link.send(trained, content, kept)
+    reply[BODY] = pack(report)
+    return reply
 
 
-def answer_alone(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
-    """Do what a message asks a silo for, whatever tree its configuration has: for the silo's worker."""
-    preflight(parse(unpack_config(content)))
-    return service.answer(message_type, content, node_config)
+def _check_contract(order: TrainOrder, node: Node, site: SiloSite, config: RunConfig) -> Contract:
+    """Return what may arrive and leave, if the policy allows that and the order asks for nothing else.
 
-
-def _drive_here(node_config: NodeConfig) -> Drive:
-    """Return what carries out assignments of a federation of the tree: its silos answer in this process.
-
-    They are held to what the operator of this node has set, and keep their state in the federation's folder.
+    Raises
+    ------
+    RefusedError
+        If the policy forbids what would leave.
+    PhotonError
+        If the order does not agree with the configuration, or the node has nothing of that kind.
     """
-
-    def carry_out(config: RunConfig, resume: bool) -> None:
-        own = dict(node_config)
-        if "state-dir" in own:
-            own["state-dir"] = str(Path(str(config.run_dir)) / "silos")
-        run_inprocess(config, answer, own, resume=resume, live=False)
-
-    return carry_out
+    check_request(order, config)
+    contract = contract_of(config, node.vocab_size, order.round, order.silo, federation=node.is_federation)
+    site.policy.check_contract(order.silo, contract)
+    node.check_contract(contract)
+    return contract
 
 
-def _answer_as_gateway(
-    settings: GatewaySettings,
-    message_type: MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-) -> RecordDict:
-    """Answer for a federation behind a SuperLink of its own; the silo's policy judges the run for it."""
-    preflight_gateway(config, settings.node)
-    member = _ready(Member(settings.node, site, config, drive(settings), below(settings)))
-    return member_service.answer_as_silo(member, message_type, content, lambda _: None)
+def _read(content: RecordDict, site: SiloSite, shapes: Shapes) -> dict[str, dict[str, torch.Tensor]]:
+    """Return the tensors that came with a message, which have these shapes."""
+    return dense_groups(site.link.receive(content, shapes))
 
 
-def _answer_with_islands(
-    settings: NodeSettings,
-    carry_out: Drive,
-    message_type: MessageType,
-    content: RecordDict,
-    site: SiloSite,
-    config: RunConfig,
-) -> RecordDict:
-    """Answer for a silo of islands; its policy judges what all of them do together."""
-    steps = unpack(content, TrainOrder).steps if message_type == "train" else config.local_steps
-    member = _ready(
-        Member(
-            island_rounds.node_of(settings, site),
-            site,
-            config,
-            carry_out,
-            island_rounds.below(settings),
-            island_rounds.config_of(settings, config, steps),
-        )
-    )
-    return member_service.answer_as_silo(member, message_type, content, island_rounds.judge(member, settings))
+def _count(order: TrainOrder, node: Node, site: SiloSite) -> None:
+    """Judge what an order does with the text of each silo, and count it, unless its reply is kept.
+
+    It is counted before the node works, so a crash counts twice, and never not at all.
+
+    Raises
+    ------
+    RefusedError
+        If it goes beyond a limit for one of them; it then counts for none.
+    """
+    if node.has_answered(order):
+        return
+    costs = node.cost(order)
+    with counting(site.state):
+        for silo, cost in costs.items():
+            uses = SiloCounts(site.state, silo).used()
+            ever = Use(sum(use.tokens for use in uses.values()), sum(use.releases for use in uses.values()))
+            site.policy.check_cost(silo, cost, uses.get(order.run_id, Use()), ever)
+        for silo, cost in costs.items():
+            SiloCounts(site.state, silo).add(order.run_id, cost.tokens, cost.releases)
 
 
-def _ready(member: Member) -> Member:
-    """Return a member whose own configuration can run."""
-    preflight(member.config)
-    return member
+def _reply(body: Body) -> RecordDict:
+    return RecordDict({BODY: pack(body)})

@@ -125,9 +125,9 @@ def _answer(request: Frame, folder: Path) -> tuple[Frame, bool]:
         message_type, node_config = request.fields["message_type"], request.fields["node_config"]
         _say(f"{message_type}: begun")
         # Here, so that the SuperNode's end is noticed while torch is being imported.
-        from photon.node import answer_alone
+        from photon.node import answer
 
-        records = answer_alone(message_type, request.records, node_config)
+        records = answer(message_type, request.records, node_config)
     except PhotonError as error:
         _say(f"{message_type}: refused: {error}")
         return Frame({"error": str(error)}), True

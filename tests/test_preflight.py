@@ -15,7 +15,7 @@ import yaml
 from flwr.app import Context, RecordDict
 from omegaconf import OmegaConf
 
-from photon import node, preflight, server_app
+from photon import node, preflight, server_app, worker
 from photon.cli import main
 from photon.commands.train import train_one
 from photon.config.compose import compose, parse
@@ -25,6 +25,7 @@ from photon.data.separate import separate_silo
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.federation.run import prepare_run
+from photon.link.frames import Frame
 from photon.link.messages import BODY, Describe, EvaluateOrder, TrainOrder, pack
 from photon.subfederation import gateway
 from tests.conftest import SMALL, small_run
@@ -254,12 +255,23 @@ def north(folder: Path, rules: str = "") -> dict[str, Any]:
     return {"federation": str(folder / "north.yaml"), "state-dir": str(folder.parent / "state")}
 
 
+def by_worker(message_type: Any, content: RecordDict, node_config: dict[str, Any]) -> RecordDict:
+    """Answer as a silo's worker does."""
+    fields = {"message_type": message_type, "node_config": node_config}
+    reply, sound = worker._answer(Frame(fields, content), Path("unused"))
+    assert sound
+    if "error" in reply.fields:
+        raise PhotonError(reply.fields["error"])
+    return reply.records
+
+
 NODES: dict[str, Callable[[Path, Path], tuple[Any, dict[str, Any]]]] = {
-    "silo": lambda folder, corpus: (node.answer, data_dir(folder, corpus)),
-    "silo's worker": lambda folder, corpus: (node.answer_alone, data_dir(folder, corpus)),
-    "simulated": lambda folder, corpus: (node.answer, {"partition-id": 0, "num-partitions": 1}),
-    "gateway": lambda folder, corpus: (node.answer, north(folder)),
-    "islands": lambda folder, corpus: (node.answer, {**data_dir(folder, corpus), "islands": 2}),
+    "alpha, a silo": lambda folder, corpus: (node.answer, data_dir(folder, corpus)),
+    "alpha, a silo's worker": lambda folder, corpus: (by_worker, data_dir(folder, corpus)),
+    # Where the run's configuration has a tree, `north` is a federation of it.
+    "north, simulated": lambda folder, corpus: (node.answer, {"partition-id": 0, "num-partitions": 1}),
+    "north, a gateway": lambda folder, corpus: (node.answer, north(folder)),
+    "alpha, of islands": lambda folder, corpus: (node.answer, {**data_dir(folder, corpus), "islands": 2}),
 }
 
 
@@ -297,8 +309,10 @@ def superlink(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("entrance", NODES)
 def test_a_node_refuses_it(entrance: str, bad: Bad, folder: Path, corpus: Path, tmp_path: Path) -> None:
     answer, node_config = NODES[entrance](folder, corpus)
-    # Where the run's configuration has a tree, `north` is a federation of it on the simulated node.
-    for message_type, content in messages("north", bad.config).items():
+    name = entrance.partition(",")[0]
+    if name == "north" and "gateway" not in entrance and bad.config.federation.tree is None:
+        name = "alpha"
+    for message_type, content in messages(name, bad.config).items():
         with pytest.raises(PhotonError) as refused:
             answer(message_type, content, node_config)
         assert str(refused.value) == bad.words, message_type

@@ -57,15 +57,13 @@ def save_round(
     reply: PackedGroups,
     memory: StateGroups,
 ) -> None:
-    """Count the tokens of a round, and keep the reply and what the next round needs.
+    """Keep the reply and what the next round needs.
 
     Parameters
     ----------
     reply, memory
         The encoded reply, and what the link wants to see again with the next one.
     """
-    # Before the round is saved, as its release is: a crash between the two counts it twice.
-    store.count_tokens(order.run_id, finish.trained.result.tokens)
     store.save(
         SiloState(
             run_id=order.run_id,

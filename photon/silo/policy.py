@@ -1,10 +1,14 @@
 """What a silo accepts: rules of its own, in a file of its own.
 
+A new rule is a field of :class:`SiloPolicy` and a line in one of its checks. `photon.node` calls each of them
+at its place in the gate, whatever kind of node answers and whatever kind of message it is.
+
 A rule is judged by what the silo sees for itself wherever that is possible: the parameters of the model that
 it would build, the steps and the batch of the order, the sequence length of its own data, and the tokens
 that it has counted on its own disk. Names and the size of the cohort are what the aggregator says.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,29 @@ from photon.config.explain import explain_validation
 from photon.config.schema import PrivacySection, RunConfig, Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
+from photon.state.silo import Use
 from photon.strategy.base import sparse_training, strategy_of
 from photon.strategy.contract import Contract
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a request does with the text of one silo, at most.
+
+    Attributes
+    ----------
+    steps
+        Local steps.
+    windows, tokens
+        What they are taken on.
+    releases
+        Updates that are trained on it.
+    """
+
+    steps: int
+    windows: int
+    tokens: int
+    releases: int
 
 
 class PrivacyRule(Section):
@@ -56,6 +81,9 @@ class SiloPolicy(Section):
     max_run_tokens: int | None = Field(
         None, ge=1, description="Most tokens to train in a run, whether or not the aggregator accepted them."
     )
+    max_total_tokens: int | None = Field(
+        None, ge=1, description="Most tokens to train in all runs together, accepted or not."
+    )
     min_cohort: int | None = Field(
         None, ge=1, description="Fewest participants of a round; a mean over few says more of each."
     )
@@ -70,42 +98,73 @@ class SiloPolicy(Section):
         None, description="Bound on updates and noise on them, beside what the run asks for."
     )
 
+    def check_names(self, silo: str, config: RunConfig) -> None:
+        """Check what a run names, before any of it is imported.
+
+        Raises
+        ------
+        RefusedError
+            If a rule forbids a strategy, the model or the optimizer.
+        """
+        optimizer = _names(config.optimizer.target)
+        for rule, found in (
+            *(("strategies", _names(target)) for target in _strategies(config)),
+            ("models", _model_names(config)),
+            ("optimizers", optimizer),
+        ):
+            allowed = getattr(self, rule)
+            if allowed is not None and not set(found) & set(allowed):
+                raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
+
+    def check_stand_in(self, silo: str, what: str) -> None:
+        """Check that the silo may answer as another participant than itself: pooled, or as a branch.
+
+        Parameters
+        ----------
+        what
+            As what.
+
+        Raises
+        ------
+        RefusedError
+            If a rule is a promise of each silo, which its secure sums under one name keep.
+        """
+        if self.secure_aggregation:
+            raise _refused(silo, "secure_aggregation", "true", what)
+
     def check_run(self, silo: str, config: RunConfig, vocab_size: int) -> None:
         """Check what every order of a run asks for.
 
         Raises
         ------
         RefusedError
-            If a rule forbids the strategy, the model, the optimizer or a sparse model.
+            If a rule forbids the size of the model, a sparse model, or what leaves without noise or mask.
         """
-        for rule, found in (
-            ("strategies", _names(config.strategy.target)),
-            ("models", _model_names(config)),
-            ("optimizers", _names(config.optimizer.target)),
-        ):
-            allowed = getattr(self, rule)
-            if allowed is not None and not set(found) & set(allowed):
-                raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
-        if self.privacy is not None and self.privacy.noise_multiplier > 0 and sparse_training(config):
+        noisy = self.privacy is not None and self.privacy.noise_multiplier > 0
+        if noisy and sparse_training(config):
             raise _refused(silo, "privacy", "noise on every coordinate", "a sparse model")
-        if (
-            self.privacy is not None
-            and self.privacy.noise_multiplier > 0
-            and strategy_of(config).local.restricts_rows
-        ):
+        if noisy and strategy_of(config).local.restricts_rows:
             raise _refused(silo, "privacy", "noise on what leaves", "the vocabulary, which has none")
-        if self.max_parameters is None and not self.secure_aggregation:
+        if self.max_parameters is None:
             return
         # Here, because scripts/federation.sh reads policies and needs no models otherwise.
         from photon.models.build import build_model, parameter_count
 
         model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
-        if self.max_parameters is not None:
-            self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
-        if self.secure_aggregation:
-            params = {name: parameter.shape for name, parameter in model.named_parameters()}
-            if tensors := strategy_of(config).contract(1, params).open_tensors():
-                raise _refused(silo, "secure_aggregation", "true", f"{tensors[0]} without a mask")
+        self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
+
+    def check_order(self, order: TrainOrder) -> None:
+        """Check with whom, and under what, an update would leave.
+
+        Raises
+        ------
+        RefusedError
+            If the cohort is too small, or masks are missing.
+        """
+        if self.min_cohort is not None and order.cohort < self.min_cohort:
+            raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
+        if self.secure_aggregation and order.masking is None:
+            raise _refused(order.silo, "secure_aggregation", "true", "an update without masks")
 
     def check_contract(self, silo: str, contract: Contract) -> None:
         """Check what may leave in a round.
@@ -120,29 +179,27 @@ class SiloPolicy(Section):
         if self.privacy is not None and (groups := contract.unbounded_groups()):
             raise _refused(silo, "privacy", "parameters alone", f"the state groups {', '.join(groups)}")
 
-    def check_order(self, order: TrainOrder, sequence_length: int, trained: int) -> None:
-        """Check a train order.
+    def check_cost(self, silo: str, cost: Cost, run: Use, ever: Use) -> None:
+        """Check what a request would do with the text of a silo.
 
         Parameters
         ----------
-        sequence_length
-            Tokens in a window of the silo's data.
-        trained
-            Tokens that the silo has trained in this run.
+        silo
+            The silo whose text it is, whatever the request calls the participant.
+        cost
+            What it would do, at most.
+        run, ever
+            What the text was used for in this run, and in all.
 
         Raises
         ------
         RefusedError
-            If the order goes beyond a limit.
+            If it goes beyond a limit.
         """
-        tokens = order.steps * order.batch_size * sequence_length
-        self._at_most(order.silo, "max_local_steps", order.steps, "{:,} local steps")
-        self._at_most(order.silo, "max_round_tokens", tokens, "{:,} tokens in a round")
-        self._at_most(order.silo, "max_run_tokens", trained + tokens, "{:,} tokens in this run so far")
-        if self.min_cohort is not None and order.cohort < self.min_cohort:
-            raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
-        if self.secure_aggregation and order.masking is None:
-            raise _refused(order.silo, "secure_aggregation", "true", "an update without masks")
+        self._at_most(silo, "max_local_steps", cost.steps, "{:,} local steps")
+        self._at_most(silo, "max_round_tokens", cost.tokens, "{:,} tokens in a round")
+        self._at_most(silo, "max_run_tokens", run.tokens + cost.tokens, "{:,} tokens in this run so far")
+        self._at_most(silo, "max_total_tokens", ever.tokens + cost.tokens, "{:,} tokens in all runs so far")
 
     def check_evaluation(self, silo: str) -> None:
         """Check an evaluate order.
@@ -191,6 +248,13 @@ def _refused(silo: str, rule: str, limit: str, asked: str) -> RefusedError:
 
 def _names(target: str) -> tuple[str, str]:
     return target, target.rpartition(".")[2]
+
+
+def _strategies(config: RunConfig) -> list[str]:
+    """Return the strategies that a run names: its own, and those of the nodes of its tree."""
+    root = config.federation.root
+    rules = [node.strategy or {} for node in root.walk()] if root is not None else []
+    return [config.strategy.target, *(str(rule["_target_"]) for rule in rules if "_target_" in rule)]
 
 
 def _model_names(config: RunConfig) -> list[str]:

@@ -5,36 +5,14 @@ import random
 import torch
 
 from photon.config.schema import PrivacySection, RunConfig
-from photon.errors import PhotonError
 from photon.link.coding import PackedGroups
 from photon.link.messages import Release, TrainOrder
 from photon.link.update import REFERENCE, encode_reply
 from photon.privacy.gaussian import release
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloStore
-from photon.strategy.contract import Contract
-from photon.strategy.local import Groups, Start
+from photon.strategy.local import Start
 from photon.training.groups import StateGroups, Tensors
-
-
-def checked(leaves: Groups, contract: Contract) -> StateGroups:
-    """Return what leaves, which is what the contract says: nothing else goes out.
-
-    Raises
-    ------
-    PhotonError
-        If a group or a tensor is not in the contract, or one that is due is missing.
-    """
-    for group, tensors in leaves.items():
-        allowed = contract.leaving[group].shapes if group in contract.leaving else {}
-        if unknown := sorted(set(tensors) - set(allowed)):
-            raise PhotonError(
-                f"{group}/{unknown[0]}: it is not in the contract of this round; nothing was sent"
-            )
-    for group, shapes in contract.due.items():
-        if missing := sorted(set(shapes) - set(leaves.get(group, {}))):
-            raise PhotonError(f"{group}/{missing[0]}: it is due in this round, and training left none")
-    return {group: dict(tensors) for group, tensors in leaves.items()}
 
 
 def released(

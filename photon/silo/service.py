@@ -1,141 +1,149 @@
-"""What a silo does with a message: read the order, let the silo work, pack the answer."""
+"""A silo as a node: what it costs it to do what is asked, and doing it.
 
-from flwr.app import RecordDict
+It is called by the gate alone (`photon.node`), which has judged the request by then.
+"""
 
-from photon.config.compose import parse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
 from photon.config.schema import RunConfig
+from photon.config.tree import TreeNode
 from photon.errors import PhotonError, RefusedError
-from photon.link.answer import MessageType, NodeConfig
+from photon.link.coding import PackedGroups
 from photon.link.messages import (
-    BODY,
     AdvertiseKeys,
     Body,
-    Description,
     EvaluateOrder,
-    Query,
+    EvaluateReport,
     ShareKeys,
+    SiloInfo,
     TrainOrder,
+    TrainReport,
     Unmask,
-    pack,
-    pack_refusal,
-    unpack,
-    unpack_config,
 )
-from photon.link.records import dense_groups
-from photon.link.transport import SiloLink
 from photon.silo import secure
 from photon.silo.describe import describe
 from photon.silo.evaluate import evaluate
 from photon.silo.kept import reply_file, silo_store
-from photon.silo.shapes import contract_of, evaluated_shapes
-from photon.silo.site import SiloSite, find_site
+from photon.silo.policy import Cost
+from photon.silo.site import NodeSettings, SiloSite
 from photon.silo.train import train
+from photon.strategy.contract import Contract
+
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
+#: What the participants of a secure sum are asked.
+KeyQuestion = AdvertiseKeys | ShareKeys | Unmask
 
 
-def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
-    """Do what a message asks for.
+class SiloNode:
+    """The silos whose text lies in ``data-dir``, each a participant of its own.
 
     Parameters
     ----------
-    message_type
-        What kind of message it is.
-    content
-        Its content: a body, the run's configuration, and state groups where the order brings any.
-    node_config
-        What the silo's operator has set.
+    settings
+        What the operator has set.
+    site
+        Where things lie.
+    config
+        The run's configuration, as it is carried out here.
 
-    Returns
-    -------
-    RecordDict
-        The content of the reply; a refusal where the silo's policy forbids what is asked.
-
-    Raises
-    ------
-    PhotonError
-        If the message, the silo's data or its state do not fit.
+    Attributes
+    ----------
+    inside, rules
+        Configuration and rules of rounds of its own: it has none.
+    is_federation
+        Whether it is a federation in the place of a silo.
     """
-    return answer_at(message_type, content, *find_site(node_config, parse(unpack_config(content))))
 
+    inside: RunConfig | None = None
+    rules: TreeNode | None = None
+    is_federation: ClassVar[bool] = False
 
-def answer_at(
-    message_type: MessageType, content: RecordDict, site: SiloSite, config: RunConfig
-) -> RecordDict:
-    """Do what a message asks for at a site, whatever configuration the message brings."""
-    try:
-        return _SERVICES[message_type](content, site, config)
-    except RefusedError as refusal:
-        return RecordDict({BODY: pack_refusal(refusal)})
+    def __init__(self, settings: NodeSettings, site: SiloSite, config: RunConfig) -> None:
+        self.settings = settings
+        self.site = site
+        self.config = config
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the text knows."""
+        return self.site.prepared().manifest.vocab_size
 
-def _query(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
-    order = unpack(content, Query).root
-    reply: Body
-    if isinstance(order, AdvertiseKeys):
-        reply = secure.advertise_keys(order, site)
-    elif isinstance(order, ShareKeys):
-        reply = secure.share_keys(order, site)
-    elif isinstance(order, Unmask):
-        reply = secure.unmask(order, site)
-    else:
-        reply = Description(silos=describe(site, config))
-    return RecordDict({BODY: pack(reply)})
+    def check_asked(self, silo: str, members: list[str]) -> None:
+        """Check that a participant is one of the silos here, and is asked to train on its own text.
 
+        Raises
+        ------
+        RefusedError
+            If the operator does not allow what it is.
+        """
+        here = self.site.prepared().silo_names
+        if silo in here and members == [silo]:
+            return
+        root = self.config.federation.root
+        child = None if root is None else root.child(silo)
+        if child is not None and not child.is_silo:
+            raise RefusedError(
+                f"refused by the node of {', '.join(here)}: the order is for {silo}, a federation of the "
+                "run's tree; the operator allows that with branches=true in the node config"
+            )
+        if not self.settings.may_pool:
+            raise RefusedError(
+                f"refused by the node of {', '.join(here)}: the order is for {silo}, on the text of "
+                f"{', '.join(members)}; the operator allows other participants than the silos themselves "
+                "with pooling=true in the node config"
+            )
+        if unknown := sorted(set(members) - set(here)):
+            raise PhotonError(f"{self.site.data} has no silo {unknown[0]!r}: it has {', '.join(here)}")
+        self.site.policy.check_stand_in(silo, f"the text of {', '.join(members)} in one")
 
-def _train(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
-    order = unpack(content, TrainOrder)
-    if (order.masking is not None) != config.privacy.secure_aggregation:
-        raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
-    _check_order(order, site, config)  # before any tensor is read
-    link = SiloLink(site.store, site.state)
-    vocab_size = site.prepared().manifest.vocab_size
-    contract = contract_of(config, vocab_size, order.round, order.silo)
-    received = link.receive(content, contract.arriving)
-    groups, report = train(order, dense_groups(received), site, config)
-    kept = None
-    if order.masking is not None:
-        groups = secure.mask(order, order.masking, groups, site, config, contract.masked)
-    elif config.federation.engine == "simulation":
+    def check_contract(self, contract: Contract) -> None:
+        """Check that what is to leave is what a silo has: all that a strategy may ask for."""
+
+    def describe(self) -> list[SiloInfo]:
+        """Describe the silos."""
+        return describe(self.site, self.config)
+
+    def query(self, question: KeyQuestion) -> Body:
+        """Take part in agreeing on the masks of a secure sum."""
+        return answer_keys(question, self.site)
+
+    def has_answered(self, order: TrainOrder) -> bool:
+        """Tell whether the reply to an order is kept, so that nothing is trained for it."""
+        store = silo_store(order.silo, self.site, self.config)
+        return store.reply(order.run_id, order.model_id, order.round) is not None
+
+    def cost(self, order: TrainOrder) -> dict[str, Cost]:
+        """Return what an order does with the text of each silo, at most. Of pooled text all may be of one."""
+        windows = order.steps * order.batch_size
+        tokens = windows * self.site.prepared().manifest.sequence_length
+        cost = Cost(order.steps, windows, tokens, releases=1)
+        return dict.fromkeys(order.members, cost)
+
+    def train(
+        self, order: TrainOrder, groups: Groups, contract: Contract
+    ) -> tuple[PackedGroups, TrainReport]:
+        """Train, and return what leaves, encoded as it travels, and the report."""
+        return train(order, groups, contract, self.site, self.config)
+
+    def kept_file(self, order: TrainOrder) -> Path | None:
+        """Return the file of a reply that the store may have itself."""
         # Server and silos are one user on one machine there.
-        kept = reply_file(order, site, config)
-    reply = link.send(groups, content, kept)
-    reply[BODY] = pack(report)
-    return reply
+        shared = self.site.simulated and self.config.federation.engine == "simulation"
+        return reply_file(order, self.site, self.config) if shared else None
+
+    def evaluate(self, order: EvaluateOrder, groups: Groups) -> EvaluateReport:
+        """Evaluate the received model on a silo's validation text."""
+        return evaluate(order, groups, self.site, self.config)
 
 
-def _evaluate(content: RecordDict, site: SiloSite, config: RunConfig) -> RecordDict:
-    order = unpack(content, EvaluateOrder)
-    _check_evaluation(order, site, config)
-    shapes = evaluated_shapes(config, site.prepared().manifest.vocab_size)
-    received = SiloLink(site.store, site.state).receive(content, shapes)
-    return RecordDict({BODY: pack(evaluate(order, dense_groups(received), site, config))})
-
-
-def _check_order(order: TrainOrder, site: SiloSite, config: RunConfig) -> None:
-    """Let the silo's policy judge a train order.
-
-    Raises
-    ------
-    RefusedError
-        If a rule forbids it.
-    """
-    manifest = site.prepared().manifest
-    site.policy.check_run(order.silo, config, manifest.vocab_size)
-    site.policy.check_contract(order.silo, contract_of(config, manifest.vocab_size, order.round, order.silo))
-    store = silo_store(order.silo, site, config)
-    if store.reply(order.run_id, order.model_id, order.round) is None:
-        site.policy.check_order(order, manifest.sequence_length, store.trained_tokens(order.run_id))
-
-
-def _check_evaluation(order: EvaluateOrder, site: SiloSite, config: RunConfig) -> None:
-    """Let the silo's policy judge an evaluate order.
-
-    Raises
-    ------
-    RefusedError
-        If a rule forbids it.
-    """
-    site.policy.check_evaluation(order.silo)
-    site.policy.check_run(order.silo, config, site.prepared().manifest.vocab_size)
-
-
-_SERVICES = {"query": _query, "train": _train, "evaluate": _evaluate}
+def answer_keys(question: KeyQuestion, site: SiloSite) -> Body:
+    """Do a participant's part in agreeing on masks; it is the same for silos and federations."""
+    if isinstance(question, AdvertiseKeys):
+        return secure.advertise_keys(question, site)
+    if isinstance(question, ShareKeys):
+        return secure.share_keys(question, site)
+    return secure.unmask(question, site)

@@ -7,6 +7,8 @@ import torch
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
+from photon.errors import PhotonError
+from photon.link.messages import TrainOrder
 from photon.models.build import build_model
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, Role
@@ -30,6 +32,35 @@ def contract_of(
     if silo == config.federation.own_silo:
         role = "server_silo"
     return strategy_of(config).contract(server_round, param_shapes(config, vocab_size), role)
+
+
+def check_request(order: TrainOrder, config: RunConfig) -> None:
+    """Check that an order asks for what its configuration says.
+
+    Raises
+    ------
+    PhotonError
+        If they differ.
+    """
+    if (order.masking is not None) != config.privacy.secure_aggregation:
+        raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
+    if order.round > config.rounds:
+        raise PhotonError(f"the order is of round {order.round}, and the run has {config.rounds}")
+    if order.steps > (most := config.steps_of(order.round)):
+        raise PhotonError(f"the order asks for {order.steps} steps, and a round of this run has {most}")
+    # One participant on the text of several silos has a batch for each of the cohort.
+    batches = (config.cohort or len(order.members)) if len(order.members) > 1 else 1
+    largest = batches * config.training.batch_size
+    if order.batch_size > largest:
+        raise PhotonError(
+            f"the order asks for batches of {order.batch_size}, and those of this run have {largest}"
+        )
+    # A federation of a tree counts the steps of its rounds on from where the one above is.
+    if config.federation.parent is None and order.global_step != config.steps_after(order.round - 1):
+        raise PhotonError(
+            f"the order begins at step {order.global_step}, and round {order.round} of this run at "
+            f"{config.steps_after(order.round - 1)}"
+        )
 
 
 def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping[str, torch.Size]]:

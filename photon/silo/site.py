@@ -13,6 +13,7 @@ from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.link.answer import NodeConfig
+from photon.link.transport import SiloLink
 from photon.silo.policy import SiloPolicy, read_policy
 
 #: What an operator may say to a SuperNode with --node-config; :class:`NodeSettings` says what it means.
@@ -44,6 +45,16 @@ class NodeSettings(BaseModel):
         description="Rounds of the islands that the local steps of an order are divided among; none: one.",
     )
     island: int | None = Field(None, ge=1, description="Set by Photon for each of the islands.")
+    branches: bool = Field(
+        False,
+        description="Whether the node may be asked to act as a federation of the tree that a run names, over "
+        "the silos in `data-dir`.",
+    )
+    pooling: bool = Field(
+        False,
+        description="Whether the node may be asked to train on the text of several silos as one participant, "
+        "or of a silo under another name.",
+    )
     worker: bool = Field(True, description="Train in a process that stays from round to round.")
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
     processes: int | None = Field(None, ge=1, description="Devices that train together.")
@@ -66,10 +77,29 @@ class NodeSettings(BaseModel):
         """Whether the node answers for a federation. One island is the silo itself."""
         return self.federation is not None or ((self.islands or 1) > 1 and self.island is None)
 
+    @property
+    def simulated(self) -> bool:
+        """Whether the node lives in the run's folder, with a server that is the same user."""
+        return self.partition_id is not None and self.data_dir is None and self.federation is None
+
+    @property
+    def may_branch(self) -> bool:
+        """Whether the node may act as a federation of a run's tree."""
+        return self.branches or self.simulated
+
+    @property
+    def may_pool(self) -> bool:
+        """Whether the node may train on the text of several silos as one participant."""
+        return self.pooling or self.simulated
+
     @model_validator(mode="after")
     def _go_together(self) -> "NodeSettings":
         if self.islands is None and self.island_rounds is not None:
             raise ValueError("island-rounds is set but islands is not; set both")
+        if self.is_federation and (self.branches or self.pooling):
+            raise ValueError(
+                "branches and pooling are of a silo with a data-dir, not of a gateway or islands; remove them"
+            )
         if (self.islands or 1) > 1:
             if self.federation is not None:
                 raise ValueError(
@@ -111,6 +141,8 @@ class SiloSite:
         What is done to updates before they leave: what the run asks for, and what the policy adds to it.
     share
         Which share of the text, of how many; None: all of it.
+    simulated
+        Whether the run's server is the same user on the same machine.
     """
 
     data: Path
@@ -119,6 +151,12 @@ class SiloSite:
     policy: SiloPolicy
     privacy: PrivacySection
     share: tuple[int, int] | None = None
+    simulated: bool = False
+
+    @property
+    def link(self) -> SiloLink:
+        """What reads and writes the tensors of messages here."""
+        return SiloLink(self.store, self.state)
 
     def prepared(self) -> PreparedData:
         """Return the text that is trained on here.
@@ -174,7 +212,7 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     policy = read_policy(settings.policy)
     privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
     share = None if settings.island is None else (settings.island, settings.islands or 1)
-    return SiloSite(data, state, store, policy, privacy, share)
+    return SiloSite(data, state, store, policy, privacy, share, settings.simulated)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

@@ -9,17 +9,16 @@ from photon.data.silo_data import SiloData
 from photon.link.messages import TrainOrder
 from photon.link.update import REFERENCE
 from photon.silo.kept import kept_of
-from photon.silo.shapes import contract_of
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import PARAMS
+from photon.strategy.contract import PARAMS, Contract
 from photon.strategy.local import LostStateError, Request, Start
 from photon.training.groups import Tensors
 from photon.training.switch import at_switch
 
 
-def request_of(order: TrainOrder, config: RunConfig, vocab_size: int) -> Request:
+def request_of(order: TrainOrder, contract: Contract, config: RunConfig, vocab_size: int) -> Request:
     """Return the part of an order that the silo's method may see."""
     return Request(
         silo=order.silo,
@@ -31,7 +30,7 @@ def request_of(order: TrainOrder, config: RunConfig, vocab_size: int) -> Request
         scalars=order.scalars,
         averaged_rounds=order.averaged_rounds,
         tags=order.residuals,
-        contract=contract_of(config, vocab_size, order.round, order.silo),
+        contract=contract,
         vocab_size=vocab_size,
     )
 

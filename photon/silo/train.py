@@ -12,16 +12,20 @@ from photon.models.vocabulary import pack_vocabulary
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
 from photon.silo.kept import kept_reply, kept_state, save_round, silo_store
-from photon.silo.reply import checked, encoded, released
+from photon.silo.reply import encoded, released
 from photon.silo.site import SiloSite
 from photon.silo.start import request_of, start_from
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import PARAMS
+from photon.strategy.contract import PARAMS, Contract
 from photon.training.devices import GroupResult
 
 
 def train(
-    order: TrainOrder, groups: Mapping[str, Mapping[str, torch.Tensor]], site: SiloSite, config: RunConfig
+    order: TrainOrder,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    contract: Contract,
+    site: SiloSite,
+    config: RunConfig,
 ) -> tuple[PackedGroups, TrainReport]:
     """Carry out a train order.
 
@@ -31,6 +35,8 @@ def train(
         What to train, and from where.
     groups
         The global state groups; ``params`` at least.
+    contract
+        What may leave.
 
     Returns
     -------
@@ -48,20 +54,20 @@ def train(
         return done
 
     data = site.prepared()
-    request = request_of(order, config, data.manifest.vocab_size)
+    request = request_of(order, contract, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, order)
     start, received = start_from(kept, groups, order, request, data, config)
     finish = strategy_of(config).local.finish(start, fit(order, start, data, config, site), request)
     trained = time.perf_counter()
 
-    leaves = checked(finish.leaves, request.contract)
+    leaves = dict(finish.leaves)
     diagnostics = {**start.figures, **finish.figures}
     if config.telemetry.diagnostics:
         diagnostics |= diagnose(finish.trained, start, data, order, config)
     leaves[PARAMS], let_out, norm = released(leaves[PARAMS], start.reference, order, site, store)
     if norm is not None and config.telemetry.diagnostics:
         diagnostics["update_norm_before_clip"] = norm
-    shared = {name: t for name, t in leaves[PARAMS].items() if name not in request.contract.own}
+    shared = {name: t for name, t in leaves[PARAMS].items() if name not in contract.own}
     report = _report(
         order,
         finish.trained,

@@ -60,12 +60,12 @@ def _trains(node_config: NodeConfig) -> bool:
 def ask_worker(
     message_type: MessageType, content: RecordDict, node_config: NodeConfig, program: str
 ) -> RecordDict:
-    """Have the silo's worker do what a message asks for; see `photon.silo.service.answer`.
+    """Have the silo's worker do what a message asks for; see `photon.node.answer`.
 
     Parameters
     ----------
     message_type, content, node_config
-        As for `photon.silo.service.answer`.
+        As for `photon.node.answer`.
     program
         Module that a worker runs.
 

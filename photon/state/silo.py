@@ -26,9 +26,31 @@ Counted = TypeVar("Counted")
 #: Name of the file that holds a round's reply.
 REPLY = "reply.safetensors"
 
+#: Name of the file that holds what the text of a silo was used for.
+COUNTS = "counts.json"
+
 #: Run to the tokens that the silo has trained; and to the updates that have left it, with the smallest noise.
 TOKENS = TypeAdapter(dict[str, int])
 RELEASES = TypeAdapter(dict[str, tuple[int, float]])
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a silo's text was used for in a run, accepted by the server or not.
+
+    Attributes
+    ----------
+    tokens
+        Tokens that were trained.
+    releases
+        Updates that were trained on it.
+    """
+
+    tokens: int = 0
+    releases: int = 0
+
+
+USES = TypeAdapter(dict[str, Use])
 
 
 @dataclass(frozen=True)
@@ -125,28 +147,6 @@ class SiloStore:
         """Return the file of a round's reply."""
         return self._path(server_round) / REPLY
 
-    def trained_tokens(self, run_id: str) -> int:
-        """Return the tokens that the silo has trained in a run, accepted by the server or not.
-
-        Raises
-        ------
-        PhotonError
-            If the count cannot be read.
-        """
-        return self._count("tokens.json", TOKENS).get(run_id, 0)
-
-    def count_tokens(self, run_id: str, tokens: int) -> None:
-        """Add to the tokens that the silo has trained in a run.
-
-        Raises
-        ------
-        PhotonError
-            If the count cannot be read or written.
-        """
-        counts = self._count("tokens.json", TOKENS)
-        counts[run_id] = counts.get(run_id, 0) + tokens
-        self._write_count("tokens.json", counts)
-
     def count_release(self, run_id: str, noise_multiplier: float) -> tuple[int, float]:
         """Count an update that leaves the silo.
 
@@ -172,15 +172,7 @@ class SiloStore:
         return counts[run_id]
 
     def _count(self, name: str, kind: TypeAdapter[dict[str, Counted]]) -> dict[str, Counted]:
-        path = self.folder / name
-        try:
-            return kind.validate_json(path.read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise PhotonError(
-                f"{path}: the silo's count cannot be read; put it back, or remove the file to count anew"
-            ) from error
+        return _counted(self.folder / name, kind) or {}
 
     def _write_count(self, name: str, counts: Mapping[str, object]) -> None:
         with _written(self.folder):
@@ -192,6 +184,79 @@ class SiloStore:
 
     def _path(self, server_round: int) -> Path:
         return self.folder / f"round-{server_round:06d}"
+
+
+class SiloCounts:
+    """What the text of one silo was used for, run by run: ``counts.json`` in the silo's folder.
+
+    It belongs to the silo whose text it is, whatever a request calls the participant.
+
+    Parameters
+    ----------
+    state
+        The node's state folder.
+    silo
+        The silo whose text it is.
+    """
+
+    def __init__(self, state: Path, silo: str) -> None:
+        self._folder = state / silo
+
+    def used(self) -> dict[str, Use]:
+        """Return what was counted: run to use.
+
+        Raises
+        ------
+        PhotonError
+            If the count cannot be read.
+        """
+        uses = _counted(self._folder / COUNTS, USES)
+        if uses is None:
+            # What an earlier Photon has counted goes on to count.
+            tokens = _counted(self._folder / "tokens.json", TOKENS) or {}
+            uses = {run: Use(tokens=count) for run, count in tokens.items()}
+        return uses
+
+    def add(self, run_id: str, tokens: int, releases: int) -> None:
+        """Count what a silo's text is about to be used for.
+
+        Raises
+        ------
+        PhotonError
+            If the count cannot be read or written.
+        """
+        uses = self.used()
+        before = uses.get(run_id, Use())
+        uses[run_id] = Use(before.tokens + tokens, before.releases + releases)
+        with _written(self._folder):
+            # Flushed: the update may have left before a power cut takes what was written here.
+            write_text(self._folder / COUNTS, USES.dump_json(uses).decode())
+
+
+@contextmanager
+def counting(state: Path) -> Iterator[None]:
+    """Let no other process of the node look at counts and add to them meanwhile."""
+    from filelock import FileLock
+
+    with _written(state):
+        state.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(state / "counts.lock")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _counted(path: Path, kind: TypeAdapter[dict[str, Counted]]) -> dict[str, Counted] | None:
+    try:
+        return kind.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PhotonError(
+            f"{path}: the silo's count cannot be read; put it back, or remove the file to count anew"
+        ) from error
 
 
 @contextmanager

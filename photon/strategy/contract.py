@@ -4,7 +4,7 @@ Both sides compute it from the same configuration, each with its own code. So no
 something that its gate has not judged, and no reply can hold something that nobody expects.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -87,6 +87,27 @@ class Contract:
     def masked(self) -> frozenset[str]:
         """Parameters that secure aggregation masks."""
         return self.leaving[PARAMS].masked if PARAMS in self.leaving else frozenset()
+
+    def check_reply(self, groups: Mapping[str, Collection[str]]) -> None:
+        """Check that a reply holds what it may, and all that is due.
+
+        Parameters
+        ----------
+        groups
+            State group to the names of its tensors.
+
+        Raises
+        ------
+        PhotonError
+            If something is not in the contract, or missing. Nothing was sent then.
+        """
+        for group, names in groups.items():
+            allowed = self.leaving[group].shapes if group in self.leaving else {}
+            if unknown := sorted(set(names) - set(allowed)):
+                raise PhotonError(f"{group}/{unknown[0]}: no part of this round's contract; nothing was sent")
+        for group, shapes in self.due.items():
+            if missing := sorted(set(shapes) - set(groups.get(group, ()))):
+                raise PhotonError(f"{group}/{missing[0]}: due in this round, and training left none")
 
     def open_tensors(self) -> list[str]:
         """Return what leaves without a mask when secure aggregation is on, as ``group/name``, sorted."""

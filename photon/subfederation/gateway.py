@@ -10,7 +10,7 @@ command. A run goes on when the gateway's process dies, and the same order finds
 
 import json
 import time
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,12 @@ from photon.engine.deployment import Connection, deployed_connection
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment, Outcome
 from photon.files.atomic import write_text
+from photon.link.messages import TrainOrder
+from photon.silo.policy import Cost
+from photon.silo.site import SiloSite
 from photon.state.checkpoint import CheckpointStore
+from photon.subfederation.member import Drive, Member
+from photon.subfederation.service import FederationNode
 
 RUNNING = "running.json"
 #: Seconds between looks for the outcome, and between questions for Flower's status of the run.
@@ -88,7 +93,49 @@ def below(settings: GatewaySettings) -> dict[str, Any]:
     return {"engine": "deployment", "tree": None, "silos": settings.silos, "connection": settings.connection}
 
 
-def drive(settings: GatewaySettings) -> Callable[[RunConfig, bool], None]:
+class GatewayNode(FederationNode):
+    """A federation behind a SuperLink of its own.
+
+    Parameters
+    ----------
+    settings
+        The gateway's file.
+    site
+        Where its things lie.
+    config
+        The configuration of the federation above, as it is carried out here.
+    """
+
+    def __init__(self, settings: GatewaySettings, site: SiloSite, config: RunConfig) -> None:
+        super().__init__(settings.name, site, config)
+        self._settings = settings
+        self.rules = settings.node
+
+    @cached_property
+    def member(self) -> Member:
+        """The federation at work."""
+        carry_out = drive(self._settings)
+        return Member(self._settings.node, self.site, self.config, carry_out, below(self._settings))
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the text below it knows, as its members have told."""
+        return self.member.described.vocab_size
+
+    def cost(self, order: TrainOrder) -> dict[str, Cost]:
+        """Return what an order does with the text below it, which counts as that of one silo.
+
+        The members are other organisations, each with a gate of its own. Here their steps count, and the
+        tokens of as many of them as the gateway waits for.
+        """
+        before = self.config.switch.local_steps if self.config.switch is not None else None
+        rounds = self._settings.node.rounds or self.config.federation.inner_rounds
+        steps = rounds * max(self.config.local_steps, before or 0)
+        windows = steps * self.config.training.batch_size * (self._settings.silos or 1)
+        return {self.name: Cost(steps, windows, windows * self.member.described.sequence_length, releases=1)}
+
+
+def drive(settings: GatewaySettings) -> Drive:
     """Return what carries out assignments on the gateway's SuperLink."""
     connection = deployed_connection(settings.connection, settings.flower_home)
 

@@ -5,11 +5,11 @@ optimizer of its own from round to round. The silo averages them, in as many rou
 answers with the result. What is done to an update before it leaves is done to that alone::
 
     STATE_DIR/NAME/              run folder of the silo's rounds, as of any federation
-    STATE_DIR/NAME/tokens.json   as of any silo
+    STATE_DIR/NAME/counts.json   as of any silo
     STATE_DIR/NAME/islands/I/    state folder of island I: its worker, and what it keeps between rounds
 """
 
-from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from photon.errors import PhotonError
 from photon.federation.run import run_federation
 from photon.link.answer import Answer, NodeConfig
 from photon.link.messages import TrainOrder
+from photon.silo.policy import Cost
 from photon.silo.site import NodeSettings, SiloSite
-from photon.state.silo import SiloStore
-from photon.subfederation.member import Member
+from photon.subfederation.member import Drive, Member
+from photon.subfederation.service import FederationNode
 from photon.training.schedule import resolve_schedule
 
 
@@ -98,25 +99,54 @@ def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfi
     )
 
 
-def judge(member: Member, settings: NodeSettings) -> Callable[[TrainOrder], None]:
-    """Return what refuses an order by what all islands do together, and counts their tokens."""
+class IslandsNode(FederationNode):
+    """A silo of islands.
 
-    def check(order: TrainOrder) -> None:
-        if member.spans.has_trained(order):
-            return
-        together = order.model_copy(update={"batch_size": order.batch_size * (settings.islands or 1)})
-        store = SiloStore(member.run_dir, keep=member.above.checkpoint.keep)
-        length = member.described.sequence_length
-        member.site.policy.check_order(together, length, store.trained_tokens(order.run_id))
-        # Before they train, so that a crash counts twice, and never not at all.
-        store.count_tokens(order.run_id, together.steps * together.batch_size * length)
+    Parameters
+    ----------
+    settings
+        What its operator has set.
+    site
+        Where its things lie.
+    config
+        The configuration of the federation above, as it is carried out here.
+    steps
+        Local steps of the order; of any other request, those of a round.
+    carry_out
+        Runs its rounds.
+    """
 
-    return check
+    def __init__(
+        self, settings: NodeSettings, site: SiloSite, config: RunConfig, steps: int, carry_out: Drive
+    ) -> None:
+        super().__init__(silo_of(site), site, config)
+        self._settings = settings
+        self._steps = steps
+        self._drive = carry_out
+
+    @cached_property
+    def member(self) -> Member:
+        """The islands at work."""
+        inside = config_of(self._settings, self.config, self._steps)
+        node = node_of(self._settings, self.site)
+        return Member(node, self.site, self.config, self._drive, below(self._settings), inside)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the text knows."""
+        return self.site.prepared().manifest.vocab_size
+
+    def cost(self, order: TrainOrder) -> dict[str, Cost]:
+        """Return what all islands together do with the silo's text."""
+        rounds, islands = self._settings.island_rounds or 1, self._settings.islands or 1
+        # A round of the islands has at least one step.
+        steps = max(order.steps, rounds)
+        windows = steps * order.batch_size * islands
+        tokens = windows * self.site.prepared().manifest.sequence_length
+        return {self.name: Cost(steps, windows, tokens, releases=1)}
 
 
-def drive(
-    node_config: NodeConfig, settings: NodeSettings, answer: Answer
-) -> Callable[[RunConfig, bool], None]:
+def drive(node_config: NodeConfig, settings: NodeSettings, answer: Answer) -> Drive:
     """Return what carries out assignments on the islands, each of which ``answer`` answers for."""
 
     def carry_out(config: RunConfig, resume: bool) -> None:

@@ -1,93 +1,135 @@
-"""What a federation in the place of a silo does with a message; see `photon.silo.service`."""
+"""A federation in the place of a silo, as a node; see `photon.silo.service`.
 
-from collections.abc import Callable
+What branches, gateways and islands share is here; what each costs and how its rounds are run is theirs.
+"""
 
-from flwr.app import RecordDict
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
 
-from photon.errors import PhotonError, RefusedError, RunError
-from photon.link.answer import MessageType
-from photon.link.messages import (
-    BODY,
-    Describe,
-    Description,
-    EvaluateOrder,
-    Query,
-    TrainOrder,
-    pack,
-    pack_refusal,
-    unpack,
-)
-from photon.link.records import dense_groups
-from photon.link.transport import SiloLink
-from photon.silo import secure
-from photon.silo import service as silo_service
-from photon.silo.shapes import contract_of, evaluated_shapes
-from photon.strategy.contract import PARAMS
+import torch
+
+from photon.config.schema import RunConfig
+from photon.config.tree import TreeNode
+from photon.errors import PhotonError, RunError
+from photon.link.messages import Body, EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
+from photon.silo.policy import Cost
+from photon.silo.service import KeyQuestion, answer_keys
+from photon.silo.site import SiloSite
+from photon.strategy.contract import PARAMS, Contract
 from photon.subfederation.member import Member
 
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
-def answer(member: Member, message_type: MessageType, content: RecordDict) -> RecordDict:
-    """Do what an order of the federation above asks for.
 
-    Raises
-    ------
-    PhotonError
-        If it cannot be done; rounds that are finished stay.
+class FederationNode(ABC):
+    """A federation that answers as a silo does.
+
+    Parameters
+    ----------
+    name
+        What the federation above calls it.
+    site
+        Where its things lie.
+    config
+        The configuration of the federation above, as it is carried out here.
+
+    Attributes
+    ----------
+    rules
+        What its operator has it decide for itself, which no configuration of a run has been checked with.
+    is_federation
+        Whether it is a federation in the place of a silo.
     """
-    try:
-        return _train(member, content) if message_type == "train" else _evaluate(member, content)
-    except RunError as error:
-        raise PhotonError(f"{member.node.name}: {error}") from error
 
+    rules: TreeNode | None = None
+    is_federation: ClassVar[bool] = True
 
-def answer_as_silo(
-    member: Member, message_type: MessageType, content: RecordDict, judge: Callable[[TrainOrder], None]
-) -> RecordDict:
-    """Answer for a federation that looks like a silo from above; ``judge`` refuses orders to train."""
-    name, policy = member.node.name, member.site.policy
-    if message_type == "query":
-        if isinstance(unpack(content, Query).root, Describe):
-            described = member.describe()
-            if not policy.share_validation:
-                described = described.model_copy(update={"validation_tokens": None, "unigram_loss": None})
-            return RecordDict({BODY: pack(Description(silos=[described]))})
-        return silo_service.answer_at(message_type, content, member.site, member.above)
-    try:
-        policy.check_run(name, member.above, member.described.vocab_size)
-        if message_type == "evaluate":
-            policy.check_evaluation(name)
-        else:
-            judge(unpack(content, TrainOrder))
-    except RefusedError as refusal:
-        return RecordDict({BODY: pack_refusal(refusal)})
-    return answer(member, message_type, content)
+    def __init__(self, name: str, site: SiloSite, config: RunConfig) -> None:
+        self.name = name
+        self.site = site
+        self.config = config
 
+    @cached_property
+    @abstractmethod
+    def member(self) -> Member:
+        """The federation at work; made once preflight has passed the configuration above."""
 
-def _train(member: Member, content: RecordDict) -> RecordDict:
-    link = SiloLink(member.site.store, member.site.state)
-    order = unpack(content, TrainOrder)
-    contract = contract_of(member.above, _vocab_size(member), order.round, order.silo, federation=True)
-    if others := [group for group in contract.due if group != PARAMS]:
-        raise PhotonError(
-            f"{order.silo} is a federation, which has no {', '.join(others)} of its own; use a strategy that "
-            "averages parameters alone"
-        )
-    packed, report = member.train(order, dense_groups(link.receive(content, contract.arriving)), contract)
-    if order.masking is not None:
-        packed = secure.mask(order, order.masking, packed, member.site, member.above, contract.masked)
-    reply = link.send(packed, content)
-    reply[BODY] = pack(report)
-    return reply
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens that the text below it knows."""
 
+    @abstractmethod
+    def cost(self, order: TrainOrder) -> dict[str, Cost]:
+        """Return what an order does with the text of each silo below it, at most."""
 
-def _evaluate(member: Member, content: RecordDict) -> RecordDict:
-    link = SiloLink(member.site.store, member.site.state)
-    shapes = evaluated_shapes(member.above, _vocab_size(member))
-    order = unpack(content, EvaluateOrder)
-    groups = dense_groups(link.receive(content, shapes))
-    return RecordDict({BODY: pack(member.evaluate(order, groups["params"]))})
+    @property
+    def inside(self) -> RunConfig:
+        """Configuration of its own rounds."""
+        return self.member.config
 
+    def check_asked(self, silo: str, members: list[str]) -> None:
+        """Check that a request means this federation.
 
-def _vocab_size(member: Member) -> int:
-    """Return the tokens of the members' tokenizer, which unseen members alone know."""
-    return member.described.vocab_size if member.unseen else member.site.prepared().manifest.vocab_size
+        Raises
+        ------
+        PhotonError
+            If it does not.
+        """
+        if silo != self.name or members != [silo]:
+            raise PhotonError(f"this node is {self.name}, and the order is for {', '.join({silo, *members})}")
+
+    def check_contract(self, contract: Contract) -> None:
+        """Check that what is to leave is what a federation has.
+
+        Raises
+        ------
+        PhotonError
+            If a state of the local optimizer is among it.
+        """
+        if others := [group for group in contract.due if group != PARAMS]:
+            raise PhotonError(
+                f"{self.name} is a federation, which has no {', '.join(others)} of its own; use a strategy "
+                "that averages parameters alone"
+            )
+
+    def describe(self) -> list[SiloInfo]:
+        """Ask the members, and describe them as one; of validation text only what the policy lets out."""
+        described = self.member.describe()
+        if not self.site.policy.share_validation:
+            described = described.model_copy(update={"validation_tokens": None, "unigram_loss": None})
+        return [described]
+
+    def query(self, question: KeyQuestion) -> Body:
+        """Take part in agreeing on the masks of a secure sum."""
+        return answer_keys(question, self.site)
+
+    def has_answered(self, order: TrainOrder) -> bool:
+        """Tell whether the rounds of an order are trained already."""
+        return self.member.spans.has_trained(order)
+
+    def train(self, order: TrainOrder, groups: Groups, contract: Contract) -> tuple[Any, TrainReport]:
+        """Train rounds of its own, and return what leaves, encoded as it travels, and the report."""
+        with self._stopped():
+            return self.member.train(order, groups, contract)
+
+    def kept_file(self, order: TrainOrder) -> Path | None:
+        """Return None: the store never has the file of a reply itself."""
+        return None
+
+    def evaluate(self, order: EvaluateOrder, groups: Groups) -> EvaluateReport:
+        """Let the members evaluate the received model."""
+        with self._stopped():
+            return self.member.evaluate(order, groups[PARAMS])
+
+    @contextmanager
+    def _stopped(self) -> Iterator[None]:
+        """Say what stopped its rounds; those that are finished stay."""
+        try:
+            yield
+        except RunError as error:
+            raise PhotonError(f"{self.name}: {error}") from error

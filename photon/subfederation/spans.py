@@ -85,11 +85,12 @@ class Spans:
         return span.ends if span is not None and known else 0
 
     def has_trained(self, order: TrainOrder) -> bool:
-        """Tell whether the reply to an order is there already."""
+        """Tell whether the reply to an order is there already, so that `of` begins nothing anew."""
         span = self._noted().rounds.get(order.round)
         return (
             span is not None
             and (span.run_id, span.model_id) == (order.run_id, order.model_id)
+            and self.has(span.begins, or_none=True)
             and self.has(span.ends)
         )
 

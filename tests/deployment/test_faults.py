@@ -371,10 +371,13 @@ def _check_same_as_undisturbed(
 
 
 def _check_trained_once(state: Path, run_dir: Path, silo: str, struck: Mapping[int, Fault]) -> None:
-    """Check that a silo trained what was accepted, and beyond that no more than the rounds that failed."""
-    (trained,) = json.loads((state / "tokens.json").read_text()).values()
-    wasted = trained - _ledger(run_dir)[silo].tokens
-    lost = sum(silo in fault.failed and not fault.interrupted for fault in struck.values())
+    """Check that a silo trained what was accepted, and beyond that no more than the rounds that failed.
+
+    It counts before it works, so one that was killed has counted what it began again.
+    """
+    (used,) = json.loads((state / "counts.json").read_text()).values()
+    wasted = used["tokens"] - _ledger(run_dir)[silo].tokens
+    lost = sum(silo in fault.failed or fault.interrupted for fault in struck.values())
     assert 0 <= wasted <= lost * STEPS * BATCH * SEQUENCE_LENGTH
 
 

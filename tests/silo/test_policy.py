@@ -16,9 +16,10 @@ from photon.errors import PhotonError, RefusedError, RunError
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import Masking, TrainOrder
 from photon.models.build import build_model
-from photon.silo.policy import PrivacyRule, SiloPolicy, read_policy
+from photon.silo.policy import Cost, PrivacyRule, SiloPolicy, read_policy
+from photon.silo.shapes import contract_of
 from photon.state.checkpoint import CheckpointStore
-from photon.state.silo import SiloStore
+from photon.state.silo import SiloCounts, Use
 from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RunStarted
 from photon.telemetry.log import read_events
 
@@ -36,6 +37,7 @@ ORDER = TrainOrder(
     position=0,
     cohort=3,
 )
+COST = Cost(steps=10, windows=40, tokens=640, releases=1)
 
 
 def events_of(run_dir: Path, kind: type[Event]) -> list[Any]:
@@ -51,34 +53,66 @@ def events_of(run_dir: Path, kind: type[Event]) -> list[Any]:
         ({"max_local_steps": 9}, 0, "max_local_steps=9, and the order asks for 10 local steps"),
         ({"max_round_tokens": 639}, 0, "max_round_tokens=639, and the order asks for 640 tokens in a round"),
         ({"max_run_tokens": 1000}, 361, "max_run_tokens=1,000, and the order asks for 1,001 tokens in this"),
+        (
+            {"max_total_tokens": 2000},
+            361,
+            "max_total_tokens=2,000, and the order asks for 2,001 tokens in all",
+        ),
         ({"min_cohort": 4}, 0, "min_cohort=4, and the order asks for a cohort of 3"),
     ],
 )
 def test_an_order_beyond_a_limit_is_refused(rules: dict[str, int], trained: int, message: str) -> None:
     """Ten steps of four windows of 16 tokens are 640 tokens."""
+
+    def judged(policy: SiloPolicy) -> None:
+        policy.check_order(ORDER)
+        policy.check_cost("alpha", COST, Use(trained), Use(trained + 1000))
+
     with pytest.raises(RefusedError) as refusal:
-        SiloPolicy(**rules).check_order(ORDER, 16, trained)
+        judged(SiloPolicy(**rules))
     assert str(refusal.value).startswith("refused by alpha's policy: ")
     assert message in str(refusal.value)
     at_the_limit = {rule: limit - 1 if rule == "min_cohort" else limit + 1 for rule, limit in rules.items()}
-    SiloPolicy(**at_the_limit).check_order(ORDER, 16, trained)
+    judged(SiloPolicy(**at_the_limit))
 
 
 def test_an_update_without_masks_is_refused() -> None:
     with pytest.raises(
         RefusedError, match="secure_aggregation=true, and the order asks for an update without"
     ):
-        SiloPolicy(secure_aggregation=True).check_order(ORDER, 16, 0)
+        SiloPolicy(secure_aggregation=True).check_order(ORDER)
     masking = Masking(attempt="a" * 32, shares={})
-    SiloPolicy(secure_aggregation=True).check_order(ORDER.model_copy(update={"masking": masking}), 16, 0)
+    SiloPolicy(secure_aggregation=True).check_order(ORDER.model_copy(update={"masking": masking}))
 
 
 def test_key_layers_that_would_leave_without_masks_are_refused(small_config: Make) -> None:
     policy, deep = SiloPolicy(secure_aggregation=True), "model.architecture.n_layer=2"
+
+    def judge(*overrides: str) -> None:
+        policy.check_contract("alpha", contract_of(small_config(*overrides, deep), 300, 1, "alpha"))
+
     with pytest.raises(RefusedError, match=r"secure_aggregation=true.*transformer\.h\.1\..* without a mask"):
-        policy.check_run("alpha", small_config("strategy=worldlm", deep), 300)
+        judge("strategy=worldlm")
     for strategy in ("fedper", "hierfavg"):
-        policy.check_run("alpha", small_config(f"strategy={strategy}", deep), 300)
+        judge(f"strategy={strategy}")
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        (
+            SiloPolicy(secure_aggregation=True),
+            "secure_aggregation=true, and the order asks for exp_avg/.* without",
+        ),
+        (SiloPolicy(privacy=PrivacyRule(clip_norm=1.0)), "the state groups exp_avg, exp_avg_sq"),
+    ],
+)
+def test_a_smoothed_gradient_does_not_leave_beside_what_is_masked_or_bounded(
+    policy: SiloPolicy, message: str, small_config: Make
+) -> None:
+    contract = contract_of(small_config("strategy=local-adam"), 300, 1, "alpha")
+    with pytest.raises(RefusedError, match=message):
+        policy.check_contract("alpha", contract)
 
 
 def test_a_vocabulary_that_would_leave_without_noise_is_refused(small_config: Make) -> None:
@@ -104,10 +138,10 @@ def test_names_are_those_of_the_run(
 ) -> None:
     config = small_config()
     for name in allowed:
-        SiloPolicy(**{rule: ["other", name]}).check_run("alpha", config, 300)
+        SiloPolicy(**{rule: ["other", name]}).check_names("alpha", config)
     for names in ([], *([name] for name in refused)):
         with pytest.raises(RefusedError, match=rf"refused by alpha's policy: {rule}=\["):
-            SiloPolicy(**{rule: names}).check_run("alpha", config, 300)
+            SiloPolicy(**{rule: names}).check_names("alpha", config)
 
 
 def test_the_largest_model_is_judged_by_what_would_be_built(small_config: Make) -> None:
@@ -145,15 +179,24 @@ def test_a_wrong_policy_is_one_clear_line(tmp_path: Path, text: str | None, mess
 
 
 def test_tokens_are_counted_on_the_silos_own_disk(tmp_path: Path) -> None:
-    store = SiloStore(tmp_path / "alpha", keep=2)
-    assert store.trained_tokens("run") == 0
-    store.count_tokens("run", 5)
-    store.count_tokens("other", 7)
-    store.count_tokens("run", 6)
-    assert SiloStore(tmp_path / "alpha", keep=2).trained_tokens("run") == 11
-    (tmp_path / "alpha" / "tokens.json").write_text('{"run": "many"}')
+    counts = SiloCounts(tmp_path, "alpha")
+    assert counts.used() == {}
+    counts.add("run", 5, 1)
+    counts.add("other", 7, 1)
+    counts.add("run", 6, 2)
+    assert SiloCounts(tmp_path, "alpha").used() == {"run": Use(11, 3), "other": Use(7, 1)}
+    (tmp_path / "alpha" / "counts.json").write_text('{"run": "many"}')
     with pytest.raises(PhotonError, match="the silo's count cannot be read"):
-        store.trained_tokens("run")
+        counts.used()
+
+
+def test_what_an_earlier_photon_has_counted_goes_on_to_count(tmp_path: Path) -> None:
+    (tmp_path / "alpha").mkdir()
+    (tmp_path / "alpha" / "tokens.json").write_text('{"run": 5, "old": 9}')
+    counts = SiloCounts(tmp_path, "alpha")
+    counts.add("run", 6, 1)
+    (tmp_path / "alpha" / "tokens.json").write_text('{"run": 500}')
+    assert counts.used() == {"run": Use(11, 1), "old": Use(9)}, "from then on there is one count"
 
 
 # --- in a federation ----------------------------------------------------------------------------------

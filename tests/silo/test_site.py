@@ -34,7 +34,9 @@ def test_a_simulated_silo_lives_in_the_run(small_config: Make, corpus: Path, tmp
     given = small_config()
     site, _ = find_site(SIMULATED, given)
     own = tmp_path / "run" / "silos"
-    assert site == SiloSite(corpus, own, store=None, policy=SiloPolicy(), privacy=given.privacy)
+    assert site == SiloSite(
+        corpus, own, store=None, policy=SiloPolicy(), privacy=given.privacy, simulated=True
+    )
 
 
 @pytest.mark.parametrize("node_config", [{}, {"state-dir": "/state"}])

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from photon.errors import PhotonError
-from photon.state.silo import SiloState, SiloStore
+from photon.state.silo import SiloCounts, SiloState, SiloStore, Use
 
 
 @contextmanager
@@ -43,8 +43,8 @@ def test_a_full_disk_is_one_line_and_costs_no_earlier_round(tmp_path: Path) -> N
 
 
 def test_a_count_that_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
-    store = SiloStore(tmp_path / "alpha", keep=2)
-    store.count_tokens("run", 7)
+    counts = SiloCounts(tmp_path, "alpha")
+    counts.add("run", 7, 1)
     with full_disk(0), pytest.raises(PhotonError, match="make room on the silo's disk"):
-        store.count_tokens("run", 7)
-    assert store.trained_tokens("run") == 7
+        counts.add("run", 7, 1)
+    assert counts.used() == {"run": Use(tokens=7, releases=1)}

@@ -165,8 +165,9 @@ def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]]
         "max_round_tokens: 512\nmax_local_steps: 4\nmax_run_tokens: 1024\nshare_validation: false\n"
     )
     deploy(nodes, tmp_path / "run", "evaluation.every=1000")
-    count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "tokens.json").read_text())
-    assert list(count.values()) == [1024]
+    count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "counts.json").read_text())
+    assert list(count.values()) == [{"tokens": 1024, "releases": 2}]
+    assert len(list((tmp_path / "alpha").rglob("counts.json"))) == 1, "islands do not count again"
     for rule in ("max_round_tokens: 511", "max_local_steps: 3", "max_run_tokens: 511"):
         policy.write_text(rule + "\n")
         run_dir = tmp_path / rule.partition(":")[0]

@@ -27,7 +27,12 @@ def train_at(
     def train(**rules: Any) -> dict[str, Any]:
         policy = tmp_path / "policy.yaml"
         policy.write_text(json.dumps(rules))
-        state = {"data-dir": str(corpus), "state-dir": str(tmp_path / "state"), "policy": str(policy)}
+        state = {
+            "data-dir": str(corpus),
+            "state-dir": str(tmp_path / "state"),
+            "policy": str(policy),
+            "branches": True,
+        }
         config = prepare_run(small_config("cohort=null", "rounds=1", *TREE))
         return run_federation(config, InProcessGrid(answer, {1: state}), resume=False, live=False)
 
@@ -39,9 +44,9 @@ def test_silos_of_a_federation_within_refuse_what_the_policy_forbids(
 ) -> None:
     with pytest.raises(RunError, match=r"refused by alpha's policy: max_local_steps=1"):
         train_at(max_local_steps=1)
-    inner = events_of(tmp_path / "state" / "north", ClientFailed)
-    assert {(event.silo, event.kind) for event in inner} == {("alpha", "refused"), ("beta", "refused")}
-    assert not list((tmp_path / "state" / "north").glob("silos/*/round-*")), "nothing was trained"
+    failed = events_of(tmp_path / "run", ClientFailed)
+    assert {(event.silo, event.kind) for event in failed} == {("north", "refused"), ("south", "refused")}
+    assert not list((tmp_path / "state").rglob("round-*")), "nothing was trained"
 
 
 def test_their_state_lies_with_the_federation_that_they_are_of(
