@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.errors import RefusedError
+from photon.errors import PhotonError, RefusedError
 from photon.link.answer import Answer, MessageType, NodeConfig
 from photon.link.messages import (
     BODY,
@@ -125,7 +125,9 @@ def _answer(
         _count(body, node, site)
 
     # 8. The tensors are read, and the node works.
-    trained, report = node.train(body, _read(content, site, contract.arriving), contract)
+    came = _read(content, site, contract.arriving)
+    groups = site.fixed_groups(body.silo).complete(came, body.fixed, body.silo)
+    trained, report = node.train(body, groups, contract)
 
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
     contract.check_reply(trained)
@@ -149,6 +151,10 @@ def _check_contract(order: TrainOrder, node: Node, site: SiloSite, config: RunCo
     """
     check_request(order, config)
     contract = contract_of(config, node.vocab_size, order.round, order.silo, federation=node.is_federation)
+    if set(order.fixed) != contract.fixed:
+        raise PhotonError(
+            f"the order has the fixed groups {sorted(order.fixed)}, and this round {sorted(contract.fixed)}"
+        )
     site.policy.check_contract(order.silo, contract)
     node.check_contract(contract)
     return contract

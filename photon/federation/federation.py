@@ -96,6 +96,7 @@ class Federation:
             checkpoint = self._train_own_silo(server_round, checkpoint, collected)
         replies = self._train(server_round, checkpoint, cohort, collected)
         aggregate = self._strategy.aggregate_train(server_round, checkpoint, replies)
+        self._at.requests.settle(collected.reports)
         after = advance(self.config, before, collected.reports, collected.arrivals, aggregate)
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 

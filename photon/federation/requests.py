@@ -1,6 +1,6 @@
 """What a round asks of its cohort: orders, and messages that bring state groups with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +17,11 @@ from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
+from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
 from photon.strategy.contract import PARAMS, Contract, Role, check_promises
+
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,10 @@ class RequestWriter:
         self._link = link
         self._roster = roster
         self._shapes: dict[str, torch.Size] | None = None
+        #: Hashes of the groups that are sent once: what each participant has, and what it is being sent.
+        self._has: dict[str, frozenset[str]] = {}
+        self._sent: dict[str, frozenset[str]] = {}
+        self._hashes: dict[int, tuple[str, Mapping[str, torch.Tensor]]] = {}
         #: What the round's silos have decoded of the parameters, where the link sends their change.
         self.reference: dict[str, torch.Tensor] | None = None
 
@@ -140,23 +147,24 @@ class RequestWriter:
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
         change, base = self._change(server_round, checkpoint)
         everything = len(self.shapes(checkpoint))
-        encoded: dict[tuple[int, bool], RecordDict] = {}
+        encoded: dict[tuple[int, tuple[str, ...], bool], RecordDict] = {}
         messages: dict[str, Message] = {}
         contracts: dict[str, Contract] = {}
         tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
             name, order = participant.name, orders[participant.name]
-            own = groups[name]
+            own: Groups = groups[name]
             whole = len(own["params"]) == everything
             follows = change is not None and order.last_round == checkpoint.state.round
+            own, fixed = self._once(name, own)
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
-            if (key := (id(own), follows)) not in encoded:
+            if (key := (id(groups[name]), tuple(own), follows)) not in encoded:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
             content = RecordDict(dict(encoded[key]))
             contracts[name] = self.contract(server_round, checkpoint, name)
             due = nbytes_of(contracts[name].due)
             tickets[name] = self._link.admit(content, due, run_id, server_round)
-            order = order.model_copy(update={"base": base if follows else None})
+            order = order.model_copy(update={"base": base if follows else None, "fixed": fixed})
             content[BODY] = pack(order, sent_config)
             messages[name] = self._roster.message(
                 content, participant.members, "train", f"round-{server_round}"
@@ -166,6 +174,30 @@ class RequestWriter:
             for name, message in messages.items()
         }
         return Requests(orders, messages, contracts, tickets, down)
+
+    def _once(self, participant: str, groups: Groups) -> tuple[Groups, dict[str, str]]:
+        """Return what a participant is sent of its state groups, and the hashes of those that are sent once.
+
+        One that it has is left out. If it has lost that, its failure says so, and the next request brings it.
+        """
+        fixed = {group: self._hash(tensors) for group, tensors in groups.items() if group.startswith(FIXED)}
+        has = self._has.get(participant, frozenset())
+        sent = {group: tensors for group, tensors in groups.items() if fixed.get(group) not in has}
+        self._sent[participant] = frozenset(fixed.values())
+        return sent, fixed
+
+    def _hash(self, tensors: Mapping[str, torch.Tensor]) -> str:
+        # One object for the whole cohort, which is kept, so that its id stays its own.
+        if id(tensors) not in self._hashes:
+            self._hashes[id(tensors)] = group_sha256(tensors), tensors
+        return self._hashes[id(tensors)][0]
+
+    def settle(self, accepted: Collection[str]) -> None:
+        """Take note of whose replies of the last round were accepted: they have what they were sent."""
+        for participant, hashes in self._sent.items():
+            self._has[participant] = hashes if participant in accepted else frozenset()
+        self._sent.clear()
+        self._hashes.clear()
 
     def _change(
         self, server_round: int, checkpoint: Checkpoint

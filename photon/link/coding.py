@@ -212,6 +212,10 @@ class Codec(ABC):
         """
 
 
+#: What the names of groups begin with that travel as they are.
+EXACT = "fixed/"
+
+
 @dataclass(frozen=True)
 class Chains:
     """The codecs of one direction.
@@ -232,6 +236,8 @@ class Chains:
 
     def of(self, group: str, name: str) -> Sequence[Codec]:
         """Return the codecs of a tensor of a state group."""
+        if group.startswith(EXACT):
+            return ()
         if group != "params":
             return self.states
         return next((codecs for names, codecs in self.named if names.search(name)), self.params)

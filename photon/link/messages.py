@@ -23,6 +23,11 @@ SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
 #: Time that something has really taken, by a clock: speeds are computed from it.
 Seconds = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
 
+#: It becomes the name of a file.
+Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+#: Groups of a request that are sent once.
+MAX_FIXED = 4
 #: Figures that a report may bring beside the usual ones.
 MAX_DIAGNOSTICS = 1000
 #: Characters of a packed vocabulary: some six million rows.
@@ -152,6 +157,8 @@ class TrainOrder(Body):
         had taken from its text by then. The silo goes on from there.
     cohort
         Participants of the round.
+    fixed
+        SHA-256 of each group that is sent once, ``fixed/…``, whether or not it comes with this order.
     base
         If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
         it is to be added.
@@ -177,6 +184,7 @@ class TrainOrder(Body):
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
+    fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
     base: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)

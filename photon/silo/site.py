@@ -15,6 +15,7 @@ from photon.errors import PhotonError
 from photon.link.answer import NodeConfig
 from photon.link.transport import SiloLink
 from photon.silo.policy import SiloPolicy, read_policy
+from photon.state.fixed import FixedGroups
 
 #: What an operator may say to a SuperNode with --node-config; :class:`NodeSettings` says what it means.
 
@@ -157,6 +158,10 @@ class SiloSite:
     def link(self) -> SiloLink:
         """What reads and writes the tensors of messages here."""
         return SiloLink(self.store, self.state)
+
+    def fixed_groups(self, silo: str) -> FixedGroups:
+        """Return what a silo has of the state groups that are sent once."""
+        return FixedGroups(self.state / silo / "fixed")
 
     def prepared(self) -> PreparedData:
         """Return the text that is trained on here.

@@ -12,7 +12,7 @@ from photon.errors import PhotonError
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 #: What the names of groups begin with that are not the model's or the local optimizer's, before a slash.
-NAMESPACES = ("local", "shared")
+NAMESPACES = ("local", "shared", "fixed")
 #: Group to name to the first byte of a tensor in a file, and the one behind its last.
 Places = dict[str, dict[str, tuple[int, int]]]
 

@@ -13,6 +13,7 @@ import torch
 from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
 from photon.link.records import Shapes
+from photon.state.fixed import FIXED
 
 #: What a participant is: a silo, a federation that acts as one, or the silo that a federation itself has.
 Role = Literal["silo", "federation", "server_silo"]
@@ -59,7 +60,8 @@ class Contract:
     Attributes
     ----------
     arriving
-        Shapes of the state groups that a request may bring; of ``params`` it brings all or some.
+        Shapes of the state groups that a request may bring; of ``params`` it brings all or some. Those whose
+        names begin with ``fixed/`` are sent once.
     leaving
         State group to its description.
     own
@@ -77,6 +79,11 @@ class Contract:
     def due(self) -> dict[str, Mapping[str, torch.Size]]:
         """Shapes of the state groups that every reply holds."""
         return {group: leaving.shapes for group, leaving in self.leaving.items() if leaving.required}
+
+    @property
+    def fixed(self) -> frozenset[str]:
+        """State groups of a request that are sent once, and then by their hash."""
+        return frozenset(group for group in self.arriving if group.startswith(FIXED))
 
     @property
     def optional(self) -> dict[str, Mapping[str, torch.Size]]:

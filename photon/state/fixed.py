@@ -1,0 +1,117 @@
+"""State groups that are sent once: a silo keeps them by their hash, and later requests bring the hash alone.
+
+Such are the base model under adapters, a reference model, anchors. Their names begin with ``fixed/``. A
+request says the SHA-256 of each; the tensors come with it only if the server does not know that the silo has
+them. A silo believes neither: what came must have the hash, and so must what it has kept.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from photon.errors import PhotonError
+from photon.state.tensors import StateGroups, load_groups, save_groups
+
+#: What the names of such groups begin with.
+FIXED = "fixed/"
+#: Groups that a silo keeps, the newest: several runs may take turns at one.
+MOST_KEPT = 8
+
+Groups = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+class LostGroupError(PhotonError):
+    """A silo was told the hash of a group that it does not have."""
+
+
+def group_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().contiguous()
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+class FixedGroups:
+    """What a silo has of such groups.
+
+    Parameters
+    ----------
+    folder
+        Folder for them, each in a file of the name of its hash.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def complete(
+        self, groups: Groups, hashes: Mapping[str, str], silo: str
+    ) -> dict[str, Mapping[str, torch.Tensor]]:
+        """Return state groups with those that did not come; keep those that came.
+
+        Parameters
+        ----------
+        groups
+            What came with a request.
+        hashes
+            Each group ``fixed/…`` of the request to its SHA-256 in hexadecimal digits.
+        silo
+            Its name, for error messages.
+
+        Raises
+        ------
+        LostGroupError
+            If one neither came nor is here.
+        PhotonError
+            If one that came has another hash.
+        """
+        if stray := sorted(group for group in groups if group.startswith(FIXED) and group not in hashes):
+            raise PhotonError(f"{stray[0]} came without its hash; server and silos must run the same photon")
+        whole = dict(groups)
+        for group, sha256 in hashes.items():
+            if group not in groups:
+                whole[group] = self._load(group, sha256, silo)
+            elif group_sha256(groups[group]) != sha256:
+                raise PhotonError(f"{group} that came is not what its hash says")
+            else:
+                self._save(groups[group], sha256)
+        return whole
+
+    def _save(self, tensors: Mapping[str, torch.Tensor], sha256: str) -> None:
+        path, own = self._path(sha256), self._folder / f"{sha256}.{os.getpid()}.part"
+        try:
+            if not path.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                save_groups(own, {"tensors": tensors})
+                own.replace(path)
+            os.utime(path)
+            files = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
+            for old in files[:-MOST_KEPT]:
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise PhotonError(
+                f"{self._folder}: what came cannot be kept ({error}); make room on the silo's disk"
+            ) from error
+
+    def _load(self, group: str, sha256: str, silo: str) -> Mapping[str, torch.Tensor]:
+        path = self._path(sha256)
+        try:
+            kept: StateGroups = load_groups(path)
+            tensors = kept.get("tensors", {})
+        except PhotonError:
+            tensors = {}
+        if not tensors or group_sha256(tensors) != sha256:
+            path.unlink(missing_ok=True)
+            raise LostGroupError(
+                f"{silo} has lost {group}, which is sent once; its next order after this failure brings it"
+            )
+        os.utime(path)
+        return tensors
+
+    def _path(self, sha256: str) -> Path:
+        return self._folder / f"{sha256}.safetensors"
