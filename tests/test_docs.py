@@ -295,6 +295,23 @@ def test_the_strategy_of_the_contributing_page_trains(
     for name, trained in checkpoint.load_params().items():
         expected = sum(losses[silo] ** -2 / total * replies[silo][name].double() for silo in losses)
         torch.testing.assert_close(trained.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+    # The silo's half: nine tenths of the way that it goes without.
+    run_small("strategy=loss-weighted", "strategy.share=1.0", "cohort=3", "rounds=1", name="whole")
+    first = CheckpointStore(tmp_path / "whole" / "checkpoints").load(0).load_params()
+    whole = load_groups(tmp_path / "whole" / "silos" / "alpha" / "round-000001" / "reply.safetensors")
+    for name, tensor in whole["params"].items():
+        part = first[name] + 0.9 * (tensor - first[name])
+        torch.testing.assert_close(replies["alpha"][name], part, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_objective_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
+    plain = run_small("cohort=2", "rounds=2", name="plain")
+    smoothed = run_small("objective=smoothed", "cohort=2", "rounds=2", name="smoothed")
+    unsmoothed = run_small("objective=smoothed", "objective.share=0", "cohort=2", "rounds=2", name="none")
+    assert unsmoothed["perplexity"]["final"] == pytest.approx(plain["perplexity"]["final"], rel=1e-6)
+    assert smoothed["perplexity"]["final"] != pytest.approx(plain["perplexity"]["final"], rel=1e-5)
+    assert smoothed["perplexity"]["final"] < smoothed["perplexity"]["initial"]
 
 
 @pytest.mark.usefixtures("with_examples")

@@ -132,7 +132,8 @@ class Controlled(LocalMethod):
         def correct(named: NamedParameterList) -> None:
             for name, parameter in named:
                 if parameter.grad is not None:
-                    gradients[name].add_(parameter.grad)
+                    # A step that the loss scaler of fp16 skips counts as a gradient of zero.
+                    gradients[name].add_(parameter.grad.nan_to_num(0.0, 0.0, 0.0))
                     parameter.grad.add_(correction[name])
 
         return StepHooks(correct=correct)
