@@ -30,7 +30,7 @@ from photon.preflight import preflight, preflight_gateway
 from photon.silo import secure
 from photon.silo.shapes import check_request, contract_of, evaluated_shapes
 from photon.silo.site import SiloSite, find_site, read_settings
-from photon.state.silo import SiloCounts, Use, counting
+from photon.state.silo import SiloCounts, counting
 from photon.strategy.contract import Contract
 from photon.subfederation.branch import with_border
 from photon.subfederation.nodes import Node, node_of
@@ -180,9 +180,8 @@ def _count(order: TrainOrder, node: Node, site: SiloSite) -> None:
     costs = node.cost(order)
     with counting(site.state):
         for silo, cost in costs.items():
-            uses = SiloCounts(site.state, silo).used()
-            ever = Use(sum(use.tokens for use in uses.values()), sum(use.releases for use in uses.values()))
-            site.policy.check_cost(silo, cost, uses.get(order.run_id, Use()), ever)
+            uses = SiloCounts(site.state, silo).used().values()
+            site.policy.check_cost(silo, cost, sum(use.tokens for use in uses))
         for silo, cost in costs.items():
             SiloCounts(site.state, silo).add(order.run_id, cost.tokens, cost.releases)
 

@@ -19,7 +19,6 @@ from photon.config.explain import explain_validation
 from photon.config.schema import PrivacySection, RunConfig, Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainOrder
-from photon.state.silo import Use
 from photon.strategy.base import sparse_training, strategy_of
 from photon.strategy.contract import Contract
 
@@ -79,10 +78,10 @@ class SiloPolicy(Section):
     max_local_steps: int | None = Field(None, ge=1, description="Most local steps in a round.")
     max_round_tokens: int | None = Field(None, ge=1, description="Most tokens to train in a round.")
     max_run_tokens: int | None = Field(
-        None, ge=1, description="Most tokens to train in a run, whether or not the aggregator accepted them."
-    )
-    max_total_tokens: int | None = Field(
-        None, ge=1, description="Most tokens to train in all runs together, accepted or not."
+        None,
+        ge=1,
+        description="Most tokens to train, accepted or not, in all runs that the silo has counted: the "
+        "aggregator may call a run what it likes.",
     )
     min_cohort: int | None = Field(
         None, ge=1, description="Fewest participants of a round; a mean over few says more of each."
@@ -179,7 +178,7 @@ class SiloPolicy(Section):
         if self.privacy is not None and (groups := contract.unbounded_groups()):
             raise _refused(silo, "privacy", "parameters alone", f"the state groups {', '.join(groups)}")
 
-    def check_cost(self, silo: str, cost: Cost, run: Use, ever: Use) -> None:
+    def check_cost(self, silo: str, cost: Cost, used: int) -> None:
         """Check what a request would do with the text of a silo.
 
         Parameters
@@ -188,8 +187,8 @@ class SiloPolicy(Section):
             The silo whose text it is, whatever the request calls the participant.
         cost
             What it would do, at most.
-        run, ever
-            What the text was used for in this run, and in all.
+        used
+            Tokens of it that were trained so far, under whatever name of a run.
 
         Raises
         ------
@@ -198,8 +197,7 @@ class SiloPolicy(Section):
         """
         self._at_most(silo, "max_local_steps", cost.steps, "{:,} local steps")
         self._at_most(silo, "max_round_tokens", cost.tokens, "{:,} tokens in a round")
-        self._at_most(silo, "max_run_tokens", run.tokens + cost.tokens, "{:,} tokens in this run so far")
-        self._at_most(silo, "max_total_tokens", ever.tokens + cost.tokens, "{:,} tokens in all runs so far")
+        self._at_most(silo, "max_run_tokens", used + cost.tokens, "{:,} tokens so far, in all runs counted")
 
     def check_evaluation(self, silo: str) -> None:
         """Check an evaluate order.
