@@ -151,6 +151,15 @@ def test_no_import_goes_up() -> None:
     assert upward(imports_of(ROOT), layers()) == []
 
 
+def test_who_uses_a_strategy_knows_none_of_them() -> None:
+    """What is a method's own is in its file: both of its halves are reached through the base classes."""
+    seams = {f"photon.strategy.{module}" for module in ("base", "contract", "local")}
+    for module, names in imports_of(ROOT).items():
+        if not module.startswith("photon.strategy"):
+            strategies = {name for name in names if name.startswith("photon.strategy.")}
+            assert strategies <= seams, module
+
+
 def test_files_functions_and_lists_of_imports_are_small() -> None:
     assert too_large(ROOT) == []
 

@@ -77,7 +77,7 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False) -> None:
     PhotonError
         If the run has no checkpoint, its tokenizer is not on this machine, or ``output`` holds other files.
     """
-    from photon.strategy.sparse import dense_params
+    from photon.strategy.base import strategy_of
 
     checkpoint, config = open_run_checkpoint(run_dir)
     if config.data.path is None:
@@ -85,7 +85,7 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False) -> None:
     tokenizer = Path(config.data.path) / "tokenizer"
     _check_same_tokenizer(tokenizer, checkpoint.state)
     export_model(
-        dense_params(config, checkpoint),
+        strategy_of(config).exported(checkpoint),
         config.model,
         checkpoint.state.vocab_size,
         tokenizer,

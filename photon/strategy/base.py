@@ -155,6 +155,10 @@ class Strategy(ABC):
         """Return what the residuals are that `configure_train` sends to a participant."""
         return []
 
+    def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """Return a checkpoint's parameters as the plain model has them."""
+        return checkpoint.load_params()
+
     @abstractmethod
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]

@@ -91,6 +91,12 @@ class Sparse(Photon):
         """The silo's half."""
         return PrunedWeights(self.config, self.local_state, self.sparse)
 
+    def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """Return W in the place of v."""
+        return self.sparse.effective(
+            checkpoint.load_params(), prunable(self.config, checkpoint.state.vocab_size)
+        )
+
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer within the union of the clients' supports."""
         names = prunable(self.config, checkpoint.state.vocab_size)
@@ -213,11 +219,3 @@ def _prunable(config_text: str, vocab_size: int) -> tuple[str, ...]:
     assert sparse is not None, "for runs of sparse strategies"
     model = build_model(config.model, vocab_size, seed=0, device="meta")
     return tuple(prunable_names(model, sparse.layers))
-
-
-def dense_params(config: RunConfig, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's parameters as the plain model has them: W in the place of v."""
-    params, sparse = checkpoint.load_params(), sparse_training(config)
-    if sparse is None:
-        return params
-    return sparse.effective(params, prunable(config, checkpoint.state.vocab_size))

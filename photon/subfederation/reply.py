@@ -19,7 +19,6 @@ from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
-from photon.strategy.key_layers import residual_group
 from photon.subfederation.config import border_privacy
 from photon.subfederation.spans import Span, Spans
 from photon.telemetry.events import ClientFinished, RoundFinished
@@ -200,5 +199,4 @@ def _due(after: Checkpoint, contract: Contract) -> StateGroups:
     due = contract.leaving[PARAMS].shapes
     groups: StateGroups = {PARAMS: {name: tensor for name, tensor in params.items() if name in due}}
     kept = after.load_kept()
-    slots = {residual_group(tag.slot) for tag in after.state.residuals} & set(contract.leaving)
-    return groups | {group: kept[group] for group in sorted(slots)}
+    return groups | {group: kept[group] for group in sorted(set(kept) & set(contract.optional))}
