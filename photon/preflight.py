@@ -31,12 +31,12 @@ from photon.config.schema import Component, LinkSection, PrivacySection, RunConf
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.chains import change_chain, down_chains, up_chains
-from photon.objective.base import Objective, objective_of
+from photon.objective.base import Objective
+from photon.objective.configured import objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import border_privacy, node_sections
+from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
-from photon.telemetry.log import event_log
-from photon.telemetry.wandb import weights_and_biases
 from photon.training.schedule import build_schedule
 from photon.training.switch import check_switch
 
@@ -103,7 +103,9 @@ def _gateway_passed(text: str, node: str) -> None:
 @lru_cache(maxsize=64)
 def _passed(text: str) -> None:
     config = parse(text)
-    for where in ("objective", "optimizer", "outer", "schedule", "strategy"):
+    if config.objective is not None:
+        _check_component(config.objective, "objective")
+    for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
     for where in ("up", "down", "states"):
         for codec in getattr(config.link, where):
@@ -208,17 +210,7 @@ def _check_listeners(config: RunConfig) -> None:
         except TypeError as error:
             raise PhotonError(f"{where}: {entry.target}: {error}") from error
     factories = [import_target(entry.target, "telemetry.listeners") for entry in listeners]
-    if factories[:1] != [event_log]:
-        raise PhotonError(
-            "telemetry.listeners: the event log comes first, because report and summary are made from it; "
-            "begin the list with {_target_: photon.telemetry.log.event_log}"
-        )
-    mode = config.telemetry.wandb.mode
-    if mode != "off" and weights_and_biases not in factories:
-        raise PhotonError(
-            f"telemetry.wandb.mode={mode}: telemetry.listeners has nobody who would log there; add "
-            "{_target_: photon.telemetry.wandb.weights_and_biases}"
-        )
+    check_listed(factories, config.telemetry.wandb.mode)
 
 
 def _check_nodes(config: RunConfig) -> None:

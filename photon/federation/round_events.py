@@ -12,8 +12,9 @@ from photon.config.schema import RunConfig
 from photon.federation.agreement import client_cosine, consensus
 from photon.federation.exchange import Failure
 from photon.link.messages import SiloInfo, TrainReport
-from photon.models.build import build_model, parameter_count
+from photon.models.build import parameter_count
 from photon.models.flops import mfu, model_flops_per_token
+from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint, ServerState
 from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import (
@@ -74,7 +75,7 @@ class RoundEvents:
     ) -> None:
         """Tell what is trained, and by whom."""
         config = self._config
-        model = build_model(config.model, state.vocab_size, seed=config.seed, device="meta")
+        model = model_of(config, state.vocab_size, "meta")
         self._flops_per_token = model_flops_per_token(model, state.sequence_length)
         self._roofline = {silo.name: silo.roofline_flops for silo in silos}
         self._roofline["centralized"] = silos[0].roofline_flops

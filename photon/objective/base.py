@@ -7,14 +7,11 @@ ask which objective it is either.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from photon.components import build
-from photon.config.schema import Component, RunConfig
 from photon.data.silo_data import SiloData
 from photon.training.groups import StateGroups
 from photon.training.hooks import Batch, Loss
@@ -167,15 +164,3 @@ class Objective(ABC):
         The sums of all silos add up to those of all text: nothing in them is divided by a silo's own count.
         """
         raise NotImplementedError(f"{type(self).__name__} takes local steps")
-
-
-def objective_of(config: RunConfig) -> Objective:
-    """Return the objective that a configuration names."""
-    return _objective(config.objective.model_dump_json(by_alias=True))
-
-
-@lru_cache(maxsize=8)
-def _objective(component: str) -> Objective:
-    section = Component.model_validate_json(component)
-    objective: Objective = build(section.as_mapping(), "objective")
-    return objective

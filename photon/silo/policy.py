@@ -148,9 +148,10 @@ class SiloPolicy(Section):
         if self.max_parameters is None:
             return
         # Here, because scripts/federation.sh reads policies and needs no models otherwise.
-        from photon.models.build import build_model, parameter_count
+        from photon.models.build import parameter_count
+        from photon.objective.configured import model_of
 
-        model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+        model = model_of(config, vocab_size, "meta")
         self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
 
     def check_order(self, order: TrainOrder) -> None:

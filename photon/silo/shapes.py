@@ -9,7 +9,7 @@ from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.messages import TrainOrder
-from photon.models.build import build_model
+from photon.objective.configured import model_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, Role
 
@@ -76,5 +76,5 @@ def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
 @lru_cache(maxsize=2)
 def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
-    model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+    model = model_of(config, vocab_size, "meta")
     return {name: parameter.shape for name, parameter in model.named_parameters()}
