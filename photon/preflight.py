@@ -129,6 +129,7 @@ def _try_components(config: RunConfig) -> None:
     for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
         chains(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
+    _check_sums(config, strategy)
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
@@ -149,6 +150,35 @@ def _try_components(config: RunConfig) -> None:
         )
     if config.switch is not None:
         check_switch(config.switch, config.optimizer.as_mapping())
+
+
+def _check_sums(config: RunConfig, strategy: Strategy) -> None:
+    """Check that who asks for sums gets them, and gets them as they are."""
+    objective = objective_of(config)
+    names = type(objective).__name__, type(strategy).__name__
+    if objective.trains and strategy.folds_sums:
+        raise PhotonError(
+            f"strategy: {names[1]} adds up sums, and the objective {names[0]} takes local steps"
+        )
+    if not objective.trains and not strategy.folds_sums:
+        raise PhotonError(
+            f"strategy: {names[1]} folds what was trained, and the objective {names[0]} takes no steps; use "
+            "strategy=sums"
+        )
+    if not strategy.folds_sums:
+        return
+    states = up_chains(config.link).states
+    for refused, why in (
+        (config.privacy.on, "privacy.clip_norm: nothing bounds the sums of an objective without steps"),
+        (config.privacy.secure_aggregation, "privacy.secure_aggregation: sums of float64 have no masks"),
+        (config.link.down_of == "update", "link.down_of=update: parameters do not change; use parameters"),
+        (
+            not all(codec.on_bytes for codec in states),
+            "link.states: sums travel exactly; leave out what rounds or drops values",
+        ),
+    ):
+        if refused:
+            raise PhotonError(f"strategy: {names[1]}: {why}")
 
 
 def _check_component(component: Component, where: str) -> None:

@@ -9,7 +9,7 @@ from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.messages import TrainOrder
-from photon.objective.configured import model_of
+from photon.objective.configured import model_of, steps_after, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, Role
 
@@ -46,7 +46,7 @@ def check_request(order: TrainOrder, config: RunConfig) -> None:
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     if order.round > config.rounds:
         raise PhotonError(f"the order is of round {order.round}, and the run has {config.rounds}")
-    if order.steps > (most := config.steps_of(order.round)):
+    if not min(1, most := steps_of(config, order.round)) <= order.steps <= most:
         raise PhotonError(f"the order asks for {order.steps} steps, and a round of this run has {most}")
     # One participant on the text of several silos has a batch for each of the cohort.
     batches = (config.cohort or len(order.members)) if len(order.members) > 1 else 1
@@ -56,10 +56,10 @@ def check_request(order: TrainOrder, config: RunConfig) -> None:
             f"the order asks for batches of {order.batch_size}, and those of this run have {largest}"
         )
     # A federation of a tree counts the steps of its rounds on from where the one above is.
-    if config.federation.parent is None and order.global_step != config.steps_after(order.round - 1):
+    begins = steps_after(config, order.round - 1)
+    if config.federation.parent is None and order.global_step != begins:
         raise PhotonError(
-            f"the order begins at step {order.global_step}, and round {order.round} of this run at "
-            f"{config.steps_after(order.round - 1)}"
+            f"the order begins at step {order.global_step}, and round {order.round} of this run at {begins}"
         )
 
 

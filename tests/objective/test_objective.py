@@ -108,6 +108,9 @@ def test_an_objective_without_steps_gives_sums(corpus) -> None:
     data = SiloData(prepared, prepared.silo_names)
     assert Masked().prepare(None, data, {}, steps=5, seed=0) == Work(5)
     with pytest.raises(NotImplementedError, match="Masked takes local steps"):
-        Masked().statistics(None, data, {}, seed=0)
-    sums = Sums().statistics(None, data, {}, seed=0)
-    assert sums["tokens"]["count"].sum() == data.token_counts().sum()
+        Masked().statistics(None, data, {}, server_round=1, seed=0)
+    model = build_model(composed(*SMALL, "data.path=none").model, data.vocab_size, seed=0).eval()
+    with torch.no_grad():
+        sums = Sums().statistics(model, data, {}, server_round=1, seed=0)["shared/means"]
+    assert sums["count"] == data.token_counts().sum()
+    assert torch.equal(sums["tokens"][: data.vocab_size], torch.from_numpy(data.token_counts()).double())
