@@ -107,9 +107,10 @@ class Event:
 class RunStarted(Event):
     """A run began, or began again: ``resumed_from`` is the last complete round it goes on from.
 
-    ``local_steps`` is 0 where the objective takes none. ``flops_per_token`` counts forward and backward pass; ``roofline_flops`` is the device's measured or
-    documented peak in FLOP/s, ``None`` where nobody knows it. ``tree`` is what is below in a federation of
-    federations, as `photon.config.tree.read_tree` reads it; ``None`` where there are silos alone.
+    ``local_steps`` is 0 where the objective takes none. ``flops_per_token`` counts forward and backward pass;
+    ``roofline_flops`` is the device's measured or documented peak in FLOP/s, ``None`` where nobody knows it.
+    ``tree`` is what is below in a federation of federations, as `photon.config.tree.read_tree` reads it;
+    ``None`` where there are silos alone.
     """
 
     run_id: str

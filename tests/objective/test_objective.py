@@ -111,6 +111,6 @@ def test_an_objective_without_steps_gives_sums(corpus) -> None:
         Masked().statistics(None, data, {}, server_round=1, seed=0)
     model = build_model(composed(*SMALL, "data.path=none").model, data.vocab_size, seed=0).eval()
     with torch.no_grad():
-        sums = Sums().statistics(model, data, {}, server_round=1, seed=0)["shared/means"]
+        sums = Sums().statistics(model, data, {}, server_round=1, seed=0)["shared/sums"]
     assert sums["count"] == data.token_counts().sum()
     assert torch.equal(sums["tokens"][: data.vocab_size], torch.from_numpy(data.token_counts()).double())

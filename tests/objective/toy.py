@@ -63,59 +63,51 @@ class Sums(CausalLM):
 
     def sums(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
         vocabulary, width = params["transformer.wte.weight"]
-        if server_round == 1:
-            rows = {
-                "tokens": torch.Size([vocabulary]),
-                "hidden": torch.Size([width]),
-                "count": torch.Size([]),
-            }
-            return {"shared/means": rows}
-        return {"shared/gram": {"gram": torch.Size([width, width]), "surprise": torch.Size([])}}
-
-    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
-        vocabulary, width = params["transformer.wte.weight"]
-        means = {"shared/means": {"tokens": torch.Size([vocabulary]), "hidden": torch.Size([width])}}
-        return means if server_round > 1 else {}
+        if server_round > 1:
+            return {"shared/gram": {"gram": torch.Size([width, width]), "surprise": torch.Size([])}}
+        sums = {"tokens": [vocabulary], "count": [], "hidden": [width], "states": []}
+        return {"shared/sums": {name: torch.Size(size) for name, size in sums.items()}}
 
     def keep(self, sums: StateGroups, kept: StateGroups, server_round: int) -> StateGroups:
         if server_round > 1:
-            # The last answer stays beside what it was made with.
-            return {**kept, **sums}
-        means = sums["shared/means"]
-        return {"shared/means": {name: means[name] / means["count"] for name in ("tokens", "hidden")}}
+            return sums
+        of = sums["shared/sums"]
+        return {"shared/means": {"tokens": of["tokens"] / of["count"], "hidden": of["hidden"] / of["states"]}}
+
+    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+        vocabulary, width = params["transformer.wte.weight"]
+        means = {"tokens": torch.Size([vocabulary]), "hidden": torch.Size([width])}
+        return {"shared/means": means} if server_round > 1 else {}
 
     def statistics(
         self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
     ) -> StateGroups:
         assert not model.training
         assert not torch.is_grad_enabled()
-        first, *others = [self.of_windows(model, windows, received) for windows in data.windows("train")]
-        for other in others:
-            for group, tensors in other.items():
-                first[group] = {name: first[group][name] + tensor for name, tensor in tensors.items()}
-        return first
+        assert set(received) == ({"shared/means"} if server_round > 1 else set())
+        return self.of_windows(model, np.concatenate(data.windows("train")), received)
 
     @staticmethod
     def of_windows(model: nn.Module, windows: np.ndarray, received: StateGroups) -> StateGroups:
-        """Return the sums of some windows, one by one so that it does not matter which are together."""
-        vocabulary, width = model.transformer.wte.weight.shape
-        counts = torch.zeros(vocabulary, dtype=torch.float64)
-        hidden, gram = torch.zeros(width, dtype=torch.float64), torch.zeros(width, width, dtype=torch.float64)
-        surprise = torch.zeros((), dtype=torch.float64)
-        for window in torch.from_numpy(windows.astype("int64")):
-            states = model.transformer(input_ids=window[None]).last_hidden_state[0].double()
-            if received:
-                means = received["shared/means"]
-                away = states - means["hidden"]
-                gram += away.T @ away
-                surprise -= means["tokens"][window].log().sum()
-            else:
-                counts += torch.bincount(window, minlength=vocabulary)
-                hidden += states.sum(0)
+        """Return the sums of some windows.
+
+        The model reads some of them, chosen by what is in them, one by one: its float32 is the same whatever
+        others there are.
+        """
+        text = torch.from_numpy(windows.astype("int64"))
+        states = [
+            model.transformer(input_ids=window[None]).last_hidden_state[0].double()
+            for window in text[text.sum(1) % 16 == 0]
+        ]
+        hidden = torch.cat(states)
         if received:
-            return {"shared/gram": {"gram": gram, "surprise": surprise}}
-        count = torch.tensor(windows.size, dtype=torch.float64)
-        return {"shared/means": {"tokens": counts, "hidden": hidden, "count": count}}
+            means = received["shared/means"]
+            away = hidden - means["hidden"]
+            surprise = -means["tokens"].clamp_min(1e-9)[text].log().sum()
+            return {"shared/gram": {"gram": away.T @ away, "surprise": surprise}}
+        counts = torch.bincount(text.flatten(), minlength=len(model.transformer.wte.weight)).double()
+        sums = {"tokens": counts, "count": counts.sum(), "hidden": hidden.sum(0)}
+        return {"shared/sums": {**sums, "states": torch.tensor(len(hidden), dtype=torch.float64)}}
 
 
 class Costs(Masked):
