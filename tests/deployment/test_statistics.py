@@ -16,7 +16,13 @@ from tests.deployment.harness import Deployment
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1800)]
 
-RUN = ["strategy=sums", "objective._target_=tests.objective.toy.Sums", "rounds=2", "federation.silos=2"]
+RUN = [
+    "strategy=sums",
+    "objective._target_=tests.objective.toy.Sums",
+    "rounds=2",
+    "cohort=null",
+    "federation.silos=2",
+]
 
 
 def test_deployed_silos_sum_as_one_process_does(

@@ -293,6 +293,10 @@ def test_a_deployed_silos_worker_sums_as_this_process_does(
 @pytest.mark.parametrize(
     ("rule", "says"),
     [
+        (
+            "objectives: [CausalLM]",
+            r"objectives=\[CausalLM\], and the order asks for tests.objective.toy.Sums",
+        ),
         ("max_round_tokens: 1000", "max_round_tokens=1,000, and the order asks for .* tokens in a round"),
         ("max_run_tokens: 1000", "max_run_tokens=1,000"),
         ("secure_aggregation: true", "secure_aggregation=true, and the order asks for"),
