@@ -31,12 +31,12 @@ from photon.config.schema import Component, LinkSection, PrivacySection, RunConf
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.chains import change_chain, down_chains, up_chains
-from photon.objective.base import Objective, objective_of
+from photon.objective.base import Objective
+from photon.objective.configured import objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import border_privacy, node_sections
+from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
-from photon.telemetry.log import event_log
-from photon.telemetry.wandb import weights_and_biases
 from photon.training.schedule import build_schedule
 from photon.training.switch import check_switch
 
@@ -103,7 +103,9 @@ def _gateway_passed(text: str, node: str) -> None:
 @lru_cache(maxsize=64)
 def _passed(text: str) -> None:
     config = parse(text)
-    for where in ("objective", "optimizer", "outer", "schedule", "strategy"):
+    if config.objective is not None:
+        _check_component(config.objective, "objective")
+    for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
     for where in ("up", "down", "states"):
         for codec in getattr(config.link, where):
@@ -127,6 +129,7 @@ def _try_components(config: RunConfig) -> None:
     for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
         chains(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
+    _check_sums(config, strategy)
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
@@ -147,6 +150,35 @@ def _try_components(config: RunConfig) -> None:
         )
     if config.switch is not None:
         check_switch(config.switch, config.optimizer.as_mapping())
+
+
+def _check_sums(config: RunConfig, strategy: Strategy) -> None:
+    """Check that who asks for sums gets them, and gets them as they are."""
+    objective = objective_of(config)
+    names = type(objective).__name__, type(strategy).__name__
+    if objective.trains and strategy.folds_sums:
+        raise PhotonError(
+            f"strategy: {names[1]} adds up sums, and the objective {names[0]} takes local steps"
+        )
+    if not objective.trains and not strategy.folds_sums:
+        raise PhotonError(
+            f"strategy: {names[1]} folds what was trained, and the objective {names[0]} takes no steps; use "
+            "strategy=sums"
+        )
+    if not strategy.folds_sums:
+        return
+    states = up_chains(config.link).states
+    for refused, why in (
+        (config.privacy.on, "privacy.clip_norm: nothing bounds the sums of an objective without steps"),
+        (config.privacy.secure_aggregation, "privacy.secure_aggregation: sums of float64 have no masks"),
+        (config.link.down_of == "update", "link.down_of=update: parameters do not change; use parameters"),
+        (
+            not all(codec.on_bytes for codec in states),
+            "link.states: sums travel exactly; leave out what rounds or drops values",
+        ),
+    ):
+        if refused:
+            raise PhotonError(f"strategy: {names[1]}: {why}")
 
 
 def _check_component(component: Component, where: str) -> None:
@@ -208,17 +240,7 @@ def _check_listeners(config: RunConfig) -> None:
         except TypeError as error:
             raise PhotonError(f"{where}: {entry.target}: {error}") from error
     factories = [import_target(entry.target, "telemetry.listeners") for entry in listeners]
-    if factories[:1] != [event_log]:
-        raise PhotonError(
-            "telemetry.listeners: the event log comes first, because report and summary are made from it; "
-            "begin the list with {_target_: photon.telemetry.log.event_log}"
-        )
-    mode = config.telemetry.wandb.mode
-    if mode != "off" and weights_and_biases not in factories:
-        raise PhotonError(
-            f"telemetry.wandb.mode={mode}: telemetry.listeners has nobody who would log there; add "
-            "{_target_: photon.telemetry.wandb.weights_and_biases}"
-        )
+    check_listed(factories, config.telemetry.wandb.mode)
 
 
 def _check_nodes(config: RunConfig) -> None:

@@ -403,7 +403,11 @@ class RunConfig(Section):
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
     model: ModelSection
     data: DataSection
-    objective: Component = Field(description="What is trained: the loss of a batch, and how it is measured.")
+    objective: Component | None = Field(
+        None,
+        description="What is trained: the loss of a batch, and how it is measured. null: causal language "
+        "modelling.",
+    )
     optimizer: Component = Field(description="Local optimizer: any torch.optim.Optimizer by `_target_`.")
     schedule: Component = Field(description="Learning-rate schedule: a function of the global step.")
     outer: Component = Field(description="Outer optimizer: any torch.optim.Optimizer by `_target_`.")

@@ -20,7 +20,6 @@ from photon.link.messages import (
     TrainReport,
     unpack,
 )
-from photon.link.records import Shapes
 from photon.link.transport import ServerLink, Ticket
 from photon.models.vocabulary import token_parameters, unpack_vocabulary
 from photon.strategy.contract import PARAMS, Contract
@@ -31,9 +30,13 @@ def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dic
     return {group: {name: t.shape for name, t in tensors.items()} for group, tensors in groups.items()}
 
 
-def nbytes_of(shapes: Shapes) -> int:
-    """Return the bytes of state groups of some shapes in float32."""
-    return 4 * sum(size.numel() for tensors in shapes.values() for size in tensors.values())
+def nbytes_of(contract: Contract) -> int:
+    """Return the bytes of what is due: sums in float64, all else in float32."""
+    return sum(
+        (8 if leaving.kind == "sum" else 4) * sum(size.numel() for size in leaving.shapes.values())
+        for leaving in contract.leaving.values()
+        if leaving.required
+    )
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class Admission:
         ticket: Ticket | None,
         *,
         sequence_length: int,
+        text_tokens: int,
         federation: bool,
     ) -> Trained | Failure:
         """Return a reply to a train order, or why it is rejected.
@@ -105,6 +109,8 @@ class Admission:
             What was asked, what the reply may hold, and where it may have been written.
         sequence_length
             Tokens of a window.
+        text_tokens
+            Tokens of the training text that it has described.
         federation
             Whether it comes from a federation, whose pace and members are its own.
 
@@ -121,6 +127,7 @@ class Admission:
             order,
             contract,
             sequence_length,
+            text_tokens=text_tokens,
             rows=self._rows(contract),
             federation=federation,
         )
@@ -154,26 +161,34 @@ def problem_with(
     contract: Contract,
     sequence_length: int,
     *,
+    text_tokens: int = 0,
     federation: bool = False,
     rows: int | None = None,
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
     A reply must answer its own order, hold exactly the groups, names and shapes of the contract, and be
-    finite; of a masked one what is summed are integers of 32 bits.
+    finite; of a masked one what is summed are integers of 32 bits. Sums are in float64.
 
     Parameters
     ----------
+    text_tokens
+        Tokens of the training text, which an order of no steps has the silo read once.
     federation
         Whether it comes from a federation, whose pace and members are its own.
     rows
         Rows of the embedding, if the report must tell which of them were trained; else it must not.
     """
-    if problem := _problem_with_report(report, order, sequence_length, federation=federation):
-        return problem
+    judged = (
+        _problem_with_report(report, order, sequence_length, federation=federation)
+        if order.steps
+        else _problem_with_reading(report, order, text_tokens)
+    )
+    if judged:
+        return judged
     if problem := _problem_with_vocabulary(report.vocabulary, rows):
         return problem
-    expected, extra, summed = contract.due, contract.optional, contract.masked
+    expected, extra = contract.due, contract.optional
     if set(groups) - set(extra) != set(expected):
         return f"it holds the groups {sorted(groups)}, expected {sorted(expected)}"
     for group, tensors in groups.items():
@@ -184,23 +199,61 @@ def problem_with(
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
                 return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            if order.masking is not None and group == "params" and name in summed:
-                if tensor.dtype != torch.int32:
-                    return f"{group}/{name} holds {tensor.dtype}, expected masked integers"
-                continue
-            if not tensor.dtype.is_floating_point:
-                return f"{group}/{name} holds {tensor.dtype}, expected floating point"
-            values = tensor.values if isinstance(tensor, SparseTensor) else tensor
-            if values.numel() and not _finite(values):
-                return f"{group}/{name} holds a value that is not finite"
+            masked = order.masking is not None and group == PARAMS and name in contract.masked
+            kind = "masked" if masked else contract.leaving[group].kind
+            if problem := _problem_with_values(tensor, kind):
+                return f"{group}/{name} holds {problem}"
+    return None
+
+
+def _problem_with_values(tensor: torch.Tensor | SparseTensor, kind: str) -> str | None:
+    """Return what a tensor holds that it must not.
+
+    Parameters
+    ----------
+    kind
+        As of `Leaving`; or ``"masked"``.
+    """
+    if kind == "masked":
+        return None if tensor.dtype == torch.int32 else f"{tensor.dtype}, expected masked integers"
+    if kind == "sum" and tensor.dtype != torch.float64:
+        return f"{tensor.dtype}, expected a sum in float64"
+    if not tensor.dtype.is_floating_point:
+        return f"{tensor.dtype}, expected floating point"
+    values = tensor.values if isinstance(tensor, SparseTensor) else tensor
+    return "a value that is not finite" if values.numel() and not _finite(values) else None
+
+
+def _problem_with_reading(report: TrainReport, order: TrainOrder, text_tokens: int) -> str | None:
+    if problem := _problem_with_origin(report, order):
+        return problem
+    if _figures_of_steps(report) != [None] * 4:
+        return "it reports a loss, and no steps were ordered"
+    if (report.steps, report.tokens, report.position) != (0, text_tokens, order.position):
+        return (
+            f"it reports {report.steps} steps, {report.tokens} tokens and window {report.position}, not that "
+            f"it has read its {text_tokens} tokens once"
+        )
+    return None
+
+
+def _figures_of_steps(report: TrainReport) -> list[float | None]:
+    return [report.loss, report.loss_last, report.learning_rate, report.gradient_norm]
+
+
+def _problem_with_origin(report: TrainReport, order: TrainOrder) -> str | None:
+    if (report.round, report.silo) != (order.round, order.silo):
+        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
     return None
 
 
 def _problem_with_report(
     report: TrainReport, order: TrainOrder, sequence_length: int, *, federation: bool
 ) -> str | None:
-    if (report.round, report.silo) != (order.round, order.silo):
-        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
+    if problem := _problem_with_origin(report, order):
+        return problem
+    if None in _figures_of_steps(report):
+        return "it reports steps without a loss that is a number"
     of_batch = order.batch_size * sequence_length
     if federation:
         if report.steps < 1 or not 0 < report.tokens <= report.steps * report.leaves * of_batch:

@@ -144,6 +144,7 @@ def receiver(
         Tokens of a window.
     """
     begin = time.monotonic()
+    text_tokens = {silo.name: silo.train_tokens for silo in at.roster.silos()}
 
     def receive(name: str, message: Message) -> Reply | Failure:
         arrived = time.monotonic() - begin
@@ -153,6 +154,7 @@ def receiver(
             requests.contracts[name],
             requests.tickets[name],
             sequence_length=sequence_length,
+            text_tokens=sum(text_tokens.get(member, 0) for member in requests.orders[name].members),
             federation=at.roster.is_federation(name),
         )
         if isinstance(trained, Failure):
@@ -160,7 +162,7 @@ def receiver(
         report, groups = trained.report, trained.groups
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
-        update = groups.pop("params") if at.config.link.up_of == "update" else None
+        update = groups.pop("params", None) if at.config.link.up_of == "update" else None
         if secure is not None:
             summed = requests.contracts[name].masked
             assert update is not None, "the configuration sees to it"

@@ -9,6 +9,7 @@ from photon.config.schema import RunConfig
 from photon.errors import RunError
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.vocabulary import joined_vocabulary
+from photon.objective.configured import steps_of
 from photon.state.checkpoint import LedgerEntry, ServerState
 from photon.strategy.base import Aggregate
 
@@ -65,13 +66,13 @@ def advance(
             last_round=server_round,
             position=report.position,
             tokens=tokens,
-            steps_per_second=report.steps / report.seconds["training"],
+            steps_per_second=report.steps / report.seconds["training"] if report.steps else None,
             arrival_seconds=arrivals[name],
         )
     return before.model_copy(
         update={
             "round": server_round,
-            "global_step": before.global_step + config.steps_of(server_round),
+            "global_step": before.global_step + steps_of(config, server_round),
             "tokens": before.tokens + sum(report.tokens for report in reports.values()),
             "model_id": uuid.uuid4().hex,
             "ledger": ledger,

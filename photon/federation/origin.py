@@ -8,7 +8,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.federation.assignment import Assignment
 from photon.link.chains import check_names
-from photon.models.build import build_model
+from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups
 from photon.strategy.base import Strategy
@@ -39,7 +39,7 @@ def first_params(
         params = load_groups(assignment.groups_file(run_dir))[PARAMS]
         kept = strategy.local.begins_with(params)
     else:
-        model = build_model(config.model, vocab_size, seed=config.seed)
+        model = model_of(config, vocab_size)
         strategy.local.attach(model)
         params = read_params(model)
     check_names(config.link, params)

@@ -16,6 +16,7 @@ from photon.link.messages import BODY, TrainOrder, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
+from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
 from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
@@ -103,9 +104,9 @@ class RequestWriter:
     ) -> dict[str, TrainOrder]:
         """Return what each participant is to do."""
         state, federation = checkpoint.state, self._config.federation
-        most = self._config.steps_of(server_round)
+        most = steps_of(self._config, server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
-        if federation.match_speed:
+        if federation.match_speed and most:
             steps = matched_steps(most, steps, state.ledger)
         orders = {}
         for participant in cohort:
@@ -162,7 +163,7 @@ class RequestWriter:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
             content = RecordDict(dict(encoded[key]))
             contracts[name] = self.contract(server_round, checkpoint, name)
-            due = nbytes_of(contracts[name].due)
+            due = nbytes_of(contracts[name])
             tickets[name] = self._link.admit(content, due, run_id, server_round)
             order = order.model_copy(update={"base": base if follows else None, "fixed": fixed})
             content[BODY] = pack(order, sent_config)

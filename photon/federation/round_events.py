@@ -12,8 +12,9 @@ from photon.config.schema import RunConfig
 from photon.federation.agreement import client_cosine, consensus
 from photon.federation.exchange import Failure
 from photon.link.messages import SiloInfo, TrainReport
-from photon.models.build import build_model, parameter_count
+from photon.models.build import parameter_count
 from photon.models.flops import mfu, model_flops_per_token
+from photon.objective.configured import model_of, objective_of
 from photon.state.checkpoint import Checkpoint, ServerState
 from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import (
@@ -74,7 +75,7 @@ class RoundEvents:
     ) -> None:
         """Tell what is trained, and by whom."""
         config = self._config
-        model = build_model(config.model, state.vocab_size, seed=config.seed, device="meta")
+        model = model_of(config, state.vocab_size, "meta")
         self._flops_per_token = model_flops_per_token(model, state.sequence_length)
         self._roofline = {silo.name: silo.roofline_flops for silo in silos}
         self._roofline["centralized"] = silos[0].roofline_flops
@@ -96,7 +97,7 @@ class RoundEvents:
                 ],
                 rounds=config.rounds,
                 cohort=min(config.cohort or len(participants), len(participants)),
-                local_steps=config.local_steps,
+                local_steps=config.local_steps if objective_of(config).trains else 0,
                 batch_size=participants[0].batch_size,
                 sequence_length=state.sequence_length,
                 engine=config.federation.engine,
@@ -129,16 +130,16 @@ class RoundEvents:
                 silo=reply.participant,
                 steps=report.steps,
                 tokens=report.tokens,
-                loss=report.loss,
-                loss_last=report.loss_last,
-                learning_rate=report.learning_rate,
+                loss=_number(report.loss),
+                loss_last=_number(report.loss_last),
+                learning_rate=_number(report.learning_rate),
                 seconds=report.seconds,
                 bytes_up=reply.bytes_up,
                 bytes_down=bytes_down,
                 update_norm=report.update_norm,
                 tokens_per_second=speed,
-                mfu=mfu(speed, self._flops_per_token, roofline),
-                gradient_norm=report.gradient_norm,
+                mfu=mfu(speed, self._flops_per_token, roofline) if report.steps else None,
+                gradient_norm=_number(report.gradient_norm),
                 group_bytes_up=reply.group_bytes_up,
                 group_bytes_down=group_bytes_down,
                 release=(
@@ -246,7 +247,7 @@ def _round_finished(
         round=after.round,
         global_step=after.global_step,
         tokens=after.tokens,
-        train_loss=math.fsum(r.loss * r.tokens for r in reports.values()) / tokens,
+        train_loss=math.fsum(_number(r.loss) * r.tokens for r in reports.values()) / tokens,
         pseudo_gradient_norm=norm,
         client_cosine=client_cosine(norm, weights, norms),
         consensus=math.nan if agreed is None else agreed,
@@ -257,6 +258,11 @@ def _round_finished(
         group_bytes_up=dict(traffic.groups_up),
         group_bytes_down=dict(traffic.groups_down),
     )
+
+
+def _number(value: float | None) -> float:
+    """Return a figure of a report; NaN where no steps were taken."""
+    return math.nan if value is None else value
 
 
 def _diagnostics(after: ServerState, aggregate: Aggregate, reports: Mapping[str, TrainReport]) -> Diagnostics:

@@ -140,7 +140,7 @@ class Shares(Body):
 
 
 class TrainOrder(Body):
-    """Ask for local steps on one silo.
+    """Ask for local steps on one silo, or, with none, for sums over its text.
 
     What may come with it and what the reply holds it does not say: both sides know it from the configuration
     (`photon.strategy.contract`).
@@ -179,7 +179,7 @@ class TrainOrder(Body):
     silo: SiloName
     members: list[SiloName] = Field(min_length=1)
     global_step: int = Field(ge=0)
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     last_round: int = Field(ge=0)
     position: int = Field(ge=0)
@@ -227,7 +227,8 @@ class TrainReport(Body):
     them. A federation reports the steps of one of its silos, the tokens of all, its own rounds as its
     position, how many silos it has (``leaves``), and what the key blocks are that it passes on
     (``residuals``). With trimmed embeddings ``vocabulary`` says which rows were trained, as
-    `photon.models.vocabulary.pack_vocabulary` writes it.
+    `photon.models.vocabulary.pack_vocabulary` writes it. Where no steps were taken, ``tokens`` are those that
+    were read, and there is no loss.
     """
 
     round: int
@@ -235,10 +236,10 @@ class TrainReport(Body):
     steps: int = Field(ge=0)
     tokens: int = Field(ge=0)
     position: int = Field(ge=0)
-    loss: float
-    loss_last: float
-    learning_rate: float
-    gradient_norm: float
+    loss: float | None = None
+    loss_last: float | None = None
+    learning_rate: float | None = None
+    gradient_norm: float | None = None
     update_norm: float
     seconds: ClientSeconds
     state_lost: bool

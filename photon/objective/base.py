@@ -7,14 +7,11 @@ ask which objective it is either.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from photon.components import build
-from photon.config.schema import Component, RunConfig
 from photon.data.silo_data import SiloData
 from photon.training.groups import StateGroups
 from photon.training.hooks import Batch, Loss
@@ -22,6 +19,9 @@ from photon.training.precision import Precision
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: Name of a state group to name of a tensor to its shape.
+Shapes = Mapping[str, Mapping[str, torch.Size]]
 
 
 @dataclass(frozen=True)
@@ -161,21 +161,56 @@ class Objective(ABC):
     def sample(self, size: int, sequence_length: int) -> Batch:
         """Return a batch of so many rows that takes the most memory, for probes."""
 
-    def statistics(self, model: nn.Module, data: SiloData, received: StateGroups, seed: int) -> StateGroups:
-        """Return sums over a silo's text in float64, where ``trains`` is False; parameters as of `prepare`.
+    # --- of an objective without steps ----------------------------------------------------------------
+
+    def sums(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+        """Return the names and shapes of what `statistics` gives in a round: groups ``shared/…``.
+
+        Parameters
+        ----------
+        params
+            Name and shape of every parameter of the model.
+        """
+        return {}
+
+    def statistics(
+        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+    ) -> StateGroups:
+        """Return sums over a silo's training text in float64, where ``trains`` is False.
 
         The sums of all silos add up to those of all text: nothing in them is divided by a silo's own count.
+
+        Parameters
+        ----------
+        model
+            The model, on its device, in evaluation mode and without gradients.
+        data
+            The silo's text, of which each training window may be read once.
+        received
+            What `keep` made of earlier sums, on the model's device.
+        seed
+            The only source of random draws.
         """
         raise NotImplementedError(f"{type(self).__name__} takes local steps")
 
+    def keep(self, sums: StateGroups, kept: StateGroups, server_round: int) -> StateGroups:
+        """Return what the server keeps after a round, and the next round's requests bring.
 
-def objective_of(config: RunConfig) -> Objective:
-    """Return the objective that a configuration names."""
-    return _objective(config.objective.model_dump_json(by_alias=True))
+        Parameters
+        ----------
+        sums
+            What the round's silos have summed, added up.
+        kept
+            What the round's requests brought.
+        """
+        return sums
 
+    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+        """Return the names and shapes of what a round's requests bring: what `keep` made in the one before.
 
-@lru_cache(maxsize=8)
-def _objective(component: str) -> Objective:
-    section = Component.model_validate_json(component)
-    objective: Objective = build(section.as_mapping(), "objective")
-    return objective
+        Parameters
+        ----------
+        params
+            Name and shape of every parameter of the model.
+        """
+        return self.sums(params, server_round - 1) if server_round > 1 else {}

@@ -74,7 +74,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     cards = [
         ("Validation perplexity, all silos", f"{before} → {after}", f"the corpus's unigram model: {unigram}"),
         (
-            "Tokens trained",
+            "Tokens trained" if run.started.local_steps else "Tokens read",
             format_count(summary["tokens"]),
             f"in {counted(summary['rounds'], 'round')}, all silos",
         ),

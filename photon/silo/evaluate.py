@@ -7,7 +7,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
 from photon.link.messages import EvaluateOrder, EvaluateReport, NodeLoss
-from photon.objective.base import objective_of
+from photon.objective.configured import objective_of
 from photon.silo.kept import kept_of, silo_store
 from photon.silo.runtime import workbench
 from photon.silo.site import SiloSite

@@ -19,7 +19,7 @@ from photon.config.compose import parse
 from photon.data.loader import BatchStream
 from photon.files.atomic import atomic_directory, write_text
 from photon.models.vocabulary import unpack_vocabulary
-from photon.objective.base import objective_of
+from photon.objective.configured import objective_of
 from photon.silo import runtime
 from photon.strategy.base import strategy_of
 from photon.training.collectives import GroupTrainer, gather, join_group, place_model, placed_like

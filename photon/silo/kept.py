@@ -1,5 +1,7 @@
 """What a silo keeps on its own disk from one order to the next, and reads again."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from photon.config.schema import RunConfig
@@ -9,7 +11,7 @@ from photon.link.update import codings_of, with_codings
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
 from photon.strategy.contract import LOCAL
-from photon.strategy.local import Finish, Kept
+from photon.strategy.local import Kept
 from photon.training.groups import StateGroups
 
 
@@ -49,10 +51,27 @@ def kept_of(state: SiloState) -> Kept:
     return Kept(optimizer, state.scalars, local)
 
 
+@dataclass(frozen=True)
+class Stays:
+    """What a silo keeps for its next round.
+
+    Attributes
+    ----------
+    position
+        Windows taken from its text so far.
+    groups, scalars
+        State groups and scalars of the local optimizer, and the method's own groups.
+    """
+
+    position: int
+    groups: StateGroups = field(default_factory=dict)
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
 def save_round(
     store: SiloStore,
     order: TrainOrder,
-    finish: Finish,
+    stays: Stays,
     report: TrainReport,
     reply: PackedGroups,
     memory: StateGroups,
@@ -69,11 +88,11 @@ def save_round(
             run_id=order.run_id,
             model_id=order.model_id,
             round=order.round,
-            position=finish.trained.position,
-            scalars=dict(finish.scalars),
+            position=stays.position,
+            scalars=dict(stays.scalars),
             report=report.model_dump_json(),
             codings=codings_of(reply),
-            groups=finish.stays,
+            groups=stays.groups,
             link=memory,
         ),
         payloads_of(reply),

@@ -22,6 +22,9 @@ from photon.link.messages import TrainOrder
 from photon.strategy.base import sparse_training, strategy_of
 from photon.strategy.contract import Contract
 
+#: The objective of a configuration that names none.
+_CAUSAL_LM = "photon.objective.causal_lm.CausalLM"
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -71,6 +74,9 @@ class SiloPolicy(Section):
     models: list[str] | None = Field(
         None, description="Models to train, by preset (photon-125m) or by transformers type (gpt2)."
     )
+    objectives: list[str] | None = Field(
+        None, description="Objectives to take part in, by class (CausalLM) or by dotted path."
+    )
     optimizers: list[str] | None = Field(
         None, description="Local optimizers to run, by class (AdamW) or by dotted path."
     )
@@ -103,13 +109,14 @@ class SiloPolicy(Section):
         Raises
         ------
         RefusedError
-            If a rule forbids a strategy, the model or the optimizer.
+            If a rule forbids a strategy, the model, the objective or the optimizer.
         """
-        optimizer = _names(config.optimizer.target)
+        objective = _CAUSAL_LM if config.objective is None else config.objective.target
         for rule, found in (
             *(("strategies", _names(target)) for target in _strategies(config)),
             ("models", _model_names(config)),
-            ("optimizers", optimizer),
+            ("objectives", _names(objective)),
+            ("optimizers", _names(config.optimizer.target)),
         ):
             allowed = getattr(self, rule)
             if allowed is not None and not set(found) & set(allowed):
@@ -147,9 +154,10 @@ class SiloPolicy(Section):
         if self.max_parameters is None:
             return
         # Here, because scripts/federation.sh reads policies and needs no models otherwise.
-        from photon.models.build import build_model, parameter_count
+        from photon.models.build import parameter_count
+        from photon.objective.configured import model_of
 
-        model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+        model = model_of(config, vocab_size, "meta")
         self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
 
     def check_order(self, order: TrainOrder) -> None:

@@ -12,8 +12,7 @@ import torch
 
 from photon.config.compose import parse
 from photon.config.schema import Component, RunConfig
-from photon.models.build import build_model
-from photon.objective.base import objective_of
+from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.groups import read_params, reset_optimizer, write_params
@@ -64,8 +63,7 @@ def as_trained(config_text: str) -> str:
 
 def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
     """Build the model, with what objective and strategy change about it."""
-    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    model = objective_of(config).build(model)
+    model = model_of(config, vocab_size, device)
     strategy_of(config).local.attach(model)
     if config.training.activation_checkpointing:
         enable_activation_checkpointing(model)

@@ -24,12 +24,14 @@ from photon.link.messages import (
     TrainReport,
     Unmask,
 )
+from photon.objective.configured import objective_of
 from photon.silo import secure
 from photon.silo.describe import describe
 from photon.silo.evaluate import evaluate
 from photon.silo.kept import reply_file, silo_store
 from photon.silo.policy import Cost
 from photon.silo.site import NodeSettings, SiloSite
+from photon.silo.statistics import sum_up
 from photon.silo.train import train
 from photon.strategy.contract import Contract
 
@@ -117,7 +119,14 @@ class SiloNode:
         return store.reply(order.run_id, order.model_id, order.round) is not None
 
     def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text of each silo, at most. Of pooled text all may be of one."""
+        """Return what an order does with the text of each silo, at most. Of pooled text all may be of one.
+
+        One of no steps reads all of it once.
+        """
+        if order.steps == 0:
+            silos = self.site.prepared().manifest.silos
+            texts = {member: silos[member].train for member in order.members}
+            return {silo: Cost(0, text.sequences, text.tokens, releases=1) for silo, text in texts.items()}
         windows = order.steps * order.batch_size
         tokens = windows * self.site.prepared().manifest.sequence_length
         cost = Cost(order.steps, windows, tokens, releases=1)
@@ -127,7 +136,8 @@ class SiloNode:
         self, order: TrainOrder, groups: Groups, contract: Contract
     ) -> tuple[PackedGroups, TrainReport]:
         """Train, and return what leaves, encoded as it travels, and the report."""
-        return train(order, groups, contract, self.site, self.config)
+        work = train if objective_of(self.config).trains else sum_up
+        return work(order, groups, contract, self.site, self.config)
 
     def kept_file(self, order: TrainOrder) -> Path | None:
         """Return the file of a reply that the store may have itself."""

@@ -9,7 +9,7 @@ from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.messages import TrainOrder
-from photon.models.build import build_model
+from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, Role
 
@@ -48,6 +48,10 @@ def check_request(order: TrainOrder, config: RunConfig) -> None:
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     if order.round > config.rounds:
         raise PhotonError(f"the order is of round {order.round}, and the run has {config.rounds}")
+    if (order.steps > 0) != (steps_of(config, order.round) > 0):
+        raise PhotonError(
+            f"the order asks for {order.steps} steps, and the objective says whether there are any"
+        )
     # One participant on the text of several silos has a larger one, by how many there are.
     if len(order.members) == 1 and order.batch_size != config.training.batch_size:
         raise PhotonError(
@@ -69,5 +73,5 @@ def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
 @lru_cache(maxsize=2)
 def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
-    model = build_model(config.model, vocab_size, seed=config.seed, device="meta")
+    model = model_of(config, vocab_size, "meta")
     return {name: parameter.shape for name, parameter in model.named_parameters()}

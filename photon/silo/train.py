@@ -11,7 +11,7 @@ from photon.link.messages import Release, TrainOrder, TrainReport
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
-from photon.silo.kept import kept_reply, kept_state, save_round, silo_store
+from photon.silo.kept import Stays, kept_reply, kept_state, save_round, silo_store
 from photon.silo.reply import encoded, released
 from photon.silo.site import SiloSite
 from photon.silo.start import request_of, start_from
@@ -79,7 +79,8 @@ def train(
         rows=start.rows,
     )
     reply, memory = encoded(leaves, start, received, kept.link if kept else {}, order, config)
-    save_round(store, order, finish, report, reply, memory)
+    stays = Stays(finish.trained.position, finish.stays, finish.scalars)
+    save_round(store, order, stays, report, reply, memory)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})

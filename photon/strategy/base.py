@@ -82,7 +82,7 @@ class Aggregate:
     outer, outer_scalars
         State of the outer optimizer.
     weights
-        Share of each folded participant in the mean; they sum to 1.
+        Share of each folded participant in the mean; they sum to 1. Empty where sums were added.
     figures
         Further figures of the round, under ``figure/of what`` names.
     kept
@@ -117,6 +117,8 @@ class Strategy(ABC):
     local_state: LocalState
     #: Whether it takes replies with an update in place of parameters.
     folds_updates: ClassVar[bool] = False
+    #: Whether it adds up sums of an objective without steps, in place of folding what was trained.
+    folds_sums: ClassVar[bool] = False
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 

@@ -212,10 +212,10 @@ def prunable(config: RunConfig, vocab_size: int) -> list[str]:
 
 @lru_cache(maxsize=2)
 def _prunable(config_text: str, vocab_size: int) -> tuple[str, ...]:
-    from photon.models.build import build_model
+    from photon.objective.configured import model_of
 
     config = parse(config_text)
     sparse = sparse_training(config)
     assert sparse is not None, "for runs of sparse strategies"
-    model = build_model(config.model, vocab_size, seed=0, device="meta")
+    model = model_of(config, vocab_size, "meta")
     return tuple(prunable_names(model, sparse.layers))

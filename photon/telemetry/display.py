@@ -271,7 +271,7 @@ class _State:
         facts = next((silo for silo in self.started.silos if silo["name"] == name), None)
         return [
             format_count(client.tokens_per_second) if client else "",
-            f"{loss:.3f}" if loss is not None else "",
+            _loss(loss),
             _silo_perplexity(self.first, name),
             _silo_perplexity(self.latest, name),
             format_perplexity(silo_unigram_perplexity(facts)) if facts else "",
@@ -282,7 +282,7 @@ class _State:
         speed = math.fsum(client.tokens_per_second for client in self.clients.values())
         return [
             format_count(speed) if self.clients else "",
-            f"{self.finished.train_loss:.3f}" if self.finished else "",
+            _loss(self.finished.train_loss if self.finished else None),
             format_perplexity(self.first.perplexity) if self.first else "",
             format_perplexity(self.latest.perplexity) if self.latest else "",
             format_perplexity(unigram_perplexity(self.started, self.latest)),
@@ -332,7 +332,14 @@ def _figures(state: _State) -> Text:
     return Text("\n".join(lines), style="dim")
 
 
+def _loss(value: float | None) -> str:
+    """Return a loss as it is shown; nothing where no steps were taken."""
+    return "" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
 def _train_facts(event: RoundFinished) -> str:
+    if math.isnan(event.train_loss):
+        return "sums over the silos' text, no local steps"
     cosine = "" if event.client_cosine is None else f", client cosine {event.client_cosine:.2f}"
     return f"train loss {event.train_loss:.3f}, pseudo-gradient norm {event.pseudo_gradient_norm:.3g}{cosine}"
 

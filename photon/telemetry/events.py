@@ -107,9 +107,10 @@ class Event:
 class RunStarted(Event):
     """A run began, or began again: ``resumed_from`` is the last complete round it goes on from.
 
-    ``flops_per_token`` counts forward and backward pass; ``roofline_flops`` is the device's measured or
-    documented peak in FLOP/s, ``None`` where nobody knows it. ``tree`` is what is below in a federation of
-    federations, as `photon.config.tree.read_tree` reads it; ``None`` where there are silos alone.
+    ``local_steps`` is 0 where the objective takes none. ``flops_per_token`` counts forward and backward pass;
+    ``roofline_flops`` is the device's measured or documented peak in FLOP/s, ``None`` where nobody knows it.
+    ``tree`` is what is below in a federation of federations, as `photon.config.tree.read_tree` reads it;
+    ``None`` where there are silos alone.
     """
 
     run_id: str
@@ -144,6 +145,8 @@ class RoundStarted(Event):
 @dataclass(frozen=True, kw_only=True)
 class ClientFinished(Event):
     """A client's reply was accepted; losses in nats per token, bytes as they crossed the link.
+
+    Where no steps were taken, ``tokens`` were read, and there is no loss, gradient and learning rate (NaN).
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
     are names, shapes, order and report. ``release`` is None where updates leave as they are.

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from photon.config.compose import compose
+from photon.config.compose import compose, parse
 from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.models.build import build_model
 from photon.models.loss import causal_losses
-from photon.objective.base import Evaluation, Work, objective_of
+from photon.objective.base import Evaluation, Work
 from photon.objective.causal_lm import CausalLM
+from photon.objective.configured import objective_of
 from photon.objective.perplexity import OwnTokens, evaluate_windows
 from photon.preflight import preflight
 from tests.conftest import SMALL, composed
@@ -29,6 +30,17 @@ def test_the_configuration_names_it() -> None:
     assert isinstance(objective, Masked)
     assert objective.below == 3
     assert objective_of(toy) is objective
+
+
+def test_without_one_it_is_causal_language_modelling() -> None:
+    config = composed(*SMALL, "data.path=none")
+    before = "\n".join(
+        line for line in config.text.splitlines() if "objective" not in line and "CausalLM" not in line
+    )
+    old = parse(before)
+    assert old.objective is None
+    assert isinstance(objective_of(preflight(old)), CausalLM)
+    assert objective_of(parse(old.text)).trains, "its own text says so again"
 
 
 @pytest.mark.parametrize(
@@ -96,6 +108,9 @@ def test_an_objective_without_steps_gives_sums(corpus) -> None:
     data = SiloData(prepared, prepared.silo_names)
     assert Masked().prepare(None, data, {}, steps=5, seed=0) == Work(5)
     with pytest.raises(NotImplementedError, match="Masked takes local steps"):
-        Masked().statistics(None, data, {}, seed=0)
-    sums = Sums().statistics(None, data, {}, seed=0)
-    assert sums["tokens"]["count"].sum() == data.token_counts().sum()
+        Masked().statistics(None, data, {}, server_round=1, seed=0)
+    model = build_model(composed(*SMALL, "data.path=none").model, data.vocab_size, seed=0).eval()
+    with torch.no_grad():
+        sums = Sums().statistics(model, data, {}, server_round=1, seed=0)["shared/sums"]
+    assert sums["count"] == data.token_counts().sum()
+    assert torch.equal(sums["tokens"][: data.vocab_size], torch.from_numpy(data.token_counts()).double())

@@ -1,10 +1,14 @@
 """A masked objective, small enough to compute by hand, and one that takes no steps."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.objective.base import Evaluation, Objective
+from photon.objective.base import Evaluation, Objective, Shapes
+from photon.objective.causal_lm import CausalLM
 from photon.training.groups import StateGroups
 from photon.training.hooks import Batch, Loss
 
@@ -49,13 +53,61 @@ class Masked(Objective):
         return {"tokens": torch.zeros((size, sequence_length), dtype=torch.int64)}
 
 
-class Sums(Masked):
-    """Takes no steps: sums over text alone."""
+class Sums(CausalLM):
+    """Takes no steps, in two rounds: means of token counts and hidden states, then what varies about them.
+
+    The second round reads what is kept of the first: the hidden states' mean and the tokens' frequencies.
+    """
 
     trains = False
 
-    def statistics(self, model: nn.Module, data: SiloData, received: StateGroups, seed: int) -> StateGroups:
-        return {"tokens": {"count": torch.from_numpy(data.token_counts()).double()}}
+    def sums(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+        vocabulary, width = params["transformer.wte.weight"]
+        if server_round > 1:
+            return {"shared/gram": {"gram": torch.Size([width, width]), "surprise": torch.Size([])}}
+        sums = {"tokens": [vocabulary], "count": [], "hidden": [width], "states": []}
+        return {"shared/sums": {name: torch.Size(size) for name, size in sums.items()}}
+
+    def keep(self, sums: StateGroups, kept: StateGroups, server_round: int) -> StateGroups:
+        if server_round > 1:
+            return sums
+        of = sums["shared/sums"]
+        return {"shared/means": {"tokens": of["tokens"] / of["count"], "hidden": of["hidden"] / of["states"]}}
+
+    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+        vocabulary, width = params["transformer.wte.weight"]
+        means = {"tokens": torch.Size([vocabulary]), "hidden": torch.Size([width])}
+        return {"shared/means": means} if server_round > 1 else {}
+
+    def statistics(
+        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+    ) -> StateGroups:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        assert set(received) == ({"shared/means"} if server_round > 1 else set())
+        return self.of_windows(model, np.concatenate(data.windows("train")), received)
+
+    @staticmethod
+    def of_windows(model: nn.Module, windows: np.ndarray, received: StateGroups) -> StateGroups:
+        """Return the sums of some windows.
+
+        The model reads some of them, chosen by what is in them, one by one: its float32 is the same whatever
+        others there are.
+        """
+        text = torch.from_numpy(windows.astype("int64"))
+        states = [
+            model.transformer(input_ids=window[None]).last_hidden_state[0].double()
+            for window in text[text.sum(1) % 16 == 0]
+        ]
+        hidden = torch.cat(states)
+        if received:
+            means = received["shared/means"]
+            away = hidden - means["hidden"]
+            surprise = -means["tokens"].clamp_min(1e-9)[text].log().sum()
+            return {"shared/gram": {"gram": away.T @ away, "surprise": surprise}}
+        counts = torch.bincount(text.flatten(), minlength=len(model.transformer.wte.weight)).double()
+        sums = {"tokens": counts, "count": counts.sum(), "hidden": hidden.sum(0)}
+        return {"shared/sums": {**sums, "states": torch.tensor(len(hidden), dtype=torch.float64)}}
 
 
 class Costs(Masked):

@@ -16,7 +16,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.models.build import build_model
 from photon.models.vocabulary import pack_vocabulary
-from photon.objective.base import objective_of
+from photon.objective.configured import objective_of
 from photon.silo.runtime import as_trained
 from photon.state.tensors import save_groups
 from photon.training.device_job import GroupJob, GroupState

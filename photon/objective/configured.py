@@ -1,0 +1,55 @@
+"""The objective that a configuration names, and what follows from it: the model, and the steps of a round."""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from photon.components import build
+from photon.config.schema import Component, RunConfig
+from photon.objective.base import Objective
+from photon.objective.causal_lm import CausalLM
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def objective_of(config: RunConfig) -> Objective:
+    """Return the objective that a configuration names; without one, causal language modelling."""
+    if config.objective is None:
+        return CausalLM()
+    return _objective(config.objective.model_dump_json(by_alias=True))
+
+
+@lru_cache(maxsize=8)
+def _objective(component: str) -> Objective:
+    section = Component.model_validate_json(component)
+    objective: Objective = build(section.as_mapping(), "objective")
+    return objective
+
+
+def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "cpu") -> "PreTrainedModel":
+    """Build the model of a run, with what its objective changes about it.
+
+    Parameters
+    ----------
+    vocab_size
+        Tokens of the tokenizer.
+    device
+        Where it is built; ``"meta"``: shapes alone.
+    """
+    # Here, because who asks for an objective alone needs no transformers.
+    from photon.models.build import build_model
+
+    model = build_model(config.model, vocab_size, seed=config.seed, device=device)
+    return objective_of(config).build(model)
+
+
+def steps_of(config: RunConfig, server_round: int) -> int:
+    """Return the local steps of a round; 0 if the objective takes none."""
+    return config.steps_of(server_round) if objective_of(config).trains else 0
+
+
+def steps_after(config: RunConfig, rounds: int) -> int:
+    """Return the global step after so many rounds; 0 if the objective takes no steps."""
+    return config.steps_after(rounds) if objective_of(config).trains else 0

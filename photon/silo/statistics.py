@@ -1,0 +1,133 @@
+"""What a silo does with a train order where the objective takes no steps: sums over its text."""
+
+import random
+import time
+from collections.abc import Mapping
+
+import torch
+
+from photon.config.schema import RunConfig
+from photon.data.silo_data import SiloData
+from photon.errors import PhotonError
+from photon.link.coding import PackedGroups
+from photon.link.messages import TrainOrder, TrainReport
+from photon.link.update import encode_reply
+from photon.objective.configured import objective_of
+from photon.silo.kept import Stays, kept_reply, save_round, silo_store
+from photon.silo.runtime import workbench
+from photon.silo.site import SiloSite
+from photon.strategy.contract import PARAMS, Contract
+from photon.training.groups import StateGroups, write_params
+
+
+def sum_up(
+    order: TrainOrder,
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    contract: Contract,
+    site: SiloSite,
+    config: RunConfig,
+) -> tuple[PackedGroups, TrainReport]:
+    """Carry out an order of no steps, in this process, whatever number of them train together.
+
+    Nothing is kept for the next round but the reply, and the silo's place in its text stays.
+
+    Parameters
+    ----------
+    order
+        Whose text, and in which round.
+    groups
+        The global parameters, and what the server made of earlier sums.
+    contract
+        What has arrived and may leave.
+
+    Returns
+    -------
+    tuple
+        The sums, encoded as they travel, and the report.
+
+    Raises
+    ------
+    PhotonError
+        If the silo's data or the groups do not fit the order, or the sums not the contract.
+    """
+    begin = time.perf_counter()
+    store = silo_store(order.silo, site, config)
+    if (done := kept_reply(store, order)) is not None:
+        return done
+    if missing := sorted(set(contract.arriving) - set(groups)):
+        raise PhotonError(f"{order.silo}: the order does not bring {missing[0]}")
+    prepared = site.prepared()
+    seed = f"{config.seed}/{order.round}/{order.silo}"
+    loaded = time.perf_counter()
+    sums = _checked(_summed(groups, SiloData(prepared, order.members), order, seed, config), contract)
+    summed = time.perf_counter()
+    report = TrainReport(
+        round=order.round,
+        silo=order.silo,
+        steps=0,
+        tokens=sum(prepared.manifest.silos[member].train.tokens for member in order.members),
+        position=order.position,
+        update_norm=0.0,
+        seconds={
+            "load": loaded - begin,
+            "training": max(1e-6, summed - loaded),
+            "save": 0.0,
+            "total": max(1e-6, summed - begin),
+        },
+        state_lost=False,
+    )
+    reply, _ = encode_reply(sums, {}, config.link, {}, seed=seed)
+    save_round(store, order, Stays(order.position), report, reply, {})
+    saved = time.perf_counter()
+    seconds = {**report.seconds, "save": saved - summed, "total": saved - begin}
+    return reply, report.model_copy(update={"seconds": seconds})
+
+
+def _summed(
+    groups: Mapping[str, Mapping[str, torch.Tensor]],
+    data: SiloData,
+    order: TrainOrder,
+    seed: str,
+    config: RunConfig,
+) -> StateGroups:
+    """Let the objective read the text, with the model that came."""
+    bench = workbench(config, data.vocab_size)
+    write_params(bench.model, groups[PARAMS])
+    received = {
+        group: {name: tensor.to(bench.device) for name, tensor in tensors.items()}
+        for group, tensors in groups.items()
+        if group != PARAMS
+    }
+    before = bench.model.training
+    bench.model.eval()
+    try:
+        with torch.no_grad():
+            return objective_of(config).statistics(
+                bench.model,
+                data,
+                received,
+                server_round=order.round,
+                seed=random.Random(seed).getrandbits(63),
+            )
+    finally:
+        bench.model.train(before)
+
+
+def _checked(sums: StateGroups, contract: Contract) -> StateGroups:
+    """Return sums on the CPU.
+
+    Raises
+    ------
+    PhotonError
+        If they are not in float64, not finite, or of other shapes than the contract says.
+    """
+    found = {group: {name: tensor.cpu() for name, tensor in of.items()} for group, of in sums.items()}
+    if {group: {name: t.shape for name, t in of.items()} for group, of in found.items()} != contract.due:
+        raise PhotonError("objective: its statistics are not of the names and shapes that it says")
+    for group, tensors in found.items():
+        for name, tensor in tensors.items():
+            if tensor.dtype != torch.float64:
+                raise PhotonError(f"objective: {group}/{name} is a sum in {tensor.dtype}; use float64")
+            if not torch.isfinite(tensor).all():
+                raise PhotonError(f"objective: {group}/{name} holds a value that is not finite")
+    return found
