@@ -48,10 +48,8 @@ def check_request(order: TrainOrder, config: RunConfig) -> None:
         raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
     if order.round > config.rounds:
         raise PhotonError(f"the order is of round {order.round}, and the run has {config.rounds}")
-    if (order.steps > 0) != (steps_of(config, order.round) > 0):
-        raise PhotonError(
-            f"the order asks for {order.steps} steps, and the objective says whether there are any"
-        )
+    if (order.steps > 0) != ((most := steps_of(config, order.round)) > 0):
+        raise PhotonError(f"the order asks for {order.steps} steps, and a round of this run has {most}")
     # One participant on the text of several silos has a larger one, by how many there are.
     if len(order.members) == 1 and order.batch_size != config.training.batch_size:
         raise PhotonError(
