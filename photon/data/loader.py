@@ -49,6 +49,8 @@ class WindowStream:
             raise ValueError(f"seed {seed} and position {position} must not be negative")
         self.seed = seed
         self.position = position
+        whole = np.issubdtype(self._windows[0].dtype, np.integer)
+        self._dtype = np.dtype(np.int64) if whole else self._windows[0].dtype
         # _ends[i] is the index, in the concatenation, after the last window of array i.
         self._ends = list(accumulate(len(array) for array in self._windows))
         self._order: tuple[int, np.ndarray] | None = None
@@ -69,7 +71,7 @@ class WindowStream:
         Returns
         -------
         torch.Tensor
-            Token ids of shape (size, sequence_length) and dtype int64.
+            Shape (size, sequence_length); int64 for whole numbers, such as token ids, else of their dtype.
         """
         if size < 1:
             raise ValueError(f"a batch of {size} windows: it must hold at least one")
@@ -95,8 +97,8 @@ class WindowStream:
 
     def _gather(self, indices: np.ndarray) -> np.ndarray:
         if len(self._windows) == 1:
-            return self._windows[0][indices].astype(np.int64)
-        batch = np.empty((len(indices), self._windows[0].shape[1]), dtype=np.int64)
+            return self._windows[0][indices].astype(self._dtype)
+        batch = np.empty((len(indices), self._windows[0].shape[1]), dtype=self._dtype)
         # A row at a time beats grouping the rows by array for every batch that fits a local step.
         for row, index in enumerate(indices.tolist()):
             owner = bisect_right(self._ends, index)
@@ -127,5 +129,5 @@ class BatchStream:
         return next(iter(self._streams.values())).position
 
     def next_batch(self, size: int) -> dict[str, torch.Tensor]:
-        """Take the next ``size`` windows of each array: name to int64 tensor of shape (size, …)."""
+        """Take the next ``size`` windows of each array: name to tensor of shape (size, …)."""
         return {name: stream.next_batch(size) for name, stream in self._streams.items()}

@@ -26,22 +26,21 @@ Shapes = Mapping[str, Mapping[str, torch.Size]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a request means for a silo's text: chosen once, before the first step.
+    """What a silo trains on in a round: chosen once, before the first step.
 
     Attributes
     ----------
-    steps
-        Local steps to take: at most those that were asked for.
     windows
-        Indices of the windows to train on; None: all.
+        Indices of the windows to train on, int64 of shape (n,), into those of all members one after the
+        other; at least one. Their order is drawn anew for each round.
     arrays
-        Arrays that were made for this round, such as labels that a model gave, row by row for ``windows``.
+        Arrays that were made for this round, such as labels that a model gave: name to tensor of shape
+        (n, …), row by row for ``windows``.
     figures
         Figures of the choice, to report.
     """
 
-    steps: int
-    windows: Tensor | None = None
+    windows: Tensor
     arrays: Batch = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
 
@@ -88,23 +87,25 @@ class Objective(ABC):
         """
         return model
 
-    def prepare(self, model: nn.Module, data: SiloData, received: StateGroups, steps: int, seed: int) -> Work:
-        """Choose what a silo trains on in a round, before its first step.
+    def prepare(
+        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+    ) -> Work | None:
+        """Choose what a silo trains on in a round, before its first step; None: all of its text in turn.
+
+        An objective that chooses trains in one process.
 
         Parameters
         ----------
         model
-            The model with the parameters that the round starts from.
+            The model with the parameters that the round starts from, in evaluation mode, without gradients.
         data
             The silo's text.
         received
-            State groups that came with the request.
-        steps
-            Local steps that the request asks for.
+            State groups beside the parameters that came with the request.
         seed
             The only source of random draws.
         """
-        return Work(steps)
+        return None
 
     def count(self, batch: Batch) -> Tensor | None:
         """Return how many items of a batch the loss is a mean over; None: equal for batches of equal size.

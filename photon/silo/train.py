@@ -57,7 +57,7 @@ def train(
     request = request_of(order, contract, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, order)
     start, received = start_from(kept, groups, order, request, data, config)
-    finish = strategy_of(config).local.finish(start, fit(order, start, data, config, site), request)
+    finish = strategy_of(config).local.finish(start, fit(order, start, groups, data, config, site), request)
     trained = time.perf_counter()
 
     leaves = dict(finish.leaves)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.objective.base import Evaluation, Objective, Shapes
+from photon.objective.base import Evaluation, Objective, Shapes, Work
 from photon.objective.causal_lm import CausalLM
 from photon.training.groups import StateGroups
 from photon.training.hooks import Batch, Loss
@@ -51,6 +51,35 @@ class Masked(Objective):
 
     def sample(self, size: int, sequence_length: int) -> Batch:
         return {"tokens": torch.zeros((size, sequence_length), dtype=torch.int64)}
+
+
+class Chosen(CausalLM):
+    """Trains on every third window, other ones in each round, with labels that it makes for them."""
+
+    def prepare(
+        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+    ) -> Work:
+        assert not model.training
+        assert not torch.is_grad_enabled()
+        text = torch.from_numpy(np.concatenate(data.windows("train")).astype("int64"))
+        windows = torch.arange(server_round % 3, len(text), 3)
+        first = model(input_ids=text[windows][:1]).logits.float().mean()
+        return Work(
+            windows, {"labels": text[windows] + 1}, {"chosen": float(len(windows)), "first": first.item()}
+        )
+
+    def loss(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Loss:
+        assert torch.equal(batch["labels"], batch["tokens"] + 1), "made for these very windows"
+        return super().loss(model, batch, rows)
+
+
+class Beyond(CausalLM):
+    """Chooses a window that is not there."""
+
+    def prepare(
+        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+    ) -> Work:
+        return Work(torch.tensor([10**6]))
 
 
 class Sums(CausalLM):
