@@ -53,6 +53,15 @@ def main() -> None:
     except RunError as error:
         _say(str(error))
         sys.exit(1)
+    except click.NoSuchOption as error:
+        from photon.config.renamed import is_called, renamed
+
+        new = renamed().options.get(error.option_name)
+        if new is None:
+            error.show()
+        else:
+            _say(is_called(error.option_name, new))
+        sys.exit(2)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

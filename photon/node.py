@@ -19,8 +19,8 @@ from photon.link.messages import (
     Body,
     Describe,
     Description,
-    EvaluateOrder,
-    TrainOrder,
+    EvaluateRequest,
+    TrainRequest,
     pack,
     pack_refusal,
 )
@@ -51,7 +51,7 @@ def answer(
     message_type
         What kind of message it is.
     content
-        Its content: a body, the run's configuration, and state groups where the order brings any.
+        Its content: a body, the run's configuration, and state groups where the request brings any.
     node_config
         What the node's operator has set.
     islands
@@ -99,7 +99,7 @@ def _answer(
     within = partial(answer, outermost=False)
     node = node_of(settings, site, config, request, node_config, within, islands)
     if silo is not None:
-        node.check_asked(silo, body.members if isinstance(body, TrainOrder) else [silo])
+        node.check_asked(silo, body.members if isinstance(body, TrainRequest) else [silo])
 
     # 4. Whether it can run: components are imported and built, once for a text.
     preflight(run)
@@ -109,15 +109,15 @@ def _answer(
         preflight(node.inside)
     if isinstance(body, Describe):
         return _reply(Description(silos=node.describe()))
-    if not isinstance(body, TrainOrder | EvaluateOrder):
+    if not isinstance(body, TrainRequest | EvaluateRequest):
         return _reply(node.query(body))
 
     # 5. Contract: what may arrive and leave, which the request does not say.
     policy.check_run(body.silo, config, node.vocab_size)
-    if isinstance(body, EvaluateOrder):
+    if isinstance(body, EvaluateRequest):
         policy.check_evaluation(body.silo)
         return _reply(node.evaluate(body, _read(content, site, evaluated_shapes(config, node.vocab_size))))
-    policy.check_order(body)
+    policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
 
     # 6. and 7. What it costs each silo whose text it touches, against limits and counts; and it is counted.
@@ -139,23 +139,26 @@ def _answer(
     return reply
 
 
-def _check_contract(order: TrainOrder, node: Node, site: SiloSite, config: RunConfig) -> Contract:
-    """Return what may arrive and leave, if the policy allows that and the order asks for nothing else.
+def _check_contract(request: TrainRequest, node: Node, site: SiloSite, config: RunConfig) -> Contract:
+    """Return what may arrive and leave, if the policy allows that and the request asks for nothing else.
 
     Raises
     ------
     RefusedError
         If the policy forbids what would leave.
     PhotonError
-        If the order does not agree with the configuration, or the node has nothing of that kind.
+        If the request does not agree with the configuration, or the node has nothing of that kind.
     """
-    check_request(order, config)
-    contract = contract_of(config, node.vocab_size, order.round, order.silo, federation=node.is_federation)
-    if set(order.fixed) != contract.fixed:
+    check_request(request, config)
+    contract = contract_of(
+        config, node.vocab_size, request.round, request.silo, federation=node.is_federation
+    )
+    if set(request.fixed) != contract.fixed:
         raise PhotonError(
-            f"the order has the fixed groups {sorted(order.fixed)}, and this round {sorted(contract.fixed)}"
+            f"the request has the fixed groups {sorted(request.fixed)}, and this round "
+            f"{sorted(contract.fixed)}"
         )
-    site.policy.check_contract(order.silo, contract)
+    site.policy.check_contract(request.silo, contract)
     node.check_contract(contract)
     return contract
 
@@ -165,8 +168,8 @@ def _read(content: RecordDict, site: SiloSite, shapes: Shapes) -> dict[str, dict
     return dense_groups(site.link.receive(content, shapes))
 
 
-def _count(order: TrainOrder, node: Node, site: SiloSite) -> None:
-    """Judge what an order does with the text of each silo, and count it, unless its reply is kept.
+def _count(request: TrainRequest, node: Node, site: SiloSite) -> None:
+    """Judge what a request does with the text of each silo, and count it, unless its reply is kept.
 
     It is counted before the node works, so a crash counts twice, and never not at all.
 
@@ -175,15 +178,15 @@ def _count(order: TrainOrder, node: Node, site: SiloSite) -> None:
     RefusedError
         If it goes beyond a limit for one of them; it then counts for none.
     """
-    if node.has_answered(order):
+    if node.has_answered(request):
         return
-    costs = node.cost(order)
+    costs = node.cost(request)
     with counting(site.state):
         for silo, cost in costs.items():
             uses = SiloCounts(site.state, silo).used().values()
             site.policy.check_cost(silo, cost, sum(use.tokens for use in uses))
         for silo, cost in costs.items():
-            SiloCounts(site.state, silo).add(order.run_id, cost.tokens, cost.releases)
+            SiloCounts(site.state, silo).add(request.run_id, cost.tokens, cost.releases)
 
 
 def _reply(body: Body) -> RecordDict:

@@ -30,7 +30,7 @@ from photon.config.explain import explain_validation
 from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig, known_keys
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
-from photon.link.chains import change_chain, down_chains, up_chains
+from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
 from photon.objective.configured import objective_of
 from photon.strategy.base import Strategy, strategy_of
@@ -38,7 +38,7 @@ from photon.subfederation.config import border_privacy, node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
 from photon.training.schedule import build_schedule
-from photon.training.switch import check_switch
+from photon.training.transition import check_transition
 
 
 def preflight(config: RunConfig) -> RunConfig:
@@ -107,11 +107,11 @@ def _passed(text: str) -> None:
         _check_component(config.objective, "objective")
     for where in ("optimizer", "outer", "schedule", "strategy"):
         _check_component(getattr(config, where), where)
-    for where in ("up", "down", "states"):
+    for where in ("uplink", "downlink", "states"):
         for codec in getattr(config.link, where):
             _check_component(codec, f"link.{where}")
-    for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.up_by_name):
-        _check_component(codec, "link.up_by_name")
+    for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.uplink_by_name):
+        _check_component(codec, "link.uplink_by_name")
     _check_listeners(config)
     _try_components(config)
     if config.federation.tree is not None and config.federation.parent is None:
@@ -126,8 +126,12 @@ def _try_components(config: RunConfig) -> None:
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
     if unknown := set(objective_of(config).arrays) - {"tokens"}:
         raise PhotonError(f"objective: needs the array {min(unknown)}, and prepared text has tokens alone")
-    for chains in (up_chains, down_chains, *([change_chain] if config.link.down_of == "update" else [])):
-        chains(config.link)
+    for pipelines in (
+        uplink_pipelines,
+        downlink_pipelines,
+        *([change_pipeline] if config.link.downlink_payload == "update" else []),
+    ):
+        pipelines(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
     _check_sums(config, strategy)
     if config.privacy.on and strategy.local_state == "sync":
@@ -139,17 +143,17 @@ def _try_components(config: RunConfig) -> None:
         raise PhotonError(
             "privacy.secure_aggregation: the strategy folds more than the plain mean of the updates; use "
             "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync, or "
-            "worldlm with strategy.backbone_weights=uniform and without strategy.embeddings=trimmed"
+            "worldlm with strategy.backbone_weights=uniform and without strategy.embeddings=restricted"
         )
     if config.privacy.noise_multiplier > 0 and strategy.sparse is not None:
         raise PhotonError("privacy.noise_multiplier: noise would fill a sparse model; use a dense strategy")
     if config.privacy.noise_multiplier > 0 and strategy.local.restricts_rows:
         raise PhotonError(
-            "privacy.noise_multiplier: with strategy.embeddings=trimmed silos tell their vocabularies, which "
-            "no noise hides; use strategy.embeddings=backbone"
+            "privacy.noise_multiplier: with strategy.embeddings=restricted silos tell their vocabularies, "
+            "which no noise hides; use strategy.embeddings=backbone"
         )
-    if config.switch is not None:
-        check_switch(config.switch, config.optimizer.as_mapping())
+    if config.transition is not None:
+        check_transition(config.transition, config.optimizer.as_mapping())
 
 
 def _check_sums(config: RunConfig, strategy: Strategy) -> None:
@@ -167,11 +171,14 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
         )
     if not strategy.folds_sums:
         return
-    states = up_chains(config.link).states
+    states = uplink_pipelines(config.link).states
     for refused, why in (
         (config.privacy.on, "privacy.clip_norm: nothing bounds the sums of an objective without steps"),
         (config.privacy.secure_aggregation, "privacy.secure_aggregation: sums of float64 have no masks"),
-        (config.link.down_of == "update", "link.down_of=update: parameters do not change; use parameters"),
+        (
+            config.link.downlink_payload == "update",
+            "link.downlink_payload=update: parameters do not change; use parameters",
+        ),
         (
             not all(codec.on_bytes for codec in states),
             "link.states: sums travel exactly; leave out what rounds or drops values",
@@ -280,10 +287,10 @@ def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
 
 def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
     strategy = strategy_of(rules)
-    if rules.link.down_of == "update":
+    if rules.link.downlink_payload == "update":
         raise PhotonError(
-            f"link.down_of=update: {child.name} is a federation, to which parameters do not travel as a "
-            "change; set link.down_of=parameters"
+            f"link.downlink_payload=update: {child.name} is a federation, to which parameters do not travel "
+            "as a change; set link.downlink_payload=parameters"
         )
     if strategy.silos_only is not None:
         raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")

@@ -24,7 +24,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.files.hashing import hash_of
 from photon.link.codecs import CODECS
-from photon.link.coding import Codec, Packed, pack, unpack
+from photon.link.encoding import Codec, Packed, pack, unpack
 from photon.preflight import preflight
 from photon.silo.policy import SiloPolicy, read_policy
 from photon.silo.site import NodeSettings
@@ -285,7 +285,7 @@ def test_the_strategy_of_the_contributing_page_trains(
     run_dir = tmp_path / "run"
     assert load(run_dir / "config.yaml").strategy.as_mapping()["power"] == 2.0
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
-    losses = {event["silo"]: event["loss"] for event in events if event["event"] == "client_finished"}
+    losses = {event["silo"]: event["loss"] for event in events if event["event"] == "silo_finished"}
     replies = {
         silo: load_groups(run_dir / "silos" / silo / "round-000001" / "reply.safetensors")["params"]
         for silo in losses
@@ -328,12 +328,12 @@ def test_the_codec_of_the_contributing_page_trains(
     packed, _ = pack(torch.tensor([[3.0, -4.0, 1.0], [0.0, -2.0, 0.5]]), [ternary()])
     decoded = unpack(packed, "values")
     assert torch.equal(decoded, torch.tensor([[3.0, -3.0, 0.0], [0.0, -3.0, 0.0]]))
-    assert packed.coding is not None
+    assert packed.encoding is not None
     for wrong, message in (([0] * 9 + [2], "none of -1, 0 and 1"), ([0] * 9, "9 bytes")):
         data = torch.tensor(wrong, dtype=torch.uint8)
-        coding = packed.coding.model_copy(update={"blake3": hash_of(data.numpy().data)})
+        encoding = packed.encoding.model_copy(update={"blake3": hash_of(data.numpy().data)})
         with pytest.raises(PhotonError, match=message):
-            unpack(Packed(data, coding), "values")
+            unpack(Packed(data, encoding), "values")
 
 
 @pytest.mark.usefixtures("with_examples")

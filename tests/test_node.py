@@ -1,4 +1,4 @@
-"""The gate: the order of its steps, and what an aggregator may try at a silo that has a policy."""
+"""The gate: the request of its steps, and what an aggregator may try at a silo that has a policy."""
 
 import json
 import sys
@@ -27,12 +27,12 @@ from photon.link.messages import (
     Body,
     Describe,
     Description,
-    EvaluateOrder,
     EvaluateReport,
+    EvaluateRequest,
     Masking,
     SiloInfo,
-    TrainOrder,
     TrainReport,
+    TrainRequest,
     pack,
     unpack,
 )
@@ -47,16 +47,16 @@ from photon.silo.site import read_settings
 from photon.state.silo import SiloCounts
 from photon.subfederation import gateway
 from photon.subfederation.member import Member
-from photon.telemetry.events import ClientFinished
+from photon.telemetry.events import SiloFinished
 from photon.telemetry.log import read_events
 from tests.conftest import SEQUENCE_LENGTH
 
 #: An order of two steps of four windows.
 TOKENS = 2 * 4 * SEQUENCE_LENGTH
-KINDS = {"train": TrainOrder, "evaluate": EvaluateOrder}
+KINDS = {"train": TrainRequest, "evaluate": EvaluateRequest}
 
 
-def order(silo: str = "alpha", **changes: Any) -> TrainOrder:
+def request(silo: str = "alpha", **changes: Any) -> TrainRequest:
     fields = {
         "run_id": "run",
         "model_id": "model-1",
@@ -70,14 +70,14 @@ def order(silo: str = "alpha", **changes: Any) -> TrainOrder:
         "position": 0,
         "cohort": 3,
     }
-    return TrainOrder.model_validate(fields | changes)
+    return TrainRequest.model_validate(fields | changes)
 
 
 def message(body: Body, config: RunConfig | str) -> RecordDict:
     """Return what brings a body, the parameters of a first model, and a configuration or its text."""
     text = config if isinstance(config, str) else config.text
     content = RecordDict()
-    if isinstance(body, TrainOrder | EvaluateOrder):
+    if isinstance(body, TrainRequest | EvaluateRequest):
         content = encode_groups({"params": PARAMS})
     content[BODY] = ConfigRecord({**pack(body), "config": text})
     return content
@@ -136,7 +136,7 @@ def refusal(body: Body, config: RunConfig | str, node_config: dict[str, Any]) ->
     return str(record["refused"])
 
 
-def trained(body: TrainOrder, config: RunConfig | str, node_config: dict[str, Any]) -> TrainReport:
+def trained(body: TrainRequest, config: RunConfig | str, node_config: dict[str, Any]) -> TrainReport:
     return unpack(answer("train", message(body, config), node_config), TrainReport)
 
 
@@ -148,7 +148,7 @@ def counted(tmp_path: Path) -> dict[str, int]:
     return dict(found)
 
 
-# --- the order of the steps -------------------------------------------------------------------------------
+# --- the request of the steps -------------------------------------------------------------------------------
 
 STEPS = [
     (photon.node, "read_request"),
@@ -157,7 +157,7 @@ STEPS = [
     (SiloNode, "check_asked"),
     (photon.node, "preflight"),
     (SiloPolicy, "check_run"),
-    (SiloPolicy, "check_order"),
+    (SiloPolicy, "check_train_request"),
     (photon.node, "_check_contract"),
     (SiloNode, "cost"),
     (SiloPolicy, "check_cost"),
@@ -189,7 +189,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_an_order_that_is_welcome_takes_the_steps_in_their_order(
     config: RunConfig, node: Callable[..., dict[str, Any]], steps: list[str]
 ) -> None:
-    assert trained(order(), config, node({})).steps == 2
+    assert trained(request(), config, node({})).steps == 2
     assert steps == NAMES
 
 
@@ -206,8 +206,8 @@ def test_an_order_that_is_welcome_takes_the_steps_in_their_order(
         ("check_asked", {}, {}, {"members": ["alpha", "beta"]}),
         ("preflight", {}, {"optimizer": {"_target_": "torch.optim.AdamW", "lrr": 1.0}}, {}),
         ("check_run", {"max_parameters": 100}, {}, {}),
-        ("check_order", {"min_cohort": 4}, {}, {}),
-        ("check_order", {"secure_aggregation": True}, {}, {}),
+        ("check_train_request", {"min_cohort": 4}, {}, {}),
+        ("check_train_request", {"secure_aggregation": True}, {}, {}),
         ("_check_contract", {}, {}, {"masking": Masking(attempt="a" * 32, shares={})}),
         ("check_cost", {"max_local_steps": 1}, {}, {}),
         ("check_cost", {"max_run_tokens": TOKENS - 1}, {}, {}),
@@ -224,7 +224,7 @@ def test_nothing_runs_after_the_step_that_refuses(
     steps: list[str],
     tmp_path: Path,
 ) -> None:
-    content = message(order(**changes), change(**edit))
+    content = message(request(**changes), change(**edit))
     with pytest.raises(PhotonError) as refused:
         unpack(answer("train", content, node(rules)), TrainReport)
     assert "\n" not in str(refused.value)
@@ -236,7 +236,7 @@ def test_nothing_runs_after_the_step_that_refuses(
 def test_what_is_too_large_is_not_even_read(
     key: str, most: int, config: RunConfig, node: Callable[..., dict[str, Any]], steps: list[str]
 ) -> None:
-    content = message(order(), config)
+    content = message(request(), config)
     content[BODY][key] += " " * most  # type: ignore[index, operator]
     with pytest.raises(PhotonError, match=f"^message: its {key} has more than {most:,} bytes$"):
         answer("train", content, node({}))
@@ -252,7 +252,7 @@ def test_a_message_of_no_known_type_is_refused(
 
 # --- names ------------------------------------------------------------------------------------------------
 
-BODIES: list[Body] = [Describe(), order(), EvaluateOrder(round=1, silo="alpha")]
+BODIES: list[Body] = [Describe(), request(), EvaluateRequest(round=1, silo="alpha")]
 
 
 @pytest.fixture
@@ -302,24 +302,24 @@ def test_what_the_policy_does_not_name_is_not_imported(
 
 
 def test_a_silo_goes_by_its_own_name_alone(config: RunConfig, node: Callable[..., dict[str, Any]]) -> None:
-    said = refusal(order("alias", members=["alpha"]), config, node())
-    assert "the order is for alias, on the text of alpha" in said
+    said = refusal(request("alias", members=["alpha"]), config, node())
+    assert "the request is for alias, on the text of alpha" in said
     assert "pooling=true" in said
-    assert "pooling=true" in refusal(order("alpha", members=["alpha", "beta"]), config, node())
+    assert "pooling=true" in refusal(request("alpha", members=["alpha", "beta"]), config, node())
     keys = AdvertiseKeys(attempt="a" * 32, run_id="r", model_id="m", round=1, silo="other")
     assert "pooling=true" in refusal(keys, config, node())
-    assert "pooling=true" in refusal(EvaluateOrder(round=1, silo="other"), config, node())
-    assert trained(order("beta"), config, node()).silo == "beta", "one of several silos at a node"
+    assert "pooling=true" in refusal(EvaluateRequest(round=1, silo="other"), config, node())
+    assert trained(request("beta"), config, node()).silo == "beta", "one of several silos at a node"
 
 
 def test_text_is_pooled_where_the_operator_allows_it(
     config: RunConfig, node: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    report = trained(order("centralized", members=["alpha", "beta"]), config, node(pooling=True))
+    report = trained(request("centralized", members=["alpha", "beta"]), config, node(pooling=True))
     assert report.tokens == TOKENS
     assert counted(tmp_path) == {"alpha": TOKENS, "beta": TOKENS}, "all may be of either"
     with pytest.raises(PhotonError, match="has no silo 'nobody'"):
-        answer("train", message(order("x", members=["nobody"]), config), node(pooling=True))
+        answer("train", message(request("x", members=["nobody"]), config), node(pooling=True))
 
 
 @pytest.mark.parametrize("worker", [True, False])
@@ -327,10 +327,10 @@ def test_whatever_a_silo_is_called_its_own_tokens_count(
     config: RunConfig, node: Callable[..., dict[str, Any]], tmp_path: Path, worker: bool
 ) -> None:
     own = node({"max_run_tokens": 2 * TOKENS}, pooling=True, worker=worker)
-    trained(order("alpha"), config, own)
-    trained(order("alias1", members=["alpha"]), config, own)
+    trained(request("alpha"), config, own)
+    trained(request("alias1", members=["alpha"]), config, own)
     for name in ("alias2", "alpha"):
-        said = refusal(order(name, members=["alpha"], model_id="model-2"), config, own)
+        said = refusal(request(name, members=["alpha"], model_id="model-2"), config, own)
         assert said.startswith("refused by alpha's policy: max_run_tokens=256")
     assert counted(tmp_path) == {"alpha": 2 * TOKENS}
 
@@ -338,9 +338,9 @@ def test_whatever_a_silo_is_called_its_own_tokens_count(
 def test_tokens_are_limited_over_runs(config: RunConfig, node: Callable[..., dict[str, Any]]) -> None:
     own = node({"max_run_tokens": 2 * TOKENS})
     for run in ("one", "two"):
-        trained(order(run_id=run), config, own)
-    said = refusal(order(run_id="three"), config, own)
-    assert "max_run_tokens=256, and the order asks for 384 tokens so far, in all runs counted" in said
+        trained(request(run_id=run), config, own)
+    said = refusal(request(run_id="three"), config, own)
+    assert "max_run_tokens=256, and the request asks for 384 tokens so far, in all runs counted" in said
 
 
 # --- counts -----------------------------------------------------------------------------------------------
@@ -356,10 +356,10 @@ def test_what_crashed_is_counted_and_what_is_kept_is_not_counted_again(
     with monkeypatch.context() as patch:
         patch.setattr(SiloNode, "train", dies)
         with pytest.raises(RuntimeError, match="the silo dies"):
-            trained(order(), config, node({}))
-    first = trained(order(), config, node({}))
+            trained(request(), config, node({}))
+    first = trained(request(), config, node({}))
     assert counted(tmp_path) == {"alpha": 2 * TOKENS}
-    again = trained(order(), config, node({"max_run_tokens": 1}))
+    again = trained(request(), config, node({"max_run_tokens": 1}))
     assert again.model_copy(update={"seconds": first.seconds}) == first, "it is on the disk"
     assert counted(tmp_path) == {"alpha": 2 * TOKENS}
 
@@ -367,9 +367,9 @@ def test_what_crashed_is_counted_and_what_is_kept_is_not_counted_again(
 def test_a_kept_reply_does_not_leave_against_the_policy(
     config: RunConfig, node: Callable[..., dict[str, Any]]
 ) -> None:
-    trained(order(), config, node({}))
-    assert "secure_aggregation=true" in refusal(order(), config, node({"secure_aggregation": True}))
-    assert "min_cohort=3" in refusal(order(cohort=2), config, node({"min_cohort": 3}))
+    trained(request(), config, node({}))
+    assert "secure_aggregation=true" in refusal(request(), config, node({"secure_aggregation": True}))
+    assert "min_cohort=3" in refusal(request(cohort=2), config, node({"min_cohort": 3}))
 
 
 # --- federations of the tree that a run names -------------------------------------------------------------
@@ -381,7 +381,7 @@ def tree(change: Callable[..., str]) -> str:
     return change(local_steps=64, federation={"tree": {"north": {"children": ["alpha"], "rounds": 50}}})
 
 
-NORTH: list[Body] = [order("north", steps=2), EvaluateOrder(round=1, silo="north")]
+NORTH: list[Body] = [request("north", steps=2), EvaluateRequest(round=1, silo="north")]
 
 
 @pytest.mark.parametrize("body", NORTH, ids=lambda body: type(body).__name__)
@@ -389,7 +389,9 @@ def test_a_silo_is_no_federation_because_a_run_says_so(
     body: Body, tree: str, node: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     said = refusal(body, tree, node({}))
-    assert said.startswith("refused by the node of alpha, beta, gamma: the order is for north, a federation")
+    assert said.startswith(
+        "refused by the node of alpha, beta, gamma: the request is for north, a federation"
+    )
     assert "branches=true in the node config" in said
     assert not (tmp_path / "state").exists()
 
@@ -407,7 +409,7 @@ def test_it_describes_itself_as_the_silos_that_it_is(tree: str, node: Callable[.
         ({"models": ["nothing"]}, "models=[nothing]"),
         ({"optimizers": ["Nothing"]}, "optimizers=[Nothing]"),
         ({"max_parameters": 10}, "max_parameters=10"),
-        ({"max_local_steps": 3199}, "max_local_steps=3,199, and the order asks for 3,200 local steps"),
+        ({"max_local_steps": 3199}, "max_local_steps=3,199, and the request asks for 3,200 local steps"),
         ({"max_round_tokens": 10}, f"asks for {3200 * 4 * SEQUENCE_LENGTH:,} tokens in a round"),
         ({"max_run_tokens": 10}, "refused by alpha's policy: max_run_tokens=10"),
         ({"min_cohort": 1000}, "min_cohort=1,000"),
@@ -417,14 +419,14 @@ def test_it_describes_itself_as_the_silos_that_it_is(tree: str, node: Callable[.
 def test_a_federation_of_the_tree_is_held_to_the_policy(
     rules: dict[str, Any], words: str, tree: str, node: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
-    assert words in refusal(order("north", steps=2), tree, node(rules, branches=True))
+    assert words in refusal(request("north", steps=2), tree, node(rules, branches=True))
     assert counted(tmp_path) == {}
     assert not (tmp_path / "state" / "north").exists()
 
 
 def test_its_validation_figures_stay_too(tree: str, node: Callable[..., dict[str, Any]]) -> None:
     own = node({"share_validation": False}, branches=True)
-    assert "share_validation=false" in refusal(EvaluateOrder(round=1, silo="north"), tree, own)
+    assert "share_validation=false" in refusal(EvaluateRequest(round=1, silo="north"), tree, own)
     (north,) = unpack(answer("query", message(Describe(), tree), own), Description).silos
     assert north.validation_tokens is north.unigram_loss is None
     shared = answer("query", message(Describe(), tree), node({}, branches=True))
@@ -436,7 +438,7 @@ def test_every_cohort_within_is_large_enough(tree: str, node: Callable[..., dict
     with pytest.raises(
         PhotonError, match=r"north: .*refused by alpha's policy: min_cohort=2.* a cohort of 1"
     ):
-        trained(order("north"), tree, node({"min_cohort": 2}, branches=True))
+        trained(request("north"), tree, node({"min_cohort": 2}, branches=True))
 
 
 def test_a_worker_is_no_second_way_in(
@@ -444,7 +446,7 @@ def test_a_worker_is_no_second_way_in(
 ) -> None:
     def asked(text: str, **keys: Any) -> RecordDict:
         fields = {"message_type": "train", "node_config": node({"max_local_steps": 8}, **keys)}
-        reply, sound = worker._answer(Frame(fields, message(order("north"), text)), tmp_path)
+        reply, sound = worker._answer(Frame(fields, message(request("north"), text)), tmp_path)
         assert sound
         assert not reply.fields, reply.fields
         return reply.records
@@ -465,13 +467,13 @@ def test_what_leaves_a_federation_is_bounded_as_that_of_a_silo(
 ) -> None:
     """Three rounds that are clipped each could move it three times as far."""
     own = node({"privacy": {"clip_norm": 1e-3}}, branches=True)
-    reply = answer("train", message(order("north"), branch), own)
+    reply = answer("train", message(request("north"), branch), own)
     report = unpack(reply, TrainReport)
     params = decode_groups(reply)["params"]
     moved = sum(float((params[name] - PARAMS[name]).norm()) ** 2 for name in PARAMS) ** 0.5
     assert 0 < moved <= 1e-3 * 1.001
-    assert report.release is not None
-    assert report.release.clip_norm == 1e-3
+    assert report.privacy is not None
+    assert report.privacy.clip_norm == 1e-3
     assert counted(tmp_path) == {"alpha": 3 * TOKENS}, "once, for the silo whose text it is"
     assert report.tokens == 3 * TOKENS
 
@@ -480,11 +482,11 @@ def test_as_a_branch_and_as_itself_a_silo_has_one_count(
     branch: str, node: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     own = node({"max_run_tokens": 4 * TOKENS}, branches=True)
-    trained(order("north"), branch, own)
-    trained(order("north"), branch, own)
+    trained(request("north"), branch, own)
+    trained(request("north"), branch, own)
     assert counted(tmp_path) == {"alpha": 3 * TOKENS}, "the second was kept"
-    trained(order("alpha"), branch, own)
-    assert "max_run_tokens=512" in refusal(order("alpha", model_id="model-2"), branch, own)
+    trained(request("alpha"), branch, own)
+    assert "max_run_tokens=512" in refusal(request("alpha", model_id="model-2"), branch, own)
 
 
 def test_another_strategy_within_the_tree_would_cost_what_nobody_knows(
@@ -493,7 +495,7 @@ def test_another_strategy_within_the_tree_would_cost_what_nobody_knows(
     rules = {"children": ["alpha"], "strategy": {"_target_": "photon.strategy.centralized.Centralized"}}
     text = change(federation={"tree": {"north": rules}})
     with pytest.raises(PhotonError, match=r"north: strategy\._target_: it is the run's"):
-        answer("train", message(order("north"), text), node(branches=True))
+        answer("train", message(request("north"), text), node(branches=True))
 
 
 def test_the_cost_of_a_tree_is_what_its_silos_train(
@@ -514,7 +516,7 @@ def test_the_cost_of_a_tree_is_what_its_silos_train(
         event
         for file in [tmp_path / "run" / "events.jsonl", *(tmp_path / "state").rglob("events.jsonl")]
         for event in read_events(file)
-        if isinstance(event, ClientFinished)
+        if isinstance(event, SiloFinished)
     ]
     tokens: dict[str, int] = {}
     for event in events:
@@ -539,7 +541,7 @@ def test_what_a_node_may_be_follows_from_the_node_config(
     assert not deployed.may_pool
     for engine in ("inprocess", "simulation"):
         config = small_config(f"federation={engine}", "federation.tree={north: [alpha]}")
-        assert "branches=true" in refusal(order("north"), config, {**node(), "partition-id": 0})
+        assert "branches=true" in refusal(request("north"), config, {**node(), "partition-id": 0})
 
 
 def test_a_gateway_is_judged_as_the_federation_that_it_is(
@@ -557,14 +559,14 @@ def test_a_gateway_is_judged_as_the_federation_that_it_is(
     own = {"federation": str(tmp_path / "north.yaml"), "state-dir": str(tmp_path / "state")}
     policy = tmp_path / "policy.yaml"
     own["policy"] = str(policy)
-    # Three rounds of two steps of four windows, on two members; the order's own figures do not matter.
+    # Three rounds of two steps of four windows, on two members; the request's own figures do not matter.
     for rule, limit in (("max_local_steps", 6), ("max_run_tokens", 2 * 3 * TOKENS)):
         policy.write_text(f"{rule}: {limit - 1}\n")
         assert f"refused by north's policy: {rule}={limit - 1}" in refusal(
-            order("north", steps=1), config, own
+            request("north", steps=1), config, own
         )
     with pytest.raises(PhotonError, match="this node is north"):
-        answer("train", message(order("alpha"), config), own)
+        answer("train", message(request("alpha"), config), own)
 
 
 @pytest.mark.parametrize("key", ["branches", "pooling"])
@@ -579,8 +581,8 @@ def test_a_silo_of_islands_goes_by_its_own_name_alone(
     config: RunConfig, silo_folders: dict[str, Path], node: Callable[..., dict[str, Any]]
 ) -> None:
     own = {**node(), "data-dir": str(silo_folders["alpha"]), "islands": 2}
-    with pytest.raises(PhotonError, match="this node is alpha, and the order is for "):
-        answer("train", message(order("alias", members=["alpha"]), config), own)
+    with pytest.raises(PhotonError, match="this node is alpha, and the request is for "):
+        answer("train", message(request("alias", members=["alpha"]), config), own)
 
 
 def test_the_runs_own_machine_needs_no_key(
@@ -590,6 +592,6 @@ def test_the_runs_own_machine_needs_no_key(
     (tmp_path / "run").mkdir()
     own = {"partition-id": 0, "num-partitions": 1}
     everybody = PreparedData.open(corpus).silo_names
-    assert trained(order("centralized", members=everybody), config, own).tokens == TOKENS
-    evaluated = answer("evaluate", message(EvaluateOrder(round=1, silo="alpha"), config), own)
+    assert trained(request("centralized", members=everybody), config, own).tokens == TOKENS
+    evaluated = answer("evaluate", message(EvaluateRequest(round=1, silo="alpha"), config), own)
     assert unpack(evaluated, EvaluateReport).silo == "alpha"

@@ -26,7 +26,7 @@ from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.federation.run import prepare_run
 from photon.link.frames import Frame
-from photon.link.messages import BODY, Describe, EvaluateOrder, TrainOrder, pack
+from photon.link.messages import BODY, Describe, EvaluateRequest, TrainRequest, pack
 from photon.subfederation import gateway
 from tests.conftest import SMALL, small_run
 
@@ -277,7 +277,7 @@ NODES: dict[str, Callable[[Path, Path], tuple[Any, dict[str, Any]]]] = {
 
 def messages(silo: str, config: RunConfig) -> dict[Any, RecordDict]:
     """Return a message of each type to a node of this name."""
-    train = TrainOrder(
+    train = TrainRequest(
         run_id="r",
         model_id="m",
         round=1,
@@ -290,7 +290,7 @@ def messages(silo: str, config: RunConfig) -> dict[Any, RecordDict]:
         position=0,
         cohort=2,
     )
-    bodies = {"query": Describe(), "train": train, "evaluate": EvaluateOrder(round=1, silo=silo)}
+    bodies = {"query": Describe(), "train": train, "evaluate": EvaluateRequest(round=1, silo=silo)}
     return {message_type: RecordDict({BODY: pack(body, config)}) for message_type, body in bodies.items()}
 
 

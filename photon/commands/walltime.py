@@ -23,10 +23,10 @@ def compare(
         Path | None,
         typer.Option(metavar="RUN_DIR", help="Take what is not given from this run's own figures."),
     ] = None,
-    clients: Annotated[int | None, typer.Option(min=1, help="Clients that train together.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Local steps of each client.")] = None,
+    silos: Annotated[int | None, typer.Option(min=1, help="Silos that train together.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Local steps of each silo.")] = None,
     local_steps: Annotated[int | None, typer.Option(min=1, help="Local steps of a round.")] = None,
-    throughput: Annotated[float | None, typer.Option(help="Steps per second of a client.")] = None,
+    throughput: Annotated[float | None, typer.Option(help="Steps per second of a silo.")] = None,
     bandwidth: Annotated[str, typer.Option(help="Of the slowest link: kbps, Mbps, Gbps, Tbps.")] = "10Gbps",
     latency: Annotated[float, typer.Option(min=0, help="Seconds that every sync takes besides.")] = 0.0,
     bytes_per_parameter: Annotated[float, typer.Option(help="2 for bfloat16, 4 for float32.")] = 2.0,
@@ -39,14 +39,14 @@ def compare(
 ) -> None:
     """Compare what DDP, FedAvg, Local Adam and DES-LOC take on a network, by three ways of averaging.
 
-    `photon walltime compare --model photon-7b --clients 4 --steps 11000 --local-steps 500 --throughput 0.032`
+    `photon walltime compare --model photon-7b --silos 4 --steps 11000 --local-steps 500 --throughput 0.032`
     """
     from rich.console import Console
     from rich.table import Table
 
     given = {
         "parameters": parameters or (_parameters(model) if model else None),
-        "clients": clients,
+        "silos": silos,
         "steps": steps,
         "local_steps": local_steps,
         "throughput": throughput,
@@ -55,17 +55,17 @@ def compare(
     payload = known["parameters"] * bytes_per_parameter
 
     def time_of(plan: dict[str, int], topology: Topology, speed: float) -> WallTime:
-        network = Network(int(known["clients"]), speed, latency, topology, 1 - overlap)
+        network = Network(int(known["silos"]), speed, latency, topology, 1 - overlap)
         return wall_time(int(known["steps"]), known["throughput"], plan, payload, network)
 
     plans = methods(int(known["local_steps"]))
     speed = bytes_per_second(bandwidth)
     table = Table(
-        title=f"{known['parameters']:,.0f} parameters, {known['clients']:.0f} clients, "
+        title=f"{known['parameters']:,.0f} parameters, {known['silos']:.0f} silos, "
         f"{known['steps']:,.0f} steps of {1 / known['throughput']:.3g} s, {known['local_steps']:.0f} a "
         f"round, {bandwidth}: hours"
     )
-    for column in ("method", "compute", *(f"total, {topology}" for topology in TOPOLOGIES), "GB per client"):
+    for column in ("method", "compute", *(f"total, {topology}" for topology in TOPOLOGIES), "GB per silo"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, plan in plans.items():
         times = [time_of(plan, topology, speed) for topology in TOPOLOGIES]
@@ -147,21 +147,21 @@ def _parameters(model: str) -> float:
 def _measured(run: Path) -> dict[str, float]:
     """Return what a finished run has measured."""
     from photon.config.compose import load
-    from photon.telemetry.events import ClientFinished, RunStarted
+    from photon.telemetry.events import RunStarted, SiloFinished
     from photon.telemetry.log import current_history, read_events
 
     config = load(run / "config.yaml")
     history = current_history(read_events(run / "events.jsonl"))
     started = [event for event in history if isinstance(event, RunStarted)]
-    clients = [event for event in history if isinstance(event, ClientFinished)]
-    if not started or not clients:
+    silos = [event for event in history if isinstance(event, SiloFinished)]
+    if not started or not silos:
         raise PhotonError(f"{run}: no round of it is finished; there is nothing to take figures from")
     return {
         "parameters": float(started[-1].parameters),
-        "clients": float(started[-1].cohort),
+        "silos": float(started[-1].cohort),
         "steps": float(config.total_steps),
         "local_steps": float(config.local_steps),
-        "throughput": sum(c.steps for c in clients) / sum(c.seconds["training"] for c in clients),
+        "throughput": sum(c.steps for c in silos) / sum(c.seconds["training"] for c in silos),
     }
 
 

@@ -21,6 +21,7 @@ from photon.config.explain import (
     group_options,
     no_option,
 )
+from photon.config.renamed import check_names, check_override, translated
 from photon.config.schema import Loader, RunConfig, known_keys
 from photon.errors import PhotonError
 
@@ -76,6 +77,7 @@ def _check_override(override: str) -> None:
     if parsed.is_sweep_override():
         raise PhotonError(f"{override}: several values make a sweep; add -m, or write a list as [a,b]")
     group, value = parsed.key_or_group, parsed.value()
+    check_override(override, group, value)
     if not group or (group_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
         raise PhotonError(no_option(group, "null" if value is None else value))
 
@@ -110,11 +112,14 @@ def parse(text: str) -> RunConfig:
     PhotonError
         If the text is not YAML or does not fit the schema.
     """
+    return validate(_values(text))
+
+
+def _values(text: str) -> Any:
     try:
-        values = yaml.load(text, Loader=Loader)
+        return yaml.load(text, Loader=Loader)
     except yaml.YAMLError as error:
         raise PhotonError(f"config: not a valid configuration ({first_line(error)})") from error
-    return validate(values)
 
 
 def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
@@ -133,9 +138,10 @@ def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
     OmegaConf.set_struct(base, True)
     try:
         for override in overrides:
-            key, equals, _ = override.partition("=")
+            key, equals, value = override.partition("=")
             if not equals:
                 raise PhotonError(f"{override}: expected KEY=VALUE")
+            check_override(override, key, value)
             if OmegaConf.is_config(OmegaConf.select(base, key)):
                 raise PhotonError(f"{override}: with --config only single keys can be changed, not groups")
             OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
@@ -145,11 +151,11 @@ def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
 
 
 def load(path: Path) -> RunConfig:
-    """Read ``config.yaml`` of a run."""
+    """Read ``config.yaml`` of a run; one of an earlier version has its old names translated."""
     if not path.is_file():
         raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return validate(translated(_values(path.read_text(encoding="utf-8"))))
     except (PhotonError, UnicodeDecodeError) as error:
         raise PhotonError(f"{path}: {error}") from error
 
@@ -169,6 +175,7 @@ def validate(values: Any) -> RunConfig:
     """Turn the plain values of a configuration into a :class:`RunConfig`."""
     if not isinstance(values, dict):
         raise PhotonError("config: expected a mapping of keys")
+    check_names(values)
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from photon.components import nearest
 from photon.config import folders
+from photon.config.renamed import is_called, renamed
 from photon.config.schema import known_keys
 
 
@@ -96,7 +97,9 @@ def explain_validation(error: ValidationError, known: Collection[str]) -> str:
         # The alternatives of a key, such as a number or `auto`, are no part of its name.
         where = ".".join(part for part in map(str, item["loc"]) if not re.fullmatch(_ALTERNATIVE, part))
         if item["type"] == "extra_forbidden":
-            problems[f"{where}: unknown key{nearest(where, known)}"] = []
+            new = renamed().key(where)
+            unknown = f"{where}: unknown key{nearest(where, known)}"
+            problems[unknown if new is None else is_called(where, new)] = []
         elif item["type"] == "missing":
             problems[f"{where}: missing; every key has a default in conf/, so remove the deletion"] = []
         elif item["type"] == "value_error":

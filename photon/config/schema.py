@@ -56,7 +56,7 @@ class RecipeSection(Section):
 
     learning_rate: float = Field(gt=0, description="Peak learning rate, tuned at `batch_size`.")
     batch_size: int = Field(ge=1, description="Sequences per optimizer step that the rate was tuned at.")
-    local_batch_size: int = Field(ge=1, description="Sequences per local step of a federated client.")
+    local_batch_size: int = Field(ge=1, description="Sequences per local step of a federated silo.")
     steps: int | None = Field(
         ge=1, description="Length of the schedule in steps of `batch_size`; null: the whole run, unstretched."
     )
@@ -128,14 +128,14 @@ class TrainingSection(Section):
     parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
 
 
-class SwitchSection(Section):
-    """Warm up with other settings of the local optimizer, and switch to the real ones at a global step."""
+class TransitionSection(Section):
+    """Warm up with other settings of the local optimizer, and go over to the real ones at a global step."""
 
     step: int = Field(ge=1, description="Global step from which the settings below hold.")
     local_steps: int | None = Field(
         None,
         ge=1,
-        description="Local steps of a round before the switch, in which each averages all groups of the "
+        description="Local steps of a round before the transition, in which each averages all groups of the "
         "sync plan (1: a synchronous warm-up); null: as after it.",
     )
     optimizer: dict[str, Any] = Field(
@@ -171,20 +171,20 @@ class FederationSection(Section):
         description="inprocess: no Flower processes; simulation: Flower's simulation engine; deployment: "
         "SuperNodes that the operators started."
     )
-    clients_in_parallel: int = Field(ge=1, description="Silos that train at the same time (simulation).")
-    gpus_per_client: float = Field(ge=0, description="Share of a GPU per silo (simulation).")
+    silos_in_parallel: int = Field(ge=1, description="Silos that train at the same time (simulation).")
+    gpus_per_silo: float = Field(ge=0, description="Share of a GPU per silo (simulation).")
     deadline: float | None = Field(gt=0, description="Seconds a round may take; null: no limit.")
-    patience: float | None = Field(
+    straggler_timeout_factor: float | None = Field(
         ge=1,
         description="Wait no longer than so many times what the slowest silo of the cohort last took, as "
         "long as the round can do without those that are missing; null: until the deadline.",
     )
-    match_speed: bool = Field(
+    adaptive_local_steps: bool = Field(
         description="Give a slower silo fewer local steps, by the speed of its last accepted round, so that "
         "the cohort is done at about the same time."
     )
     quorum: int = Field(ge=1, description="Silos that must answer for a round to count.")
-    accepted_failures: int | None = Field(
+    max_failures: int | None = Field(
         ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."
     )
     wait_for_silos: float = Field(ge=0, description="Seconds to wait at the start for silos.")
@@ -200,7 +200,7 @@ class FederationSection(Section):
         description="Rounds of a federation within this one in each round of the one above it, unless the "
         "tree says otherwise (HierFAVG's second period).",
     )
-    own_silo: str | None = Field(
+    server_silo: str | None = Field(
         None,
         description="Silo on whose text the federation itself trains, before or beside the others as "
         "`strategy.schedule` says; it is never drawn. Within a tree it is a node's `data`.",
@@ -247,7 +247,7 @@ class TelemetrySection(Section):
     report: bool = Field(description="Write report.html at the end.")
     export: bool = Field(description="Write the Hugging Face folder export/ at the end.")
     diagnostics: bool = Field(
-        description="Let clients also report norms of activations and of their local optimizer's state, what "
+        description="Let silos also report norms of activations and of their local optimizer's state, what "
         "a round changed of that, its cosine with the pseudo-gradient, and LoRDO's basis similarity."
     )
     sample_tokens: int = Field(ge=0, description="Tokens of sample text at the end; 0: none.")
@@ -282,25 +282,26 @@ class NamedCodecs(Section):
 class LinkSection(Section):
     """How state groups travel."""
 
-    up: list[CodecSection] = Field(
+    uplink: list[CodecSection] = Field(
         description="Codecs of the parameters, or their update, from silo to server; applied in order."
     )
-    up_by_name: list[NamedCodecs] = Field(
-        description="Parameters with codecs of their own in place of `up`: `{names: …, codecs: […]}`; the "
-        "first expression that is found in a parameter's name counts."
+    uplink_by_name: list[NamedCodecs] = Field(
+        description="Parameters with codecs of their own in place of `uplink`: `{names: …, codecs: […]}`; "
+        "the first expression that is found in a parameter's name counts."
     )
-    up_of: Literal["parameters", "update"] = Field(
-        description="What `up` is applied to: the trained parameters, or the received minus the trained ones."
+    uplink_payload: Literal["parameters", "update"] = Field(
+        description="What `uplink` is applied to: the trained parameters, or the received minus the trained "
+        "ones."
     )
     error_feedback: bool = Field(
-        description="A silo adds what `up` lost in a round to its next update (`up_of: update`)."
+        description="A silo adds what `uplink` lost in a round to its next update (`uplink_payload: update`)."
     )
-    down: list[CodecSection] = Field(
+    downlink: list[CodecSection] = Field(
         description="Codecs of the parameters, or their change, from server to silo; applied in order."
     )
-    down_of: Literal["parameters", "update"] = Field(
-        description="What `down` is applied to: the parameters, or their change since the round before, for "
-        "silos that were in it (others get all of them as they are)."
+    downlink_payload: Literal["parameters", "update"] = Field(
+        description="What `downlink` is applied to: the parameters, or their change since the round before, "
+        "for silos that were in it (others get all of them as they are)."
     )
     states: list[CodecSection] = Field(
         description="Codecs of all other state groups, in both directions; applied to their values. Second "
@@ -317,10 +318,10 @@ class LinkSection(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> "LinkSection":
-        if self.error_feedback and self.up_of != "update":
-            raise ValueError("link.error_feedback=true needs link.up_of=update")
-        if self.down_of == "update" and self.up_of != "update":
-            raise ValueError("link.down_of=update needs link.up_of=update")
+        if self.error_feedback and self.uplink_payload != "update":
+            raise ValueError("link.error_feedback=true needs link.uplink_payload=update")
+        if self.downlink_payload == "update" and self.uplink_payload != "update":
+            raise ValueError("link.downlink_payload=update needs link.uplink_payload=update")
         url = self.store.url
         if self.transport == "store" and url is None:
             raise ValueError(
@@ -399,7 +400,7 @@ class RunConfig(Section):
     )
     seed: int = Field(ge=0, lt=2**63, description="Seed of initial weights, cohorts and data order.")
     rounds: int = Field(ge=1, description="Rounds to train.")
-    local_steps: int = Field(ge=1, description="Local steps of each client in a round (H).")
+    local_steps: int = Field(ge=1, description="Local steps of each silo in a round (H).")
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
     model: ModelSection
     data: DataSection
@@ -412,7 +413,7 @@ class RunConfig(Section):
     schedule: Component = Field(description="Learning-rate schedule: a function of the global step.")
     outer: Component = Field(description="Outer optimizer: any torch.optim.Optimizer by `_target_`.")
     strategy: Component = Field(description="Who gets which state groups, and how replies are folded.")
-    switch: SwitchSection | None = None
+    transition: TransitionSection | None = None
     training: TrainingSection
     evaluation: EvaluationSection
     checkpoint: CheckpointSection
@@ -440,9 +441,9 @@ class RunConfig(Section):
             )
         if self.privacy.secure_aggregation:
             for key, value, needed in (
-                ("link.up_of", self.link.up_of, "update"),
-                ("link.up", [codec.target for codec in self.link.up], []),
-                ("link.up_by_name", [entry.names for entry in self.link.up_by_name], []),
+                ("link.uplink_payload", self.link.uplink_payload, "update"),
+                ("link.uplink", [codec.target for codec in self.link.uplink], []),
+                ("link.uplink_by_name", [entry.names for entry in self.link.uplink_by_name], []),
             ):
                 if value != needed:
                     raise ValueError(f"privacy.secure_aggregation: {key} must be {needed}, and is {value}")
@@ -453,19 +454,19 @@ class RunConfig(Section):
                 f"federation.quorum={self.federation.quorum} is larger than cohort={self.cohort}; "
                 "a round could never count"
             )
-        if self.switch is not None:
+        if self.transition is not None:
             if self.federation.tree is not None:
-                raise ValueError("switch: a tree of federations trains without one; leave it out")
-            before = self.switch.local_steps or self.local_steps
-            if self.switch.step % before:
+                raise ValueError("transition: a tree of federations trains without one; leave it out")
+            before = self.transition.local_steps or self.local_steps
+            if self.transition.step % before:
                 raise ValueError(
-                    f"switch.step={self.switch.step} lies within a round of {before} local steps; choose a "
-                    "multiple"
+                    f"transition.step={self.transition.step} lies within a round of {before} local steps; "
+                    "choose a multiple"
                 )
-            if self.switch.step >= self.total_steps:
+            if self.transition.step >= self.total_steps:
                 raise ValueError(
-                    f"switch.step={self.switch.step} is never reached: the run has {self.total_steps} local "
-                    "steps; raise rounds"
+                    f"transition.step={self.transition.step} is never reached: the run has "
+                    f"{self.total_steps} local steps; raise rounds"
                 )
         return self
 
@@ -480,11 +481,11 @@ class RunConfig(Section):
         return self.steps_after(self.rounds)
 
     def steps_after(self, rounds: int) -> int:
-        """Return the global step after ``rounds`` rounds: the local steps of a client that was in all."""
-        if self.switch is None:
+        """Return the global step after ``rounds`` rounds: the local steps of a silo that was in all."""
+        if self.transition is None:
             return rounds * self.local_steps * self.pace
-        before = self.switch.local_steps or self.local_steps
-        warmup = min(rounds, self.switch.step // before)
+        before = self.transition.local_steps or self.local_steps
+        warmup = min(rounds, self.transition.step // before)
         return warmup * before + (rounds - warmup) * self.local_steps
 
     def steps_of(self, server_round: int) -> int:

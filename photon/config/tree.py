@@ -17,12 +17,13 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.components import nearest
+from photon.config.renamed import check_names
 from photon.errors import PhotonError
 
 #: What silos and federations may be called; it becomes the name of a folder.
 SILO_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
-#: Residuals that a message may bring.
-MAX_RESIDUALS = 1000
+#: Routed layers that a message may bring.
+MAX_ROUTED = 1000
 #: The node that the run itself is.
 ROOT = "root"
 _WHERE = "federation.tree"
@@ -94,13 +95,13 @@ class TreeNode(BaseModel):
         return max(((child.rounds or 1) * child.pace for child in self.children), default=1)
 
 
-class ResidualTag(BaseModel):
-    """What a residual is that travels across the tree: a key block of another federation.
+class RoutedTag(BaseModel):
+    """What a routed block is that travels across the tree: a key block of another federation.
 
     Attributes
     ----------
     slot
-        Its place in the message: tensors of the state group ``residual-SLOT``.
+        Its place in the message: tensors of the state group ``routed block-SLOT``.
     block
         Which key block it is.
     origin
@@ -111,7 +112,7 @@ class ResidualTag(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    slot: int = Field(ge=1, le=MAX_RESIDUALS)
+    slot: int = Field(ge=1, le=MAX_ROUTED)
     block: str = Field(max_length=64)
     origin: str = Field(max_length=512)
     round: int = Field(ge=0)
@@ -184,6 +185,7 @@ def _node(name: Any, value: Any, where: str, above: tuple[int, ...]) -> TreeNode
     settings = {key: setting for key, setting in value.items() if key != "children"}
     children = _children(value["children"], where, above) if "children" in value else ()
     known = set(TreeNode.model_fields) - {"name"}
+    check_names(settings, f"{where}: ")
     if unknown := [key for key in settings if key not in known]:
         raise PhotonError(f"{where}.{unknown[0]}: unknown key{nearest(str(unknown[0]), known)}")
     try:

@@ -322,7 +322,7 @@ def _node_config(silo: Silo) -> Iterator[Finding]:
     if silo.islands > 1:
         config_of(silo.settings, config, config.local_steps)
     bound = site.policy != SiloPolicy()
-    yield Finding("node config", "ok", "with a policy" if bound else "no policy: every order is accepted")
+    yield Finding("node config", "ok", "with a policy" if bound else "no policy: every request is accepted")
 
 
 def _data(silo: Silo) -> Iterator[Finding]:
@@ -479,12 +479,12 @@ def _throughput(silo: Silo) -> Iterator[Finding]:
 def _tokens_per_second(silo: Silo) -> float:
     """Take a few local steps on the silo's own text, as a round would."""
     from photon.data.loader import BatchStream
-    from photon.silo.runtime import trainer, workbench
+    from photon.silo.runtime import runtime_of, trainer
 
     data, config = silo.data, silo.here[1]
-    bench = workbench(config, data.manifest.vocab_size)
+    runtime = runtime_of(config, data.manifest.vocab_size)
     stream = BatchStream({"tokens": [data.windows(data.silo_names[0], "train")]}, 0)
-    local = trainer(bench, config, config.training.batch_size)
+    local = trainer(runtime, config, config.training.batch_size)
     local.train(stream, global_step=0, steps=WARM_UP_STEPS)
     result = local.train(stream, global_step=WARM_UP_STEPS, steps=PROBE_STEPS)
     processes = config.training.processes

@@ -112,7 +112,7 @@ class InProcessGrid(Grid):
         return list(self.pull_messages(self.push_messages(messages)))
 
     def _answer(self, message: Message) -> Message:
-        # A client may take records out of its message; the server's own must stay whole.
+        # A node may take records out of its message; the server's own must stay whole.
         copy = with_own_records(message)
         metadata = message.metadata
         kind = cast(MessageType, metadata.message_type)

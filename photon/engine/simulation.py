@@ -126,9 +126,9 @@ class Simulation:
         federation = self._config.federation
         cores = usable_cores()
         return (
-            f"num-supernodes={federation.clients_in_parallel} "
-            f"client-resources-num-cpus={max(1, cores // federation.clients_in_parallel)} "
-            f"client-resources-num-gpus={federation.gpus_per_client} init-args-num-cpus={cores}"
+            f"num-supernodes={federation.silos_in_parallel} "
+            f"client-resources-num-cpus={max(1, cores // federation.silos_in_parallel)} "
+            f"client-resources-num-gpus={federation.gpus_per_silo} init-args-num-cpus={cores}"
         )
 
 

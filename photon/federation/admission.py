@@ -10,14 +10,14 @@ from flwr.app import Message
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.exchange import Failure
-from photon.link.coding import SparseTensor
+from photon.link.encoding import SparseTensor
 from photon.link.messages import (
     Body,
     Description,
     EvaluateReport,
     SiloInfo,
-    TrainOrder,
     TrainReport,
+    TrainRequest,
     unpack,
 )
 from photon.link.transport import ServerLink, Ticket
@@ -41,7 +41,7 @@ def nbytes_of(contract: Contract) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """A reply to a train order that may count: its report, and its state groups as they came."""
+    """A reply to a train request that may count: its report, and its state groups as they came."""
 
     report: TrainReport
     groups: dict[str, dict[str, torch.Tensor | SparseTensor]]
@@ -91,7 +91,7 @@ class Admission:
     def trained(
         self,
         message: Message,
-        order: TrainOrder,
+        request: TrainRequest,
         contract: Contract,
         ticket: Ticket | None,
         *,
@@ -99,13 +99,13 @@ class Admission:
         text_tokens: int,
         federation: bool,
     ) -> Trained | Failure:
-        """Return a reply to a train order, or why it is rejected.
+        """Return a reply to a train request, or why it is rejected.
 
         Parameters
         ----------
         message
             The reply.
-        order, contract, ticket
+        request, contract, ticket
             What was asked, what the reply may hold, and where it may have been written.
         sequence_length
             Tokens of a window.
@@ -124,7 +124,7 @@ class Admission:
         problem = problem_with(
             report,
             groups,
-            order,
+            request,
             contract,
             sequence_length,
             text_tokens=text_tokens,
@@ -157,7 +157,7 @@ class Admission:
 def problem_with(
     report: TrainReport,
     groups: Mapping[str, Mapping[str, torch.Tensor | SparseTensor]],
-    order: TrainOrder,
+    request: TrainRequest,
     contract: Contract,
     sequence_length: int,
     *,
@@ -167,7 +167,7 @@ def problem_with(
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
-    A reply must answer its own order, hold exactly the groups, names and shapes of the contract, and be
+    A reply must answer its own request, hold exactly the groups, names and shapes of the contract, and be
     finite; of a masked one what is summed are integers of 32 bits. Sums are in float64.
 
     Parameters
@@ -180,9 +180,9 @@ def problem_with(
         Rows of the embedding, if the report must tell which of them were trained; else it must not.
     """
     judged = (
-        _problem_with_report(report, order, sequence_length, federation=federation)
-        if order.steps
-        else _problem_with_reading(report, order, text_tokens)
+        _problem_with_report(report, request, sequence_length, federation=federation)
+        if request.steps
+        else _problem_with_reading(report, request, text_tokens)
     )
     if judged:
         return judged
@@ -199,7 +199,7 @@ def problem_with(
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
                 return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            masked = order.masking is not None and group == PARAMS and name in contract.masked
+            masked = request.masking is not None and group == PARAMS and name in contract.masked
             kind = "masked" if masked else contract.leaving[group].kind
             if problem := _problem_with_values(tensor, kind):
                 return f"{group}/{name} holds {problem}"
@@ -224,12 +224,12 @@ def _problem_with_values(tensor: torch.Tensor | SparseTensor, kind: str) -> str 
     return "a value that is not finite" if values.numel() and not _finite(values) else None
 
 
-def _problem_with_reading(report: TrainReport, order: TrainOrder, text_tokens: int) -> str | None:
-    if problem := _problem_with_origin(report, order):
+def _problem_with_reading(report: TrainReport, request: TrainRequest, text_tokens: int) -> str | None:
+    if problem := _problem_with_origin(report, request):
         return problem
     if _figures_of_steps(report) != [None] * 4:
         return "it reports a loss, and no steps were ordered"
-    if (report.steps, report.tokens, report.position) != (0, text_tokens, order.position):
+    if (report.steps, report.tokens, report.position) != (0, text_tokens, request.position):
         return (
             f"it reports {report.steps} steps, {report.tokens} tokens and window {report.position}, not that "
             f"it has read its {text_tokens} tokens once"
@@ -241,20 +241,22 @@ def _figures_of_steps(report: TrainReport) -> list[float | None]:
     return [report.loss, report.loss_last, report.learning_rate, report.gradient_norm]
 
 
-def _problem_with_origin(report: TrainReport, order: TrainOrder) -> str | None:
-    if (report.round, report.silo) != (order.round, order.silo):
-        return f"it answers round {report.round} of {report.silo}, not round {order.round} of {order.silo}"
+def _problem_with_origin(report: TrainReport, request: TrainRequest) -> str | None:
+    if (report.round, report.silo) != (request.round, request.silo):
+        return (
+            f"it answers round {report.round} of {report.silo}, not round {request.round} of {request.silo}"
+        )
     return None
 
 
 def _problem_with_report(
-    report: TrainReport, order: TrainOrder, sequence_length: int, *, federation: bool
+    report: TrainReport, request: TrainRequest, sequence_length: int, *, federation: bool
 ) -> str | None:
-    if problem := _problem_with_origin(report, order):
+    if problem := _problem_with_origin(report, request):
         return problem
     if None in _figures_of_steps(report):
         return "it reports steps without a loss that is a number"
-    of_batch = order.batch_size * sequence_length
+    of_batch = request.batch_size * sequence_length
     if federation:
         if report.steps < 1 or not 0 < report.tokens <= report.steps * report.leaves * of_batch:
             return f"it reports {report.tokens} tokens of {report.leaves} silos in {report.steps} steps"
@@ -262,10 +264,10 @@ def _problem_with_report(
         if report.position < 1:
             return "it reports no round of its own"
     else:
-        if report.steps != order.steps or report.tokens != order.steps * of_batch:
-            return f"it reports {report.steps} steps and {report.tokens} tokens, not what was ordered"
-        if report.position != order.position + order.steps * order.batch_size:
-            return f"it took its text up to window {report.position}, not what was ordered"
+        if report.steps != request.steps or report.tokens != request.steps * of_batch:
+            return f"it reports {report.steps} steps and {report.tokens} tokens, not what was asked for"
+        if report.position != request.position + request.steps * request.batch_size:
+            return f"it took its text up to window {report.position}, not what was asked for"
     return None
 
 

@@ -1,10 +1,10 @@
-"""How much the clients of a round agree, from norms alone."""
+"""How much the silos of a round agree, from norms alone."""
 
 from collections.abc import Sequence
 
 
-def client_cosine(norm: float, weights: Sequence[float], update_norms: Sequence[float]) -> float | None:
-    """Return the norm-weighted mean cosine between the updates of different clients.
+def silo_cosine(norm: float, weights: Sequence[float], update_norms: Sequence[float]) -> float | None:
+    """Return the norm-weighted mean cosine between the updates of different silos.
 
     With Δ = Σ_k w_k Δ_k and a_k = w_k ‖Δ_k‖,
 
@@ -19,12 +19,12 @@ def client_cosine(norm: float, weights: Sequence[float], update_norms: Sequence[
     weights
         Shares w_k, summing to 1.
     update_norms
-        ‖Δ_k‖ of each client.
+        ‖Δ_k‖ of each silo.
 
     Returns
     -------
     float or None
-        In [−1, 1] up to rounding; None for fewer than two moving clients.
+        In [−1, 1] up to rounding; None for fewer than two moving silos.
     """
     lengths = [weight * update for weight, update in zip(weights, update_norms, strict=True)]
     squares = sum(length**2 for length in lengths)

@@ -11,6 +11,7 @@ that was asked::
 """
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from photon.config.tree import ResidualTag
+from photon.config.renamed import renamed
+from photon.config.tree import RoutedTag
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, write_text
 from photon.state.checkpoint import Checkpoint, Received
@@ -49,7 +51,7 @@ class Assignment(BaseModel):
         Local steps at the start, by the count of the federation above.
     own
         Whether nodes also evaluate models of their own.
-    residuals
+    routed
         What the key blocks of other federations are that came.
     """
 
@@ -62,7 +64,7 @@ class Assignment(BaseModel):
     ends: int = Field(ge=0)
     global_step: int = Field(default=0, ge=0)
     own: bool = False
-    residuals: list[ResidualTag] = Field(default_factory=list)
+    routed: list[RoutedTag] = Field(default_factory=list)
 
     @classmethod
     def read(cls, run_dir: Path) -> "Assignment":
@@ -75,15 +77,15 @@ class Assignment(BaseModel):
         """
         file = run_dir / _FOLDER / "assignment.json"
         try:
-            return cls.model_validate_json(file.read_text())
-        except (OSError, ValidationError) as error:
+            return cls.model_validate(renamed().content(json.loads(file.read_text())))
+        except (OSError, ValueError) as error:
             raise PhotonError(
-                f"{file}: the federation above has left no readable assignment; its next order brings one"
+                f"{file}: the federation above has left no readable assignment; its next request brings one"
             ) from error
 
     @property
     def key(self) -> str:
-        """A digest of the assignment; the same order gives the same one."""
+        """A digest of the assignment; the same request gives the same one."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
 
     def write(self, run_dir: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
@@ -103,7 +105,7 @@ class Assignment(BaseModel):
         start = run_dir / "start.safetensors"
         save_groups(start, {"params": params})
         state = checkpoint.state.model_copy(update={"global_step": self.global_step, "vocabulary": None})
-        received = Received(start, self.groups_file(run_dir), self.residuals)
+        received = Received(start, self.groups_file(run_dir), self.routed)
         return replace(checkpoint, state=state, received=received)
 
 

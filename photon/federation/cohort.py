@@ -15,13 +15,13 @@ def draw_cohort(
     config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo], server_round: int
 ) -> list[Participant]:
     """Draw the cohort: a function of seed, round and who is online, so a resumed run draws the same."""
-    own_silo = config.federation.own_silo
+    server_silo = config.federation.server_silo
     everybody = strategy.participants(silos)
-    online = [participant for participant in everybody if participant.name != own_silo]
+    online = [participant for participant in everybody if participant.name != server_silo]
     size = min(config.cohort or len(online), len(online))
     drawn = random.Random(f"{config.seed}/{server_round}").sample(online, size)
     if strategy.schedule == "parallel":
-        drawn += [participant for participant in everybody if participant.name == own_silo]
+        drawn += [participant for participant in everybody if participant.name == server_silo]
     return sorted(drawn, key=lambda participant: participant.name)
 
 
@@ -47,10 +47,10 @@ def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]
             f"{len(participants)} participants; lower it"
         )
     names = [silo.name for silo in silos]
-    own_silo = config.federation.own_silo
-    if own_silo is not None and own_silo not in names:
+    server_silo = config.federation.server_silo
+    if server_silo is not None and server_silo not in names:
         raise PhotonError(
-            f"federation.own_silo={own_silo}: no such silo{nearest(own_silo, names)}; "
+            f"federation.server_silo={server_silo}: no such silo{nearest(server_silo, names)}; "
             f"there are {', '.join(names)}"
         )
     reference = silos[0]

@@ -8,13 +8,13 @@ from flwr.app import Message, RecordDict
 
 from photon.config.schema import FederationSection, RunConfig
 from photon.errors import RunError
-from photon.federation.exchange import Failure, Patience, exchange
-from photon.federation.pace import learnt_patience
-from photon.federation.requests import Requests
+from photon.federation.exchange import Failure, StragglerTimeout, exchange
+from photon.federation.pace import learnt_timeout
+from photon.federation.requests import Sent
 from photon.federation.round_events import RoundEvents, Traffic
 from photon.federation.secure import SecureSum
 from photon.federation.stations import Stations
-from photon.link.messages import BODY, Body, TrainOrder, TrainReport, pack
+from photon.link.messages import BODY, Body, TrainReport, TrainRequest, pack
 from photon.link.records import count_bytes, dense_groups
 from photon.link.transport import group_bytes
 from photon.link.update import subtract
@@ -74,33 +74,37 @@ class Failures:
             If it is one too many.
         """
         self._failed[name] = failure
-        self._events.client_failed(self._round, name, failure)
+        self._events.silo_failed(self._round, name, failure)
         if len(self._failed) <= self.bearable(self._cohort):
             return
-        accepted = self._federation.accepted_failures
+        accepted = self._federation.max_failures
         reasons = "; ".join(f"{silo}: {one.reason}" for silo, one in self._failed.items())
         too_many = accepted is not None and len(self._failed) > accepted
-        limit = f"accepted_failures={accepted}" if too_many else f"quorum={self._federation.quorum}"
+        limit = f"max_failures={accepted}" if too_many else f"quorum={self._federation.quorum}"
         raise RunError(
-            f"round {self._round}: {len(self._failed)} of {self._cohort} clients failed, beyond "
+            f"round {self._round}: {len(self._failed)} of {self._cohort} silos failed, beyond "
             f"federation.{limit} ({reasons})"
         )
 
-    def patience(self, orders: Collection[str], ledger: Mapping[str, LedgerEntry]) -> Patience | None:
-        """Return how long to wait for those who got orders, by earlier rounds; None: until the deadline."""
-        return learnt_patience(self._federation.patience, orders, ledger, self.bearable(len(orders)))
+    def straggler_timeout(
+        self, requests: Collection[str], ledger: Mapping[str, LedgerEntry]
+    ) -> StragglerTimeout | None:
+        """Return how long to wait for those who got requests, by earlier rounds; None: until the deadline."""
+        return learnt_timeout(
+            self._federation.straggler_timeout_factor, requests, ledger, self.bearable(len(requests))
+        )
 
     def bearable(self, cohort: int) -> int:
         """Return how many participants of a cohort may fail in a round that counts."""
         without = cohort - min(self._federation.quorum, cohort)
-        accepted = self._federation.accepted_failures
+        accepted = self._federation.max_failures
         return without if accepted is None else min(without, accepted)
 
 
 def begin_secure_sum(
     at: Stations,
     sent_config: RunConfig,
-    orders: Mapping[str, TrainOrder],
+    requests: Mapping[str, TrainRequest],
     cohort: Sequence[Participant],
     traffic: Traffic,
     failures: Failures,
@@ -124,12 +128,12 @@ def begin_secure_sum(
 
         return dict(exchange(at.grid, messages, receive, deadline=config.federation.deadline))
 
-    return SecureSum(config.privacy, orders, ask, failures.add)
+    return SecureSum(config.privacy, requests, ask, failures.add)
 
 
 def receiver(
     at: Stations,
-    requests: Requests,
+    sent: Sent,
     collected: Collected,
     secure: SecureSum | None,
     sequence_length: int,
@@ -150,11 +154,11 @@ def receiver(
         arrived = time.monotonic() - begin
         trained = at.admission.trained(
             message,
-            requests.orders[name],
-            requests.contracts[name],
-            requests.tickets[name],
+            sent.requests[name],
+            sent.contracts[name],
+            sent.tickets[name],
             sequence_length=sequence_length,
-            text_tokens=sum(text_tokens.get(member, 0) for member in requests.orders[name].members),
+            text_tokens=sum(text_tokens.get(member, 0) for member in sent.requests[name].members),
             federation=at.roster.is_federation(name),
         )
         if isinstance(trained, Failure):
@@ -162,9 +166,9 @@ def receiver(
         report, groups = trained.report, trained.groups
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
-        update = groups.pop("params", None) if at.config.link.up_of == "update" else None
+        update = groups.pop("params", None) if at.config.link.uplink_payload == "update" else None
         if secure is not None:
-            summed = requests.contracts[name].masked
+            summed = sent.contracts[name].masked
             assert update is not None, "the configuration sees to it"
             masked = {key: delta for key, delta in update.items() if key in summed}
             secure.add(name, dense_groups({"params": masked})["params"])
@@ -177,7 +181,7 @@ def receiver(
 
 def collect(
     answers: Iterator[tuple[str, Reply | Failure]],
-    requests: Requests,
+    sent: Sent,
     collected: Collected,
     failures: Failures,
     events: RoundEvents,
@@ -199,10 +203,10 @@ def collect(
         if isinstance(answer, Failure):
             failures.add(name, answer)
             continue
-        down = requests.down[name]
+        down = sent.down[name]
         collected.reports[name] = answer.report
         collected.traffic.add(answer, *down)
-        events.client_finished(answer, *down)
+        events.silo_finished(answer, *down)
         if secure is None:
             yield made(answer)
         else:

@@ -13,7 +13,7 @@ from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, exchange
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
-from photon.link.messages import BODY, EvaluateOrder, EvaluateReport, SiloInfo, pack
+from photon.link.messages import BODY, EvaluateReport, EvaluateRequest, SiloInfo, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry
@@ -66,14 +66,14 @@ class Evaluation:
         messages = {}
         for silo in self._asked():
             content = RecordDict(dict(records))
-            order = EvaluateOrder(
+            request = EvaluateRequest(
                 round=state.round,
                 silo=silo.name,
                 run_id=state.run_id,
                 last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
                 own=own,
             )
-            content[BODY] = pack(order, sent_config)
+            content[BODY] = pack(request, sent_config)
             messages[silo.name] = self._roster.message(
                 content, [silo.name], "evaluate", f"evaluate-{state.round}"
             )
@@ -98,7 +98,7 @@ class Evaluation:
             elif answer.kind == "refused":
                 self._events.does_not_evaluate(name, answer.reason)
             else:
-                self._events.client_failed(state.round, name, answer)
+                self._events.silo_failed(state.round, name, answer)
         if not per_silo:
             self._events.notice("warning", f"round {state.round}: no silo could evaluate the model")
             return None

@@ -30,7 +30,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Patience:
+class StragglerTimeout:
     """An end of the wait before the deadline.
 
     Attributes
@@ -60,7 +60,7 @@ def exchange(
     receive: Callable[[str, Message], Answer | Failure],
     *,
     deadline: float | None,
-    patience: Patience | None = None,
+    straggler_timeout: StragglerTimeout | None = None,
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """Send one message to each participant at once, and yield the answers in the order of ``messages``.
 
@@ -78,7 +78,7 @@ def exchange(
         PhotonError that it raises is a failure, too.
     deadline
         Seconds after which missing replies count as failures; None waits for ever.
-    patience
+    straggler_timeout
         An earlier end of the wait; None: the deadline alone.
     """
     expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
@@ -88,7 +88,7 @@ def exchange(
         identifiers = grid.push_messages([messages.pop(participant)])
         pushed[participant] = next((identifier for identifier in identifiers if identifier), None)
     may_hold = HELD_BYTES // max(1, expected_bytes)
-    return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, patience)
+    return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, straggler_timeout)
 
 
 def _answers(
@@ -98,7 +98,7 @@ def _answers(
     may_hold: int,
     begin: float,
     deadline: float | None,
-    patience: Patience | None,
+    straggler_timeout: StragglerTimeout | None,
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """Yield the answers to messages by their ids; one without an id was not delivered."""
     waiting = {
@@ -133,7 +133,11 @@ def _answers(
                 continue
             elapsed = time.monotonic() - begin
             failed = failures + sum(isinstance(answer, Failure) for answer in answers.values())
-            late = _late(elapsed, deadline, patience if patience and failed < patience.may_fail else None)
+            late = _late(
+                elapsed,
+                deadline,
+                straggler_timeout if straggler_timeout and failed < straggler_timeout.may_fail else None,
+            )
             if late:
                 del waiting[turn]
                 answers[turn] = Failure("deadline", late)
@@ -143,12 +147,12 @@ def _answers(
         yield turn, answers.pop(turn)
 
 
-def _late(elapsed: float, deadline: float | None, patience: Patience | None) -> str | None:
+def _late(elapsed: float, deadline: float | None, straggler_timeout: StragglerTimeout | None) -> str | None:
     """Return why a reply that is missing after ``elapsed`` seconds is too late, or None if it is not."""
     if deadline is not None and elapsed > deadline:
         return f"no reply within {deadline:g} s (federation.deadline)"
-    if patience is not None and elapsed > patience.seconds:
-        return f"no reply within {patience.seconds:.3g} s ({patience.reason})"
+    if straggler_timeout is not None and elapsed > straggler_timeout.seconds:
+        return f"no reply within {straggler_timeout.seconds:.3g} s ({straggler_timeout.reason})"
     return None
 
 

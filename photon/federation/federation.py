@@ -92,8 +92,8 @@ class Federation:
         checkpoint = replace(checkpoint, participants=len(self._strategy.participants(silos)))
         self._events.round_started(before, cohort)
         collected = Collected()
-        if self.config.federation.own_silo is not None and self._strategy.schedule == "sequential":
-            checkpoint = self._train_own_silo(server_round, checkpoint, collected)
+        if self.config.federation.server_silo is not None and self._strategy.schedule == "sequential":
+            checkpoint = self._train_server_silo(server_round, checkpoint, collected)
         replies = self._train(server_round, checkpoint, cohort, collected)
         aggregate = self._strategy.aggregate_train(server_round, checkpoint, replies)
         self._at.requests.settle(collected.reports)
@@ -132,24 +132,24 @@ class Federation:
         """Send requests to a cohort; return the replies that count, which come in cohort order."""
         at, federation = self._at, self.config.federation
         failures = Failures(federation, self._events, server_round, len(cohort))
-        orders = at.requests.orders(server_round, checkpoint, cohort)
-        secure = begin_secure_sum(at, self._sent_config, orders, cohort, collected.traffic, failures)
+        requests = at.requests.train_requests(server_round, checkpoint, cohort)
+        secure = begin_secure_sum(at, self._sent_config, requests, cohort, collected.traffic, failures)
         if secure is not None:
-            orders = secure.agree()
-            cohort = [participant for participant in cohort if participant.name in orders]
-        requests = at.requests.write(server_round, checkpoint, cohort, orders, self._sent_config)
-        receive = receiver(at, requests, collected, secure, checkpoint.state.sequence_length)
+            requests = secure.agree()
+            cohort = [participant for participant in cohort if participant.name in requests]
+        sent = at.requests.write(server_round, checkpoint, cohort, requests, self._sent_config)
+        receive = receiver(at, sent, collected, secure, checkpoint.state.sequence_length)
         answers = exchange(
             at.grid,
-            requests.messages,
+            sent.messages,
             receive,
             deadline=federation.deadline,
-            patience=failures.patience(orders, checkpoint.state.ledger),
+            straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
         )
         foldable = partial(as_parameters, checkpoint=checkpoint)
         return collect(
             answers,
-            requests,
+            sent,
             collected,
             failures,
             self._events,
@@ -157,9 +157,11 @@ class Federation:
             None if self._strategy.folds_updates else foldable,
         )
 
-    def _train_own_silo(self, server_round: int, checkpoint: Checkpoint, collected: Collected) -> Checkpoint:
+    def _train_server_silo(
+        self, server_round: int, checkpoint: Checkpoint, collected: Collected
+    ) -> Checkpoint:
         """Train on the federation's own text; return the checkpoint that starts from the result."""
-        name = self.config.federation.own_silo
+        name = self.config.federation.server_silo
         participants = self._strategy.participants(self._at.roster.silos())
         own = [participant for participant in participants if participant.name == name]
         try:

@@ -79,7 +79,7 @@ def advance(
             "outer_scalars": dict(aggregate.outer_scalars),
             "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
             "local_scalars": _typical_scalars(reports.values()),
-            "residuals": list(aggregate.residuals),
+            "routed": list(aggregate.routed),
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(
                 aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
@@ -97,7 +97,7 @@ def _joined(before: str | None, reports: Collection[TrainReport]) -> str | None:
 
 
 def _typical_scalars(reports: Collection[TrainReport]) -> dict[str, float]:
-    """Return the median of each scalar state, which a single client cannot distort."""
+    """Return the median of each scalar state, which a single silo cannot distort."""
     names = {name for report in reports for name in report.scalars}
     return {
         name: statistics.median_low([r.scalars[name] for r in reports if name in r.scalars])

@@ -7,7 +7,7 @@ import torch
 
 from photon.config.schema import RunConfig
 from photon.federation.assignment import Assignment
-from photon.link.chains import check_names
+from photon.link.pipelines import check_names
 from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups
@@ -60,6 +60,6 @@ def adopted(
     """
     groups = load_groups(assignment.groups_file(run_dir))
     params, figures = strategy.local.adopt(
-        checkpoint.load_params(), checkpoint.load_kept(), groups, assignment.residuals
+        checkpoint.load_params(), checkpoint.load_kept(), groups, assignment.routed
     )
     return assignment.adopt(run_dir, checkpoint, params), figures

@@ -6,11 +6,11 @@ never stopped.
 
 from collections.abc import Collection, Mapping
 
-from photon.federation.exchange import Patience
+from photon.federation.exchange import StragglerTimeout
 from photon.state.checkpoint import LedgerEntry
 
 
-def matched_steps(
+def adaptive_local_steps(
     local_steps: int, cohort: Collection[str], ledger: Mapping[str, LedgerEntry]
 ) -> dict[str, int]:
     """Return local steps for each participant, so that all of them train about equally long.
@@ -35,9 +35,9 @@ def matched_steps(
     }
 
 
-def learnt_patience(
+def learnt_timeout(
     factor: float | None, cohort: Collection[str], ledger: Mapping[str, LedgerEntry], may_fail: int
-) -> Patience | None:
+) -> StragglerTimeout | None:
     """Return how long to wait by the replies of earlier rounds; None: not to be learnt from them.
 
     That is ``factor`` times the longest that a participant of this cohort took when it was last accepted.
@@ -53,9 +53,9 @@ def learnt_patience(
     if factor is None or len(known) < len(seconds):
         return None
     longest = max(known)
-    return Patience(
+    return StragglerTimeout(
         seconds=factor * longest,
         may_fail=may_fail,
-        reason=f"federation.patience={factor:g} times the {longest:.3g} s that the slowest silo of "
-        "this cohort last took",
+        reason=f"federation.straggler_timeout_factor={factor:g} times the {longest:.3g} s that the slowest "
+        "silo of this cohort last took",
     )

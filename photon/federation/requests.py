@@ -1,4 +1,4 @@
-"""What a round asks of its cohort: orders, and messages that bring state groups with them."""
+"""What a round asks of its cohort: requests, and messages that bring state groups with them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from flwr.app import Message, RecordDict
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.admission import nbytes_of, shapes_of
-from photon.federation.pace import matched_steps
+from photon.federation.pace import adaptive_local_steps
 from photon.federation.roster import Roster
-from photon.link.coding import Packed
-from photon.link.messages import BODY, TrainOrder, pack
+from photon.link.encoding import Packed
+from photon.link.messages import BODY, TrainRequest, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
@@ -26,12 +26,12 @@ Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
-class Requests:
+class Sent:
     """What goes out to a cohort, and what is expected back, by participant.
 
     Attributes
     ----------
-    orders
+    requests
         What each is to do.
     messages
         Emptied as they are sent.
@@ -43,7 +43,7 @@ class Requests:
         Bytes of the message, and those of each state group in it.
     """
 
-    orders: Mapping[str, TrainOrder]
+    requests: Mapping[str, TrainRequest]
     messages: dict[str, Message]
     contracts: Mapping[str, Contract]
     tickets: Mapping[str, Ticket | None]
@@ -93,25 +93,25 @@ class RequestWriter:
             If something would leave without the noise or the mask that the run promises.
         """
         role: Role = "federation" if self._roster.is_federation(participant) else "silo"
-        if participant == self._config.federation.own_silo:
+        if participant == self._config.federation.server_silo:
             role = "server_silo"
         contract = self._strategy.contract(server_round, self.shapes(checkpoint), role)
         check_promises(contract, self._config.privacy)
         return contract
 
-    def orders(
+    def train_requests(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
-    ) -> dict[str, TrainOrder]:
+    ) -> dict[str, TrainRequest]:
         """Return what each participant is to do."""
         state, federation = checkpoint.state, self._config.federation
         most = steps_of(self._config, server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
-        if federation.match_speed and most:
-            steps = matched_steps(most, steps, state.ledger)
-        orders = {}
+        if federation.adaptive_local_steps and most:
+            steps = adaptive_local_steps(most, steps, state.ledger)
+        requests = {}
         for participant in cohort:
             entry = state.ledger.get(participant.name, LedgerEntry())
-            orders[participant.name] = TrainOrder(
+            requests[participant.name] = TrainRequest(
                 run_id=state.run_id,
                 model_id=state.model_id,
                 round=server_round,
@@ -125,19 +125,19 @@ class RequestWriter:
                 cohort=len(cohort),
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
-                residuals=self._strategy.residual_tags(checkpoint, participant.name),
+                routed=self._strategy.routed_tags(checkpoint, participant.name),
             )
-        return orders
+        return requests
 
     def write(
         self,
         server_round: int,
         checkpoint: Checkpoint,
         cohort: Sequence[Participant],
-        orders: Mapping[str, TrainOrder],
+        requests: Mapping[str, TrainRequest],
         sent_config: RunConfig,
-    ) -> Requests:
-        """Return the messages that bring orders and state groups to a cohort.
+    ) -> Sent:
+        """Return the messages that bring requests and state groups to a cohort.
 
         Parameters
         ----------
@@ -146,27 +146,27 @@ class RequestWriter:
         """
         run_id = checkpoint.state.run_id
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
-        change, base = self._change(server_round, checkpoint)
+        change, base_hash = self._change(server_round, checkpoint)
         everything = len(self.shapes(checkpoint))
         encoded: dict[tuple[int, tuple[str, ...], bool], RecordDict] = {}
         messages: dict[str, Message] = {}
         contracts: dict[str, Contract] = {}
         tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
-            name, order = participant.name, orders[participant.name]
+            name, request = participant.name, requests[participant.name]
             own: Groups = groups[name]
-            whole = len(own["params"]) == everything
-            follows = change is not None and order.last_round == checkpoint.state.round
+            is_full = len(own["params"]) == everything
+            follows = change is not None and request.last_round == checkpoint.state.round
             own, fixed = self._once(name, own)
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if (key := (id(groups[name]), tuple(own), follows)) not in encoded:
-                encoded[key] = self._encode(own, change if follows else None, run_id, server_round, whole)
+                encoded[key] = self._encode(own, change if follows else None, run_id, server_round, is_full)
             content = RecordDict(dict(encoded[key]))
             contracts[name] = self.contract(server_round, checkpoint, name)
             due = nbytes_of(contracts[name])
             tickets[name] = self._link.admit(content, due, run_id, server_round)
-            order = order.model_copy(update={"base": base if follows else None, "fixed": fixed})
-            content[BODY] = pack(order, sent_config)
+            request = request.model_copy(update={"base_hash": base_hash if follows else None, "fixed": fixed})
+            content[BODY] = pack(request, sent_config)
             messages[name] = self._roster.message(
                 content, participant.members, "train", f"round-{server_round}"
             )
@@ -174,7 +174,7 @@ class RequestWriter:
             name: (count_bytes(message.content), group_bytes(message.content))
             for name, message in messages.items()
         }
-        return Requests(orders, messages, contracts, tickets, down)
+        return Sent(requests, messages, contracts, tickets, down)
 
     def _once(self, participant: str, groups: Groups) -> tuple[Groups, dict[str, str]]:
         """Return what a participant is sent of its state groups, and the hashes of those that are sent once.
@@ -207,7 +207,7 @@ class RequestWriter:
 
         What all silos have after that is kept for the checkpoint. None: there is nothing to add to.
         """
-        if self._config.link.down_of == "parameters":
+        if self._config.link.downlink_payload == "parameters":
             return None, None
         params, before = checkpoint.load_params(), checkpoint.load_reference()
         if not before:
@@ -223,13 +223,14 @@ class RequestWriter:
         change: Mapping[str, Packed] | None,
         run_id: str,
         server_round: int,
-        whole: bool,
+        is_full: bool,
     ) -> RecordDict:
         if self.reference is None:
             return self._link.send(groups, run_id, server_round)
-        if not whole:
+        if not is_full:
             raise PhotonError(
-                "link.down_of=update: the strategy sends parameters in parts; set link.down_of=parameters"
+                "link.downlink_payload=update: the strategy sends parameters in parts; set "
+                "link.downlink_payload=parameters"
             )
         if change is None:
             return self._link.send({**groups, "params": self.reference}, run_id, server_round)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from photon.config.schema import RunConfig
-from photon.federation.agreement import client_cosine, consensus
+from photon.federation.agreement import consensus, silo_cosine
 from photon.federation.exchange import Failure
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.build import parameter_count
@@ -19,20 +19,20 @@ from photon.state.checkpoint import Checkpoint, ServerState
 from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import (
     Checkpointed,
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     EventStream,
     Notice,
     RoundFinished,
     RoundStarted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
 )
 
 
 @dataclass
 class Traffic:
-    """Bytes of a round's training on the link, over all clients, and those of each state group."""
+    """Bytes of a round's training on the link, over all silos, and those of each state group."""
 
     up: int = 0
     down: int = 0
@@ -118,14 +118,14 @@ class RoundEvents:
         names = [participant.name for participant in cohort]
         self.stream.emit(RoundStarted(round=before.round + 1, cohort=names, global_step=before.global_step))
 
-    def client_finished(self, reply: Reply, bytes_down: int, group_bytes_down: dict[str, int]) -> None:
+    def silo_finished(self, reply: Reply, bytes_down: int, group_bytes_down: dict[str, int]) -> None:
         """Tell what a reply that counts brought."""
         report = reply.report
         speed = report.tokens / report.seconds["training"]
         roofline = self._roofline.get(reply.participant)
-        released = report.release
+        privacy = report.privacy
         self.stream.emit(
-            ClientFinished(
+            SiloFinished(
                 round=report.round,
                 silo=reply.participant,
                 steps=report.steps,
@@ -142,13 +142,13 @@ class RoundEvents:
                 gradient_norm=_number(report.gradient_norm),
                 group_bytes_up=reply.group_bytes_up,
                 group_bytes_down=group_bytes_down,
-                release=(
+                privacy=(
                     None
-                    if released is None
+                    if privacy is None
                     else {
-                        "clip_norm": released.clip_norm,
-                        "noise_multiplier": released.noise_multiplier,
-                        "releases": released.releases,
+                        "clip_norm": privacy.clip_norm,
+                        "noise_multiplier": privacy.noise_multiplier,
+                        "releases": privacy.releases,
                     }
                 ),
             )
@@ -160,10 +160,10 @@ class RoundEvents:
                 "right place in its text with a fresh local optimizer",
             )
 
-    def client_failed(self, server_round: int, name: str, failure: Failure) -> None:
+    def silo_failed(self, server_round: int, name: str, failure: Failure) -> None:
         """Tell why a participant's answer does not count."""
         reason = " ".join(failure.reason.split())
-        self.stream.emit(ClientFailed(round=server_round, silo=name, kind=failure.kind, reason=reason))
+        self.stream.emit(SiloFailed(round=server_round, silo=name, kind=failure.kind, reason=reason))
 
     def round_finished(
         self,
@@ -223,9 +223,9 @@ class RoundEvents:
         self.stream.emit(Notice(level=level, message=message))
 
     def _training_seconds(self, reports: Collection[TrainReport]) -> float:
-        """Return the seconds in which clients trained: side by side on own machines, else in turn."""
+        """Return the seconds in which silos trained: side by side on own machines, else in turn."""
         federation = self._config.federation
-        side_by_side = {"inprocess": 1, "simulation": federation.clients_in_parallel}
+        side_by_side = {"inprocess": 1, "simulation": federation.silos_in_parallel}
         each = [report.seconds["training"] for report in reports]
         return max(*each, sum(each) / side_by_side.get(federation.engine, len(each)))
 
@@ -249,7 +249,7 @@ def _round_finished(
         tokens=after.tokens,
         train_loss=math.fsum(_number(r.loss) * r.tokens for r in reports.values()) / tokens,
         pseudo_gradient_norm=norm,
-        client_cosine=client_cosine(norm, weights, norms),
+        silo_cosine=silo_cosine(norm, weights, norms),
         consensus=math.nan if agreed is None else agreed,
         parameter_norm=aggregate.step.parameter_norm,
         bytes_up=traffic.up,

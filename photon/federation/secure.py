@@ -41,7 +41,7 @@ from photon.link.messages import (
     PublicKeys,
     ShareKeys,
     Shares,
-    TrainOrder,
+    TrainRequest,
     Unmask,
 )
 from photon.privacy.masking import Integers, Quantizer, add, add_mask
@@ -58,8 +58,8 @@ class SecureSum:
     ----------
     privacy
         Threshold and range.
-    orders
-        The round's train orders by silo.
+    requests
+        The round's train requests by silo.
     ask
         How to reach the silos.
     on_failure
@@ -76,12 +76,12 @@ class SecureSum:
     def __init__(
         self,
         privacy: PrivacySection,
-        orders: Mapping[str, TrainOrder],
+        requests: Mapping[str, TrainRequest],
         ask: Ask,
         on_failure: Callable[[str, Failure], None],
     ) -> None:
         self._attempt = uuid.uuid4().hex
-        self._orders = orders
+        self._requests = requests
         self._ask = ask
         self._on_failure = on_failure
         self._keys: dict[str, PublicKeys] = {}
@@ -89,23 +89,23 @@ class SecureSum:
         self._sharing: list[str] = []
         self._survivors: list[str] = []
         self._total: Integers = {}
-        count = len(orders)
+        count = len(requests)
         self._threshold = threshold_of(privacy, count)
         self._limit = privacy.range
         Quantizer(self._limit, count)
 
-    def agree(self) -> dict[str, TrainOrder]:
+    def agree(self) -> dict[str, TrainRequest]:
         """Let the cohort agree on keys, and return the orders of those who have, with what they need."""
         self._keys = self._all_answers(
             {
                 name: AdvertiseKeys(
                     attempt=self._attempt,
-                    run_id=order.run_id,
-                    model_id=order.model_id,
-                    round=order.round,
+                    run_id=request.run_id,
+                    model_id=request.model_id,
+                    round=request.round,
                     silo=name,
                 )
-                for name, order in self._orders.items()
+                for name, request in self._requests.items()
             },
             PublicKeys,
         )
@@ -118,7 +118,7 @@ class SecureSum:
         )
         self._sharing = sorted(shares)
         return {
-            name: self._orders[name].model_copy(
+            name: self._requests[name].model_copy(
                 update={
                     "masking": Masking(
                         attempt=self._attempt,
@@ -204,7 +204,7 @@ class SecureSum:
         if count < self._threshold:
             why = f" ({reasons})" if reasons else ""
             raise RunError(
-                f"secure aggregation: {count} of {len(self._orders)} silos {did}, and it takes "
+                f"secure aggregation: {count} of {len(self._requests)} silos {did}, and it takes "
                 f"{self._threshold} (privacy.threshold){why}"
             )
 

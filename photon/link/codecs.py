@@ -1,6 +1,6 @@
-"""The codecs that a run can name in ``link.up``, ``link.down`` and ``link.states``."""
+"""The codecs that a run can name in ``link.uplink``, ``link.downlink`` and ``link.states``."""
 
-from photon.link.coding import CODECS
+from photon.link.encoding import CODECS
 from photon.link.lossless import Zstd
 from photon.link.low_rank import PowerSGD
 from photon.link.quantize import E3M0, Cast, Float8, Int, Sign, TwoBit

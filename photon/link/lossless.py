@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import zstandard
 
-from photon.link.coding import Codec, Encoded, Layout
+from photon.link.encoding import Codec, Encoded, Layout
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Zstd(Codec):
             raise ValueError(f"level={self.level}, width={self.width}: expected 1 to 19, and 1, 2, 4 or 8")
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Compress ``values``, bytes of shape (n,)."""
         whole = values.numel() // self.width * self.width

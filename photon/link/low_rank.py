@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from photon.link.coding import Codec, Encoded, Layout
+from photon.link.encoding import Codec, Encoded, Layout
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,17 @@ class PowerSGD(Codec):
         return self.rank * (rows + columns) < rows * columns
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Return P and Q, flattened, and remember Q."""
         rows, columns = _matrix(values.shape)
         matrix = values.detach().reshape(rows, columns).to(torch.float32)
-        if memory is None or memory.shape != (columns, self.rank):
-            memory = torch.from_numpy(draw.standard_normal((columns, self.rank), dtype=np.float32))
-        left, _ = torch.linalg.qr(matrix @ memory)
+        if feedback is None or feedback.shape != (columns, self.rank):
+            feedback = torch.from_numpy(draw.standard_normal((columns, self.rank), dtype=np.float32))
+        left, _ = torch.linalg.qr(matrix @ feedback)
         right = matrix.T @ left
         both = torch.cat((left.reshape(-1), right.reshape(-1)))
-        return Encoded(both.to(values.dtype), memory=right)
+        return Encoded(both.to(values.dtype), feedback=right)
 
     def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
         """Return P and Q in the tensor's type."""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
-from photon.config.tree import MAX_RESIDUALS, SILO_NAME, ResidualTag
+from photon.config.tree import MAX_ROUTED, SILO_NAME, RoutedTag
 from photon.errors import PhotonError, RefusedError
 from photon.link import BODY
 
@@ -112,7 +112,7 @@ class EncryptedShares(Body):
 
 
 class Masking(Body):
-    """What a train order brings for the masks: the attempt, and sender to share, encrypted for this silo."""
+    """What a train request brings for masks: the attempt, and sender to share, encrypted for this silo."""
 
     attempt: str
     shares: dict[SiloName, str]
@@ -139,7 +139,7 @@ class Shares(Body):
     keys: dict[SiloName, str]
 
 
-class TrainOrder(Body):
+class TrainRequest(Body):
     """Ask for local steps on one silo, or, with none, for sums over its text.
 
     What may come with it and what the reply holds it does not say: both sides know it from the configuration
@@ -148,7 +148,7 @@ class TrainOrder(Body):
     Attributes
     ----------
     run_id, model_id
-        The run, and the global model that the order starts from: a silo that is asked twice for the same
+        The run, and the global model that the request starts from: a silo that is asked twice for the same
         round of the same model answers with what it has already trained.
     silo, members
         The participant's name, and the silos whose text it trains on (itself, unless silos are pooled).
@@ -159,7 +159,7 @@ class TrainOrder(Body):
         Participants of the round.
     fixed
         SHA-256 of each group that is sent once, ``fixed/…``, whether or not it comes with this order.
-    base
+    base_hash
         If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
         it is to be added.
     averaged_rounds
@@ -169,8 +169,8 @@ class TrainOrder(Body):
         states: a silo that has no state of its own takes both.
     masking
         Under secure aggregation, what the silo needs to mask its update.
-    residuals
-        What the key blocks of other federations are that the order brings.
+    routed
+        What the key blocks of other federations are that the request brings.
     """
 
     run_id: str
@@ -185,15 +185,15 @@ class TrainOrder(Body):
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
     fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
-    base: str | None = None
+    base_hash: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
     masking: Masking | None = None
-    residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
+    routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
 
 
-class ClientSeconds(TypedDict):
-    """Where a client's time went, in seconds; ``save`` and ``total`` are known once the state is saved."""
+class SiloSeconds(TypedDict):
+    """Where a silo's time went, in seconds; ``save`` and ``total`` are known once the state is saved."""
 
     total: Seconds
     training: Seconds
@@ -201,7 +201,7 @@ class ClientSeconds(TypedDict):
     save: float
 
 
-class Release(Body):
+class PrivacyReport(Body):
     """What was done to an update before it left, and how often the silo has let one out.
 
     Attributes
@@ -226,7 +226,7 @@ class TrainReport(Body):
     local optimizer, such as ``step``; ``diagnostics`` holds further figures by name, where the run asks for
     them. A federation reports the steps of one of its silos, the tokens of all, its own rounds as its
     position, how many silos it has (``leaves``), and what the key blocks are that it passes on
-    (``residuals``). With trimmed embeddings ``vocabulary`` says which rows were trained, as
+    (``routed``). With restricted vocabularies ``vocabulary`` says which rows were trained, as
     `photon.models.vocabulary.pack_vocabulary` writes it. Where no steps were taken, ``tokens`` are those that
     were read, and there is no loss.
     """
@@ -241,17 +241,17 @@ class TrainReport(Body):
     learning_rate: float | None = None
     gradient_norm: float | None = None
     update_norm: float
-    seconds: ClientSeconds
+    seconds: SiloSeconds
     state_lost: bool
-    release: Release | None = None
+    privacy: PrivacyReport | None = None
     scalars: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     leaves: int = Field(default=1, ge=1)
-    residuals: list[ResidualTag] = Field(default_factory=list, max_length=MAX_RESIDUALS)
+    routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
     vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
 
 
-class EvaluateOrder(Body):
+class EvaluateRequest(Body):
     """Ask for the validation loss of the received model on one silo.
 
     Attributes

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
-from photon.link.coding import DTYPES, Codec, Encoded, Layout, as_bytes
+from photon.link.encoding import DTYPES, Codec, Encoded, Layout, as_bytes
 
 #: Values that are worked on at a time: few enough for a core's cache, enough for each call to be worth it.
 SLICE = 2**17
@@ -38,7 +38,7 @@ class Cast(Codec):
             raise ValueError(f"dtype={self.dtype!r}: expected bfloat16 or float16")
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Round ``values``."""
         return Encoded(values.to(DTYPES[self.dtype]))
@@ -72,7 +72,7 @@ class Float8(Codec):
             raise ValueError(f"dtype={self.dtype!r}: expected float8_e4m3fn or float8_e5m2")
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Return x / s in eight bits, and s = max|x| / largest number of the type."""
         kind: torch.dtype = getattr(torch, self.dtype)
@@ -109,7 +109,7 @@ class _Blocks(Codec):
         return Layout((packed_bytes(count, self.bits),), torch.uint8, 4 * -(-count // self.block))
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Encode block by block."""
         flat = values.detach().reshape(-1)
@@ -299,7 +299,7 @@ class TwoBit(Codec):
     name: ClassVar[str] = "two_bit"
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Return codes 2 · [x < 0] + [x is large], and the two sizes."""
         flat = values.detach().reshape(-1).to(torch.float32)

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 import photon.link.codecs  # noqa: F401  it fills the registry that names are looked up in
 from photon.errors import PhotonError
-from photon.link.coding import (
+from photon.link.encoding import (
     DTYPES,
-    Chains,
-    Coding,
+    Encoding,
     Packed,
     PackedGroups,
+    Pipelines,
     SparseTensor,
     dtype_name,
     pack_groups,
@@ -44,17 +44,17 @@ Shapes = Mapping[str, Mapping[str, torch.Size]]
 Decoded = dict[str, dict[str, torch.Tensor | SparseTensor]]
 
 
-def encode_groups(groups: Groups, chains: Chains | None = None) -> RecordDict:
+def encode_groups(groups: Groups, pipelines: Pipelines | None = None) -> RecordDict:
     """Turn state groups into records.
 
     Parameters
     ----------
     groups
         Group name to tensor name to tensor.
-    chains
+    pipelines
         Codecs to apply; by default none.
     """
-    return records_of(pack_groups(groups, chains or Chains()))
+    return records_of(pack_groups(groups, pipelines or Pipelines()))
 
 
 def records_of(groups: PackedGroups) -> RecordDict:
@@ -64,9 +64,9 @@ def records_of(groups: PackedGroups) -> RecordDict:
     for group, tensors in groups.items():
         records[group] = ArrayRecord({name: _to_array(packed.data) for name, packed in tensors.items()})
         header[group] = {
-            name: packed.coding.model_dump(exclude_none=True)
+            name: packed.encoding.model_dump(exclude_none=True)
             for name, packed in tensors.items()
-            if packed.coding
+            if packed.encoding
         }
     records[HEADER] = ConfigRecord({"header": json.dumps({"format": FORMAT, "groups": header})})
     return records
@@ -191,7 +191,7 @@ def _to_tensor(array: Array, where: str) -> torch.Tensor:
     return flat.view(dtype).reshape(tuple(array.shape))
 
 
-def _read_header(records: RecordDict) -> dict[str, dict[str, Coding]]:
+def _read_header(records: RecordDict) -> dict[str, dict[str, Encoding]]:
     record = records.get(HEADER)
     text = record.get("header") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
@@ -204,7 +204,7 @@ def _read_header(records: RecordDict) -> dict[str, dict[str, Coding]]:
                 f"link: the header has format {version}, this photon reads {FORMAT}; update photon"
             )
         return {
-            group: {name: Coding.model_validate(entry) for name, entry in entries.items()}
+            group: {name: Encoding.model_validate(entry) for name, entry in entries.items()}
             for group, entries in groups.items()
         }
     except ValidationError as error:

@@ -13,10 +13,10 @@ from photon.link.answer import MessageType
 from photon.link.messages import (
     AdvertiseKeys,
     Describe,
-    EvaluateOrder,
+    EvaluateRequest,
     Query,
     ShareKeys,
-    TrainOrder,
+    TrainRequest,
     Unmask,
     unpack,
     unpack_config,
@@ -27,7 +27,7 @@ from photon.link.messages import (
 MAX_CONFIG, MAX_BODY = 2**20, 2**24
 #: Characters of the names of a run and of a model, which become keys of what a silo keeps.
 MAX_ID = 200
-#: Largest of the whole numbers in an order.
+#: Largest of the whole numbers in a request.
 MAX_NUMBER = 2**48
 _COUNTED = ("round", "global_step", "steps", "batch_size", "last_round", "position", "cohort")
 
@@ -36,7 +36,7 @@ Question = Describe | AdvertiseKeys | ShareKeys | Unmask
 
 
 @dataclass(frozen=True)
-class Request:
+class NodeRequest:
     """What a message asks a node for.
 
     Attributes
@@ -47,7 +47,7 @@ class Request:
         Text of the run's configuration.
     """
 
-    body: Question | TrainOrder | EvaluateOrder
+    body: Question | TrainRequest | EvaluateRequest
     config: str
 
     @property
@@ -56,7 +56,7 @@ class Request:
         return None if isinstance(self.body, Describe) else self.body.silo
 
 
-def read_request(message_type: MessageType, content: RecordDict) -> Request:
+def read_request(message_type: MessageType, content: RecordDict) -> NodeRequest:
     """Read the typed part of a message.
 
     Raises
@@ -72,13 +72,13 @@ def read_request(message_type: MessageType, content: RecordDict) -> Request:
             if isinstance(text, str) and len(text.encode(errors="replace")) > most:
                 raise PhotonError(f"message: its {key} has more than {most:,} bytes")
     config = unpack_config(content)
-    body: Question | TrainOrder | EvaluateOrder
+    body: Question | TrainRequest | EvaluateRequest
     if message_type == "query":
         body = unpack(content, Query).root
     elif message_type == "train":
-        body = unpack(content, TrainOrder)
+        body = unpack(content, TrainRequest)
     elif message_type == "evaluate":
-        body = unpack(content, EvaluateOrder)
+        body = unpack(content, EvaluateRequest)
     else:
         raise PhotonError(f"message: {message_type!r} is no type of message")
     for name in ("run_id", "model_id"):
@@ -87,6 +87,6 @@ def read_request(message_type: MessageType, content: RecordDict) -> Request:
     for name in _COUNTED:
         if getattr(body, name, 0) > MAX_NUMBER:
             raise PhotonError(f"message: {name}: larger than {MAX_NUMBER:,}")
-    if isinstance(body, TrainOrder) and len(set(body.members)) < len(body.members):
+    if isinstance(body, TrainRequest) and len(set(body.members)) < len(body.members):
         raise PhotonError("message: members: a silo is named twice")
-    return Request(body, config)
+    return NodeRequest(body, config)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
-from photon.link.coding import Codec, Encoded, Layout, SparseTensor
+from photon.link.encoding import Codec, Encoded, Layout, SparseTensor
 from photon.link.quantize import SLICE
 
 #: Places have at most twelve bits.
@@ -41,7 +41,7 @@ class TopK(Codec):
             raise ValueError(f"k={self.k}, chunk={self.chunk}: expected 1 <= k <= chunk <= {LONGEST_CHUNK}")
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Choose by magnitude; of equal ones the first."""
         flat = values.detach().reshape(-1)
@@ -124,7 +124,7 @@ class RandomK(Codec):
         return not self.scaled
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Draw a seed, and take what it names."""
         seed = draw.integers(0, 2**64, size=1, dtype=np.uint64)
@@ -169,7 +169,7 @@ class Bitmask(Codec):
     gives_values: ClassVar[bool] = True
 
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Leave the zeros out."""
         flat = values.detach().reshape(-1)

@@ -21,10 +21,9 @@ from pydantic import Field, ValidationError
 from photon.config.schema import LinkSection
 from photon.errors import PhotonError, RunError
 from photon.files.hashing import new_hasher
-from photon.link.chains import change_chain, down_chains, up_chains
-from photon.link.coding import (
+from photon.link.encoding import (
     DTYPES,
-    Coding,
+    Encoding,
     Packed,
     PackedGroups,
     SparseTensor,
@@ -34,6 +33,7 @@ from photon.link.coding import (
     unpack,
 )
 from photon.link.messages import Body
+from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.link.records import (
     HEADER,
     STORED_BYTES,
@@ -72,7 +72,7 @@ class StoredTensor(Body):
     offset: int = Field(ge=0)
     nbytes: int = Field(ge=0)
     blake3: str
-    coding: Coding | None = None
+    encoding: Encoding | None = None
 
 
 class StoredObject(Body):
@@ -133,11 +133,11 @@ class ServerLink:
     """
 
     def __init__(self, link: LinkSection, spool: Path, seconds: float) -> None:
-        self._down = down_chains(link)
+        self._down = downlink_pipelines(link)
         # What silos, or a later round, could not build ends here.
-        up_chains(link)
-        if link.down_of == "update":
-            change_chain(link)
+        uplink_pipelines(link)
+        if link.downlink_payload == "update":
+            change_pipeline(link)
         self._spool = spool
         self._seconds = min(int(seconds), LONGEST_SIGNATURE)
         self._limit = link.inline_limit_mb * 2**20 if link.transport == "auto" else 0.0
@@ -188,12 +188,12 @@ class ServerLink:
         except PhotonError as error:
             raise RunError(str(error)) from error
 
-    def admit(self, order: RecordDict, reply_bytes: int, run_id: str, server_round: int) -> Ticket | None:
-        """Put a ticket for the reply into an order that brings its tensors by reference.
+    def admit(self, request: RecordDict, reply_bytes: int, run_id: str, server_round: int) -> Ticket | None:
+        """Put a ticket for the reply into a request that brings its tensors by reference.
 
         Parameters
         ----------
-        order
+        request
             Content of the message; changed in place.
         reply_bytes
             Bytes of the reply's tensors before codecs.
@@ -203,7 +203,7 @@ class ServerLink:
         Ticket or None
             The ticket; None if the reply is to come inside its message.
         """
-        if STORED_BYTES not in order[HEADER]:
+        if STORED_BYTES not in request[HEADER]:
             return None
         # A new name for every attempt: a late reply to an earlier one is never taken for this one's.
         key = f"{_folder(run_id, server_round)}/up-{uuid.uuid4().hex}"
@@ -216,7 +216,7 @@ class ServerLink:
             except PhotonError as error:
                 raise RunError(str(error)) from error
         ticket = Ticket(key=key, limit=limit, part_urls=urls)
-        order[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
+        request[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
         return ticket
 
     def receive(self, records: RecordDict, ticket: Ticket | None, expected: Shapes | None = None) -> Decoded:
@@ -285,7 +285,7 @@ class SiloLink:
         self._spool = spool
 
     def receive(self, records: RecordDict, expected: Shapes | None = None) -> Decoded:
-        """Return the state groups that an order brings.
+        """Return the state groups that a request brings.
 
         Parameters
         ----------
@@ -306,8 +306,8 @@ class SiloLink:
         self._check_url(stored.url)
         return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool), expected)
 
-    def send(self, groups: PackedGroups, order: RecordDict, kept: Path | None = None) -> RecordDict:
-        """Return the records of the reply to ``order``, which takes the way that the order came.
+    def send(self, groups: PackedGroups, request: RecordDict, kept: Path | None = None) -> RecordDict:
+        """Return the records of the reply to ``request``, which takes the way that the request came.
 
         Parameters
         ----------
@@ -321,7 +321,7 @@ class SiloLink:
         PhotonError
             If the store cannot be written.
         """
-        ticket = _ticket(order)
+        ticket = _ticket(request)
         if ticket is None:
             return records_of(groups)
         if ticket.part_urls is None:
@@ -418,7 +418,7 @@ def _lay_out(
                 offset=offset,
                 nbytes=len(data),
                 blake3=hasher.hexdigest(),
-                coding=packed.coding,
+                encoding=packed.encoding,
             )
             end = max(end, offset + len(data))
     return layout, end
@@ -487,7 +487,7 @@ def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Deco
         group: MappedTensors(
             {
                 name: unpack(
-                    Packed(_view(mapped, tensor), tensor.coding), f"{group}/{name}", shapes[group, name]
+                    Packed(_view(mapped, tensor), tensor.encoding), f"{group}/{name}", shapes[group, name]
                 )
                 for name, tensor in tensors.items()
             },
@@ -569,8 +569,8 @@ def _reference(records: RecordDict) -> StoredObject | None:
     return stored
 
 
-def _ticket(order: RecordDict) -> Ticket | None:
-    record = order.get(TICKET)
+def _ticket(request: RecordDict) -> Ticket | None:
+    record = request.get(TICKET)
     return _parsed(Ticket, record.get("ticket")) if isinstance(record, ConfigRecord) else None
 
 

@@ -14,10 +14,9 @@ import numpy as np
 import torch
 
 from photon.config.schema import LinkSection
-from photon.link.chains import change_chain, up_chains
-from photon.link.coding import (
+from photon.link.encoding import (
     Codec,
-    Coding,
+    Encoding,
     Packed,
     PackedGroups,
     SparseTensor,
@@ -25,12 +24,13 @@ from photon.link.coding import (
     pack,
     unpack,
 )
+from photon.link.pipelines import change_pipeline, uplink_pipelines
 from photon.link.records import Groups
 from photon.state.tensors import StateGroups
 
-#: Group of the link's memory that holds what codecs have lost; other groups are named after codecs.
+#: Group of the error-feedback state that holds what codecs have lost; other groups are named after codecs.
 RESIDUAL = "residual"
-#: Group of the link's memory that holds the parameters that a silo has decoded.
+#: Group of the error-feedback state that holds the parameters that a silo has decoded.
 REFERENCE = "reference"
 
 
@@ -38,7 +38,7 @@ def encode_reply(
     groups: Groups,
     received: Mapping[str, torch.Tensor],
     link: LinkSection,
-    memory: Groups,
+    feedback: Groups,
     *,
     seed: str,
 ) -> tuple[PackedGroups, StateGroups]:
@@ -50,7 +50,7 @@ def encode_reply(
         Trained state groups.
     received
         The parameters that training started from.
-    memory
+    feedback
         What this function returned in the last accepted round; empty at first.
     seed
         All that distinguishes this reply from others, for codecs that draw.
@@ -58,25 +58,25 @@ def encode_reply(
     Returns
     -------
     tuple
-        What travels, and the memory for the next round.
+        What travels, and the error-feedback state for the next round.
     """
-    chains = up_chains(link)
+    pipelines = uplink_pipelines(link)
     reply: dict[str, dict[str, Packed]] = {}
     due = groups.get("params", {})
     # What parameters have lost that are not due now waits for their turn.
     kept: StateGroups = {
-        key: {name: t for name, t in tensors.items() if name not in due} for key, tensors in memory.items()
+        key: {name: t for name, t in tensors.items() if name not in due} for key, tensors in feedback.items()
     }
     for group, tensors in groups.items():
         reply[group] = {}
         for name, tensor in tensors.items():
             draw = generator(f"{seed}/{group}/{name}")
             if group != "params":
-                reply[group][name], _ = pack(tensor, chains.of(group, name), draw)
+                reply[group][name], _ = pack(tensor, pipelines.of(group, name), draw)
                 continue
-            seen = {key: of_codec[name] for key, of_codec in memory.items() if name in of_codec}
+            seen = {key: of_codec[name] for key, of_codec in feedback.items() if name in of_codec}
             reply[group][name], remembered = _encode(
-                tensor, received[name], link, chains.of(group, name), draw, seen
+                tensor, received[name], link, pipelines.of(group, name), draw, seen
             )
             for key, value in remembered.items():
                 kept.setdefault(key, {})[name] = value
@@ -89,16 +89,16 @@ def _encode(
     link: LinkSection,
     codecs: Sequence[Codec],
     draw: np.random.Generator,
-    memory: Mapping[str, torch.Tensor],
+    feedback: Mapping[str, torch.Tensor],
 ) -> tuple[Packed, dict[str, torch.Tensor]]:
     """Encode one parameter; return what travels and what to remember."""
-    if link.up_of == "parameters":
-        return pack(trained, codecs, draw, memory)
+    if link.uplink_payload == "parameters":
+        return pack(trained, codecs, draw, feedback)
     update = received - trained.to(received.device)
-    if link.error_feedback and RESIDUAL in memory:
-        update += memory[RESIDUAL]
-    packed, remembered = pack(update, codecs, draw, memory)
-    if link.error_feedback and packed.coding:
+    if link.error_feedback and RESIDUAL in feedback:
+        update += feedback[RESIDUAL]
+    packed, remembered = pack(update, codecs, draw, feedback)
+    if link.error_feedback and packed.encoding:
         remembered[RESIDUAL] = subtract(update, unpack(packed, "the update"))
     return packed, remembered
 
@@ -120,7 +120,7 @@ def encode_change(
     tuple
         The encoded change, and the reference after it.
     """
-    codecs = change_chain(link)
+    codecs = change_pipeline(link)
     change: dict[str, Packed] = {}
     after: dict[str, torch.Tensor] = {}
     for name, tensor in params.items():
@@ -140,22 +140,22 @@ def subtract(tensor: torch.Tensor, other: torch.Tensor | SparseTensor) -> torch.
     return tensor.sub_(other)
 
 
-def codings_of(reply: PackedGroups) -> str:
-    """Return the codings of an encoded reply as JSON text."""
+def encodings_of(reply: PackedGroups) -> str:
+    """Return the encodings of an encoded reply as JSON text."""
     return json.dumps(
         {
-            group: {name: packed.coding.model_dump() for name, packed in tensors.items() if packed.coding}
+            group: {name: packed.encoding.model_dump() for name, packed in tensors.items() if packed.encoding}
             for group, tensors in reply.items()
         }
     )
 
 
-def with_codings(payloads: Groups, codings: str) -> PackedGroups:
-    """Return the encoded reply that a silo has kept; a group without tensors is in ``codings`` alone."""
+def with_encodings(payloads: Groups, encodings: str) -> PackedGroups:
+    """Return the encoded reply that a silo has kept; a group without tensors is in ``encodings`` alone."""
     return {
         group: {
-            name: Packed(data, Coding.model_validate(coded[name]) if name in coded else None)
+            name: Packed(data, Encoding.model_validate(coded[name]) if name in coded else None)
             for name, data in payloads.get(group, {}).items()
         }
-        for group, coded in json.loads(codings).items()
+        for group, coded in json.loads(encodings).items()
     }

@@ -57,13 +57,14 @@ def partition(
         ``"last"``: the blocks nearest to the output; ``"spread"``: evenly over the depth; or regular
         expressions for names of key parameters, in the place of a share.
     embeddings
-        ``"key"`` makes what is in no block (embeddings, final norm) a key block, too; ``"trimmed"``: it must
-        not be in one.
+        ``"key"`` makes what is in no block (embeddings, final norm) a key block, too; ``"restricted"``: it
+        must not be in one.
 
     Raises
     ------
     PhotonError
-        If an expression fits no parameter, or one that is to be trimmed, or the model has no numbered blocks.
+        If an expression fits no parameter, or one that is to be restricted, or the model has no numbered
+        blocks.
     """
     if isinstance(key_blocks, str):
         keys = _key_blocks(params, key_fraction, key_blocks)
@@ -79,9 +80,9 @@ def partition(
     if embeddings == "key" or key_fraction == 1:
         keys |= {name for name in params if not _BLOCK.search(name)}
     outside = sorted(name for name in keys if not _BLOCK.search(name))
-    if embeddings == "trimmed" and outside:
+    if embeddings == "restricted" and outside:
         raise PhotonError(
-            f"strategy.embeddings=trimmed: {outside[0]} would be a key layer, and what is in no block is "
+            f"strategy.embeddings=restricted: {outside[0]} would be a key layer, and what is in no block is "
             "shared; change strategy.key_blocks, or set strategy.embeddings=key"
         )
     blocks: dict[str, list[str]] = {}

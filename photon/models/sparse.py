@@ -2,7 +2,7 @@
 
 What is trained, averaged and kept is v, under the name that the plain model has for the weight; the layer
 computes with W, a function of v. SparsyFed (2504.05153) has W = sign(v)|v|^β, whose slope is zero where v is:
-what was pruned stays pruned, on every client, without a mask being kept or sent.
+what was pruned stays pruned, on every silo, without a mask being kept or sent.
 """
 
 import math

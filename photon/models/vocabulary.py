@@ -1,4 +1,4 @@
-"""Trimmed vocabularies (DEPT, 2410.05021): the rows of a model's token embedding that a silo trains.
+"""Restricted vocabularies (DEPT, 2410.05021): the rows of a model's token embedding that a silo trains.
 
 A silo's vocabulary is the set of the tokens in its training text. Its softmax runs over these alone, and of
 the parameters that have a row for each token it trains the rows of these alone. That is training with the
@@ -40,8 +40,8 @@ def _token_parameters(model: str) -> tuple[str, ...]:
     named = {name: parameter for name, parameter in built.named_parameters() if id(parameter) in found}
     if None in layers or any(len(parameter) != built.config.vocab_size for parameter in named.values()):
         raise PhotonError(
-            f"strategy.embeddings=trimmed: {type(built).__name__} has no embedding and head of one row for "
-            "each token; use strategy.embeddings=backbone"
+            f"strategy.embeddings=restricted: {type(built).__name__} has no embedding and head of one row "
+            "for each token; use strategy.embeddings=backbone"
         )
     return tuple(sorted(named))
 

@@ -1,6 +1,6 @@
 """LoRDO: AdamW whose states live in a small subspace of every matrix, for training with rare syncs.
 
-The subspace is found anew at every sync, from what all clients learnt together. Steps inside it alone would
+The subspace is found anew at every sync, from what all silos learnt together. Steps inside it alone would
 keep it for ever: the pseudo-gradient then lies in it too. The full-rank gradient term lets it turn.
 """
 
@@ -138,7 +138,7 @@ class LoRDO(torch.optim.Optimizer):
         Parameters
         ----------
         pseudo_gradient
-            Parameter → Δ, its value at the last sync minus its value now: equal on all clients, which then
+            Parameter → Δ, its value at the last sync minus its value now: equal on all silos, which then
             have equal bases. With ``projection="local"`` it is not looked at; the next gradients are.
         """
         for group in self.param_groups:

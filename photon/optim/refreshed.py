@@ -1,6 +1,6 @@
 """AdamW that reads its first moment from what a sync changed, so that it need not be sent.
 
-Averaged parameters say how all clients moved in the round, which is a mean of their first moments over its
+Averaged parameters say how all silos moved in the round, which is a mean of their first moments over its
 steps. A moment that forgets within a round loses nothing by starting from there.
 """
 
@@ -14,7 +14,7 @@ from photon.optim.quasi_hyperbolic import QHAdamW
 
 
 class RefreshedAdamW(QHAdamW):
-    """AdamW that starts every round with the velocity at which all clients together went through the last.
+    """AdamW that starts every round with the velocity at which all silos together went through the last.
 
     With n the steps since the sync before, Δ what they and the averaging have changed, and η the learning
     rate of the first step after the sync, `refresh` leads to

@@ -1,6 +1,6 @@
 """The Gaussian mechanism on an update: clip it, add noise, and let only the result out.
 
-    Δ = θ_start − θ_trained,   Δ̃ = Δ · min(1, C / ‖Δ‖₂) + N(0, (z C)² I),   released = θ_start − Δ̃
+    Δ = θ_start − θ_trained,   Δ̃ = Δ · min(1, C / ‖Δ‖₂) + N(0, (z C)² I),   privatised = θ_start − Δ̃
 
 The norm is over all tensors together, so C bounds what one participant adds in one round. θ_start must be
 known to the receiver already, and Δ̃ is then all that it learns from the tensors. How the participant came to
@@ -22,7 +22,7 @@ _BLOCK = 2**20
 _STEPS = 2**53
 
 
-def release(
+def privatise(
     start: Mapping[str, torch.Tensor],
     trained: Mapping[str, torch.Tensor],
     settings: PrivacySection,
@@ -63,19 +63,19 @@ def release(
     clip_norm = settings.clip_norm
     assert clip_norm is not None, "there is something to bound the update by"
     sigma = settings.noise_multiplier * clip_norm
-    released = {}
+    privatised = {}
     for name, tensor in trained.items():
         kept = tensor.cpu()
         if norm > clip_norm:
             kept = start[name] - (start[name] - kept) * (clip_norm / norm)
         if sigma > 0:
             kept = kept - gaussian(kept.numel(), generator).mul_(sigma).view(kept.shape)
-        released[name] = kept
-    return released, norm
+        privatised[name] = kept
+    return privatised, norm
 
 
 def gaussian(count: int, generator: torch.Generator | None) -> torch.Tensor:
-    """Draw ``count`` values of N(0, 1) as float32 of shape (count,); see :func:`release` on ``generator``."""
+    """Draw ``count`` values of N(0, 1) as float32 of shape (count,); ``generator`` is that of `privatise`."""
     values = torch.empty(count)
     for block in values.split(_BLOCK):
         # In the middle of its step, where the inverse of the distribution is finite.

@@ -182,7 +182,7 @@ def _compare_by_bytes(runs: _Named) -> Figure | None:
         place = rounds.index(event.round)
         return ups[place] + downs[place]
 
-    note = "The same against what crossed the link by then, both ways, all clients."
+    note = "The same against what crossed the link by then, both ways, all silos."
     return _compare_evaluations(
         runs, "Perplexity against bytes", note, sent, Axis("bytes up and down", "bytes")
     )
@@ -219,15 +219,13 @@ def _compare_norms(runs: _Named) -> Figure | None:
 
 def _compare_cosines(runs: _Named) -> Figure | None:
     y = Axis("cosine")
-    note = "Mean cosine between pairs of client updates, weighted by norm."
-    return _compare_rounds(
-        runs, "Agreement of the clients", note, lambda e: e.client_cosine, y, "{:.3f}".format
-    )
+    note = "Mean cosine between pairs of silo updates, weighted by norm."
+    return _compare_rounds(runs, "Agreement of the silos", note, lambda e: e.silo_cosine, y, "{:.3f}".format)
 
 
 def _compare_bytes(runs: _Named) -> Figure | None:
     y = Axis("bytes", "bytes")
-    note = "What training moved over the link in each round, both ways, all clients."
+    note = "What training moved over the link in each round, both ways, all silos."
     return _compare_rounds(
         runs, "Bytes of each round", note, lambda e: e.bytes_up + e.bytes_down, y, format_bytes
     )
@@ -247,7 +245,7 @@ def _compare_phases(runs: _Named) -> Figure | None:
     ]
     return Figure(
         "Where the time went",
-        "Summed over the rounds; training is the time in which clients trained.",
+        "Summed over the rounds; training is the time in which silos trained.",
         plots.lying_bars(list(runs), layers, TIME),
         ["run", *(f"{phase} (s)" for phase, _ in PHASES)],
         rows,

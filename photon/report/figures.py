@@ -8,12 +8,12 @@ from photon.report.page import PERPLEXITY, ROUND, TIME, TOKENS, Figure, by_round
 from photon.report.plots import INK, REFERENCE, Axis, Series, Style
 from photon.report.run import Run, bytes_by_round
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     RoundFinished,
     RoundStarted,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.summary import (
     format_bytes,
@@ -33,12 +33,12 @@ PHASES = (
 )
 _DIAGNOSTICS = {
     "attention": "Weights of a node's own key blocks and of its children's, by block, in each aggregation.",
-    "residual_route": "Of key blocks that travelled to another child: how much alike they are, by block.",
+    "routed": "Of key blocks that travelled to another child: how much alike they are, by block.",
     "noise": "Gradient noise scale: trace of the covariance of updates, squared norm of the true one, ratio.",
     "pseudo_gradient_norm": "By layer.",
     "parameter_norm": "By layer, after the outer step.",
-    "activation_norm_in": "Root mean square over tokens, leaving the embedding, on each client's own text.",
-    "activation_norm_out": "Root mean square over tokens, entering the head, on each client's own text.",
+    "activation_norm_in": "Root mean square over tokens, leaving the embedding, on each silo's own text.",
+    "activation_norm_out": "Root mean square over tokens, entering the head, on each silo's own text.",
     "basis_similarity": "Of LoRDO's subspaces before and after a refresh: 1 means that they do not turn.",
 }
 
@@ -58,24 +58,24 @@ def perplexity_by_time(run: Run) -> Figure | None:
 
 
 def train_loss(run: Run) -> Figure | None:
-    """Draw the loss of each client and of the cohort."""
-    note = "Mean loss of each client over its local steps, and of the cohort, in nats per token."
+    """Draw the loss of each silo and of the cohort."""
+    note = "Mean loss of each silo over its local steps, and of the cohort, in nats per token."
     overall = Series("cohort", [event.round for event in run.rounds], [e.train_loss for e in run.rounds], INK)
-    series = [*_client_series(run, lambda client: client.loss), overall]
+    series = [*_silo_series(run, lambda reply: reply.loss), overall]
     return by_round("Training loss", note, series, Axis("training loss"), "{:.4f}".format)
 
 
 def gradient_norm(run: Run) -> Figure | None:
-    """Draw the norm of each client's gradients."""
-    note = "Norm of the gradient before clipping, mean over a client's local steps."
-    series = _client_series(run, lambda client: client.gradient_norm)
+    """Draw the norm of each silo's gradients."""
+    note = "Norm of the gradient before clipping, mean over a silo's local steps."
+    series = _silo_series(run, lambda reply: reply.gradient_norm)
     return by_round("Gradient norm", note, series, Axis("gradient norm"), "{:.4g}".format)
 
 
 def learning_rate(run: Run) -> Figure | None:
     """Draw the local optimizer's learning rate."""
     note = "The local optimizer's learning rate at the end of each round."
-    last = {client.round: client.learning_rate for client in run.clients}
+    last = {reply.round: reply.learning_rate for reply in run.replies}
     series = [Series("learning rate", sorted(last), [last[number] for number in sorted(last)], Style("c1"))]
     return by_round("Learning rate", note, series, Axis("learning rate"), "{:.3g}".format)
 
@@ -86,9 +86,9 @@ def cohorts(run: Run) -> Figure | None:
     if not begun:
         return None
     sampled = {(event.round, name) for event in begun for name in event.cohort}
-    done = {(event.round, event.silo) for event in run.clients}
+    done = {(event.round, event.silo) for event in run.replies}
     # A silo that could not validate the model failed as well, but not as a member of the cohort.
-    failed = {(e.round, e.silo) for e in run.history if isinstance(e, ClientFailed)} & sampled - done
+    failed = {(e.round, e.silo) for e in run.history if isinstance(e, SiloFailed)} & sampled - done
     styles = run.silos | run.participants
     if not run.silos.keys() & run.participants.keys():
         styles = run.participants
@@ -114,25 +114,25 @@ def cohorts(run: Run) -> Figure | None:
 
 def update_norms(run: Run) -> Figure | None:
     """Draw the norms of the pseudo-gradient and of the updates that it is made of."""
-    note = "L2 norm of the pseudo-gradient, and of each client's own update."
+    note = "L2 norm of the pseudo-gradient, and of each silo's own update."
     norms = [event.pseudo_gradient_norm for event in run.rounds]
     whole = Series("pseudo-gradient", [event.round for event in run.rounds], norms, INK)
-    series = [*_client_series(run, lambda client: client.update_norm), whole]
+    series = [*_silo_series(run, lambda reply: reply.update_norm), whole]
     return by_round("Pseudo-gradient norm", note, series, Axis("L2 norm"), "{:.4g}".format)
 
 
 def agreement(run: Run) -> Figure | None:
     """Draw how much the updates of a round are alike."""
     note = (
-        "Cosine: mean over pairs of client updates, weighted by norm. Consensus: norm of the mean update by "
-        "mean norm. Both are 1 where all clients pull the same way."
+        "Cosine: mean over pairs of silo updates, weighted by norm. Consensus: norm of the mean update by "
+        "mean norm. Both are 1 where all silos pull the same way."
     )
     places = [event.round for event in run.rounds]
     series = [
-        Series("client cosine", places, [event.client_cosine for event in run.rounds], Style.of(0)),
+        Series("silo cosine", places, [event.silo_cosine for event in run.rounds], Style.of(0)),
         Series("consensus", places, [event.consensus for event in run.rounds], Style.of(1)),
     ]
-    return by_round("Agreement of the clients", note, series, Axis("agreement"), "{:.3f}".format)
+    return by_round("Agreement of the silos", note, series, Axis("agreement"), "{:.3f}".format)
 
 
 def link_bytes(run: Run) -> Figure | None:
@@ -160,7 +160,7 @@ def phases(run: Run) -> Figure | None:
     ]
     return Figure(
         "Time of each round",
-        "Training is the time in which clients trained, one after the other where they share a machine; "
+        "Training is the time in which silos trained, one after the other where they share a machine; "
         "other is what is left of the round.",
         plots.stacked_bars([event.round for event in run.rounds], layers, ROUND, Axis("time", "seconds")),
         ["round", *(f"{phase} (s)" for phase, _ in PHASES)],
@@ -189,24 +189,24 @@ def phase_legend(split: Sequence[dict[str, float]]) -> list[tuple[str, Style]]:
 
 
 def throughput(run: Run) -> Figure | None:
-    """Draw tokens per second of each client and of the cohort."""
-    note = "Tokens each client trains per second of training, and the cohort per second of the round."
+    """Draw tokens per second of each silo and of the cohort."""
+    note = "Tokens each silo trains per second of training, and the cohort per second of the round."
     sums: dict[int, int] = {}
-    for client in run.clients:
-        sums[client.round] = sums.get(client.round, 0) + client.tokens
+    for reply in run.replies:
+        sums[reply.round] = sums.get(reply.round, 0) + reply.tokens
     speeds = [sums.get(e.round, 0) / e.seconds["round"] if e.seconds["round"] else None for e in run.rounds]
     whole = Series("cohort", [event.round for event in run.rounds], speeds, INK)
-    series = [*_client_series(run, lambda client: client.tokens_per_second), whole]
+    series = [*_silo_series(run, lambda reply: reply.tokens_per_second), whole]
     return by_round("Throughput", note, series, Axis("tokens per second", "count"), format_count)
 
 
 def utilisation(run: Run) -> Figure | None:
-    """Draw each client's model FLOPs utilisation, if the device's roofline is known."""
-    series = _client_series(run, lambda client: client.mfu)
+    """Draw each silo's model FLOPs utilisation, if the device's roofline is known."""
+    series = _silo_series(run, lambda reply: reply.mfu)
     roofline = run.started.roofline_flops
     if not roofline:
         return None
-    note = f"Model FLOPs of a client's training by the device's roofline of {format_count(roofline)}FLOP/s."
+    note = f"Model FLOPs of a silo's training by the device's roofline of {format_count(roofline)}FLOP/s."
     axis = Axis("utilisation", "share")
     return by_round("Model FLOPs utilisation", note, series, axis, format_share)
 
@@ -252,9 +252,9 @@ def _perplexity_of(event: Evaluated, silo: str) -> float | None:
     return event.per_silo[silo]["perplexity"] if silo in event.per_silo else None
 
 
-def _client_series(run: Run, value: Callable[[ClientFinished], float | None]) -> list[Series]:
+def _silo_series(run: Run, value: Callable[[SiloFinished], float | None]) -> list[Series]:
     series = []
     for name, style in run.participants.items():
-        own = [client for client in run.clients if client.silo == name]
+        own = [reply for reply in run.replies if reply.silo == name]
         series.append(Series(name, [c.round for c in own], [value(c) for c in own], style))
     return series

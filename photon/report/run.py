@@ -13,7 +13,6 @@ import yaml
 from photon.errors import PhotonError
 from photon.report.plots import Style
 from photon.telemetry.events import (
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
@@ -22,6 +21,7 @@ from photon.telemetry.events import (
     RunFinished,
     RunInterrupted,
     RunStarted,
+    SiloFinished,
 )
 from photon.telemetry.log import current_history, elapsed_seconds, read_events
 from photon.telemetry.summary import build_summary, counted, last_start
@@ -89,7 +89,7 @@ class Run:
 
     @property
     def participants(self) -> dict[str, Style]:
-        """The silos, and who else took part: the centralized strategy's only client is no silo."""
+        """The silos, and who else took part: the centralized strategy's only silo is no silo."""
         names = [silo["name"] for silo in self.started.silos]
         cohorts = [event.cohort for event in self.history if isinstance(event, RoundStarted)]
         seen = dict.fromkeys(name for cohort in cohorts for name in cohort)
@@ -102,9 +102,9 @@ class Run:
         return [event for event in self.history if isinstance(event, RoundFinished)]
 
     @property
-    def clients(self) -> list[ClientFinished]:
+    def replies(self) -> list[SiloFinished]:
         """The updates that counted."""
-        return [event for event in self.history if isinstance(event, ClientFinished)]
+        return [event for event in self.history if isinstance(event, SiloFinished)]
 
     @property
     def diagnosed(self) -> list[str]:

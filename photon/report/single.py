@@ -10,7 +10,7 @@ from photon.report.page import Figure, Page, Table, draw_sections
 from photon.report.plots import INK
 from photon.report.run import Run, report_command
 from photon.report.tree_section import tree_section
-from photon.telemetry.events import ClientFailed, Notice, RunInterrupted, RunStarted
+from photon.telemetry.events import Notice, RunInterrupted, RunStarted, SiloFailed
 from photon.telemetry.summary import (
     counted,
     format_bytes,
@@ -88,7 +88,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if summary["privacy"] is not None:
         cards.append(("Privacy of a silo", *privacy_figures(summary["privacy"])))
     failures = summary["failures"]
-    cards.append(("Failures", str(failures), f"and {len(run.clients)} updates that counted"))
+    cards.append(("Failures", str(failures), f"and {len(run.replies)} updates that counted"))
     return cards
 
 
@@ -96,7 +96,7 @@ def _silo_table(run: Run) -> Table:
     facts = run.started.silos
     whole = sum(silo["train_tokens"] for silo in facts)
     perplexity = run.summary["perplexity"]
-    part = {name: sum(client.silo == name for client in run.clients) for name in run.silos}
+    part = {name: sum(reply.silo == name for reply in run.replies) for name in run.silos}
     rows = []
     for silo in facts:
         found = perplexity["per_silo"][silo["name"]]
@@ -113,7 +113,7 @@ def _silo_table(run: Run) -> Table:
         [
             "overall",
             *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
-            str(len(run.clients)),
+            str(len(run.replies)),
             f"{whole:,}",
             format_share(1.0),
         ]
@@ -127,7 +127,7 @@ def _log(run: Run) -> list[tuple[str, str, str, str]]:
     lines = []
     for event, seconds in zip(run.history, run.elapsed, strict=True):
         at = format_seconds(seconds)
-        if isinstance(event, ClientFailed):
+        if isinstance(event, SiloFailed):
             lines.append(
                 ("bad", at, f"round {event.round}: {event.silo} failed ({event.kind})", event.reason)
             )

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from photon.config.tree import TreeNode
-from photon.telemetry.events import ClientFinished, Diagnostics, Evaluated, Event
+from photon.telemetry.events import Diagnostics, Evaluated, Event, SiloFinished
 from photon.telemetry.log import current_history, read_events
 
-_ROUTE = "residual_route/"
+_ROUTE = "routed/"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Branch:
 
 @dataclass(frozen=True)
 class Route:
-    """Residuals of one key block that went one way: in how many rounds, the last one, similarity then."""
+    """Routed layers of one key block that went one way: in how many rounds, the last one, similarity then."""
 
     block: str
     origin: str
@@ -75,7 +75,7 @@ def branches(root: TreeNode, events: Mapping[str, Sequence[Event]]) -> list[Bran
     for level, node in root.levels():
         path[level:] = [node.name]
         above = events.get(path[level - 1]) if level else None
-        edge = [e for e in above or () if isinstance(e, ClientFinished) and e.silo == node.name]
+        edge = [e for e in above or () if isinstance(e, SiloFinished) and e.silo == node.name]
         curve = [value for _, value in perplexities(events[root.name], node.name if level else None)]
         rows.append(
             Branch(
@@ -131,7 +131,7 @@ def attention_to_above(node: TreeNode, history: Sequence[Event], above: Sequence
 
 
 def routes(history: Sequence[Event]) -> list[Route]:
-    """Return the ways that residuals took from a node to its children, the most frequent first."""
+    """Return the ways that routed layers took from a node to its children, the most frequent first."""
     found: dict[str, Route] = {}
     diagnosed = [event for event in history if isinstance(event, Diagnostics)]
     for event in diagnosed:

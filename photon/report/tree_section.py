@@ -103,7 +103,7 @@ def _attention(root: TreeNode, events: _Histories) -> Tables | None:
         return None
     note = (
         "How much of itself and of its children a federation takes into each key "
-        "block, and how much of its own key layers a node keeps when those from above and residuals come "
+        "block, and how much of its own key layers a node keeps when those from above and routed layers come "
         "down, averaged over key blocks."
     )
     return Tables("Attention in the last round", note, tables)
@@ -135,4 +135,4 @@ def _routes(root: TreeNode, events: _Histories) -> Tables | None:
         "Each federation counts its own rounds."
     )
     columns = ["block", "from", "to", "rounds", "last round", "similarity"]
-    return Tables("Residual routes", note, [Table(columns, thinned(rows), [None] * len(rows))])
+    return Tables("Routed layers", note, [Table(columns, thinned(rows), [None] * len(rows))])

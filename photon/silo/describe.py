@@ -9,7 +9,7 @@ from photon.training.precision import resolve_precision
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
-    set_up_torch(config.training, config.federation.clients_in_parallel)
+    set_up_torch(config.training, config.federation.silos_in_parallel)
     data = site.prepared()
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)

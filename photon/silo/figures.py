@@ -7,8 +7,8 @@ import torch
 
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
-from photon.link.messages import TrainOrder
-from photon.silo.runtime import workbench
+from photon.link.messages import TrainRequest
+from photon.silo.runtime import runtime_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
 from photon.training.diagnostics import (
@@ -27,7 +27,7 @@ def diagnose(
     fitted: GroupResult,
     start: Start,
     data: PreparedData,
-    order: TrainOrder,
+    request: TrainRequest,
     config: RunConfig,
 ) -> dict[str, float]:
     """Return the figures of the loss, and measure the trained state, what the round changed, and activations.
@@ -41,10 +41,10 @@ def diagnose(
         figures |= momentum_cosines(start.params, fitted.params, before)
         figures |= basis_similarities(before.get("basis", {}), fitted.groups.get("basis", {}))
     if config.training.processes == 1:
-        bench = workbench(config, data.manifest.vocab_size)
-        windows = data.windows(order.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
-        bench.model.eval()
-        figures |= activation_norms(bench.model, torch.from_numpy(windows).to(bench.device))
+        runtime = runtime_of(config, data.manifest.vocab_size)
+        windows = data.windows(request.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
+        runtime.model.eval()
+        figures |= activation_norms(runtime.model, torch.from_numpy(windows).to(runtime.device))
     return figures
 
 

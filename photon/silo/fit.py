@@ -10,10 +10,10 @@ from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.files.memory import LARGE_BYTES, release_freed
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
-from photon.silo.runtime import trainer, workbench
+from photon.silo.runtime import runtime_of, trainer
 from photon.silo.site import SiloSite
 from photon.silo.work import batches, chooses
 from photon.strategy.base import strategy_of
@@ -31,14 +31,14 @@ from photon.training.groups import (
 
 
 def fit(
-    order: TrainOrder,
+    request: TrainRequest,
     start: Start,
     groups: Mapping[str, Tensors],
     data: PreparedData,
     config: RunConfig,
     site: SiloSite,
 ) -> GroupResult:
-    """Train from a start, here or in a group of processes; ``groups`` is what came with the order.
+    """Train from a start, here or in a group of processes; ``groups`` is what came with the request.
 
     Raises
     ------
@@ -46,44 +46,44 @@ def fit(
         If there is to be a group, and the strategy or the objective cannot train in one.
     """
     if config.training.processes == 1:
-        return _fit_here(order, start, groups, SiloData(data, order.members), config)
+        return _fit_here(request, start, groups, SiloData(data, request.members), config)
     if chooses(config):
         raise PhotonError("training.processes: the objective chooses its windows in one process; set it to 1")
     if (reason := strategy_of(config).local.one_device_only) is not None:
         raise PhotonError(f"training.processes: {reason}; set it to 1")
-    return fit_in_group(order, start, data, config, site)
+    return fit_in_group(request, start, data, config, site)
 
 
 def _fit_here(
-    order: TrainOrder, start: Start, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
+    request: TrainRequest, start: Start, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
 ) -> GroupResult:
-    """Train in this process, on the workbench that it keeps."""
-    bench, method = workbench(config, data.vocab_size), strategy_of(config).local
-    write_params(bench.model, start.params)
+    """Train in this process, on the runtime that it keeps."""
+    runtime, method = runtime_of(config, data.vocab_size), strategy_of(config).local
+    write_params(runtime.model, start.params)
     if isinstance(start.params, MappedTensors):
         # What was received is needed again after training, and not beside the gradients.
         start.params.release()
     if start.optimizer is None:
-        reset_optimizer(bench.optimizer)
+        reset_optimizer(runtime.optimizer)
     else:
-        write_optimizer(bench.model, bench.optimizer, start.optimizer, start.scalars)
-    context, collected = _placed(start.context, bench.device), _placed(start.collected, bench.device)
-    method.begin(bench.model, bench.optimizer, context)
-    stream, figures = batches(order, bench.model, groups, data, config)
-    result = trainer(bench, config, order.batch_size).train(
+        write_optimizer(runtime.model, runtime.optimizer, start.optimizer, start.scalars)
+    context, collected = _placed(start.context, runtime.device), _placed(start.collected, runtime.device)
+    method.begin(runtime.model, runtime.optimizer, context)
+    stream, figures = batches(request, runtime.model, groups, data, config)
+    result = trainer(runtime, config, request.batch_size).train(
         stream,
-        global_step=order.global_step,
-        steps=order.steps,
+        global_step=request.global_step,
+        steps=request.steps,
         rows=start.rows,
         hooks=method.hooks(context, collected),
     )
     result = replace(result, figures={**result.figures, **figures})
-    states, scalars = read_optimizer(bench.model, bench.optimizer)
-    trained = read_params(bench.model)
+    states, scalars = read_optimizer(runtime.model, runtime.optimizer)
+    trained = read_params(runtime.model)
     if sum(tensor.nbytes for tensor in trained.values()) > LARGE_BYTES:
         release_freed()  # the gradients
     # Of windows that an objective chooses the place in the text counts as if they came in turn.
-    position = order.position + order.steps * order.batch_size
+    position = request.position + request.steps * request.batch_size
     return GroupResult(trained, states, scalars, position, result, collected)
 
 

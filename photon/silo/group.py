@@ -4,7 +4,7 @@ from photon.code import command
 from photon.config.schema import RunConfig
 from photon.data.loader import stream_seed
 from photon.data.prepared import PreparedData, silo_file
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.runtime import as_trained
 from photon.silo.site import SiloSite
@@ -16,28 +16,28 @@ from photon.training.precision import resolve_precision
 
 
 def fit_in_group(
-    order: TrainOrder, start: Start, data: PreparedData, config: RunConfig, site: SiloSite
+    request: TrainRequest, start: Start, data: PreparedData, config: RunConfig, site: SiloSite
 ) -> GroupResult:
     """Train in ``training.processes`` processes, one per device."""
     device = resolve_device(config.training.device)
-    files = [silo_file(data.path, member, "train") for member in order.members]
+    files = [silo_file(data.path, member, "train") for member in request.members]
     job = GroupJob(
         config=as_trained(config.text),
         vocab_size=data.manifest.vocab_size,
-        batch_size=order.batch_size,
+        batch_size=request.batch_size,
         precision=resolve_precision(config.training.precision, device),
         device="cuda" if device.type == "cuda" else "cpu",
         arrays={"tokens": files},
-        stream_seed=stream_seed(config.seed, order.members),
-        position=order.position,
-        global_step=order.global_step,
-        steps=order.steps,
+        stream_seed=stream_seed(config.seed, request.members),
+        position=request.position,
+        global_step=request.global_step,
+        steps=request.steps,
         rows=None if start.rows is None else pack_vocabulary(start.rows),
     )
     return train_in_group(
         job,
         GroupState(start.params, start.optimizer or {}, start.scalars, start.context, start.collected),
         processes=config.training.processes,
-        folder=site.state / order.silo / "group",
+        folder=site.state / request.silo / "group",
         program=command("photon.silo.group_process"),
     )

@@ -80,7 +80,7 @@ class _Member:
             batch_size=job.batch_size,
             precision=job.precision,
             device=self._device,
-            switch=config.switch,
+            transition=config.transition,
         )
 
     def train(self, job: GroupJob, folder: Path) -> None:

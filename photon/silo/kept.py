@@ -1,13 +1,15 @@
-"""What a silo keeps on its own disk from one order to the next, and reads again."""
+"""What a silo keeps on its own disk from one request to the next, and reads again."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from photon.config.renamed import renamed
 from photon.config.schema import RunConfig
-from photon.link.coding import PackedGroups, payloads_of
-from photon.link.messages import TrainOrder, TrainReport
-from photon.link.update import codings_of, with_codings
+from photon.link.encoding import PackedGroups, payloads_of
+from photon.link.messages import TrainReport, TrainRequest
+from photon.link.update import encodings_of, with_encodings
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloState, SiloStore
 from photon.strategy.contract import LOCAL
@@ -21,25 +23,27 @@ def silo_store(silo: str, site: SiloSite, config: RunConfig) -> SiloStore:
     return SiloStore(site.state / silo, keep=config.checkpoint.keep + 1)
 
 
-def reply_file(order: TrainOrder, site: SiloSite, config: RunConfig) -> Path:
-    """Return the file that `train` keeps the reply to an order in."""
-    return silo_store(order.silo, site, config).reply_file(order.round)
+def reply_file(request: TrainRequest, site: SiloSite, config: RunConfig) -> Path:
+    """Return the file that `train` keeps the reply to a request in."""
+    return silo_store(request.silo, site, config).reply_file(request.round)
 
 
-def kept_reply(store: SiloStore, order: TrainOrder) -> tuple[PackedGroups, TrainReport] | None:
-    """Return the reply and the report of an order that the silo has carried out; None: it has not."""
-    if (done := store.reply(order.run_id, order.model_id, order.round)) is None:
+def kept_reply(store: SiloStore, request: TrainRequest) -> tuple[PackedGroups, TrainReport] | None:
+    """Return the reply and the report of a request that the silo has carried out; None: it has not."""
+    if (done := store.reply(request.run_id, request.model_id, request.round)) is None:
         return None
     before, payloads = done
-    return with_codings(payloads, before.codings), TrainReport.model_validate_json(before.report)
+    # It is as it was sent, in an earlier version's words if one has sent it.
+    report = renamed().content(json.loads(before.report))
+    return with_encodings(payloads, before.encodings), TrainReport.model_validate(report)
 
 
-def kept_state(store: SiloStore, order: TrainOrder) -> tuple[SiloState | None, bool]:
+def kept_state(store: SiloStore, request: TrainRequest) -> tuple[SiloState | None, bool]:
     """Return what the silo kept from its last accepted round, and whether it has lost that."""
-    if order.last_round == 0:
+    if request.last_round == 0:
         return None, False
-    state = store.load(order.run_id, order.last_round)
-    if state is None or state.position != order.position:
+    state = store.load(request.run_id, request.last_round)
+    if state is None or state.position != request.position:
         return None, True
     return state, False
 
@@ -70,30 +74,30 @@ class Stays:
 
 def save_round(
     store: SiloStore,
-    order: TrainOrder,
+    request: TrainRequest,
     stays: Stays,
     report: TrainReport,
     reply: PackedGroups,
-    memory: StateGroups,
+    feedback: StateGroups,
 ) -> None:
     """Keep the reply and what the next round needs.
 
     Parameters
     ----------
-    reply, memory
+    reply, feedback
         The encoded reply, and what the link wants to see again with the next one.
     """
     store.save(
         SiloState(
-            run_id=order.run_id,
-            model_id=order.model_id,
-            round=order.round,
+            run_id=request.run_id,
+            model_id=request.model_id,
+            round=request.round,
             position=stays.position,
             scalars=dict(stays.scalars),
             report=report.model_dump_json(),
-            codings=codings_of(reply),
+            encodings=encodings_of(reply),
             groups=stays.groups,
-            link=memory,
+            link=feedback,
         ),
         payloads_of(reply),
     )

@@ -4,7 +4,7 @@ A new rule is a field of :class:`SiloPolicy` and a line in one of its checks. `p
 at its place in the gate, whatever kind of node answers and whatever kind of message it is.
 
 A rule is judged by what the silo sees for itself wherever that is possible: the parameters of the model that
-it would build, the steps and the batch of the order, the sequence length of its own data, and the tokens
+it would build, the steps and the batch of the request, the sequence length of its own data, and the tokens
 that it has counted on its own disk. Names and the size of the cohort are what the aggregator says.
 """
 
@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from photon.config.explain import explain_validation
 from photon.config.schema import PrivacySection, RunConfig, Section
 from photon.errors import PhotonError, RefusedError
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.strategy.base import sparse_training, strategy_of
 from photon.strategy.contract import Contract
 
@@ -160,7 +160,7 @@ class SiloPolicy(Section):
         model = model_of(config, vocab_size, "meta")
         self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
 
-    def check_order(self, order: TrainOrder) -> None:
+    def check_train_request(self, request: TrainRequest) -> None:
         """Check with whom, and under what, an update would leave.
 
         Raises
@@ -168,10 +168,12 @@ class SiloPolicy(Section):
         RefusedError
             If the cohort is too small, or masks are missing.
         """
-        if self.min_cohort is not None and order.cohort < self.min_cohort:
-            raise _refused(order.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {order.cohort}")
-        if self.secure_aggregation and order.masking is None:
-            raise _refused(order.silo, "secure_aggregation", "true", "an update without masks")
+        if self.min_cohort is not None and request.cohort < self.min_cohort:
+            raise _refused(
+                request.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {request.cohort}"
+            )
+        if self.secure_aggregation and request.masking is None:
+            raise _refused(request.silo, "secure_aggregation", "true", "an update without masks")
 
     def check_contract(self, silo: str, contract: Contract) -> None:
         """Check what may leave in a round.
@@ -208,7 +210,7 @@ class SiloPolicy(Section):
         self._at_most(silo, "max_run_tokens", used + cost.tokens, "{:,} tokens so far, in all runs counted")
 
     def check_evaluation(self, silo: str) -> None:
-        """Check an evaluate order.
+        """Check an evaluate request.
 
         Raises
         ------
@@ -249,7 +251,7 @@ def read_policy(path: Path | None) -> SiloPolicy:
 
 
 def _refused(silo: str, rule: str, limit: str, asked: str) -> RefusedError:
-    return RefusedError(f"refused by {silo}'s policy: {rule}={limit}, and the order asks for {asked}")
+    return RefusedError(f"refused by {silo}'s policy: {rule}={limit}, and the request asks for {asked}")
 
 
 def _names(target: str) -> tuple[str, str]:

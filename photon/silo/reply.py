@@ -5,19 +5,19 @@ import random
 import torch
 
 from photon.config.schema import PrivacySection, RunConfig
-from photon.link.coding import PackedGroups
-from photon.link.messages import Release, TrainOrder
+from photon.link.encoding import PackedGroups
+from photon.link.messages import PrivacyReport, TrainRequest
 from photon.link.update import REFERENCE, encode_reply
-from photon.privacy.gaussian import release
+from photon.privacy.gaussian import privatise
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloStore
 from photon.strategy.local import Start
 from photon.training.groups import StateGroups, Tensors
 
 
-def released(
-    due: dict[str, torch.Tensor], known: Tensors, order: TrainOrder, site: SiloSite, store: SiloStore
-) -> tuple[dict[str, torch.Tensor], Release | None, float | None]:
+def privatised(
+    due: dict[str, torch.Tensor], reference: Tensors, request: TrainRequest, site: SiloSite, store: SiloStore
+) -> tuple[dict[str, torch.Tensor], PrivacyReport | None, float | None]:
     """Count the release of an update, and make it private if the silo's update is bounded.
 
     Returns
@@ -27,16 +27,18 @@ def released(
         before.
     """
     # Before the round is saved: a crash between the two counts it twice, and never not at all.
-    releases, smallest = store.count_release(order.run_id, site.privacy.noise_multiplier)
+    releases, smallest = store.count_release(request.run_id, site.privacy.noise_multiplier)
     if site.privacy.clip_norm is None:
         return due, None, None
-    due, norm = _released(due, known, order, site.privacy)
-    let_out = Release(clip_norm=site.privacy.clip_norm, noise_multiplier=smallest, releases=releases)
-    return due, let_out, norm
+    due, norm = _privatised(due, reference, request, site.privacy)
+    privacy_report = PrivacyReport(
+        clip_norm=site.privacy.clip_norm, noise_multiplier=smallest, releases=releases
+    )
+    return due, privacy_report, norm
 
 
-def _released(
-    due: Tensors, known: Tensors, order: TrainOrder, privacy: PrivacySection
+def _privatised(
+    due: Tensors, reference: Tensors, request: TrainRequest, privacy: PrivacySection
 ) -> tuple[dict[str, torch.Tensor], float]:
     """Clip what leaves and add noise, measured from the last global values, which the aggregator knows.
 
@@ -44,17 +46,17 @@ def _released(
     """
     generator = None
     if privacy.seed is not None:
-        own = random.Random(f"{privacy.seed}/{order.round}/{order.silo}")
+        own = random.Random(f"{privacy.seed}/{request.round}/{request.silo}")
         generator = torch.Generator().manual_seed(own.getrandbits(63))
-    return release(known, due, privacy, generator)
+    return privatise(reference, due, privacy, generator)
 
 
 def encoded(
     leaves: StateGroups,
     start: Start,
     received: Tensors,
-    link_memory: StateGroups,
-    order: TrainOrder,
+    link_feedback: StateGroups,
+    request: TrainRequest,
     config: RunConfig,
 ) -> tuple[PackedGroups, StateGroups]:
     """Encode the reply; return it, and what the link wants to see again with the next one.
@@ -63,16 +65,16 @@ def encoded(
     ----------
     received
         The global parameters that came.
-    link_memory
+    link_feedback
         What the link wanted to see again with this one.
     """
-    reply, memory = encode_reply(
+    reply, feedback = encode_reply(
         leaves,
         start.reference,
         config.link,
-        link_memory,
-        seed=f"{config.seed}/{order.round}/{order.silo}",
+        link_feedback,
+        seed=f"{config.seed}/{request.round}/{request.silo}",
     )
-    if config.link.down_of == "update":
-        memory[REFERENCE] = dict(received)
-    return reply, memory
+    if config.link.downlink_payload == "update":
+        feedback[REFERENCE] = dict(received)
+    return reply, feedback

@@ -1,4 +1,4 @@
-"""The workbench: model, optimizer and local loop, and the probe for the size of its micro-batches.
+"""The runtime: model, optimizer and local loop, and the probe for the size of its micro-batches.
 
 It is built once per process and lent to every silo that the process serves; nothing in it is a silo's own.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Workbench:
+class Runtime:
     """What a process builds once: model, optimizer and loop for one configuration."""
 
     model: "PreTrainedModel"
@@ -37,14 +37,14 @@ class Workbench:
     trainers: dict[int, LocalTrainer]
 
 
-def workbench(config: RunConfig, vocab_size: int) -> Workbench:
+def runtime_of(config: RunConfig, vocab_size: int) -> Runtime:
     """Return model, optimizer and loop for a configuration; the last one is kept."""
-    return _workbench(as_trained(config.text), vocab_size)
+    return _runtime(as_trained(config.text), vocab_size)
 
 
 @lru_cache(maxsize=16)
 def as_trained(config_text: str) -> str:
-    """Drop in what sub-federations of one run differ: they train the same model on the same bench."""
+    """Drop in what sub-federations of one run differ: they train the same model on the same runtime."""
     config = parse(config_text)
     federation = config.federation.model_copy(
         update={"tree": None, "parent": None, "deadline": None, "quorum": 1, "silos": None}
@@ -53,7 +53,7 @@ def as_trained(config_text: str) -> str:
     own = {
         "run_dir": None,
         "cohort": None,
-        "rounds": 1 if config.switch is None else config.rounds,
+        "rounds": 1 if config.transition is None else config.rounds,
         "outer": Component.model_validate({"_target_": "torch.optim.SGD", "lr": 1.0}),
         "schedule": Component.model_validate(schedule),
         "federation": federation,
@@ -71,78 +71,78 @@ def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "
 
 
 @lru_cache(maxsize=1)
-def _workbench(config_text: str, vocab_size: int) -> Workbench:
+def _runtime(config_text: str, vocab_size: int) -> Runtime:
     config = parse(config_text)
-    set_up_torch(config.training, config.federation.clients_in_parallel)
+    set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)
     model = trained_model(config, vocab_size, device)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    return Workbench(model, optimizer, schedule, device, precision, {})
+    return Runtime(model, optimizer, schedule, device, precision, {})
 
 
-def trainer(bench: Workbench, config: RunConfig, batch_size: int) -> LocalTrainer:
+def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTrainer:
     """Return the local loop for a batch size; it is made, and ``auto`` probed for, on first use."""
-    if batch_size not in bench.trainers:
+    if batch_size not in runtime.trainers:
         micro = config.training.micro_batch_size
         if micro == "auto":
-            micro = _probe_micro_batch(bench, config, batch_size)
+            micro = _probe_micro_batch(runtime, config, batch_size)
         objective = objective_of(config)
-        bench.trainers[batch_size] = LocalTrainer(
-            bench.model,
-            bench.optimizer,
-            bench.schedule,
+        runtime.trainers[batch_size] = LocalTrainer(
+            runtime.model,
+            runtime.optimizer,
+            runtime.schedule,
             loss=objective.loss,
             count=objective.count,
             batch_size=batch_size,
             micro_batch_size=micro,
             clip_norm=config.training.clip_norm,
-            precision=bench.precision,
-            device=bench.device,
+            precision=runtime.precision,
+            device=runtime.device,
             compile=config.training.compile,
-            switch=config.switch,
+            transition=config.transition,
         )
-    return bench.trainers[batch_size]
+    return runtime.trainers[batch_size]
 
 
-def _probe_micro_batch(bench: Workbench, config: RunConfig, batch_size: int) -> int:
+def _probe_micro_batch(runtime: Runtime, config: RunConfig, batch_size: int) -> int:
     """Probe beside all that training holds: gradients, as from the second micro-batch on, and local state."""
-    for parameter in bench.model.parameters():
+    for parameter in runtime.model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-    fresh = not bench.optimizer.state
+    fresh = not runtime.optimizer.state
     if fresh:
-        _allocate_optimizer_state(bench)
+        _allocate_optimizer_state(runtime)
     try:
-        return find_micro_batch_size(_probe_step(bench, config), batch_size)
+        return find_micro_batch_size(_probe_step(runtime, config), batch_size)
     finally:
-        bench.optimizer.zero_grad(set_to_none=True)
+        runtime.optimizer.zero_grad(set_to_none=True)
         if fresh:
-            reset_optimizer(bench.optimizer)
+            reset_optimizer(runtime.optimizer)
 
 
-def _allocate_optimizer_state(bench: Workbench) -> None:
+def _allocate_optimizer_state(runtime: Runtime) -> None:
     """Take a local step and undo what it does to the parameters: only the optimizer knows what it keeps."""
-    before = {name: tensor.to("cpu", copy=True) for name, tensor in read_params(bench.model).items()}
-    bench.optimizer.step()
-    write_params(bench.model, before)
+    before = {name: tensor.to("cpu", copy=True) for name, tensor in read_params(runtime.model).items()}
+    runtime.optimizer.step()
+    write_params(runtime.model, before)
 
 
-def _probe_step(bench: Workbench, config: RunConfig) -> Callable[[int], None]:
+def _probe_step(runtime: Runtime, config: RunConfig) -> Callable[[int], None]:
     """Return a forward and backward pass of a given number of sequences, for the batch probe."""
     objective, rows = objective_of(config), None
     if strategy_of(config).local.restricts_rows:
         # A softmax over some rows takes more memory than one over all.
-        rows = torch.ones(bench.model.config.vocab_size, dtype=torch.bool, device=bench.device)
+        rows = torch.ones(runtime.model.config.vocab_size, dtype=torch.bool, device=runtime.device)
 
     def step(sequences: int) -> None:
         sample = objective.sample(sequences, config.model.sequence_length)
-        batch = {name: array.to(bench.device) for name, array in sample.items()}
-        bench.model.train()
+        batch = {name: array.to(runtime.device) for name, array in sample.items()}
+        runtime.model.train()
         with torch.autocast(
-            bench.device.type, dtype=DTYPES[bench.precision], enabled=bench.precision != "fp32"
+            runtime.device.type, dtype=DTYPES[runtime.precision], enabled=runtime.precision != "fp32"
         ):
-            loss = objective.loss(bench.model, batch, rows).value
+            loss = objective.loss(runtime.model, batch, rows).value
         loss.backward()
 
     return step

@@ -33,7 +33,7 @@ from photon.flower_compat import (
     private_key_to_bytes,
     public_key_to_bytes,
 )
-from photon.link.coding import Packed, PackedGroups, unpack
+from photon.link.encoding import Packed, PackedGroups, unpack
 from photon.link.messages import (
     AdvertiseKeys,
     EncryptedShares,
@@ -41,7 +41,7 @@ from photon.link.messages import (
     PublicKeys,
     ShareKeys,
     Shares,
-    TrainOrder,
+    TrainRequest,
     Unmask,
 )
 from photon.privacy.masking import Quantizer, add_mask
@@ -95,20 +95,20 @@ class _Attempt(BaseModel):
     done: bool = False
 
 
-def advertise_keys(order: AdvertiseKeys, site: SiloSite) -> PublicKeys:
+def advertise_keys(request: AdvertiseKeys, site: SiloSite) -> PublicKeys:
     """Begin an attempt with new keys, and forget the one before."""
-    path = _path(order.silo, site)
+    path = _path(request.silo, site)
     before = _read(path)
-    this_round = (order.run_id, order.model_id, order.round)
+    this_round = (request.run_id, request.model_id, request.round)
     same_round = before is not None and (before.run_id, before.model_id, before.round) == this_round
     sharing, masking = generate_key_pairs(), generate_key_pairs()
     _write(
         path,
         _Attempt(
-            attempt=order.attempt,
-            run_id=order.run_id,
-            model_id=order.model_id,
-            round=order.round,
+            attempt=request.attempt,
+            run_id=request.run_id,
+            model_id=request.model_id,
+            round=request.round,
             sharing_key=private_key_to_bytes(sharing[0]).decode(),
             masking_key=private_key_to_bytes(masking[0]).decode(),
             seed=_text(os.urandom(32)),
@@ -120,7 +120,7 @@ def advertise_keys(order: AdvertiseKeys, site: SiloSite) -> PublicKeys:
     )
 
 
-def share_keys(order: ShareKeys, site: SiloSite) -> EncryptedShares:
+def share_keys(request: ShareKeys, site: SiloSite) -> EncryptedShares:
     """Share the silo's secrets among all, so that any ``threshold`` of them can bring one back.
 
     Raises
@@ -129,40 +129,40 @@ def share_keys(order: ShareKeys, site: SiloSite) -> EncryptedShares:
         If the threshold is no majority, the silo's own keys are not among those handed out, or it has shared
         its secrets before.
     """
-    path, attempt = _current(order.silo, order.attempt, site)
-    names = sorted(order.keys)
+    path, attempt = _current(request.silo, request.attempt, site)
+    names = sorted(request.keys)
     if attempt.keys:
-        raise PhotonError(f"secure aggregation: {order.silo} has already shared its keys in this attempt")
-    if not len(names) < 2 * order.threshold <= 2 * len(names):
+        raise PhotonError(f"secure aggregation: {request.silo} has already shared its keys in this attempt")
+    if not len(names) < 2 * request.threshold <= 2 * len(names):
         raise PhotonError(
-            f"secure aggregation: a threshold of {order.threshold} of {len(names)} silos is not a majority; "
-            "set privacy.threshold"
+            f"secure aggregation: a threshold of {request.threshold} of {len(names)} silos is not a "
+            "majority; set privacy.threshold"
         )
     own = _public(attempt)
-    if order.keys.get(order.silo) != own or len({k.masking for k in order.keys.values()}) < len(names):
+    if request.keys.get(request.silo) != own or len({k.masking for k in request.keys.values()}) < len(names):
         raise PhotonError(
-            f"secure aggregation: the keys that {order.silo} was given are not those advertised"
+            f"secure aggregation: the keys that {request.silo} was given are not those advertised"
         )
-    seeds = create_shares(_bytes(attempt.seed), order.threshold, len(names))
-    keys = create_shares(attempt.masking_key.encode(), order.threshold, len(names))
+    seeds = create_shares(_bytes(attempt.seed), request.threshold, len(names))
+    keys = create_shares(attempt.masking_key.encode(), request.threshold, len(names))
     private = bytes_to_private_key(attempt.sharing_key.encode())
     tokens = {}
     for name, seed, key in zip(names, seeds, keys, strict=True):
         share = _Share(
-            attempt=order.attempt, sender=order.silo, receiver=name, seed=_text(seed), key=_text(key)
+            attempt=request.attempt, sender=request.silo, receiver=name, seed=_text(seed), key=_text(key)
         )
-        if name == order.silo:
+        if name == request.silo:
             attempt.kept = share
             continue
-        channel = generate_shared_key(private, bytes_to_public_key(order.keys[name].sharing.encode()))
+        channel = generate_shared_key(private, bytes_to_public_key(request.keys[name].sharing.encode()))
         tokens[name] = encrypt(channel, share.model_dump_json().encode()).decode()
-    attempt.threshold, attempt.keys = order.threshold, dict(order.keys)
+    attempt.threshold, attempt.keys = request.threshold, dict(request.keys)
     _write(path, attempt)
     return EncryptedShares(shares=tokens)
 
 
 def mask(
-    order: TrainOrder,
+    request: TrainRequest,
     masking: Masking,
     reply: PackedGroups,
     site: SiloSite,
@@ -186,9 +186,9 @@ def mask(
     PhotonError
         If the silo has masked before in this attempt, too few shared their keys, or a share is not genuine.
     """
-    path, attempt = _current(order.silo, masking.attempt, site)
+    path, attempt = _current(request.silo, masking.attempt, site)
     if attempt.masked:
-        raise PhotonError(f"secure aggregation: {order.silo} has already masked an update with these keys")
+        raise PhotonError(f"secure aggregation: {request.silo} has already masked an update with these keys")
     if not set(masking.shares) < set(attempt.keys) or len(masking.shares) + 1 < attempt.threshold:
         raise PhotonError(
             f"secure aggregation: the shares of {len(masking.shares)} others are not enough to unmask the sum"
@@ -196,7 +196,7 @@ def mask(
     private = bytes_to_private_key(attempt.sharing_key.encode())
     for sender, token in masking.shares.items():
         channel = generate_shared_key(private, bytes_to_public_key(attempt.keys[sender].sharing.encode()))
-        attempt.received[sender] = _opened(channel, token, sender, order.silo, masking.attempt)
+        attempt.received[sender] = _opened(channel, token, sender, request.silo, masking.attempt)
     update = {name: _tensor(packed, name) for name, packed in reply["params"].items() if name in masked}
     total = Quantizer(config.privacy.range, len(attempt.keys)).encode(update)
     # Kept before anything leaves: these keys are used up.
@@ -206,12 +206,12 @@ def mask(
     masking_key = bytes_to_private_key(attempt.masking_key.encode())
     for other in attempt.received:
         shared = generate_shared_key(masking_key, bytes_to_public_key(attempt.keys[other].masking.encode()))
-        add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < order.silo)
+        add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < request.silo)
     integers = {name: Packed(torch.from_numpy(values.view(np.int32))) for name, values in total.items()}
     return {**reply, "params": {**reply["params"], **integers}}
 
 
-def unmask(order: Unmask, site: SiloSite) -> Shares:
+def unmask(request: Unmask, site: SiloSite) -> Shares:
     """Tell what unmasks the sum, once, and forget all secrets of the attempt.
 
     Raises
@@ -220,11 +220,11 @@ def unmask(order: Unmask, site: SiloSite) -> Shares:
         If it was told before, if a silo is both a survivor and dropped, or if the sum would be over too few
         silos, or over others than an earlier sum of the same round.
     """
-    path, attempt = _current(order.silo, order.attempt, site)
-    survivors, dropped = set(order.survivors), set(order.dropped)
-    if not attempt.masked or attempt.kept is None or order.silo not in survivors:
-        raise PhotonError(f"secure aggregation: {order.silo} has sent nothing that could be unmasked")
-    if survivors & dropped or survivors | dropped != {order.silo, *attempt.received}:
+    path, attempt = _current(request.silo, request.attempt, site)
+    survivors, dropped = set(request.survivors), set(request.dropped)
+    if not attempt.masked or attempt.kept is None or request.silo not in survivors:
+        raise PhotonError(f"secure aggregation: {request.silo} has sent nothing that could be unmasked")
+    if survivors & dropped or survivors | dropped != {request.silo, *attempt.received}:
         raise PhotonError("secure aggregation: survivors and dropped silos are not those that shared keys")
     if len(survivors) < attempt.threshold:
         raise PhotonError(
@@ -236,10 +236,10 @@ def unmask(order: Unmask, site: SiloSite) -> Shares:
             "secure aggregation: a sum of this round was unmasked before, over other silos; the difference "
             f"would be somebody's update. It takes these again: {', '.join(attempt.opened)}"
         )
-    shares = {**attempt.received, order.silo: attempt.kept}
+    shares = {**attempt.received, request.silo: attempt.kept}
     told = Shares(
-        masks={name: shares[name].seed for name in order.survivors},
-        keys={name: shares[name].key for name in order.dropped},
+        masks={name: shares[name].seed for name in request.survivors},
+        keys={name: shares[name].key for name in request.dropped},
     )
     _write(
         path,

@@ -12,16 +12,16 @@ import torch
 from photon.config.schema import RunConfig
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError, RefusedError
-from photon.link.coding import PackedGroups
+from photon.link.encoding import PackedGroups
 from photon.link.messages import (
     AdvertiseKeys,
     Body,
-    EvaluateOrder,
     EvaluateReport,
+    EvaluateRequest,
     ShareKeys,
     SiloInfo,
-    TrainOrder,
     TrainReport,
+    TrainRequest,
     Unmask,
 )
 from photon.objective.configured import objective_of
@@ -89,12 +89,12 @@ class SiloNode:
         child = None if root is None else root.child(silo)
         if child is not None and not child.is_silo:
             raise RefusedError(
-                f"refused by the node of {', '.join(here)}: the order is for {silo}, a federation of the "
+                f"refused by the node of {', '.join(here)}: the request is for {silo}, a federation of the "
                 "run's tree; the operator allows that with branches=true in the node config"
             )
         if not self.settings.may_pool:
             raise RefusedError(
-                f"refused by the node of {', '.join(here)}: the order is for {silo}, on the text of "
+                f"refused by the node of {', '.join(here)}: the request is for {silo}, on the text of "
                 f"{', '.join(members)}; the operator allows other participants than the silos themselves "
                 "with pooling=true in the node config"
             )
@@ -113,41 +113,41 @@ class SiloNode:
         """Take part in agreeing on the masks of a secure sum."""
         return answer_keys(question, self.site)
 
-    def has_answered(self, order: TrainOrder) -> bool:
-        """Tell whether the reply to an order is kept, so that nothing is trained for it."""
-        store = silo_store(order.silo, self.site, self.config)
-        return store.reply(order.run_id, order.model_id, order.round) is not None
+    def has_answered(self, request: TrainRequest) -> bool:
+        """Tell whether the reply to a request is kept, so that nothing is trained for it."""
+        store = silo_store(request.silo, self.site, self.config)
+        return store.reply(request.run_id, request.model_id, request.round) is not None
 
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text of each silo, at most. Of pooled text all may be of one.
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
+        """Return what a request does with each silo's text, at most: of pooled text all may be of one.
 
         One of no steps reads all of it once.
         """
-        if order.steps == 0:
+        if request.steps == 0:
             silos = self.site.prepared().manifest.silos
-            texts = {member: silos[member].train for member in order.members}
+            texts = {member: silos[member].train for member in request.members}
             return {silo: Cost(0, text.sequences, text.tokens, releases=1) for silo, text in texts.items()}
-        windows = order.steps * order.batch_size
+        windows = request.steps * request.batch_size
         tokens = windows * self.site.prepared().manifest.sequence_length
-        cost = Cost(order.steps, windows, tokens, releases=1)
-        return dict.fromkeys(order.members, cost)
+        cost = Cost(request.steps, windows, tokens, releases=1)
+        return dict.fromkeys(request.members, cost)
 
     def train(
-        self, order: TrainOrder, groups: Groups, contract: Contract
+        self, request: TrainRequest, groups: Groups, contract: Contract
     ) -> tuple[PackedGroups, TrainReport]:
         """Train, and return what leaves, encoded as it travels, and the report."""
         work = train if objective_of(self.config).trains else sum_up
-        return work(order, groups, contract, self.site, self.config)
+        return work(request, groups, contract, self.site, self.config)
 
-    def kept_file(self, order: TrainOrder) -> Path | None:
+    def kept_file(self, request: TrainRequest) -> Path | None:
         """Return the file of a reply that the store may have itself."""
         # Server and silos are one user on one machine there.
         shared = self.site.simulated and self.config.federation.engine == "simulation"
-        return reply_file(order, self.site, self.config) if shared else None
+        return reply_file(request, self.site, self.config) if shared else None
 
-    def evaluate(self, order: EvaluateOrder, groups: Groups) -> EvaluateReport:
+    def evaluate(self, request: EvaluateRequest, groups: Groups) -> EvaluateReport:
         """Evaluate the received model on a silo's validation text."""
-        return evaluate(order, groups, self.site, self.config)
+        return evaluate(request, groups, self.site, self.config)
 
 
 def answer_keys(question: KeyQuestion, site: SiloSite) -> Body:

@@ -8,7 +8,7 @@ import torch
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, Role
@@ -29,13 +29,13 @@ def contract_of(
         Whether a federation acts as the silo.
     """
     role: Role = "federation" if federation else "silo"
-    if silo == config.federation.own_silo:
+    if silo == config.federation.server_silo:
         role = "server_silo"
     return strategy_of(config).contract(server_round, param_shapes(config, vocab_size), role)
 
 
-def check_request(order: TrainOrder, config: RunConfig) -> None:
-    """Check that an order asks for what its configuration says.
+def check_request(request: TrainRequest, config: RunConfig) -> None:
+    """Check that a request asks for what its configuration says.
 
     How many steps it asks for is left to the policy: a silo may be given fewer than the configuration says.
 
@@ -44,16 +44,16 @@ def check_request(order: TrainOrder, config: RunConfig) -> None:
     PhotonError
         If they differ.
     """
-    if (order.masking is not None) != config.privacy.secure_aggregation:
-        raise PhotonError("secure aggregation: the order and the run's configuration do not agree on it")
-    if order.round > config.rounds:
-        raise PhotonError(f"the order is of round {order.round}, and the run has {config.rounds}")
-    if (order.steps > 0) != ((most := steps_of(config, order.round)) > 0):
-        raise PhotonError(f"the order asks for {order.steps} steps, and a round of this run has {most}")
+    if (request.masking is not None) != config.privacy.secure_aggregation:
+        raise PhotonError("secure aggregation: the request and the run's configuration do not agree on it")
+    if request.round > config.rounds:
+        raise PhotonError(f"the request is of round {request.round}, and the run has {config.rounds}")
+    if (request.steps > 0) != ((most := steps_of(config, request.round)) > 0):
+        raise PhotonError(f"the request asks for {request.steps} steps, and a round of this run has {most}")
     # One participant on the text of several silos has a larger one, by how many there are.
-    if len(order.members) == 1 and order.batch_size != config.training.batch_size:
+    if len(request.members) == 1 and request.batch_size != config.training.batch_size:
         raise PhotonError(
-            f"the order asks for batches of {order.batch_size}, and those of this run have "
+            f"the request asks for batches of {request.batch_size}, and those of this run have "
             f"{config.training.batch_size}"
         )
 

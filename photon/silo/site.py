@@ -43,7 +43,7 @@ class NodeSettings(BaseModel):
     island_rounds: int | None = Field(
         None,
         ge=1,
-        description="Rounds of the islands that the local steps of an order are divided among; none: one.",
+        description="Rounds of the islands that the local steps of a request are divided among; none: one.",
     )
     island: int | None = Field(None, ge=1, description="Set by Photon for each of the islands.")
     branches: bool = Field(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.link.update import REFERENCE
 from photon.silo.kept import kept_of
 from photon.state.checkpoint import weights_sha256
@@ -15,21 +15,21 @@ from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
 from photon.strategy.local import LostStateError, Request, Start
 from photon.training.groups import Tensors
-from photon.training.switch import at_switch
+from photon.training.transition import at_transition
 
 
-def request_of(order: TrainOrder, contract: Contract, config: RunConfig, vocab_size: int) -> Request:
-    """Return the part of an order that the silo's method may see."""
+def request_of(request: TrainRequest, contract: Contract, config: RunConfig, vocab_size: int) -> Request:
+    """Return the part of a request that the silo's method may see."""
     return Request(
-        silo=order.silo,
-        round=order.round,
-        global_step=order.global_step,
-        steps=order.steps,
-        role="server_silo" if order.silo == config.federation.own_silo else "silo",
-        last_round=order.last_round,
-        scalars=order.scalars,
-        averaged_rounds=order.averaged_rounds,
-        tags=order.residuals,
+        silo=request.silo,
+        round=request.round,
+        global_step=request.global_step,
+        steps=request.steps,
+        role="server_silo" if request.silo == config.federation.server_silo else "silo",
+        last_round=request.last_round,
+        scalars=request.scalars,
+        averaged_rounds=request.averaged_rounds,
+        tags=request.routed,
         contract=contract,
         vocab_size=vocab_size,
     )
@@ -38,8 +38,8 @@ def request_of(order: TrainOrder, contract: Contract, config: RunConfig, vocab_s
 def start_from(
     kept: SiloState | None,
     groups: Mapping[str, Tensors],
-    order: TrainOrder,
-    request: Request,
+    request: TrainRequest,
+    for_method: Request,
     data: PreparedData,
     config: RunConfig,
 ) -> tuple[Start, Tensors]:
@@ -53,18 +53,18 @@ def start_from(
     Raises
     ------
     LostStateError
-        If the order counts on something that the silo has lost.
+        If the request counts on something that the silo has lost.
     """
-    if order.base is not None:
-        groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], order)}
+    if request.base_hash is not None:
+        groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], request)}
     method = strategy_of(config).local
     start = method.start(
-        groups, None if kept is None else kept_of(kept), request, SiloData(data, order.members)
+        groups, None if kept is None else kept_of(kept), for_method, SiloData(data, request.members)
     )
-    return _over_the_switch(start, request, config), groups[PARAMS]
+    return _over_the_transition(start, for_method, config), groups[PARAMS]
 
 
-def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tensors:
+def _changed(kept: SiloState | None, change: Tensors, request: TrainRequest) -> Tensors:
     """Add a change to the parameters that the silo has decoded in its last accepted round.
 
     Raises
@@ -73,27 +73,27 @@ def _changed(kept: SiloState | None, change: Tensors, order: TrainOrder) -> Tens
         If it has lost them, or they are others.
     """
     reference = kept.link.get(REFERENCE, {}) if kept else {}
-    if set(reference) != set(change) or weights_sha256(reference) != order.base:
+    if set(reference) != set(change) or weights_sha256(reference) != request.base_hash:
         raise LostStateError(
-            f"{order.silo} has lost the parameters of round {order.last_round}; its next order after this "
-            "failure brings all"
+            f"{request.silo} has lost the parameters of round {request.last_round}; its next request after "
+            "this failure brings all"
         )
     return {name: reference[name] + tensor for name, tensor in change.items()}
 
 
-def _over_the_switch(start: Start, request: Request, config: RunConfig) -> Start:
-    """Do to the local optimizer's state what the switch does where it is crossed."""
-    if config.switch is None or start.optimizer is None:
+def _over_the_transition(start: Start, for_method: Request, config: RunConfig) -> Start:
+    """Do to the local optimizer's state what the transition does where it is crossed."""
+    if config.transition is None or start.optimizer is None:
         return start
-    optimizer, scalars = at_switch(
-        config.switch,
+    optimizer, scalars = at_transition(
+        config.transition,
         start.optimizer,
         start.scalars,
-        global_step=request.global_step,
-        kept_since=config.steps_after(request.last_round),
+        global_step=for_method.global_step,
+        kept_since=config.steps_after(for_method.last_round),
         averaged_since={
-            group: config.steps_after(request.averaged_rounds[group]) for group in start.averaged
+            group: config.steps_after(for_method.averaged_rounds[group]) for group in start.averaged
         },
-        scalars_of_others=request.scalars,
+        scalars_of_others=for_method.scalars,
     )
     return replace(start, optimizer=optimizer, scalars=scalars)

@@ -1,4 +1,4 @@
-"""What a silo does with a train order where the objective takes no steps: sums over its text."""
+"""What a silo does with a train request where the objective takes no steps: sums over its text."""
 
 import random
 import time
@@ -9,19 +9,19 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
-from photon.link.coding import PackedGroups
-from photon.link.messages import TrainOrder, TrainReport
+from photon.link.encoding import PackedGroups
+from photon.link.messages import TrainReport, TrainRequest
 from photon.link.update import encode_reply
 from photon.objective.configured import objective_of
 from photon.silo.kept import Stays, kept_reply, save_round, silo_store
-from photon.silo.runtime import workbench
+from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.contract import PARAMS, Contract
 from photon.training.groups import StateGroups, write_params
 
 
 def sum_up(
-    order: TrainOrder,
+    request: TrainRequest,
     groups: Mapping[str, Mapping[str, torch.Tensor]],
     contract: Contract,
     site: SiloSite,
@@ -33,7 +33,7 @@ def sum_up(
 
     Parameters
     ----------
-    order
+    request
         Whose text, and in which round.
     groups
         The global parameters, and what the server made of earlier sums.
@@ -48,25 +48,25 @@ def sum_up(
     Raises
     ------
     PhotonError
-        If the silo's data or the groups do not fit the order, or the sums not the contract.
+        If the silo's data or the groups do not fit the request, or the sums not the contract.
     """
     begin = time.perf_counter()
-    store = silo_store(order.silo, site, config)
-    if (done := kept_reply(store, order)) is not None:
+    store = silo_store(request.silo, site, config)
+    if (done := kept_reply(store, request)) is not None:
         return done
     if missing := sorted(set(contract.arriving) - set(groups)):
-        raise PhotonError(f"{order.silo}: the order does not bring {missing[0]}")
+        raise PhotonError(f"{request.silo}: the request does not bring {missing[0]}")
     prepared = site.prepared()
-    seed = f"{config.seed}/{order.round}/{order.silo}"
+    seed = f"{config.seed}/{request.round}/{request.silo}"
     loaded = time.perf_counter()
-    sums = _checked(_summed(groups, SiloData(prepared, order.members), order, seed, config), contract)
+    sums = _checked(_summed(groups, SiloData(prepared, request.members), request, seed, config), contract)
     summed = time.perf_counter()
     report = TrainReport(
-        round=order.round,
-        silo=order.silo,
+        round=request.round,
+        silo=request.silo,
         steps=0,
-        tokens=sum(prepared.manifest.silos[member].train.tokens for member in order.members),
-        position=order.position,
+        tokens=sum(prepared.manifest.silos[member].train.tokens for member in request.members),
+        position=request.position,
         update_norm=0.0,
         seconds={
             "load": loaded - begin,
@@ -77,7 +77,7 @@ def sum_up(
         state_lost=False,
     )
     reply, _ = encode_reply(sums, {}, config.link, {}, seed=seed)
-    save_round(store, order, Stays(order.position), report, reply, {})
+    save_round(store, request, Stays(request.position), report, reply, {})
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - summed, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})
@@ -86,31 +86,31 @@ def sum_up(
 def _summed(
     groups: Mapping[str, Mapping[str, torch.Tensor]],
     data: SiloData,
-    order: TrainOrder,
+    request: TrainRequest,
     seed: str,
     config: RunConfig,
 ) -> StateGroups:
     """Let the objective read the text, with the model that came."""
-    bench = workbench(config, data.vocab_size)
-    write_params(bench.model, groups[PARAMS])
+    runtime = runtime_of(config, data.vocab_size)
+    write_params(runtime.model, groups[PARAMS])
     received = {
-        group: {name: tensor.to(bench.device) for name, tensor in tensors.items()}
+        group: {name: tensor.to(runtime.device) for name, tensor in tensors.items()}
         for group, tensors in groups.items()
         if group != PARAMS
     }
-    before = bench.model.training
-    bench.model.eval()
+    before = runtime.model.training
+    runtime.model.eval()
     try:
         with torch.no_grad():
             return objective_of(config).statistics(
-                bench.model,
+                runtime.model,
                 data,
                 received,
-                server_round=order.round,
+                server_round=request.round,
                 seed=random.Random(seed).getrandbits(63),
             )
     finally:
-        bench.model.train(before)
+        runtime.model.train(before)
 
 
 def _checked(sums: StateGroups, contract: Contract) -> StateGroups:

@@ -1,4 +1,4 @@
-"""What a silo does with a train order: from the global state groups to the reply and the report."""
+"""What a silo does with a train request: from the global state groups to the reply and the report."""
 
 import time
 from collections.abc import Mapping
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import torch
 
 from photon.config.schema import RunConfig
-from photon.link.coding import PackedGroups
-from photon.link.messages import Release, TrainOrder, TrainReport
+from photon.link.encoding import PackedGroups
+from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
 from photon.silo.kept import Stays, kept_reply, kept_state, save_round, silo_store
-from photon.silo.reply import encoded, released
+from photon.silo.reply import encoded, privatised
 from photon.silo.site import SiloSite
 from photon.silo.start import request_of, start_from
 from photon.strategy.base import strategy_of
@@ -21,17 +21,17 @@ from photon.training.devices import GroupResult
 
 
 def train(
-    order: TrainOrder,
+    request: TrainRequest,
     groups: Mapping[str, Mapping[str, torch.Tensor]],
     contract: Contract,
     site: SiloSite,
     config: RunConfig,
 ) -> tuple[PackedGroups, TrainReport]:
-    """Carry out a train order.
+    """Carry out a train request.
 
     Parameters
     ----------
-    order
+    request
         What to train, and from where.
     groups
         The global state groups; ``params`` at least.
@@ -46,62 +46,64 @@ def train(
     Raises
     ------
     PhotonError
-        If the silo's data, state or the groups do not fit the order.
+        If the silo's data, state or the groups do not fit the request.
     """
     begin = time.perf_counter()
-    store = silo_store(order.silo, site, config)
-    if (done := kept_reply(store, order)) is not None:
+    store = silo_store(request.silo, site, config)
+    if (done := kept_reply(store, request)) is not None:
         return done
 
     data = site.prepared()
-    request = request_of(order, contract, config, data.manifest.vocab_size)
-    kept, state_lost = kept_state(store, order)
-    start, received = start_from(kept, groups, order, request, data, config)
-    finish = strategy_of(config).local.finish(start, fit(order, start, groups, data, config, site), request)
+    for_method = request_of(request, contract, config, data.manifest.vocab_size)
+    kept, state_lost = kept_state(store, request)
+    start, received = start_from(kept, groups, request, for_method, data, config)
+    finish = strategy_of(config).local.finish(
+        start, fit(request, start, groups, data, config, site), for_method
+    )
     trained = time.perf_counter()
 
     leaves = dict(finish.leaves)
     diagnostics = {**start.figures, **finish.figures}
     if config.telemetry.diagnostics:
-        diagnostics |= diagnose(finish.trained, start, data, order, config)
-    leaves[PARAMS], let_out, norm = released(leaves[PARAMS], start.reference, order, site, store)
+        diagnostics |= diagnose(finish.trained, start, data, request, config)
+    leaves[PARAMS], privacy_report, norm = privatised(leaves[PARAMS], start.reference, request, site, store)
     if norm is not None and config.telemetry.diagnostics:
         diagnostics["update_norm_before_clip"] = norm
     shared = {name: t for name, t in leaves[PARAMS].items() if name not in contract.own}
     report = _report(
-        order,
+        request,
         finish.trained,
         update_norm=distance(shared, start.reference),
         seconds=trained - begin,
         state_lost=state_lost,
-        release=let_out,
+        privacy=privacy_report,
         diagnostics=diagnostics,
         rows=start.rows,
     )
-    reply, memory = encoded(leaves, start, received, kept.link if kept else {}, order, config)
+    reply, feedback = encoded(leaves, start, received, kept.link if kept else {}, request, config)
     stays = Stays(finish.trained.position, finish.stays, finish.scalars)
-    save_round(store, order, stays, report, reply, memory)
+    save_round(store, request, stays, report, reply, feedback)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})
 
 
 def _report(
-    order: TrainOrder,
+    request: TrainRequest,
     fitted: GroupResult,
     *,
     update_norm: float,
     seconds: float,
     state_lost: bool,
-    release: Release | None,
+    privacy: PrivacyReport | None,
     diagnostics: dict[str, float],
     rows: torch.Tensor | None,
 ) -> TrainReport:
     """Return the report of a round that took ``seconds`` and is not saved yet."""
     result = fitted.result
     return TrainReport(
-        round=order.round,
-        silo=order.silo,
+        round=request.round,
+        silo=request.silo,
         steps=result.steps,
         tokens=result.tokens,
         position=fitted.position,
@@ -117,7 +119,7 @@ def _report(
             "total": seconds,
         },
         state_lost=state_lost,
-        release=release,
+        privacy=privacy,
         scalars=fitted.scalars,
         diagnostics=diagnostics,
         vocabulary=None if rows is None else pack_vocabulary(rows),

@@ -11,7 +11,7 @@ from photon.config.schema import RunConfig
 from photon.data.loader import BatchStream, stream_seed
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.objective.base import Objective, Work
 from photon.objective.configured import objective_of
 from photon.strategy.contract import PARAMS
@@ -24,7 +24,7 @@ def chooses(config: RunConfig) -> bool:
 
 
 def batches(
-    order: TrainOrder, model: nn.Module, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
+    request: TrainRequest, model: nn.Module, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
 ) -> tuple[BatchStream, Mapping[str, float]]:
     """Return the batches of a round, and figures of how they were chosen.
 
@@ -33,7 +33,7 @@ def batches(
     model
         The model with the parameters that the round starts from.
     groups
-        What came with the order.
+        What came with the request.
 
     Raises
     ------
@@ -41,10 +41,10 @@ def batches(
         If what the objective has chosen does not fit the text.
     """
     windows = data.windows("train")
-    seed = stream_seed(config.seed, order.members)
-    work = _chosen(order, model, groups, data, config) if chooses(config) else None
+    seed = stream_seed(config.seed, request.members)
+    work = _chosen(request, model, groups, data, config) if chooses(config) else None
     if work is None:
-        return BatchStream({"tokens": windows}, seed, order.position), {}
+        return BatchStream({"tokens": windows}, seed, request.position), {}
     total = sum(map(len, windows))
     chosen = work.windows.cpu().numpy()
     if chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= total:
@@ -52,17 +52,17 @@ def batches(
     arrays = {name: [array.cpu().numpy()] for name, array in work.arrays.items()}
     try:
         return BatchStream(
-            {"tokens": [np.concatenate(windows)[chosen]], **arrays}, seed + order.round
+            {"tokens": [np.concatenate(windows)[chosen]], **arrays}, seed + request.round
         ), work.figures
     except ValueError as error:
         raise PhotonError(f"objective: what it made for its windows does not fit them ({error})") from error
 
 
 def _chosen(
-    order: TrainOrder, model: nn.Module, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
+    request: TrainRequest, model: nn.Module, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
 ) -> Work | None:
     received: StateGroups = {group: dict(tensors) for group, tensors in groups.items() if group != PARAMS}
-    seed = random.Random(f"{config.seed}/{order.round}/{order.silo}/prepare").getrandbits(63)
+    seed = random.Random(f"{config.seed}/{request.round}/{request.silo}/prepare").getrandbits(63)
     model.eval()
     with torch.no_grad():
-        return objective_of(config).prepare(model, data, received, server_round=order.round, seed=seed)
+        return objective_of(config).prepare(model, data, received, server_round=request.round, seed=seed)

@@ -15,16 +15,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
-from photon.config.tree import ResidualTag
+from photon.config.renamed import renamed
+from photon.config.tree import RoutedTag
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, remove_leftovers, sync_files
 from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
-FORMAT = "photon-checkpoint/1"
+FORMAT = "photon-checkpoint/2"
+#: The form of earlier versions, which differs in names alone.
+EARLIER = "photon-checkpoint/1"
 #: The file with the hashes of a checkpoint's other files.
 _SEAL = "blake3.json"
 
@@ -63,11 +66,11 @@ class ServerState(BaseModel):
         State group of the local optimizers to the round at whose end it was last averaged.
     local_scalars
         Scalar states of the local optimizers, such as ``step``, after the last round.
-    residuals
+    routed
         What the key blocks are that travel to other federations.
     vocabulary
-        With trimmed embeddings the rows that were trained since the federation above gave its last order, as
-        `photon.models.vocabulary.pack_vocabulary` writes them.
+        With restricted vocabularies the rows that were trained since the federation above gave its last
+        request, as `photon.models.vocabulary.pack_vocabulary` writes them.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -82,7 +85,7 @@ class ServerState(BaseModel):
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
-    residuals: list[ResidualTag] = Field(default_factory=list)
+    routed: list[RoutedTag] = Field(default_factory=list)
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
@@ -99,13 +102,13 @@ class Received:
         File with the parameters to start from.
     groups
         File with the groups as they came from the federation above; None: nothing did.
-    residuals
+    routed
         What those of them are that come from other federations.
     """
 
     params: Path
     groups: Path | None = None
-    residuals: Sequence[ResidualTag] = ()
+    routed: Sequence[RoutedTag] = ()
 
 
 @dataclass(frozen=True)
@@ -138,13 +141,16 @@ class Checkpoint:
     def load_kept(self) -> StateGroups:
         """Return further state groups of the strategy, memory-mapped; empty if it has none."""
         path = self.path / "kept.safetensors"
-        return load_groups(path) if path.exists() else {}
+        return self._named(load_groups(path)) if path.exists() else {}
 
-    def load_inbox(self) -> tuple[StateGroups, Sequence[ResidualTag]]:
+    def load_inbox(self) -> tuple[StateGroups, Sequence[RoutedTag]]:
         """Return what came from other federations: what the one above sent, or what the last round chose."""
         if self.received is not None and self.received.groups is not None:
-            return load_groups(self.received.groups), self.received.residuals
-        return self.load_kept(), self.state.residuals
+            return self._named(load_groups(self.received.groups)), self.received.routed
+        return self.load_kept(), self.state.routed
+
+    def _named(self, groups: StateGroups) -> StateGroups:
+        return renamed().grouped(groups) if self.state.format == EARLIER else groups
 
     def load_previous_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters of the round before, memory-mapped.
@@ -238,6 +244,7 @@ class CheckpointStore:
         Checkpoint
             The written checkpoint, at its place for the time of the block.
         """
+        state = state.model_copy(update={"format": FORMAT})
         with atomic_directory(self._path(state.round)) as folder, ThreadPoolExecutor(1) as background:
             save_groups(folder / "params.safetensors", {"params": params})
             params.clear()
@@ -323,14 +330,14 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if not file.is_file():
         raise PhotonError(f"{path}: not a checkpoint (no checkpoint.json)")
     try:
-        state = ServerState.model_validate(json.loads(file.read_text()))
-    except (ValueError, ValidationError) as error:
+        content = renamed().content(json.loads(file.read_text()))
+        if isinstance(content, dict) and content.get("format", FORMAT) not in (FORMAT, EARLIER):
+            raise PhotonError(f"{file}: format {content['format']}, this photon reads {FORMAT}")
+        return Checkpoint(path, ServerState.model_validate(content))
+    except ValueError as error:
         raise PhotonError(
             f"{file}: damaged ({str(error).splitlines()[0]}); use an older checkpoint"
         ) from error
-    if state.format != FORMAT:
-        raise PhotonError(f"{file}: format {state.format}, this photon reads {FORMAT}")
-    return Checkpoint(path, state)
 
 
 def _seal(folder: Path) -> None:

@@ -108,7 +108,7 @@ class FixedGroups:
         if not tensors or group_sha256(tensors) != sha256:
             path.unlink(missing_ok=True)
             raise LostGroupError(
-                f"{silo} has lost {group}, which is sent once; its next order after this failure brings it"
+                f"{silo} has lost {group}, which is sent once; its next request after this failure brings it"
             )
         os.utime(path)
         return tensors

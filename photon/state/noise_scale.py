@@ -1,4 +1,4 @@
-"""The gradient noise scale of the clients' updates."""
+"""The gradient noise scale of the silos' updates."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict
 
 
 class NoiseScale(BaseModel):
-    """Running gradient noise scale of the clients' updates: how many clients are worth averaging.
+    """Running gradient noise scale of the silos' updates: how many silos are worth averaging.
 
-    With b_s = 1 client and b_b = K clients, g_s an update Δ_k and g_b their mean Δ,
+    With b_s = 1 silo and b_b = K silos, g_s an update Δ_k and g_b their mean Δ,
 
         tr = (|g_s|² − |g_b|²) / (1/b_s − 1/b_b),   |G|² = (b_b |g_b|² − b_s |g_s|²) / (b_b − b_s),
 
@@ -28,23 +28,23 @@ class NoiseScale(BaseModel):
     rounds: int = 0
 
     def add(self, norm: float, update_norms: Sequence[float], decay: float = 0.99) -> "NoiseScale":
-        """Return the average after one more round; a round of a single client says nothing.
+        """Return the average after one more round; a round of a single silo says nothing.
 
         Parameters
         ----------
         norm
             ‖Δ‖, the norm of the pseudo-gradient.
         update_norms
-            ‖Δ_k‖ of each client.
+            ‖Δ_k‖ of each silo.
         decay
             Share of the old average.
         """
-        clients = len(update_norms)
-        if clients < 2:
+        silos = len(update_norms)
+        if silos < 2:
             return self
-        small, big = sum(update**2 for update in update_norms) / clients, norm**2
-        trace = (small - big) / (1 - 1 / clients)
-        square = (clients * big - small) / (clients - 1)
+        small, big = sum(update**2 for update in update_norms) / silos, norm**2
+        trace = (small - big) / (1 - 1 / silos)
+        square = (silos * big - small) / (silos - 1)
         return NoiseScale(
             trace=decay * self.trace + (1 - decay) * trace,
             square=decay * self.square + (1 - decay) * square,

@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
 
+from photon.config.renamed import renamed
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, remove_leftovers, write_text
 from photon.state.tensors import StateGroups, load_groups, save_groups
@@ -65,7 +66,7 @@ class SiloState:
         Scalar states of the local optimizer, such as ``step``.
     report
         The round's report as JSON text.
-    codings
+    encodings
         How the reply's payloads become tensors again, as JSON text.
     groups
         State groups of the local optimizer.
@@ -79,7 +80,7 @@ class SiloState:
     position: int
     scalars: dict[str, float]
     report: str
-    codings: str
+    encodings: str
     groups: StateGroups = field(default_factory=dict, compare=False)
     link: StateGroups = field(default_factory=dict, compare=False)
 
@@ -123,10 +124,13 @@ class SiloStore:
         remove_leftovers(self.folder)
         path = self._path(server_round)
         try:
-            numbers = json.loads((path / "state.json").read_text())
+            written = json.loads((path / "state.json").read_text())
+            numbers, groups = renamed().content(written), load_groups(path / "optimizer.safetensors")
+            if numbers != written:
+                groups = renamed().kept_by_silo(groups)
             state = SiloState(
                 **numbers,
-                groups=load_groups(path / "optimizer.safetensors"),
+                groups=groups,
                 link=load_groups(path / "link.safetensors"),
             )
         except (OSError, ValueError, TypeError, PhotonError):

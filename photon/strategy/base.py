@@ -15,8 +15,8 @@ import torch
 from photon.components import build
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.config.tree import ResidualTag
-from photon.link.coding import SparseTensor
+from photon.config.tree import RoutedTag
+from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
 from photon.state.checkpoint import Checkpoint
@@ -87,7 +87,7 @@ class Aggregate:
         Further figures of the round, under ``figure/of what`` names.
     kept
         Further state groups that the strategy finds in the next round's checkpoint.
-    residuals
+    routed
         What those of them are that travel to other federations.
     """
 
@@ -101,7 +101,7 @@ class Aggregate:
     outer_seconds: float
     figures: Mapping[str, float] = field(default_factory=dict)
     kept: StateGroups = field(default_factory=dict)
-    residuals: Sequence[ResidualTag] = ()
+    routed: Sequence[RoutedTag] = ()
 
 
 class Strategy(ABC):
@@ -153,8 +153,8 @@ class Strategy(ABC):
         """Return who can be sampled, in name order: by default every silo on its own."""
         return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]
 
-    def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
-        """Return what the residuals are that `configure_train` sends to a participant."""
+    def routed_tags(self, checkpoint: Checkpoint, participant: str) -> list[RoutedTag]:
+        """Return what the routed layers are that `configure_train` sends to a participant."""
         return []
 
     def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:

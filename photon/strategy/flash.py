@@ -11,9 +11,9 @@ from photon.strategy.sparse import Sparse, prunable
 
 
 class Flash(Sparse):
-    """Clients train the first round densely and prune; the server prunes each layer of the mean once more.
+    """Silos train the first round densely and prune; the server prunes each layer of the mean once more.
 
-    A layer keeps as large a share as the clients kept of it on average, and its zeros get no gradient later.
+    A layer keeps as large a share as the silos kept of it on average, and its zeros get no gradient later.
     """
 
     method = "fixed-support"
@@ -21,7 +21,7 @@ class Flash(Sparse):
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
-        """Aggregate, and note the clients' densities."""
+        """Aggregate, and note the silos' densities."""
         self._kept = dict.fromkeys(prunable(self.config, checkpoint.state.vocab_size), 0.0)
         return super().aggregate_train(server_round, checkpoint, self._measured(replies))
 

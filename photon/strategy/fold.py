@@ -1,10 +1,10 @@
-"""Streaming, order-independent folding of client replies."""
+"""Streaming, order-independent folding of silo replies."""
 
 from collections.abc import Mapping
 
 import torch
 
-from photon.link.coding import SparseTensor
+from photon.link.encoding import SparseTensor
 
 Groups = Mapping[str, Mapping[str, torch.Tensor | SparseTensor]]
 

@@ -1,7 +1,7 @@
 """Key layers: the part of the model that is a node's own, and what a node does with those that it receives.
 
 The same rule holds for a silo and for a federation that takes part in a larger one: the backbone is taken as
-it comes, and the own key layers look at those of the node above and at residuals of other federations.
+it comes, and the own key layers look at those of the node above and at routed layers of other federations.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from photon.config.schema import RunConfig
-from photon.config.tree import ResidualTag
+from photon.config.tree import RoutedTag
 from photon.data.silo_data import SiloData
 from photon.models.partition import Partition, partition
 from photon.models.vocabulary import choose_rows, token_parameters
@@ -40,7 +40,7 @@ Down = Literal["attention", "overwrite", "none"]
 
 
 @dataclass(frozen=True)
-class Residual:
+class RoutedBlock:
     """A key block of another federation.
 
     Attributes
@@ -110,9 +110,9 @@ class KeyLayers:
         return dict(kept) if kept else {name: first[name] for name in names}
 
     def pull(
-        self, own: Tensors, received: Tensors, residuals: Sequence[Residual], initial: Tensors | None
+        self, own: Tensors, received: Tensors, routed: Sequence[RoutedBlock], initial: Tensors | None
     ) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
-        """Return a node's parameters to go on from: K[j] ← AttnAgg(K[j]; {K_in[j]} ∪ {residuals of j}).
+        """Return a node's parameters to go on from: K[j] ← AttnAgg(K[j]; {K_in[j]} ∪ {routed layers of j}).
 
         Parameters
         ----------
@@ -120,7 +120,7 @@ class KeyLayers:
             The node's key layers.
         received
             Backbone, and the key layers of the node above if they came.
-        residuals
+        routed
             Key blocks of other federations.
         initial
             What changes are measured against.
@@ -142,7 +142,7 @@ class KeyLayers:
                 params |= {name: received[name] for name in names}
                 continue
             others = [received] if came else []
-            others += [residual.tensors for residual in residuals if residual.block == block]
+            others += [routed_block.tensors for routed_block in routed if routed_block.block == block]
             attended, shares = attend(
                 own, others, names, initial, self.attention, include_self=self.attention.include_self_down
             )
@@ -157,7 +157,7 @@ class KeyLayers:
 
 
 class OwnKeyLayers(LocalMethod):
-    """The silo's half: key layers of its own, and with trimmed embeddings rows of its own vocabulary.
+    """The silo's half: key layers of its own, and with restricted vocabularies rows of its own vocabulary.
 
     Parameters
     ----------
@@ -170,7 +170,7 @@ class OwnKeyLayers(LocalMethod):
     def __init__(self, config: RunConfig, local_state: LocalState, layers: KeyLayers) -> None:
         super().__init__(config, local_state)
         self.layers = layers
-        self.restricts_rows = layers.embeddings == "trimmed"
+        self.restricts_rows = layers.embeddings == "restricted"
 
     def start(self, received: Groups, kept: Kept | None, request: Request, data: SiloData) -> Start:
         """Take the backbone as it comes, and let the own key layers look at what came with it."""
@@ -178,14 +178,14 @@ class OwnKeyLayers(LocalMethod):
         own = kept.local.get(PERSONAL) if kept and request.role != "server_silo" else None
         if own is None and len(came) < len(request.contract.arriving[PARAMS]):
             raise LostStateError(
-                f"{request.silo} has lost its key layers; its next order after this failure brings others"
+                f"{request.silo} has lost its key layers; its next request after this failure brings others"
             )
         if own is None:
             own = {name: came[name] for name in self.layers.split(came).key_names}
         whole = {**came, **own}
         initial = self.layers.initial(kept.local.get(INITIAL) if kept else None, whole)
-        residuals = unpack_residuals(received, request.tags, self.layers.split(whole))
-        params, figures = self.layers.pull(own, came, residuals, initial)
+        routed = unpack_routed(received, request.tags, self.layers.split(whole))
+        params, figures = self.layers.pull(own, came, routed, initial)
         return replace(
             self.joined(received, kept, request, params, came),
             stays={INITIAL: dict(initial)} if initial else {},
@@ -225,46 +225,48 @@ class OwnKeyLayers(LocalMethod):
         return {} if initial is None else {INITIAL: initial}
 
     def adopt(
-        self, own: Tensors, kept: Groups, received: Groups, tags: Sequence[ResidualTag]
+        self, own: Tensors, kept: Groups, received: Groups, tags: Sequence[RoutedTag]
     ) -> tuple[Tensors, Mapping[str, float]]:
         """Take the backbone from above, and let the federation's key layers look at what came with it."""
         parts = self.layers.split(own)
         return self.layers.pull(
             {name: own[name] for name in parts.key_names},
             received[PARAMS],
-            unpack_residuals(received, tags, parts),
+            unpack_routed(received, tags, parts),
             kept.get(INITIAL),
         )
 
 
-def pack_residuals(residuals: Sequence[Residual]) -> tuple[StateGroups, list[ResidualTag]]:
-    """Put residuals into state groups: the n-th of each block into the group ``shared/residual-n``."""
+def pack_routed(routed: Sequence[RoutedBlock]) -> tuple[StateGroups, list[RoutedTag]]:
+    """Put routed layers into state groups: the n-th of each block into the group ``shared/routed-n``."""
     groups: StateGroups = {}
-    tags: list[ResidualTag] = []
+    tags: list[RoutedTag] = []
     count: dict[str, int] = {}
-    for residual in residuals:
-        slot = count[residual.block] = count.get(residual.block, 0) + 1
-        groups.setdefault(residual_group(slot), {}).update(residual.tensors)
+    for routed_block in routed:
+        slot = count[routed_block.block] = count.get(routed_block.block, 0) + 1
+        groups.setdefault(routed_group(slot), {}).update(routed_block.tensors)
         tags.append(
-            ResidualTag(slot=slot, block=residual.block, origin=residual.origin, round=residual.round)
+            RoutedTag(
+                slot=slot, block=routed_block.block, origin=routed_block.origin, round=routed_block.round
+            )
         )
     return groups, tags
 
 
-def unpack_residuals(
-    groups: Mapping[str, Tensors], tags: Sequence[ResidualTag], parts: Partition
-) -> list[Residual]:
-    """Read what `pack_residuals` has put; a tag without its tensors is left out."""
-    residuals = []
+def unpack_routed(
+    groups: Mapping[str, Tensors], tags: Sequence[RoutedTag], parts: Partition
+) -> list[RoutedBlock]:
+    """Read what `pack_routed` has put; a tag without its tensors is left out."""
+    routed = []
     for tag in tags:
-        tensors = groups.get(residual_group(tag.slot), {})
+        tensors = groups.get(routed_group(tag.slot), {})
         names = parts.keys.get(tag.block, ())
         if names and all(name in tensors for name in names):
             own = {name: tensors[name] for name in names}
-            residuals.append(Residual(tag.block, tag.origin, tag.round, own))
-    return residuals
+            routed.append(RoutedBlock(tag.block, tag.origin, tag.round, own))
+    return routed
 
 
-def residual_group(slot: int) -> str:
+def routed_group(slot: int) -> str:
     """Return the name of the state group of a slot, counted from 1."""
-    return f"{SHARED}residual-{slot}"
+    return f"{SHARED}routed-{slot}"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from photon.config.schema import RunConfig
-from photon.config.tree import ResidualTag
+from photon.config.tree import RoutedTag
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.strategy.contract import LOCAL, PARAMS, RECEIVED, Contract, Role
@@ -71,7 +71,7 @@ class Request:
     last_round: int
     scalars: Mapping[str, float]
     averaged_rounds: Mapping[str, int]
-    tags: Sequence[ResidualTag]
+    tags: Sequence[RoutedTag]
     contract: Contract
     vocab_size: int
 
@@ -267,7 +267,7 @@ class LocalMethod:
         return {}
 
     def adopt(
-        self, own: Tensors, kept: Groups, received: Groups, tags: Sequence[ResidualTag]
+        self, own: Tensors, kept: Groups, received: Groups, tags: Sequence[RoutedTag]
     ) -> tuple[Tensors, Mapping[str, float]]:
         """Return the parameters that a federation goes on from, and figures.
 

@@ -54,7 +54,7 @@ class OuterOptimizer:
     section
         ``_target_`` and arguments of a ``torch.optim.Optimizer``.
     of
-        What the clients' mean is the mean of. A mean of updates, θ − θ_k, is Δ itself.
+        What the silos' mean is the mean of. A mean of updates, θ − θ_k, is Δ itself.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class OuterOptimizer:
         params
             Global parameters by name.
         mean
-            Mean of the clients' parameters, or of their updates, by name.
+            Mean of the silos' parameters, or of their updates, by name.
         state, scalars
             The optimizer's state groups and scalar states after the last step; empty before the first.
 
@@ -102,20 +102,18 @@ class OuterOptimizer:
         used_up = 0
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
         for name, parameter in parameters.items():
-            of_clients = mean.pop(name)
-            used_up += of_clients.nbytes
+            of_silos = mean.pop(name)
+            used_up += of_silos.nbytes
             if averaging:
-                gradient_norms[name] = _norm(parameter.detach() - of_clients)
-                params[name] = of_clients
+                gradient_norms[name] = _norm(parameter.detach() - of_silos)
+                params[name] = of_silos
                 continue
-            parameter.grad = (
-                of_clients if self._of == "update" else of_clients.neg_().add_(parameter.detach())
-            )
+            parameter.grad = of_silos if self._of == "update" else of_silos.neg_().add_(parameter.detach())
             gradient_norms[name] = _norm(parameter.grad)
             optimizer.step()
             parameter.grad = None
             params[name] = parameter.detach()
-            del of_clients
+            del of_silos
             if used_up > RELEASE_BYTES:
                 # The outer optimizer's state takes the place of the mean, not room beside it.
                 release_freed()

@@ -1,4 +1,4 @@
-"""Photon: the mean of the clients' parameters, and an outer optimizer on the pseudo-gradient.
+"""Photon: the mean of the silos' parameters, and an outer optimizer on the pseudo-gradient.
 
     θ̄ = Σ_k w_k θ_k,   Δ = θ − θ̄,   θ ← OuterOptimizer(θ, Δ)
 
@@ -36,10 +36,10 @@ class Photon(Strategy):
     config
         The run's configuration.
     weighting
-        ``"tokens"``: clients count by the tokens they trained; ``"uniform"``: alike.
+        ``"tokens"``: silos count by the tokens they trained; ``"uniform"``: alike.
     local_state
         ``"keep"``: moments of the local optimizer stay in the silo; ``"reset"``: every round starts anew;
-        ``"sync"``: they are averaged over the clients as ``sync`` says.
+        ``"sync"``: they are averaged over the silos as ``sync`` says.
     sync
         State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
     """
@@ -101,14 +101,15 @@ class Photon(Strategy):
     def due_groups(self, server_round: int) -> list[str]:
         """Return the groups that the sync plan averages in this round.
 
-        The periods count from the switch, if there is one; its round, which ends the warm-up, averages all.
+        The periods count from the transition, if there is one; its round, which ends the warm-up, averages
+        all.
         """
         if self.plan is None:
             return [PARAMS]
-        steps, switch = self.config.steps_after(server_round), self.config.switch
-        if switch is None or (steps < switch.step and switch.local_steps is None):
+        steps, transition = self.config.steps_after(server_round), self.config.transition
+        if transition is None or (steps < transition.step and transition.local_steps is None):
             return self.plan.due(steps)
-        return self.plan.due(max(0, steps - switch.step))
+        return self.plan.due(max(0, steps - transition.step))
 
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
@@ -123,7 +124,7 @@ class Photon(Strategy):
         params = checkpoint.load_params()
         state = checkpoint.state
         sent: dict[frozenset[str], StateGroups] = {}
-        orders: dict[str, StateGroups] = {}
+        sent_groups: dict[str, StateGroups] = {}
         for participant in cohort:
             last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
             missing = {group for group, at in state.averaged_rounds.items() if last <= at}
@@ -132,8 +133,8 @@ class Photon(Strategy):
             groups = frozenset(missing)
             if groups not in sent:
                 sent[groups] = {"params": params} | {g: self._load(checkpoint, g) for g in sorted(groups)}
-            orders[participant.name] = sent[groups]
-        return orders
+            sent_groups[participant.name] = sent[groups]
+        return sent_groups
 
     @staticmethod
     def _load(checkpoint: Checkpoint, group: str) -> dict[str, torch.Tensor]:
@@ -147,12 +148,12 @@ class Photon(Strategy):
         Parameters
         ----------
         mean
-            Mean of the clients' parameters, or of their updates under ``link.up_of=update``; used up. A
-            parameter that it lacks stays as it is.
+            Mean of the silos' parameters, or of their updates under ``link.uplink_payload=update``; used up.
+            A parameter that it lacks stays as it is.
         """
         params = checkpoint.load_params()
         due = {name: params[name] for name in params if name in mean}
-        of = self.config.link.up_of if self.folds_updates else "parameters"
+        of = self.config.link.uplink_payload if self.folds_updates else "parameters"
         outer = OuterOptimizer(self.config.outer.as_mapping(), of)
         step, groups, scalars = outer.step(due, mean, checkpoint.load_outer(), checkpoint.state.outer_scalars)
         return params | due, step, groups, scalars

@@ -84,11 +84,11 @@ class Scaffold(Photon):
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> Mapping[str, StateGroups]:
         """Send everybody the server's control variate as well."""
-        orders = super().configure_train(server_round, checkpoint, cohort)
+        sent_groups = super().configure_train(server_round, checkpoint, cohort)
         control = _control(checkpoint)
         # Those who are sent the same groups are handed the same object, which is encoded once.
-        beside = {id(groups): {**groups, CONTROL: control} for groups in orders.values()}
-        return {name: beside[id(groups)] for name, groups in orders.items()}
+        beside = {id(groups): {**groups, CONTROL: control} for groups in sent_groups.values()}
+        return {name: beside[id(groups)] for name, groups in sent_groups.items()}
 
     def fold_shared(self, checkpoint: Checkpoint, means: StateGroups, replies: int) -> StateGroups:
         """Move the server's control variate: c ← c + (|S| / N) · mean Δc."""

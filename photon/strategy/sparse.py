@@ -34,7 +34,7 @@ from photon.training.devices import GroupResult
 
 
 class Sparse(Photon):
-    """Photon with clients that prune their weights after local training.
+    """Photon with silos that prune their weights after local training.
 
     The mean of pruned replies is zero where all of them are: the global model has the union of their
     supports. Averaging keeps that; any other outer optimizer would fill it again, so its step is confined to
@@ -45,7 +45,7 @@ class Sparse(Photon):
     config
         The run's configuration.
     sparsity
-        Share of the prunable weights that a client sets to zero, ŝ.
+        Share of the prunable weights that a silo sets to zero, ŝ.
     layers
         Regular expressions of the layers to prune, by name; None: every linear layer but the output head.
     scope
@@ -74,8 +74,11 @@ class Sparse(Photon):
     ) -> None:
         if local_state == "sync":
             raise ValueError("local_state=sync: moments of pruned weights are not averaged; set keep")
-        if config.link.up_of == "update":
-            raise ValueError("link.up_of=update: what is sparse are the weights; set link.up_of=parameters")
+        if config.link.uplink_payload == "update":
+            raise ValueError(
+                "link.uplink_payload=update: what is sparse are the weights; set "
+                "link.uplink_payload=parameters"
+            )
         super().__init__(config, weighting=weighting, local_state=local_state)
         self.sparse: SparseTraining = SparseTraining(
             sparsity,
@@ -98,7 +101,7 @@ class Sparse(Photon):
         )
 
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
-        """Step the outer optimizer within the union of the clients' supports."""
+        """Step the outer optimizer within the union of the silos' supports."""
         names = prunable(self.config, checkpoint.state.vocab_size)
         outside = {name: mean[name] == 0 for name in names}
         params, step, groups, scalars = super().step_outer(server_round, checkpoint, mean)
@@ -140,7 +143,7 @@ class PrunedWeights(LocalMethod):
         self.sparse.attach(model)
 
     def start(self, received: Groups, kept: Kept | None, request: Request, data: SiloData) -> Start:
-        """Zero the moments of weights that all clients have pruned: they would bring the weights back."""
+        """Zero the moments of weights that all silos have pruned: they would bring the weights back."""
         start = super().start(received, kept, request, data)
         if start.optimizer is None:
             return start
@@ -160,31 +163,31 @@ class PrunedWeights(LocalMethod):
 
 
 class Supports:
-    """Compare supports: of the clients with one another, and with what they received.
+    """Compare supports: of the silos with one another, and with what they received.
 
     Parameters
     ----------
     names
         The prunable weights.
     received
-        The parameters that the clients started from.
+        The parameters that the silos started from.
     """
 
     def __init__(self, names: list[str], received: Mapping[str, torch.Tensor]) -> None:
         self._names = names
         self._received = _bits(received, names)
-        self._clients: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
+        self._silos: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
 
     def add(self, params: Mapping[str, torch.Tensor]) -> None:
-        """Note where the weights of a client are not zero."""
-        self._clients.append(_bits(params, self._names))
+        """Note where the weights of a silo are not zero."""
+        self._silos.append(_bits(params, self._names))
 
     def figures(self) -> dict[str, float]:
-        """Return the mean intersection over union of two clients' masks, and the weights that grew again."""
-        regrown = [_count(bits & ~self._received) for bits in self._clients]
+        """Return the mean intersection over union of two silos' masks, and the weights that grew again."""
+        regrown = [_count(bits & ~self._received) for bits in self._silos]
         figures = {"regrown/mean": fmean(regrown)}
-        if len(self._clients) > 1:
-            pairs = list(combinations(self._clients, 2))
+        if len(self._silos) > 1:
+            pairs = list(combinations(self._silos, 2))
             figures["mask_iou/all"] = fmean(_count(a & b) / max(1, _count(a | b)) for a, b in pairs)
         return figures
 

@@ -43,11 +43,11 @@ Pattern = Literal["strided", "sequential"]
 class StreamingDiLoCo(Photon):
     """Sync one fragment of the parameters a round, as Streaming DiLoCo does.
 
-    In round r fragment p = (r − 1) mod P is due. With its last global value θ_p and the clients' values θ_k,p
+    In round r fragment p = (r − 1) mod P is due. With its last global value θ_p and the silos' values θ_k,p
 
         Δ_p = θ_p − Σ_k w_k θ_k,p,   θ_p ← OuterOptimizer_p(θ_p, Δ_p),   θ_k,p ← α θ_p + (1 − α) θ_k,p
 
-    and the other fragments of a client go on from where they are. A participant that was not in the last
+    and the other fragments of a silo go on from where they are. A participant that was not in the last
     round starts from the whole global model. The last round syncs all fragments.
 
     Parameters
@@ -57,7 +57,7 @@ class StreamingDiLoCo(Photon):
     fragments
         P. With 1 it is DiLoCo.
     mixing
-        α, the share of the global fragment in what a client goes on from (the paper's 1 − α).
+        α, the share of the global fragment in what a silo goes on from (the paper's 1 − α).
     pattern
         Which numbered blocks are in a fragment: ``"strided"``: every P-th; ``"sequential"``: neighbours.
     weighting
@@ -98,12 +98,12 @@ class StreamingDiLoCo(Photon):
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract in which the parameters of the fragments that are due leave."""
         whole = super().contract(server_round, params, role)
-        due = {name: params[name] for name in self.due_params(server_round, params)}
+        due = {name: params[name] for name in self.synced_params(server_round, params)}
         leaving = whole.leaving[PARAMS]
         fragments = replace(leaving, shapes=due, masked=leaving.masked & set(due))
         return replace(whole, leaving={PARAMS: fragments})
 
-    def due_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str]:
+    def synced_params(self, server_round: int, params: Mapping[str, torch.Size]) -> list[str]:
         """Return the parameters of the fragments that are due."""
         fragments = self._split(params)
         return sorted(name for number in self._due(server_round) for name in fragments[number])
@@ -115,7 +115,7 @@ class StreamingDiLoCo(Photon):
         params, state = checkpoint.load_params(), checkpoint.state
         everything: StateGroups = {"params": params}
         synced: StateGroups = {
-            "params": {name: params[name] for name in self.due_params(state.round, _shapes(params))}
+            "params": {name: params[name] for name in self.synced_params(state.round, _shapes(params))}
         }
 
         def was_there(participant: Participant) -> bool:
@@ -125,7 +125,7 @@ class StreamingDiLoCo(Photon):
 
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer of each fragment that is due."""
-        outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.up_of)
+        outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.uplink_payload)
         params, state = checkpoint.load_params(), checkpoint.load_outer()
         scalars = dict(checkpoint.state.outer_scalars)
         fragments = self._split(_shapes(params))
@@ -177,7 +177,7 @@ class KeptFragments(LocalMethod):
             return self.joined(received, kept, request, came, came)
         if kept is None:
             raise LostStateError(
-                f"{request.silo} has lost the parameters that it kept; its next order after this failure "
+                f"{request.silo} has lost the parameters that it kept; its next request after this failure "
                 "brings all"
             )
         own = kept.local[OWN_PARAMS]

@@ -2,7 +2,7 @@
 
 A round is the period of the parameters. Every other group is averaged at the end of those rounds where the
 local steps done since the start are a multiple of its period ("average after": the local step is whole, then
-the new values are averaged, and all clients are identical). Step counters are never averaged.
+the new values are averaged, and all silos are identical). Step counters are never averaged.
 """
 
 import math
@@ -104,7 +104,7 @@ def suggest_periods(betas: Mapping[str, float], local_steps: int, *, by_half_lif
 
 
 def bytes_per_cycle(periods: Mapping[str, int], rounds: int, group_bytes: Mapping[str, int]) -> int:
-    """Return what one client sends one way in ``rounds`` rounds of a plan."""
+    """Return what one silo sends one way in ``rounds`` rounds of a plan."""
     plan = SyncPlan({g: p for g, p in periods.items() if g != PARAMS}, periods[PARAMS], list(periods))
     return sum(
         group_bytes[group] for one in range(1, rounds + 1) for group in plan.due(one * plan.local_steps)

@@ -1,12 +1,12 @@
-"""WorldLM (2405.14446): a shared backbone, key layers of each federation's own, residuals across.
+"""WorldLM (2405.14446): a shared backbone, key layers of each federation's own, routed layers across.
 
 In a round every node sends its children the backbone, its key layers, and at most ``n_res`` blocks of other
 federations for each key block. What comes back is folded:
 
     B ← OuterOptimizer(B, Σ_c w_c ΔB_c),   K[j] ← AttnAgg(K[j]; {K_c[j]}),
 
-and the blocks least like the new K[j] travel on as residuals, to the child that they are most like. The same
-class with other arguments is FedPer, hierarchical FedAvg and local training; see ``conf/strategy``.
+and the blocks least like the new K[j] travel on as routed layers, to the child that they are most like. The
+same class with other arguments is FedPer, hierarchical FedAvg and local training; see ``conf/strategy``.
 """
 
 import math
@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from photon.config.explain import explain_validation
 from photon.config.schema import RunConfig, Section
-from photon.config.tree import ResidualTag
+from photon.config.tree import RoutedTag
 from photon.errors import PhotonError
 from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
@@ -33,11 +33,11 @@ from photon.strategy.key_layers import (
     Down,
     KeyLayers,
     OwnKeyLayers,
-    Residual,
+    RoutedBlock,
     Tensors,
-    pack_residuals,
-    residual_group,
-    unpack_residuals,
+    pack_routed,
+    routed_group,
+    unpack_routed,
 )
 from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.photon import Photon
@@ -47,7 +47,7 @@ Up = Literal["attention", "mean", "none"]
 _CHILD = LOCAL + "child:"
 
 
-class Residuals(Section):
+class Routed(Section):
     """Key blocks that travel to other federations."""
 
     n_res: int = Field(1, ge=0, description="Most blocks per key block on an edge and in a round; 0: none.")
@@ -58,15 +58,15 @@ class Residuals(Section):
 
 @dataclass(frozen=True)
 class _Route:
-    """A residual, the child that it goes to, and how much they are alike."""
+    """A routed block, the child that it goes to, and how much they are alike."""
 
     child: str
-    residual: Residual
+    routed_block: RoutedBlock
     similarity: float
 
 
 class WorldLM(Photon):
-    """Average the backbone, aggregate key layers by attention, and pass residual layers on.
+    """Average the backbone, aggregate key layers by attention, and pass routed layers on.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class WorldLM(Photon):
         for names of key parameters.
     embeddings
         ``"backbone"``: embeddings and final norm are shared; ``"key"``: they are key layers, too;
-        ``"trimmed"``: shared, and a silo trains the rows of its own vocabulary alone (DEPT). A row is
+        ``"restricted"``: shared, and a silo trains the rows of its own vocabulary alone (DEPT). A row is
         averaged over the children that have it, and one that none has stays as it is.
     attention
         Keys of `photon.strategy.attention.Attention`.
@@ -89,8 +89,8 @@ class WorldLM(Photon):
     up
         What a node does with its children's: ``"attention"``; ``"mean"``: it takes their plain mean in place
         of its own; ``"none"``: they do not leave the children.
-    residuals
-        Keys of `Residuals`.
+    routed
+        Keys of `Routed layers`.
     schedule
         A federation with text of its own trains before its children (``"sequential"``) or beside them
         (``"parallel"``).
@@ -108,19 +108,21 @@ class WorldLM(Photon):
         *,
         key_fraction: float = 0.3,
         key_blocks: Literal["last", "spread"] | list[str] = "last",
-        embeddings: Literal["backbone", "key", "trimmed"] = "backbone",
+        embeddings: Literal["backbone", "key", "restricted"] = "backbone",
         attention: dict[str, Any] | None = None,
         down: Down = "attention",
         up: Up = "attention",
-        residuals: dict[str, Any] | None = None,
+        routed: dict[str, Any] | None = None,
         schedule: Literal["sequential", "parallel"] = "sequential",
         backbone_weights: Literal["uniform", "leaves", "samples"] = "uniform",
         local_state: LocalState = "keep",
     ) -> None:
         if not 0 <= key_fraction <= 1:
             raise ValueError(f"key_fraction={key_fraction}: expected 0 to 1")
-        if embeddings == "trimmed" and key_fraction == 1:
-            raise ValueError("embeddings=trimmed with key_fraction=1: nothing is shared; set embeddings=key")
+        if embeddings == "restricted" and key_fraction == 1:
+            raise ValueError(
+                "embeddings=restricted with key_fraction=1: nothing is shared; set embeddings=key"
+            )
         if local_state == "sync":
             raise ValueError("local_state=sync: key layers are a node's own; set keep or reset")
         if down not in get_args(Down):
@@ -133,12 +135,12 @@ class WorldLM(Photon):
         self.schedule = schedule
         self.backbone_weights = backbone_weights
         self.up = up
-        self.trims = embeddings == "trimmed"
+        self.restricts = embeddings == "restricted"
         self.attention = _section(Attention, attention, "attention")
         self.upward = self.attention
         if up == "mean":
             self.upward = self.attention.model_copy(update={"tau": math.inf, "include_self_up": False})
-        self.residuals = _section(Residuals, residuals, "residuals")
+        self.routed = _section(Routed, routed, "routed")
         self.layers = KeyLayers(
             key_fraction,
             key_blocks if isinstance(key_blocks, str) else tuple(key_blocks),
@@ -160,9 +162,9 @@ class WorldLM(Photon):
     def folds_mean(self) -> bool:
         """Whether children count the same: then the mean is all that it needs of the backbone's updates.
 
-        With trimmed embeddings they do not: the mean of a row that one child alone has is that child's.
+        With restricted vocabularies they do not: the mean of a row that one child alone has is that child's.
         """
-        return self.backbone_weights == "uniform" and not self.trims
+        return self.backbone_weights == "uniform" and not self.restricts
 
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract in which key layers are looked at one by one, or stay with the children.
@@ -177,12 +179,12 @@ class WorldLM(Photon):
         arriving = dict(whole.arriving)
         if self.up != "none":
             keys = {name: params[name] for name in parts.key_names}
-            routed = [residual_group(slot) for slot in range(1, self.residuals.n_res + 1)]
+            routed = [routed_group(slot) for slot in range(1, self.routed.n_res + 1)]
             arriving |= dict.fromkeys(routed, keys)
             if role == "federation":
                 # Blocks of its children: where updates are bounded, they were before they left these.
                 leaving |= {group: Leaving("as_is", keys, required=False, bounded=True) for group in routed}
-        return Contract(arriving, leaving, own=frozenset(parts.key_names), tells_rows=self.trims)
+        return Contract(arriving, leaving, own=frozenset(parts.key_names), tells_rows=self.restricts)
 
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
@@ -199,20 +201,20 @@ class WorldLM(Photon):
         usual: StateGroups = everything
         if self.up == "none":
             usual = {"params": _only(params, parts.backbone)}
-        orders: dict[str, StateGroups] = {}
+        sent_groups: dict[str, StateGroups] = {}
         routes = self._routes(checkpoint, parts)
         for participant in cohort:
             entry = state.ledger.get(participant.name)
             stayed = entry is not None and 0 < entry.last_round == state.round
-            routed, _ = pack_residuals(_routed_to(participant.name, routes))
+            routed, _ = pack_routed(_routed_to(participant.name, routes))
             groups = usual if stayed else everything
-            orders[participant.name] = {**groups, **routed} if routed else groups
-        return orders
+            sent_groups[participant.name] = {**groups, **routed} if routed else groups
+        return sent_groups
 
-    def residual_tags(self, checkpoint: Checkpoint, participant: str) -> list[ResidualTag]:
-        """Return what the residuals sent to a participant are."""
+    def routed_tags(self, checkpoint: Checkpoint, participant: str) -> list[RoutedTag]:
+        """Return what the routed layers sent to a participant are."""
         parts = self.layers.split(checkpoint.load_params())
-        return pack_residuals(_routed_to(participant, self._routes(checkpoint, parts)))[1]
+        return pack_routed(_routed_to(participant, self._routes(checkpoint, parts)))[1]
 
     # --- folding ------------------------------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class WorldLM(Photon):
 
     def rows(self, reply: Reply) -> Mapping[str, torch.Tensor]:
         """Return the rows of a child's vocabulary, of every parameter that has a row for each token."""
-        if not self.trims:
+        if not self.restricts:
             return {}
         names = token_parameters(self.config.model)
         told = unpack_vocabulary(reply.report.vocabulary or "", len(reply.groups["params"][names[0]]))
@@ -233,18 +235,20 @@ class WorldLM(Photon):
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
-        """Average the backbone; then attend to the children's key layers and choose residuals."""
+        """Average the backbone; then attend to the children's key layers and choose routed layers."""
         params = checkpoint.load_params()
         parts = self.layers.split(params)
         children: dict[str, Tensors] = {}
         counts: dict[str, float] = {}
-        candidates: list[Residual] = []
+        candidates: list[RoutedBlock] = []
         trained: dict[str, torch.Tensor] = {}
         sizes: dict[str, float] = {}
         aggregate = super().aggregate_train(
             server_round,
             checkpoint,
-            self._trimmed(self._apart(replies, parts, children, counts, candidates), params, trained, sizes),
+            self._restricted(
+                self._apart(replies, parts, children, counts, candidates), params, trained, sizes
+            ),
         )
         for name, rows in trained.items():
             # Momentum and decay of the outer optimizer would move them.
@@ -253,11 +257,11 @@ class WorldLM(Photon):
             return replace(aggregate, figures=sizes)
         initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
         figures = {
-            f"residual_route/{route.residual.block}/{route.residual.origin}>{route.child}": route.similarity
+            f"routed/{route.routed_block.block}/{route.routed_block.origin}>{route.child}": route.similarity
             for route in self._routes(checkpoint, parts)
             if route.child in children
         }
-        chosen: list[Residual] = []
+        chosen: list[RoutedBlock] = []
         for block, names in parts.keys.items():
             names_of_children = list(children)
             attended, weights = attend(
@@ -272,20 +276,20 @@ class WorldLM(Photon):
             who = [*(["self"] if len(weights) > len(children) else []), *names_of_children]
             figures |= {f"attention/{block}/{name}": w for name, w in zip(who, weights, strict=True)}
             figures[f"attention_entropy/{block}"] = entropy(weights)
-            own = [Residual(block, name, server_round, _only(children[name], names)) for name in children]
-            travelling = [residual for residual in candidates if residual.block == block]
+            own = [RoutedBlock(block, name, server_round, _only(children[name], names)) for name in children]
+            travelling = [routed_block for routed_block in candidates if routed_block.block == block]
             chosen += self._choose(
                 attended, own, travelling, names, initial, dict(zip(who, weights, strict=True))
             )
             aggregate.params.update(attended)
         kept = {f"{_CHILD}{name}": dict(keys) for name, keys in children.items()}
         earlier = {g: t for g, t in checkpoint.load_kept().items() if g.startswith(_CHILD)}
-        packed, tags = pack_residuals(chosen)
+        packed, tags = pack_routed(chosen)
         beside = {INITIAL: initial} if initial else {}
         return replace(
             aggregate,
             kept={**earlier, **kept, **packed, **beside},
-            residuals=tags,
+            routed=tags,
             figures={**sizes, **figures},
         )
 
@@ -295,9 +299,9 @@ class WorldLM(Photon):
         parts: Partition,
         children: dict[str, Tensors],
         counts: dict[str, float],
-        candidates: list[Residual],
+        candidates: list[RoutedBlock],
     ) -> Iterator[Reply]:
-        """Pass the backbone on, and gather key layers and residuals."""
+        """Pass the backbone on, and gather key layers and routed layers."""
         for reply in replies:
             params = reply.groups["params"]
             if self.up != "none" and parts.keys:
@@ -305,13 +309,13 @@ class WorldLM(Photon):
                 children[reply.participant] = {name: params[name].clone() for name in parts.key_names}
                 counts[reply.participant] = self.weight(reply)
                 candidates += [
-                    replace(residual, origin=f"{reply.participant}/{residual.origin}")
-                    for residual in unpack_residuals(reply.groups, reply.report.residuals, parts)
+                    replace(routed_block, origin=f"{reply.participant}/{routed_block.origin}")
+                    for routed_block in unpack_routed(reply.groups, reply.report.routed, parts)
                 ]
             yield replace(reply, groups={"params": _only(params, parts.backbone)})
             del reply, params
 
-    def _trimmed(
+    def _restricted(
         self,
         replies: Iterator[Reply],
         params: Tensors,
@@ -334,55 +338,55 @@ class WorldLM(Photon):
     def _choose(
         self,
         attended: Tensors,
-        own: Sequence[Residual],
-        travelling: Sequence[Residual],
+        own: Sequence[RoutedBlock],
+        travelling: Sequence[RoutedBlock],
         names: Sequence[str],
         initial: Tensors | None,
         weights: Mapping[str, float],
-    ) -> list[Residual]:
+    ) -> list[RoutedBlock]:
         """Return the blocks that travel on: those least like the node's new one."""
         candidates = [*own, *travelling]
-        if not self.residuals.n_res or not candidates:
+        if not self.routed.n_res or not candidates:
             return []
-        if self.residuals.select == "least_attention":
+        if self.routed.select == "least_attention":
             # What came from below had no part in the attention, so it counts as least.
-            order = [weights.get(residual.origin, 0.0) for residual in candidates]
+            order = [weights.get(routed_block.origin, 0.0) for routed_block in candidates]
         else:
-            blocks = [residual.tensors for residual in candidates]
+            blocks = [routed_block.tensors for routed_block in candidates]
             order = similarities(attended, blocks, names, initial, self.attention)
         ranked = sorted(range(len(candidates)), key=lambda index: (order[index], candidates[index].origin))
-        return [candidates[index] for index in ranked[: self.residuals.n_res]]
+        return [candidates[index] for index in ranked[: self.routed.n_res]]
 
     def _routes(self, checkpoint: Checkpoint, parts: Partition) -> list[_Route]:
-        """Return which residuals go to which child: the one that they are most like, not their own."""
+        """Return which routed layers go to which child: the one that they are most like, not their own."""
         came = checkpoint.received is not None and checkpoint.received.groups is not None
         if not came and self.config.federation.parent is not None:
             return []  # Between rounds of its own a federation hears nothing from others.
         groups, tags = checkpoint.load_inbox()
-        inbox = unpack_residuals(groups, tags, parts)
+        inbox = unpack_routed(groups, tags, parts)
         if not inbox:
             return []
         kept = checkpoint.load_kept()
         children = {g.removeprefix(_CHILD): tensors for g, tensors in kept.items() if g.startswith(_CHILD)}
         routes: list[_Route] = []
-        for residual in inbox:
-            others = sorted(name for name in children if name != residual.origin.partition("/")[0])
+        for routed_block in inbox:
+            others = sorted(name for name in children if name != routed_block.origin.partition("/")[0])
             if not others:
                 continue
             alike = similarities(
-                residual.tensors,
+                routed_block.tensors,
                 [children[name] for name in others],
-                parts.keys[residual.block],
+                parts.keys[routed_block.block],
                 kept.get(INITIAL),
                 self.attention,
             )
             closest = alike.index(max(alike))
-            routes.append(_Route(others[closest], residual, alike[closest]))
+            routes.append(_Route(others[closest], routed_block, alike[closest]))
         return routes
 
 
-def _routed_to(child: str, routes: Sequence[_Route]) -> list[Residual]:
-    return [route.residual for route in routes if route.child == child]
+def _routed_to(child: str, routes: Sequence[_Route]) -> list[RoutedBlock]:
+    return [route.routed_block for route in routes if route.child == child]
 
 
 def _only(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:

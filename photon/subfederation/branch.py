@@ -14,7 +14,7 @@ from photon.config.tree import TreeNode
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.link.answer import Answer, NodeConfig
-from photon.link.messages import SiloInfo, TrainOrder
+from photon.link.messages import SiloInfo, TrainRequest
 from photon.silo.policy import Cost
 from photon.silo.service import SiloNode
 from photon.silo.site import SiloSite
@@ -89,8 +89,8 @@ class BranchNode(FederationNode):
         for leaf in self._node.silos():
             self.site.policy.check_stand_in(leaf, f"its text within the federation {self.name}")
 
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text of each silo: all of its rounds, each with every silo.
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
+        """Return what a request does with the text of each silo: all of its rounds, each with every silo.
 
         Steps and batch are those of the configuration, by which a federation trains.
         """

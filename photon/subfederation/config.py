@@ -26,13 +26,13 @@ def member_config(
         update={
             "engine": "inprocess",
             "tree": plain_tree(node) or None,
-            "own_silo": node.data,
+            "server_silo": node.data,
             "parent": f"{above.parent}/{node.name}" if above.parent else node.name,
             "deadline": node.deadline,
             "quorum": node.quorum or 1,
             "silos": None,
-            "patience": None,
-            "accepted_failures": None,
+            "straggler_timeout_factor": None,
+            "max_failures": None,
             **below,
         }
     )
@@ -48,7 +48,7 @@ def member_config(
             "wandb": config.telemetry.wandb.model_copy(update={"mode": "off"}),
         }
     )
-    # An order may be given again for any round that the federation above can go back to.
+    # A request may be given again for any round that the federation above can go back to.
     keep = config.checkpoint.model_copy(update={"keep": rounds * config.checkpoint.keep + 1})
     return config.model_copy(
         update={

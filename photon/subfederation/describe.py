@@ -24,7 +24,7 @@ def describe_children(node: TreeNode, site: SiloSite, config: RunConfig) -> list
         silos[child.name] if child.is_silo else joined(child.name, [silos[name] for name in child.silos()])
         for child in node.children
     ]
-    own = config.federation.own_silo
+    own = config.federation.server_silo
     if own is not None and own not in silos:
-        raise PhotonError(f"federation.own_silo={own}: no such silo; there are {', '.join(sorted(silos))}")
+        raise PhotonError(f"federation.server_silo={own}: no such silo; there are {', '.join(sorted(silos))}")
     return infos if own is None else [*infos, silos[own]]

@@ -2,7 +2,7 @@
 
 The SuperNodes of that SuperLink are other organisations, which the federation above never sees. Each thing
 that is asked of the gateway becomes a run on its SuperLink: submitted, watched and stopped by Flower's own
-command. A run goes on when the gateway's process dies, and the same order finds it again::
+command. A run goes on when the gateway's process dies, and the same request finds it again::
 
     STATE_DIR/NAME/running.json      Flower's run, and the assignment that it carries out
     STATE_DIR/NAME/outcome.json      how an assignment ended (written by the run)
@@ -24,7 +24,7 @@ from photon.engine.deployment import Connection, deployed_connection
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment, Outcome
 from photon.files.atomic import write_text
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.silo.policy import Cost
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import CheckpointStore
@@ -122,13 +122,13 @@ class GatewayNode(FederationNode):
         """Tokens that the text below it knows, as its members have told."""
         return self.member.described.vocab_size
 
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text below it, which counts as that of one silo.
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
+        """Return what a request does with the text below it, which counts as that of one silo.
 
         The members are other organisations, each with a gate of its own. Here their steps count, and the
         tokens of as many of them as the gateway waits for.
         """
-        before = self.config.switch.local_steps if self.config.switch is not None else None
+        before = self.config.transition.local_steps if self.config.transition is not None else None
         rounds = self._settings.node.rounds or self.config.federation.inner_rounds
         steps = rounds * max(self.config.local_steps, before or 0)
         windows = steps * self.config.training.batch_size * (self._settings.silos or 1)
@@ -147,7 +147,7 @@ def drive(settings: GatewaySettings) -> Drive:
         if run_id is None:
             checkpoints = CheckpointStore(run_dir / "checkpoints")
             if _stopped(run_dir, connection):
-                # It may have gone on after the order that is now to be followed was prepared.
+                # It may have gone on after the request that is now to be followed was prepared.
                 checkpoints.discard_after(assignment.begins if assignment.begins else -1)
                 resume = bool(checkpoints.rounds())
             (run_dir / Outcome.FILE).unlink(missing_ok=True)
@@ -183,7 +183,7 @@ def _stopped(run_dir: Path, connection: Connection) -> bool:
     end = time.monotonic() + STOP_SECONDS
     while not _is_over(connection.status(running["run_id"])):
         if time.monotonic() > end:
-            raise RunError(f"run {running['run_id']} of an earlier order does not stop")
+            raise RunError(f"run {running['run_id']} of an earlier request does not stop")
         time.sleep(1.0)
     return True
 

@@ -19,7 +19,7 @@ from photon.engine.inprocess import ParallelGrid
 from photon.errors import PhotonError
 from photon.federation.run import run_federation
 from photon.link.answer import Answer, NodeConfig
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.silo.policy import Cost
 from photon.silo.site import NodeSettings, SiloSite
 from photon.subfederation.member import Drive, Member
@@ -59,20 +59,20 @@ def below(settings: NodeSettings) -> dict[str, Any]:
         "tree": None,
         "silos": islands,
         "wait_for_silos": 0.0,
-        "clients_in_parallel": islands,
+        "silos_in_parallel": islands,
     }
 
 
 def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfig:
     """Return the configuration that the islands' one is made from.
 
-    Their rounds share the local steps of the order, so that the silo is where the learning-rate schedule is.
-    Nothing is done to what they send, which stays in the silo.
+    Their rounds share the local steps of the request, so that the silo is where the learning-rate schedule
+    is. Nothing is done to what they send, which stays in the silo.
 
     Parameters
     ----------
     steps
-        Local steps of the order.
+        Local steps of the request.
 
     Raises
     ------
@@ -85,8 +85,8 @@ def config_of(settings: NodeSettings, config: RunConfig, steps: int) -> RunConfi
             f"{config.training.processes}; set processes=1 in the node config"
         )
     rounds = settings.island_rounds or 1
-    if rounds > 1 and (config.switch is not None or config.local_steps % rounds):
-        what = "a run with a switch" if config.switch else f"local_steps={config.local_steps}"
+    if rounds > 1 and (config.transition is not None or config.local_steps % rounds):
+        what = "a run with a transition" if config.transition else f"local_steps={config.local_steps}"
         raise PhotonError(f"island-rounds={rounds} does not divide {what}; set another in the node config")
     off = {"clip_norm": None, "noise_multiplier": 0.0, "secure_aggregation": False}
     schedule = resolve_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
@@ -111,7 +111,7 @@ class IslandsNode(FederationNode):
     config
         The configuration of the federation above, as it is carried out here.
     steps
-        Local steps of the order; of any other request, those of a round.
+        Local steps of the request; of any other request, those of a round.
     carry_out
         Runs its rounds.
     """
@@ -136,12 +136,12 @@ class IslandsNode(FederationNode):
         """Tokens that the text knows."""
         return self.site.prepared().manifest.vocab_size
 
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
         """Return what all islands together do with the silo's text."""
         rounds, islands = self._settings.island_rounds or 1, self._settings.islands or 1
         # A round of the islands has at least one step.
-        steps = max(order.steps, rounds)
-        windows = steps * order.batch_size * islands
+        steps = max(request.steps, rounds)
+        windows = steps * request.batch_size * islands
         tokens = windows * self.site.prepared().manifest.sequence_length
         return {self.name: Cost(steps, windows, tokens, releases=1)}
 

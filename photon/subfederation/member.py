@@ -8,7 +8,7 @@ gateway. What it keeps lies in a run folder of its own::
     FOLDER/assignments.json                           where each round of the federation above began and ended
     FOLDER/assignment/                                the last one
 
-So it goes on exactly from the round that was last accepted above, and answers a repeated order without
+So it goes on exactly from the round that was last accepted above, and answers a repeated request without
 training.
 """
 
@@ -23,7 +23,14 @@ from photon.config.schema import RunConfig
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
-from photon.link.messages import EvaluateOrder, EvaluateReport, NodeLoss, SiloInfo, TrainOrder, TrainReport
+from photon.link.messages import (
+    EvaluateReport,
+    EvaluateRequest,
+    NodeLoss,
+    SiloInfo,
+    TrainReport,
+    TrainRequest,
+)
 from photon.silo.site import SiloSite
 from photon.state.checkpoint import CheckpointStore
 from photon.strategy.base import strategy_of
@@ -65,7 +72,7 @@ class Member:
     unseen
         Whether nothing names its members above.
     spans
-        The own rounds that orders mean.
+        The own rounds that requests mean.
     """
 
     def __init__(
@@ -113,7 +120,7 @@ class Member:
             ) from error
 
     def train(
-        self, order: TrainOrder, groups: Mapping[str, Tensors], contract: Contract
+        self, request: TrainRequest, groups: Mapping[str, Tensors], contract: Contract
     ) -> tuple[Any, TrainReport]:
         """Train rounds from what the federation above sent.
 
@@ -130,42 +137,42 @@ class Member:
         Raises
         ------
         PhotonError
-            If the order is one that only a silo can follow, or the members do not fit.
+            If the request is one that only a silo can follow, or the members do not fit.
         """
         begin = time.perf_counter()
-        if order.base is not None:
+        if request.base_hash is not None:
             raise PhotonError(
-                f"{order.silo} is a federation, to which parameters do not travel as a change; set "
-                "link.down_of=parameters"
+                f"{request.silo} is a federation, to which parameters do not travel as a change; set "
+                "link.downlink_payload=parameters"
             )
-        span, lost = self.spans.of(order)
+        span, lost = self.spans.of(request)
         assignment = Assignment(
             kind="train",
-            round=order.round,
-            model_id=order.model_id,
+            round=request.round,
+            model_id=request.model_id,
             begins=span.begins,
             ends=span.ends,
-            global_step=order.global_step,
-            residuals=order.residuals,
+            global_step=request.global_step,
+            routed=request.routed,
         )
         if not self.spans.has(span.ends):
             assignment.write(self.run_dir, self._completed(groups, span.begins))
             self._drive(self.config, bool(self._checkpoints.rounds()))
         after = self._checkpoints.load(span.ends)
-        return self._replies.reply(order, contract, span, after, groups["params"], lost=lost, begin=begin)
+        return self._replies.reply(request, contract, span, after, groups["params"], lost=lost, begin=begin)
 
-    def evaluate(self, order: EvaluateOrder, params: Tensors) -> EvaluateReport:
+    def evaluate(self, request: EvaluateRequest, params: Tensors) -> EvaluateReport:
         """Let the members evaluate the received model, and the federation's own and theirs if asked."""
-        ends = self.spans.end_of(order.run_id, order.last_round)
-        own_names = self._own(params) if order.own and ends else ()
-        received = self._evaluated(order, params, ends, own=order.own and not own_names)
-        if not order.own:
+        ends = self.spans.end_of(request.run_id, request.last_round)
+        own_names = self._own(params) if request.own and ends else ()
+        received = self._evaluated(request, params, ends, own=request.own and not own_names)
+        if not request.own:
             return received
         own = received
         if own_names:
             kept = self._checkpoints.load(ends).load_params()
             merged = {**params, **{name: kept[name] for name in own_names}}
-            own = self._evaluated(order, merged, ends, own=True)
+            own = self._evaluated(request, merged, ends, own=True)
         per_node = {self.node.name: NodeLoss(loss=own.loss, tokens=own.tokens)}
         if not self.unseen:
             per_node |= own.per_node
@@ -183,11 +190,13 @@ class Member:
         own = self._checkpoints.load(begins).load_params()
         return {**groups, "params": {**own, **groups["params"]}}
 
-    def _evaluated(self, order: EvaluateOrder, params: Tensors, ends: int, *, own: bool) -> EvaluateReport:
+    def _evaluated(
+        self, request: EvaluateRequest, params: Tensors, ends: int, *, own: bool
+    ) -> EvaluateReport:
         assignment = Assignment(
             kind="evaluate",
-            round=order.round,
-            model_id=order.run_id,
+            round=request.round,
+            model_id=request.run_id,
             begins=ends,
             ends=ends,
             own=own,

@@ -13,8 +13,8 @@ import torch
 from photon.config.schema import RunConfig
 from photon.config.tree import TreeNode
 from photon.link.answer import Answer, NodeConfig
-from photon.link.messages import Body, EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
-from photon.link.request import Request
+from photon.link.messages import Body, EvaluateReport, EvaluateRequest, SiloInfo, TrainReport, TrainRequest
+from photon.link.request import NodeRequest
 from photon.silo.policy import Cost
 from photon.silo.service import KeyQuestion, SiloNode
 from photon.silo.site import NodeSettings, SiloSite
@@ -58,19 +58,19 @@ class Node(Protocol):
     def query(self, question: KeyQuestion) -> Body:
         """Take part in agreeing on the masks of a secure sum."""
 
-    def has_answered(self, order: TrainOrder) -> bool:
-        """Tell whether the reply to an order is kept, so that nothing is trained for it."""
+    def has_answered(self, request: TrainRequest) -> bool:
+        """Tell whether the reply to a request is kept, so that nothing is trained for it."""
 
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text of each silo that it touches, at most."""
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
+        """Return what a request does with the text of each silo that it touches, at most."""
 
-    def train(self, order: TrainOrder, groups: Groups, contract: Contract) -> tuple[Any, TrainReport]:
+    def train(self, request: TrainRequest, groups: Groups, contract: Contract) -> tuple[Any, TrainReport]:
         """Train, and return what leaves, encoded as it travels, and the report."""
 
-    def kept_file(self, order: TrainOrder) -> Path | None:
+    def kept_file(self, request: TrainRequest) -> Path | None:
         """Return the file of a reply that the store may have itself; None: there is none."""
 
-    def evaluate(self, order: EvaluateOrder, groups: Groups) -> EvaluateReport:
+    def evaluate(self, request: EvaluateRequest, groups: Groups) -> EvaluateReport:
         """Evaluate the received model."""
 
 
@@ -78,7 +78,7 @@ def node_of(
     settings: NodeSettings,
     site: SiloSite,
     config: RunConfig,
-    request: Request,
+    request: NodeRequest,
     node_config: NodeConfig,
     within: Answer,
     beside: Answer,
@@ -97,7 +97,7 @@ def node_of(
     if settings.federation is not None:
         return gateway.GatewayNode(gateway.read_gateway(settings.federation), site, config)
     if settings.is_federation:
-        steps = request.body.steps if isinstance(request.body, TrainOrder) else config.local_steps
+        steps = request.body.steps if isinstance(request.body, TrainRequest) else config.local_steps
         carry_out = islands.drive(node_config, settings, beside)
         return islands.IslandsNode(settings, site, config, steps, carry_out)
     root = config.federation.root

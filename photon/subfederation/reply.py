@@ -10,25 +10,25 @@ from typing import Any
 import torch
 
 from photon.config.schema import RunConfig
-from photon.config.tree import ResidualTag, TreeNode
+from photon.config.tree import RoutedTag, TreeNode
 from photon.errors import PhotonError
-from photon.link.messages import Release, TrainOrder, TrainReport
+from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
 from photon.link.update import encode_reply
-from photon.privacy.gaussian import release
+from photon.privacy.gaussian import privatise
 from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
 from photon.subfederation.config import border_privacy
 from photon.subfederation.spans import Span, Spans
-from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.events import RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
 
 Tensors = Mapping[str, torch.Tensor]
 
 
 class Replies:
-    """Makes the replies of a federation to the orders that it has followed.
+    """Makes the replies of a federation to the requests that it has followed.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Replies:
     config
         Its own, with its run folder.
     spans
-        Its own rounds for each order.
+        Its own rounds for each request.
     unseen
         Whether nothing names its members above.
     """
@@ -56,7 +56,7 @@ class Replies:
 
     def reply(
         self,
-        order: TrainOrder,
+        request: TrainRequest,
         contract: Contract,
         span: Span,
         after: Checkpoint,
@@ -69,29 +69,29 @@ class Replies:
 
         Parameters
         ----------
-        order, contract
+        request, contract
             What was asked for, and what may leave.
         span
             The own rounds of it.
         after
             What they have ended with.
         received
-            Parameters that came with the order.
+            Parameters that came with the request.
         lost
-            Whether what the order goes on from was lost.
+            Whether what the request goes on from was lost.
         begin
             When work on it began, by `time.perf_counter`.
         """
-        groups, let_out = self._released(_due(after, contract), received, order)
+        groups, privacy_report = self._privatised(_due(after, contract), received, request)
         shared = {name: t for name, t in groups[PARAMS].items() if name not in contract.own}
         trained = time.perf_counter()
-        report = self._report(order, span, after, shared, received, lost, trained - begin)
-        return self._encoded(groups, received, order), report.model_copy(update={"release": let_out})
+        report = self._report(request, span, after, shared, received, lost, trained - begin)
+        return self._encoded(groups, received, request), report.model_copy(update={"privacy": privacy_report})
 
-    def _released(
-        self, reply: StateGroups, received: Tensors, order: TrainOrder
-    ) -> tuple[StateGroups, Release | None]:
-        """Clip and noise what crosses the border, if the node says so; once for each order.
+    def _privatised(
+        self, reply: StateGroups, received: Tensors, request: TrainRequest
+    ) -> tuple[StateGroups, PrivacyReport | None]:
+        """Clip and noise what crosses the border, if the node says so; once for each request.
 
         Blocks of its members do not cross such a border: nothing bounds what they tell.
         """
@@ -101,25 +101,25 @@ class Replies:
         assert privacy.clip_norm is not None, "the configuration refuses it"
         if privacy.noise_multiplier > 0 and strategy_of(self._config).local.restricts_rows:
             raise PhotonError("privacy.noise_multiplier: no noise hides the vocabulary; see docs/worldlm.md")
-        file = self._spans.release_file(order.round)
+        file = self._spans.privatised_file(request.round)
         if not file.exists():
             generator = None
             if privacy.seed is not None:
                 generator = torch.Generator().manual_seed(
-                    random.Random(f"{privacy.seed}/{order.round}/{order.silo}").getrandbits(63)
+                    random.Random(f"{privacy.seed}/{request.round}/{request.silo}").getrandbits(63)
                 )
-            released, _ = release(received, reply["params"], privacy, generator)
-            save_groups(file, {"params": released})
-        counted = Release(
+            privatised, _ = privatise(received, reply["params"], privacy, generator)
+            save_groups(file, {"params": privatised})
+        counted = PrivacyReport(
             clip_norm=privacy.clip_norm,
             noise_multiplier=privacy.noise_multiplier,
-            releases=self._spans.orders,
+            releases=self._spans.requests,
         )
         return {"params": load_groups(file).get("params", {})}, counted
 
     def _report(
         self,
-        order: TrainOrder,
+        request: TrainRequest,
         span: Span,
         after: Checkpoint,
         shared: Tensors,
@@ -127,24 +127,24 @@ class Replies:
         lost: bool,
         seconds: float,
     ) -> TrainReport:
-        rounds, clients = self._told(span)
-        tokens = sum(client.tokens for client in clients)
+        rounds, replies = self._told(span)
+        tokens = sum(reply.tokens for reply in replies)
         squares = (
             float(torch.linalg.vector_norm(tensor - received[name])) ** 2 for name, tensor in shared.items()
         )
         training = max(1e-6, sum(event.seconds["training"] for event in rounds))
         return TrainReport(
-            round=order.round,
-            silo=order.silo,
+            round=request.round,
+            silo=request.silo,
             steps=sum(
-                max(client.steps for client in clients if client.round == event.round) for event in rounds
+                max(reply.steps for reply in replies if reply.round == event.round) for event in rounds
             ),
             tokens=tokens,
             position=span.ends,
-            loss=sum(client.loss * client.tokens for client in clients) / tokens,
-            loss_last=sum(client.loss_last * client.tokens for client in clients) / tokens,
-            learning_rate=clients[-1].learning_rate,
-            gradient_norm=sum(client.gradient_norm for client in clients) / len(clients),
+            loss=sum(reply.loss * reply.tokens for reply in replies) / tokens,
+            loss_last=sum(reply.loss_last * reply.tokens for reply in replies) / tokens,
+            learning_rate=replies[-1].learning_rate,
+            gradient_norm=sum(reply.gradient_norm for reply in replies) / len(replies),
             update_norm=math.sqrt(sum(squares)),
             seconds={
                 "load": max(0.0, seconds - training),
@@ -153,12 +153,12 @@ class Replies:
                 "total": max(1e-6, seconds),
             },
             state_lost=lost,
-            leaves=len({client.silo for client in clients}) if self._unseen else len(self._node.silos()),
-            residuals=[] if self._node.privacy else self._tags(after),
+            leaves=len({reply.silo for reply in replies}) if self._unseen else len(self._node.silos()),
+            routed=[] if self._node.privacy else self._tags(after),
             vocabulary=after.state.vocabulary,
         )
 
-    def _told(self, span: Span) -> tuple[list[RoundFinished], list[ClientFinished]]:
+    def _told(self, span: Span) -> tuple[list[RoundFinished], list[SiloFinished]]:
         """Return what the own rounds and the members in them have told."""
         history = current_history(read_events(self._run_dir / "events.jsonl"))
         rounds = [
@@ -166,30 +166,30 @@ class Replies:
             for event in history
             if isinstance(event, RoundFinished) and span.begins < event.round <= span.ends
         ]
-        clients = [
+        replies = [
             event
             for event in history
-            if isinstance(event, ClientFinished) and span.begins < event.round <= span.ends
+            if isinstance(event, SiloFinished) and span.begins < event.round <= span.ends
         ]
-        return rounds, clients
+        return rounds, replies
 
-    def _tags(self, after: Checkpoint) -> list[ResidualTag]:
-        """Return what the residuals are; members that are not seen above stay unnamed."""
+    def _tags(self, after: Checkpoint) -> list[RoutedTag]:
+        """Return what the routed layers are; members that are not seen above stay unnamed."""
         if not self._unseen:
-            return after.state.residuals
-        return [tag.model_copy(update={"origin": "member"}) for tag in after.state.residuals]
+            return after.state.routed
+        return [tag.model_copy(update={"origin": "member"}) for tag in after.state.routed]
 
-    def _encoded(self, groups: StateGroups, received: Tensors, order: TrainOrder) -> Any:
+    def _encoded(self, groups: StateGroups, received: Tensors, request: TrainRequest) -> Any:
         """Encode a reply as it travels, and keep what the codecs have left over."""
-        last = self._memory_file(order.last_round)
-        memory = load_groups(last) if order.last_round and last.exists() else {}
-        seed = f"{self._above.seed}/{order.round}/{order.silo}"
-        packed, memory = encode_reply(groups, received, self._above.link, memory, seed=seed)
-        if memory:
-            save_groups(self._memory_file(order.round), memory)
+        last = self._feedback_file(request.last_round)
+        feedback = load_groups(last) if request.last_round and last.exists() else {}
+        seed = f"{self._above.seed}/{request.round}/{request.silo}"
+        packed, feedback = encode_reply(groups, received, self._above.link, feedback, seed=seed)
+        if feedback:
+            save_groups(self._feedback_file(request.round), feedback)
         return packed
 
-    def _memory_file(self, server_round: int) -> Path:
+    def _feedback_file(self, server_round: int) -> Path:
         return self._run_dir / f"link-{server_round:06d}.safetensors"
 
 

@@ -15,7 +15,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError, RunError
-from photon.link.messages import Body, EvaluateOrder, EvaluateReport, SiloInfo, TrainOrder, TrainReport
+from photon.link.messages import Body, EvaluateReport, EvaluateRequest, SiloInfo, TrainReport, TrainRequest
 from photon.silo.policy import Cost
 from photon.silo.service import KeyQuestion, answer_keys
 from photon.silo.site import SiloSite
@@ -64,8 +64,8 @@ class FederationNode(ABC):
         """Tokens that the text below it knows."""
 
     @abstractmethod
-    def cost(self, order: TrainOrder) -> dict[str, Cost]:
-        """Return what an order does with the text of each silo below it, at most."""
+    def cost(self, request: TrainRequest) -> dict[str, Cost]:
+        """Return what a request does with the text of each silo below it, at most."""
 
     @property
     def inside(self) -> RunConfig:
@@ -81,7 +81,9 @@ class FederationNode(ABC):
             If it does not.
         """
         if silo != self.name or members != [silo]:
-            raise PhotonError(f"this node is {self.name}, and the order is for {', '.join({silo, *members})}")
+            raise PhotonError(
+                f"this node is {self.name}, and the request is for {', '.join({silo, *members})}"
+            )
 
     def check_contract(self, contract: Contract) -> None:
         """Check that what is to leave is what a federation has.
@@ -108,23 +110,23 @@ class FederationNode(ABC):
         """Take part in agreeing on the masks of a secure sum."""
         return answer_keys(question, self.site)
 
-    def has_answered(self, order: TrainOrder) -> bool:
-        """Tell whether the rounds of an order are trained already."""
-        return self.member.spans.has_trained(order)
+    def has_answered(self, request: TrainRequest) -> bool:
+        """Tell whether the rounds of a request are trained already."""
+        return self.member.spans.has_trained(request)
 
-    def train(self, order: TrainOrder, groups: Groups, contract: Contract) -> tuple[Any, TrainReport]:
+    def train(self, request: TrainRequest, groups: Groups, contract: Contract) -> tuple[Any, TrainReport]:
         """Train rounds of its own, and return what leaves, encoded as it travels, and the report."""
         with self._stopped():
-            return self.member.train(order, groups, contract)
+            return self.member.train(request, groups, contract)
 
-    def kept_file(self, order: TrainOrder) -> Path | None:
+    def kept_file(self, request: TrainRequest) -> Path | None:
         """Return None: the store never has the file of a reply itself."""
         return None
 
-    def evaluate(self, order: EvaluateOrder, groups: Groups) -> EvaluateReport:
+    def evaluate(self, request: EvaluateRequest, groups: Groups) -> EvaluateReport:
         """Let the members evaluate the received model."""
         with self._stopped():
-            return self.member.evaluate(order, groups[PARAMS])
+            return self.member.evaluate(request, groups[PARAMS])
 
     @contextmanager
     def _stopped(self) -> Iterator[None]:

@@ -1,12 +1,14 @@
 """Which rounds of its own a federation trains for each order of the one above: ``assignments.json``."""
 
+import json
 import shutil
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from photon.config.renamed import renamed
 from photon.files.atomic import write_text
-from photon.link.messages import TrainOrder
+from photon.link.messages import TrainRequest
 from photon.state.checkpoint import CheckpointStore
 
 
@@ -27,7 +29,7 @@ class _Noted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rounds: dict[int, Span] = {}
-    orders: int = 0
+    requests: int = 0
 
 
 class Spans:
@@ -50,31 +52,33 @@ class Spans:
         self._rounds = rounds
 
     @property
-    def orders(self) -> int:
-        """How many orders were followed."""
-        return self._noted().orders
+    def requests(self) -> int:
+        """How many requests were followed."""
+        return self._noted().requests
 
-    def of(self, order: TrainOrder) -> tuple[Span, bool]:
-        """Return the own rounds that an order means, and whether what it goes on from is lost."""
+    def of(self, request: TrainRequest) -> tuple[Span, bool]:
+        """Return the own rounds that a request means, and whether what it goes on from is lost."""
         noted = self._noted()
-        span = noted.rounds.get(order.round)
-        asked = (order.run_id, order.model_id)
+        span = noted.rounds.get(request.round)
+        asked = (request.run_id, request.model_id)
         if span is not None and (span.run_id, span.model_id) == asked and self.has(span.begins, or_none=True):
             return span, False
-        last = noted.rounds.get(order.last_round)
-        begins = last.ends if last is not None and last.run_id == order.run_id else 0
-        lost = order.last_round > 0 and not (begins and self.has(begins))
-        if lost or order.last_round == 0:
+        last = noted.rounds.get(request.last_round)
+        begins = last.ends if last is not None and last.run_id == request.run_id else 0
+        lost = request.last_round > 0 and not (begins and self.has(begins))
+        if lost or request.last_round == 0:
             # Its first round of this run, or nothing is left of the earlier ones.
             begins = 0
             self._forget()
-            noted = _Noted(orders=noted.orders)
+            noted = _Noted(requests=noted.requests)
         else:
             self._checkpoints.discard_after(begins)
-        self.release_file(order.round).unlink(missing_ok=True)
-        span = Span(run_id=order.run_id, model_id=order.model_id, begins=begins, ends=begins + self._rounds)
-        kept = {at: one for at, one in noted.rounds.items() if at < order.round}
-        noted = _Noted(rounds={**kept, order.round: span}, orders=noted.orders + 1)
+        self.privatised_file(request.round).unlink(missing_ok=True)
+        span = Span(
+            run_id=request.run_id, model_id=request.model_id, begins=begins, ends=begins + self._rounds
+        )
+        kept = {at: one for at, one in noted.rounds.items() if at < request.round}
+        noted = _Noted(rounds={**kept, request.round: span}, requests=noted.requests + 1)
         write_text(self._file, noted.model_dump_json(indent=1) + "\n", flush=False)
         return span, lost
 
@@ -84,12 +88,12 @@ class Spans:
         known = span is not None and span.run_id == run_id and self.has(span.ends)
         return span.ends if span is not None and known else 0
 
-    def has_trained(self, order: TrainOrder) -> bool:
-        """Tell whether the reply to an order is there already, so that `of` begins nothing anew."""
-        span = self._noted().rounds.get(order.round)
+    def has_trained(self, request: TrainRequest) -> bool:
+        """Tell whether the reply to a request is there already, so that `of` begins nothing anew."""
+        span = self._noted().rounds.get(request.round)
         return (
             span is not None
-            and (span.run_id, span.model_id) == (order.run_id, order.model_id)
+            and (span.run_id, span.model_id) == (request.run_id, request.model_id)
             and self.has(span.begins, or_none=True)
             and self.has(span.ends)
         )
@@ -99,14 +103,14 @@ class Spans:
         rounds = self._checkpoints.rounds()
         return own_round in rounds or (or_none and not rounds and own_round == 0)
 
-    def release_file(self, server_round: int) -> Path:
-        """Return where what a round let out across a border is kept, until the round is begun anew."""
+    def privatised_file(self, server_round: int) -> Path:
+        """Return where what a round has sent across a border is kept, until the round is begun anew."""
         return self._run_dir / f"released-{server_round:06d}.safetensors"
 
     def _noted(self) -> _Noted:
         try:
-            return _Noted.model_validate_json(self._file.read_text())
-        except (OSError, ValidationError):
+            return _Noted.model_validate(renamed().content(json.loads(self._file.read_text())))
+        except (OSError, ValueError):
             return _Noted()
 
     def _forget(self) -> None:

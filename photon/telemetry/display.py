@@ -16,8 +16,6 @@ from rich.table import Table
 from rich.text import Text
 
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Evaluated,
     Event,
     Notice,
@@ -26,6 +24,8 @@ from photon.telemetry.events import (
     RunFinished,
     RunInterrupted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history
@@ -85,7 +85,7 @@ class Display:
         if self._live is None:
             if line is not None:
                 self._console.print(line, soft_wrap=True)
-        elif isinstance(event, (ClientFailed, Notice, RunInterrupted)) and line is not None:
+        elif isinstance(event, (SiloFailed, Notice, RunInterrupted)) and line is not None:
             # Printed above the live view, where it stays.
             self._console.print(line)
 
@@ -184,8 +184,8 @@ class _State:
         self.round: RoundStarted | None = None
         self.finished: RoundFinished | None = None
         self.round_seconds: list[float] = []
-        self.clients: dict[str, ClientFinished] = {}
-        self.failed: dict[str, ClientFailed] = {}
+        self.replies: dict[str, SiloFinished] = {}
+        self.failed: dict[str, SiloFailed] = {}
         self.losses: dict[str, float] = {}
         self.first: Evaluated | None = None
         self.latest: Evaluated | None = None
@@ -210,13 +210,13 @@ class _State:
         self.last_time = event.time
         if isinstance(event, RunStarted):
             self.started, self.start_time, self.ended = event, event.time, False
-            self.round, self.round_seconds, self.clients, self.failed = None, [], {}, {}
+            self.round, self.round_seconds, self.replies, self.failed = None, [], {}, {}
         elif isinstance(event, RoundStarted):
-            self.round, self.clients, self.failed = event, {}, {}
-        elif isinstance(event, ClientFinished):
-            self.clients[event.silo] = event
+            self.round, self.replies, self.failed = event, {}, {}
+        elif isinstance(event, SiloFinished):
+            self.replies[event.silo] = event
             self.losses[event.silo] = event.loss
-        elif isinstance(event, ClientFailed):
+        elif isinstance(event, SiloFailed):
             self.failed[event.silo] = event
         elif isinstance(event, RoundFinished):
             self.finished = event
@@ -248,7 +248,7 @@ class _State:
         if not self.in_round():
             return "before the first round" if self.finished is None else "between rounds"
         assert self.round is not None
-        there, expected = len(self.clients) + len(self.failed), len(self.round.cohort)
+        there, expected = len(self.replies) + len(self.failed), len(self.round.cohort)
         if there < expected:
             return f"round {self.round.round}: {there} of {expected} silos are done"
         return f"round {self.round.round}: outer step, validation, checkpoint"
@@ -266,11 +266,11 @@ class _State:
 
     def row(self, name: str) -> list[str]:
         assert self.started is not None
-        client = self.clients.get(name)
+        reply = self.replies.get(name)
         loss = self.losses.get(name)
         facts = next((silo for silo in self.started.silos if silo["name"] == name), None)
         return [
-            format_count(client.tokens_per_second) if client else "",
+            format_count(reply.tokens_per_second) if reply else "",
             _loss(loss),
             _silo_perplexity(self.first, name),
             _silo_perplexity(self.latest, name),
@@ -279,9 +279,9 @@ class _State:
 
     def total_row(self) -> list[str]:
         assert self.started is not None
-        speed = math.fsum(client.tokens_per_second for client in self.clients.values())
+        speed = math.fsum(reply.tokens_per_second for reply in self.replies.values())
         return [
-            format_count(speed) if self.clients else "",
+            format_count(speed) if self.replies else "",
             _loss(self.finished.train_loss if self.finished else None),
             format_perplexity(self.first.perplexity) if self.first else "",
             format_perplexity(self.latest.perplexity) if self.latest else "",
@@ -297,7 +297,7 @@ def _silo_perplexity(evaluation: Evaluated | None, name: str) -> str:
 def _state_text(state: _State, name: str) -> Text:
     if name in state.failed:
         return Text(f"✗ {state.failed[name].kind}", style="red")
-    if name in state.clients:
+    if name in state.replies:
         return Text("✓ done", style="green")
     if state.round is not None and name in state.round.cohort:
         return Text("● training", style="cyan") if state.in_round() else Text("")
@@ -340,7 +340,7 @@ def _loss(value: float | None) -> str:
 def _train_facts(event: RoundFinished) -> str:
     if math.isnan(event.train_loss):
         return "sums over the silos' text, no local steps"
-    cosine = "" if event.client_cosine is None else f", client cosine {event.client_cosine:.2f}"
+    cosine = "" if event.silo_cosine is None else f", silo cosine {event.silo_cosine:.2f}"
     return f"train loss {event.train_loss:.3f}, pseudo-gradient norm {event.pseudo_gradient_norm:.3g}{cosine}"
 
 
@@ -354,7 +354,7 @@ def _line(event: Event, state: _State) -> Text | None:
         return Text(f"{where}: {_evaluation_text(event, state)}")
     if isinstance(event, RoundFinished):
         return Text(f"round {event.round}/{rounds}: {_round_text(event, state)}")
-    if isinstance(event, ClientFailed):
+    if isinstance(event, SiloFailed):
         text = f"round {event.round}/{rounds}: silo {event.silo} failed ({event.kind}): {event.reason}"
         return Text(text, style="yellow")
     if isinstance(event, Notice):
@@ -396,7 +396,7 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
 def _round_text(event: RoundFinished, state: _State) -> str:
     left = state.seconds_left(event.time)
     facts = [
-        ", ".join(sorted(state.clients)) or "no silo",
+        ", ".join(sorted(state.replies)) or "no silo",
         _train_facts(event),
         f"{format_bytes(event.bytes_up)} up, {format_bytes(event.bytes_down)} down",
         f"{format_seconds(event.seconds['round'])}",

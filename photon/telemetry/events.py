@@ -22,6 +22,7 @@ from pydantic import BeforeValidator, TypeAdapter, ValidationError
 # pydantic refuses typing.TypedDict before Python 3.12, and brings this package along.
 from typing_extensions import TypedDict
 
+from photon.config.renamed import renamed
 from photon.errors import PhotonError
 
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -39,8 +40,8 @@ class SiloFacts(TypedDict):
     unigram_loss: float | None
 
 
-class ClientSeconds(TypedDict):
-    """Where one client's time in a round went, in seconds; ``total`` is the sum and what is between."""
+class SiloSeconds(TypedDict):
+    """Where one silo's time in a round went, in seconds; ``total`` is the sum and what is between."""
 
     total: _Number
     training: _Number
@@ -48,8 +49,8 @@ class ClientSeconds(TypedDict):
     save: _Number
 
 
-class Release(TypedDict):
-    """What was done to a client's update before it left: its bound, and its noise in units of that.
+class PrivacyReport(TypedDict):
+    """What was done to a silo's update before it left: its bound, and its noise in units of that.
 
     ``noise_multiplier`` is the smallest in this run so far; ``releases`` counts the updates that have left
     the silo in this run.
@@ -70,8 +71,8 @@ class PrivacyFacts(TypedDict):
 class RoundSeconds(TypedDict):
     """Where a round's time went, in seconds.
 
-    ``round`` is the whole, ``overhead`` what is not training. ``training`` is the slowest client's where
-    clients train side by side, and their sum where one machine trains them in turn.
+    ``round`` is the whole, ``overhead`` what is not training. ``training`` is the slowest silo's where
+    silos train side by side, and their sum where one machine trains them in turn.
     """
 
     round: _Number
@@ -143,13 +144,13 @@ class RoundStarted(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientFinished(Event):
-    """A client's reply was accepted; losses in nats per token, bytes as they crossed the link.
+class SiloFinished(Event):
+    """A silo's reply was accepted; losses in nats per token, bytes as they crossed the link.
 
     Where no steps were taken, ``tokens`` were read, and there is no loss, gradient and learning rate (NaN).
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
-    are names, shapes, order and report. ``release`` is None where updates leave as they are.
+    are names, shapes, request and report. ``release`` is None where updates leave as they are.
     """
 
     round: int
@@ -159,7 +160,7 @@ class ClientFinished(Event):
     loss: _Number
     loss_last: _Number
     learning_rate: _Number
-    seconds: ClientSeconds
+    seconds: SiloSeconds
     bytes_up: int
     bytes_down: int
     update_norm: _Number
@@ -168,12 +169,12 @@ class ClientFinished(Event):
     gradient_norm: _Number
     group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
     group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
-    release: Release | None = None
+    privacy: PrivacyReport | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClientFailed(Event):
-    """A client of the cohort gave no usable reply."""
+class SiloFailed(Event):
+    """A silo of the cohort gave no usable reply."""
 
     round: int
     silo: str
@@ -185,10 +186,10 @@ class ClientFailed(Event):
 class RoundFinished(Event):
     """The outer step of a round is done.
 
-    ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all clients;
-    ``group_bytes_up`` and ``group_bytes_down`` as in `ClientFinished`.
-    ``client_cosine`` is the norm-weighted mean of the pairwise cosines between the clients' updates,
-    ``None`` with a single client; ``consensus`` that of the cosines between each and the pseudo-gradient.
+    ``tokens`` is cumulative over all silos, the bytes are those of this round's training, over all silos;
+    ``group_bytes_up`` and ``group_bytes_down`` as in `SiloFinished`.
+    ``silo_cosine`` is the norm-weighted mean of the pairwise cosines between the silos' updates,
+    ``None`` with a single silo; ``consensus`` that of the cosines between each and the pseudo-gradient.
     """
 
     round: int
@@ -196,7 +197,7 @@ class RoundFinished(Event):
     tokens: int
     train_loss: _Number
     pseudo_gradient_norm: _Number
-    client_cosine: float | None
+    silo_cosine: float | None
     consensus: _Number
     parameter_norm: _Number
     bytes_up: int
@@ -211,14 +212,14 @@ class Diagnostics(Event):
     """Further figures of a round, under ``figure/of what`` names.
 
     ``parameter_norm/LAYER``, ``pseudo_gradient_norm/LAYER``, ``outer_GROUP_norm/all``, ``noise/scale``; where
-    ``telemetry.diagnostics`` is on also what the clients measure: ``exp_avg_norm/SILO``, its relative
-    change over the round ``exp_avg_change/SILO``, its cosine with the client's pseudo-gradient
+    ``telemetry.diagnostics`` is on also what the silos measure: ``exp_avg_norm/SILO``, its relative
+    change over the round ``exp_avg_change/SILO``, its cosine with the silo's pseudo-gradient
     ``exp_avg_cosine/SILO``, LoRDO's ``basis_similarity/SILO``, norms of activations, and
     ``update_norm_before_clip/SILO`` where updates are clipped.
     Of key layers: the weights of attention to the children ``attention/BLOCK/CHILD`` and
     ``attention/BLOCK/self``; how much of its own a node keeps of what comes from above,
     ``attention_self/SILO`` and in a federation's own events ``attention_self/down``; and for each key block
-    that travelled to a child that answered, how much they are alike: ``residual_route/BLOCK/ORIGIN>CHILD``.
+    that travelled to a child that answered, how much they are alike: ``routed/BLOCK/ORIGIN>CHILD``.
     """
 
     round: int
@@ -282,8 +283,8 @@ class Notice(Event):
 EVENT_TYPES: tuple[type[Event], ...] = (
     RunStarted,
     RoundStarted,
-    ClientFinished,
-    ClientFailed,
+    SiloFinished,
+    SiloFailed,
     RoundFinished,
     Diagnostics,
     Evaluated,
@@ -361,7 +362,7 @@ def event_name(kind: type[Event]) -> str:
 
 
 def from_json(line: str) -> Event:
-    """Read an event from a line written by `Event.to_json`.
+    """Read an event from a line written by `Event.to_json`, by an earlier version's, too.
 
     Raises
     ------
@@ -375,13 +376,14 @@ def from_json(line: str) -> Event:
         raise PhotonError(f"not an event, since it is no JSON ({error}): {shown}") from None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         raise PhotonError(f'not an event, since it is no JSON object with an "event": {shown}')
-    name = content["event"]
+    present = renamed().event(content)
+    name = present["event"]
     if name not in _types_by_name():
         raise PhotonError(f"unknown event {name!r} (known: {', '.join(_types_by_name())}): {shown}")
     if "time" not in content:
         raise PhotonError(f"event {name!r} lacks 'time': {shown}")
     try:
-        return _adapter(name).validate_json(line, strict=True)
+        return _adapter(name).validate_json(line if present == content else json.dumps(present), strict=True)
     except ValidationError as error:
         raise PhotonError(f"event {name!r} {_first_fault(error)}: {shown}") from None
 

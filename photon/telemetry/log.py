@@ -13,8 +13,6 @@ from typing import Self
 from photon.errors import PhotonError
 from photon.telemetry.events import (
     Checkpointed,
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
@@ -23,6 +21,8 @@ from photon.telemetry.events import (
     RunFinished,
     RunInterrupted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
     from_json,
 )
 from photon.telemetry.listener import ListenerRun
@@ -32,8 +32,8 @@ EVENTS = "events.jsonl"
 
 _ROUND_EVENTS = (
     RoundStarted,
-    ClientFinished,
-    ClientFailed,
+    SiloFinished,
+    SiloFailed,
     RoundFinished,
     Diagnostics,
     Evaluated,

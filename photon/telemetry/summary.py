@@ -18,8 +18,6 @@ from photon.config.tree import read_tree
 from photon.errors import PhotonError
 from photon.privacy.accountant import epsilon
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
@@ -28,6 +26,8 @@ from photon.telemetry.events import (
     RunFinished,
     RunStarted,
     SiloFacts,
+    SiloFailed,
+    SiloFinished,
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
@@ -37,16 +37,16 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     """Compute the content of ``summary.json`` from a run's events.
 
     Seconds count the time at work on what stands: pauses and work lost with an interruption are left out.
-    ``training`` sums the time in which clients trained, ``overhead`` is everything else.
-    ``bytes`` are those of training and validation; ``per_client`` has training's, ``evaluation`` the others;
+    ``training`` sums the time in which silos trained, ``overhead`` is everything else.
+    ``bytes`` are those of training and validation; ``per_silo`` has training's, ``evaluation`` the others;
     ``per_group`` has those of each state group's tensors in training.
     ``perplexity.per_node`` has what the own model of every silo and federation below gives on its own text;
     ``perplexity.mean_of_silos`` is the mean over the silos alone, each counting the same.
     ``tree`` is that of a federation of federations.
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
-    ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have let out; None where no
+    ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have sent; None where no
     update is clipped.
-    ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the clients by training seconds.
+    ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the silos by training seconds.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     history = current_history(all_events)
     started = last_start(history)
     rounds = [event for event in history if isinstance(event, RoundFinished)]
-    clients = [event for event in history if isinstance(event, ClientFinished)]
+    replies = [event for event in history if isinstance(event, SiloFinished)]
     evaluations = [event for event in history if isinstance(event, Evaluated)]
     total = elapsed_seconds(history)[-1]
     training = math.fsum(event.seconds["training"] for event in rounds)
@@ -84,15 +84,15 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "bytes": {
             **_bytes([*rounds, *evaluations]),
             "evaluation": _bytes(evaluations),
-            "per_client": _bytes_per_client(clients),
+            "per_silo": _bytes_per_silo(replies),
             "per_group": _bytes_per_group(rounds),
         },
         "seconds": {"total": total, "training": training, "overhead": total - training},
         "tokens_per_second": tokens / total if total > 0 else None,
-        "mfu": _mean_mfu(clients),
+        "mfu": _mean_mfu(replies),
         "density": _last_density(history),
         "privacy": _privacy(started, all_events),
-        "failures": sum(isinstance(event, ClientFailed) for event in history),
+        "failures": sum(isinstance(event, SiloFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
     return plain_json(summary)
@@ -279,7 +279,7 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
     }
 
 
-def _bytes(events: Iterable[RoundFinished | Evaluated | ClientFinished]) -> dict[str, int]:
+def _bytes(events: Iterable[RoundFinished | Evaluated | SiloFinished]) -> dict[str, int]:
     sums = {"up": 0, "down": 0}
     for event in events:
         sums["up"] += event.bytes_up
@@ -287,9 +287,9 @@ def _bytes(events: Iterable[RoundFinished | Evaluated | ClientFinished]) -> dict
     return sums
 
 
-def _bytes_per_client(clients: list[ClientFinished]) -> dict[str, dict[str, int]]:
-    names = sorted({event.silo for event in clients})
-    return {name: _bytes(event for event in clients if event.silo == name) for name in names}
+def _bytes_per_silo(replies: list[SiloFinished]) -> dict[str, dict[str, int]]:
+    names = sorted({event.silo for event in replies})
+    return {name: _bytes(event for event in replies if event.silo == name) for name in names}
 
 
 def _bytes_per_group(rounds: list[RoundFinished]) -> dict[str, dict[str, int]]:
@@ -309,16 +309,16 @@ def _last_density(history: list[Event]) -> float | None:
 
 
 def _privacy(started: RunStarted, events: Iterable[Event]) -> dict[str, Any] | None:
-    """Compute ε from what each silo said last; every order sent since then counts as a release."""
+    """Compute ε from what each silo said last; every request sent since then counts as a release."""
     last: dict[str, tuple[float, int]] = {}
     since: Counter[str] = Counter()
     for event in events:
         if isinstance(event, RoundStarted):
             since.update(event.cohort)
-        elif isinstance(event, ClientFailed) and event.kind == "refused":
+        elif isinstance(event, SiloFailed) and event.kind == "refused":
             since[event.silo] -= 1
-        elif isinstance(event, ClientFinished) and event.release is not None:
-            last[event.silo] = event.release["noise_multiplier"], event.release["releases"]
+        elif isinstance(event, SiloFinished) and event.privacy is not None:
+            last[event.silo] = event.privacy["noise_multiplier"], event.privacy["releases"]
             since[event.silo] = 0
     asked = started.privacy
     if asked is None:
@@ -332,8 +332,8 @@ def _privacy(started: RunStarted, events: Iterable[Event]) -> dict[str, Any] | N
     return {"delta": asked["delta"], "epsilon": epsilons} if epsilons else None
 
 
-def _mean_mfu(clients: list[ClientFinished]) -> float | None:
-    known = [(event.mfu, event.seconds["training"]) for event in clients if event.mfu is not None]
+def _mean_mfu(replies: list[SiloFinished]) -> float | None:
+    known = [(event.mfu, event.seconds["training"]) for event in replies if event.mfu is not None]
     seconds = math.fsum(weight for _, weight in known)
     return math.fsum(mfu * weight for mfu, weight in known) / seconds if seconds > 0 else None
 
@@ -379,10 +379,10 @@ def _own_models_table(perplexity: dict[str, Any], tree: dict[str, Any] | None) -
 
 def _bytes_table(sizes: dict[str, Any]) -> Table:
     table = Table(title="Bytes on the link", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-    table.add_column("client")
+    table.add_column("reply")
     for heading in ("up", "down"):
         table.add_column(heading, justify="right")
-    for name, row in sizes["per_client"].items():
+    for name, row in sizes["per_silo"].items():
         table.add_row(Text(name), format_bytes(row["up"]), format_bytes(row["down"]))
     validation = sizes["evaluation"]
     table.add_row(
@@ -412,6 +412,6 @@ def _facts(
     if summary.get("privacy") is not None:
         rows.append(("privacy of a silo", " ".join(privacy_figures(summary["privacy"]))))
     if summary["failures"]:
-        rows.append(("failed clients", str(summary["failures"])))
+        rows.append(("failed silos", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]
     return rows

@@ -6,8 +6,6 @@ from typing import Any, Literal
 
 from photon.errors import PhotonError
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
@@ -15,6 +13,8 @@ from photon.telemetry.events import (
     RunFinished,
     RunInterrupted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.listener import ListenerRun
 
@@ -78,21 +78,21 @@ class WandbListener:
                 "or set telemetry.wandb.mode=offline"
             ) from None
         self._run.define_metric("*", step_metric="round")
-        self._clients: list[ClientFinished] = []
+        self._replies: list[SiloFinished] = []
         self._failures = 0
 
     def __call__(self, event: Event) -> None:
         """Log what ``event`` tells."""
         if isinstance(event, RunStarted):
-            self._clients, self._failures = [], 0
-        elif isinstance(event, ClientFinished):
-            self._clients.append(event)
-        elif isinstance(event, ClientFailed):
+            self._replies, self._failures = [], 0
+        elif isinstance(event, SiloFinished):
+            self._replies.append(event)
+        elif isinstance(event, SiloFailed):
             self._failures += 1
         elif isinstance(event, RoundFinished):
-            metrics = _round_metrics(event) | _client_metrics(self._clients, self._failures)
+            metrics = _round_metrics(event) | _silo_metrics(self._replies, self._failures)
             self._run.log({key: value for key, value in metrics.items() if value is not None})
-            self._clients, self._failures = [], 0
+            self._replies, self._failures = [], 0
         elif isinstance(event, Diagnostics):
             values = {f"diagnostics/{name}": value for name, value in event.values.items()}
             self._run.log({"round": event.round, **values})
@@ -131,7 +131,7 @@ def _round_metrics(event: RoundFinished) -> dict[str, float | None]:
         "train/loss": event.train_loss,
         "server/pseudo_gradient_norm": event.pseudo_gradient_norm,
         "server/parameter_norm": event.parameter_norm,
-        "server/client_cosine": event.client_cosine,
+        "server/silo_cosine": event.silo_cosine,
         "server/consensus": event.consensus,
         "link/bytes_up": event.bytes_up,
         "link/bytes_down": event.bytes_down,
@@ -147,10 +147,10 @@ def _round_metrics(event: RoundFinished) -> dict[str, float | None]:
     }
 
 
-def _client_metrics(clients: list[ClientFinished], failures: int) -> dict[str, float | None]:
-    metrics: dict[str, float | None] = {"clients/finished": len(clients), "clients/failed": failures}
-    for event in clients:
-        prefix = f"client/{event.silo}"
+def _silo_metrics(replies: list[SiloFinished], failures: int) -> dict[str, float | None]:
+    metrics: dict[str, float | None] = {"silos/finished": len(replies), "silos/failed": failures}
+    for event in replies:
+        prefix = f"silo/{event.silo}"
         metrics |= {
             f"{prefix}/loss": event.loss,
             f"{prefix}/learning_rate": event.learning_rate,

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from photon.config.schema import SwitchSection, TrainingSection
+from photon.config.schema import TrainingSection, TransitionSection
 from photon.data.loader import BatchStream
 from photon.errors import PhotonError
 from photon.training.groups import StateGroups, read_params
@@ -41,7 +41,7 @@ class GroupTrainer(LocalTrainer):
         Micro-batch size, clipping and compilation.
     batch_size
         Sequences per local step, over all processes.
-    precision, device, switch
+    precision, device, transition
         As of `LocalTrainer`.
     """
 
@@ -57,7 +57,7 @@ class GroupTrainer(LocalTrainer):
         batch_size: int,
         precision: Precision,
         device: torch.device,
-        switch: SwitchSection | None,
+        transition: TransitionSection | None,
     ) -> None:
         self._world = dist.get_world_size()
         self._own_rows = batch_size // self._world
@@ -73,7 +73,7 @@ class GroupTrainer(LocalTrainer):
             clip_norm=training.clip_norm,
             precision=precision,
             device=device,
-            switch=switch,
+            transition=transition,
         )
         self._first_row = dist.get_rank() * self._own_rows
         self._replicas = None if isinstance(model, FSDPModule) else _replicate(model, device)

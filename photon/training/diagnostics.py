@@ -1,4 +1,4 @@
-"""Figures that a client can measure of itself, beyond loss and gradient norm."""
+"""Figures that a silo can measure of itself, beyond loss and gradient norm."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ def state_changes(before: Groups, after: Groups) -> dict[str, float]:
 def momentum_cosines(
     before: Mapping[str, Tensor], after: Mapping[str, Tensor], momenta: Groups
 ) -> dict[str, float]:
-    """Return the cosine of a client's pseudo-gradient with each first moment, such as ``exp_avg_cosine``.
+    """Return the cosine of a silo's pseudo-gradient with each first moment, such as ``exp_avg_cosine``.
 
     It is high where the moments know the direction in which the whole round goes.
 

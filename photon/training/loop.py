@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from photon.components import build, import_target
-from photon.config.schema import SwitchSection
+from photon.config.schema import TransitionSection
 from photon.errors import PhotonError
 from photon.models.sparse import parameter_name
 from photon.training.groups import NamedParameters, read_optimizer
@@ -110,7 +110,7 @@ class LocalTrainer:
         Where ``model`` is.
     compile
         Run the model through `torch.compile`; parameter names and the model object stay as they are.
-    switch
+    transition
         Settings that the optimizer has from a global step on; what they do to its state is not done here.
 
     Raises
@@ -133,7 +133,7 @@ class LocalTrainer:
         precision: Precision,
         device: torch.device,
         compile: bool = False,
-        switch: SwitchSection | None = None,
+        transition: TransitionSection | None = None,
     ) -> None:
         micro = batch_size if micro_batch_size is None else micro_batch_size
         if micro < 1 or batch_size % micro != 0:
@@ -151,13 +151,13 @@ class LocalTrainer:
         self.clip_norm = clip_norm
         self.precision = precision
         self.device = device
-        self.switch = switch
+        self.transition = transition
         self._parameters = list(model.parameters())
         self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for group in optimizer.param_groups:
             # A second trainer over the same optimizer must not take a scheduled rate for the peak.
-            for name in ("lr", *(switch.optimizer if switch else ())):
+            for name in ("lr", *(transition.optimizer if transition else ())):
                 if name in group:
                     group.setdefault(f"initial_{name}", group[name])
 
@@ -244,17 +244,17 @@ class LocalTrainer:
         return batch.pin_memory().to(self.device, non_blocking=True)
 
     def _configure(self, step: int) -> None:
-        """Set the learning rate, and the settings before or after the switch: both functions of the step."""
+        """Set the learning rate, and the settings on this side of the transition: functions of the step."""
         factor = self.schedule(step)
-        switch = self.switch
-        switched = switch is not None and step >= switch.step
-        if switch is not None and switched:
-            factor *= switch.lr_scale
+        transition = self.transition
+        transitioned = transition is not None and step >= transition.step
+        if transition is not None and transitioned:
+            factor *= transition.lr_scale
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
-            for name, value in switch.optimizer.items() if switch is not None else ():
+            for name, value in transition.optimizer.items() if transition is not None else ():
                 if name in group:
-                    group[name] = value if switched else group[f"initial_{name}"]
+                    group[name] = value if transitioned else group[f"initial_{name}"]
 
     def _backward(self, batch: Batch, rows: Tensor | None, hooks: StepHooks) -> dict[str, Tensor]:
         """Leave the mean gradient of ``batch`` in the parameters; return its mean loss and other figures."""

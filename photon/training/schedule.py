@@ -1,6 +1,6 @@
 """Learning-rate schedules as pure functions of the step.
 
-A schedule maps a local step to a factor in [0, 1] of the peak learning rate. It holds no state: a client that
+A schedule maps a local step to a factor in [0, 1] of the peak learning rate. It holds no state: a silo that
 joins late, was absent or crashed gets the global step from the server and sits at the same point of one
 schedule as everybody else. Steps are local steps, counted from 0 over the whole run.
 """

@@ -1,10 +1,10 @@
 """Wall-clock time of a training run: steps over throughput, and every sync over the slowest link.
 
-A sync of a payload of S bytes over K clients and a link of B bytes per second and latency l takes
+A sync of a payload of S bytes over K silos and a link of B bytes per second and latency l takes
 
     parameter server  2 K S / B + l        all-reduce  (K − 1) S / B + l        ring  2 S (K − 1) / (K B) + l
 
-and nothing for a single client. A state group with sync period K_s is synced once every K_s steps:
+and nothing for a single silo. A state group with sync period K_s is synced once every K_s steps:
 
     total = T / ν + α Σ_s ⌊T / K_s⌋ t_sync
 
@@ -22,12 +22,12 @@ TOPOLOGIES: tuple[Topology, ...] = get_args(Topology)
 
 @dataclass(frozen=True)
 class Network:
-    """Between the clients.
+    """Between the silos.
 
     Attributes
     ----------
-    clients
-        Clients that train together, K.
+    silos
+        Silos that train together, K.
     bandwidth
         Of the slowest link, bytes per second.
     latency
@@ -38,7 +38,7 @@ class Network:
         Share of communication that is not hidden behind computing, α: 1 none hidden, 0 all of it.
     """
 
-    clients: int
+    silos: int
     bandwidth: float
     latency: float = 0.0
     topology: Topology = "ring"
@@ -46,12 +46,12 @@ class Network:
 
     def sync_seconds(self, payload: float) -> float:
         """Return the seconds of one sync of ``payload`` bytes."""
-        if self.clients == 1:
+        if self.silos == 1:
             return 0.0
         passes = {
-            "parameter-server": 2.0 * self.clients,
-            "all-reduce": self.clients - 1.0,
-            "ring": 2.0 * (self.clients - 1) / self.clients,
+            "parameter-server": 2.0 * self.silos,
+            "all-reduce": self.silos - 1.0,
+            "ring": 2.0 * (self.silos - 1) / self.silos,
         }[self.topology]
         return passes * payload / self.bandwidth + self.latency
 
@@ -78,15 +78,15 @@ def wall_time(
     Parameters
     ----------
     steps
-        Steps of each client, T.
+        Steps of each silo, T.
     throughput
-        Steps per second of a client, ν.
+        Steps per second of a silo, ν.
     periods
         State group to sync period in steps; every group is a payload of its own.
     payload
         Bytes of a group: parameters times bytes per parameter.
     network
-        Between the clients.
+        Between the silos.
     """
     syncs = sum(steps // period for period in periods.values())
     return WallTime(steps / throughput, network.exposed * syncs * network.sync_seconds(payload), syncs)

@@ -2,7 +2,7 @@
 
     python scripts/bench/fold.py                          # both parts; 32 x 500 MB of Flower needs 18 GB free
     python scripts/bench/fold.py --only speed             # GB of replies folded per CPU second, one thread
-    python scripts/bench/fold.py --only memory --size-mb 50 --clients 2 8
+    python scripts/bench/fold.py --only memory --size-mb 50 --silos 2 8
 
 Speed, first table: replies that are already tensors go into an accumulator that is already there; numpy's
 in-place multiply-add does the same work. Second table: a round's replies from encoded messages to the mean,
@@ -27,9 +27,9 @@ from fold_memory import (
     check_mean,
     compare_memory,
     flower_records,
-    order_of,
     photon_records,
     report_on,
+    request_of,
     shapes_of_model,
 )
 
@@ -39,7 +39,7 @@ def main() -> None:
     report = Report(arguments)
     if arguments.only in (None, "memory"):
         # First, so that this process is still small.
-        compare_memory(report, arguments.size_mb, arguments.clients, arguments.outer)
+        compare_memory(report, arguments.size_mb, arguments.silos, arguments.outer)
     if arguments.only in (None, "speed"):
         import torch
 
@@ -61,7 +61,7 @@ def compare_adding(report: Report, arguments: argparse.Namespace) -> None:
     from photon.strategy.fold import WeightedMean
 
     shapes, count = shapes_of_model(arguments.fold_mb), arguments.replies
-    decoded = [decode_groups(photon_records(client, shapes)) for client in range(count)]
+    decoded = [decode_groups(photon_records(number, shapes)) for number in range(count)]
     mean = WeightedMean()
     mean.add(decoded[0], 1.0)
     accumulator = {name: tensor.numpy().copy() for name, tensor in decoded[0]["params"].items()}
@@ -110,20 +110,20 @@ def compare_rounds(report: Report, arguments: argparse.Namespace) -> None:
 
     ensure_task_identity()
     shapes, count = shapes_of_model(arguments.fold_mb), arguments.replies
-    records = [photon_records(client, shapes) for client in range(count)]
+    records = [photon_records(number, shapes) for number in range(count)]
     messages = [
-        Message(flower_records(client, shapes), dst_node_id=1, message_type="train")
-        for client in range(count)
+        Message(flower_records(number, shapes), dst_node_id=1, message_type="train")
+        for number in range(count)
     ]
     expected = shapes_of(decode_groups(records[0]))
-    orders = [order_of(client) for client in range(count)]
+    requests = [request_of(number) for number in range(count)]
     fedavg = FedAvg()
 
     def photon_round() -> None:
         mean = WeightedMean()
-        for order, record in zip(orders, records, strict=True):
+        for request, record in zip(requests, records, strict=True):
             groups = decode_groups(record)
-            problem = problem_with(report_on(order), groups, order, expected, SEQUENCE_LENGTH)
+            problem = problem_with(report_on(request), groups, request, expected, SEQUENCE_LENGTH)
             assert problem is None, problem
             mean.add(groups, 1.0)
         check_mean(mean.result()["params"], count)
@@ -153,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--replies", type=int, default=4, help="replies in the speed part")
     made.add_argument("--repeats", type=int, default=9, help="timings of every case in the speed part")
     made.add_argument("--size-mb", type=int, default=500, help="MiB of the model in the memory part")
-    made.add_argument("--clients", type=int, nargs="+", default=[2, 8, 32], help="cohorts in the memory part")
+    made.add_argument("--silos", type=int, nargs="+", default=[2, 8, 32], help="cohorts in the memory part")
     made.add_argument(
         "--outer",
         nargs="+",

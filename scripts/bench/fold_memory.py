@@ -31,27 +31,27 @@ def shapes_of_model(size_mb: int) -> dict[str, int]:
     return {"embedding": numbers - matrix * matrices} | {f"h.{i}.weight": matrix for i in range(matrices)}
 
 
-def value_of(client: int) -> float:
-    """Return what every parameter of a client's reply is; the mean over the clients is known then."""
-    return 0.001 * (client + 1)
+def value_of(number: int) -> float:
+    """Return what every parameter of a silo's reply is; the mean over the silos is known then."""
+    return 0.001 * (number + 1)
 
 
-def filled(client: int, numbers: int) -> bytes:
+def filled(number: int, numbers: int) -> bytes:
     """Return float32 bytes without a temporary array; every page is really written."""
-    return struct.pack("<f", value_of(client)) * numbers
+    return struct.pack("<f", value_of(number)) * numbers
 
 
-def photon_records(client: int, shapes: dict[str, int]) -> Any:
+def photon_records(number: int, shapes: dict[str, int]) -> Any:
     from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
     from photon.link.records import FORMAT, HEADER, RAW
 
-    arrays = {name: Array("float32", (n,), RAW, filled(client, n)) for name, n in shapes.items()}
+    arrays = {name: Array("float32", (n,), RAW, filled(number, n)) for name, n in shapes.items()}
     header = json.dumps({"format": FORMAT, "groups": {"params": {}}})
     return RecordDict({"params": ArrayRecord(arrays), HEADER: ConfigRecord({"header": header})})
 
 
-def flower_arrays(client: int, shapes: dict[str, int]) -> Any:
+def flower_arrays(number: int, shapes: dict[str, int]) -> Any:
     """Return what ``ArrayRecord`` of numpy arrays would be, made without the arrays."""
     import io
 
@@ -63,21 +63,21 @@ def flower_arrays(client: int, shapes: dict[str, int]) -> Any:
         begin = io.BytesIO()
         header = {"descr": "<f4", "fortran_order": False, "shape": (numbers,)}
         np.lib.format.write_array_header_1_0(begin, header)
-        data = b"".join([begin.getvalue(), filled(client, numbers)])
+        data = b"".join([begin.getvalue(), filled(number, numbers)])
         arrays[name] = Array("float32", (numbers,), "numpy.ndarray", data)
     return ArrayRecord(arrays)
 
 
-def flower_records(client: int, shapes: dict[str, int]) -> Any:
+def flower_records(number: int, shapes: dict[str, int]) -> Any:
     from flwr.app import MetricRecord, RecordDict
 
     return RecordDict(
-        {"arrays": flower_arrays(client, shapes), "metrics": MetricRecord({"num-examples": 1.0})}
+        {"arrays": flower_arrays(number, shapes), "metrics": MetricRecord({"num-examples": 1.0})}
     )
 
 
-def check_mean(params: dict[str, Any], clients: int) -> None:
-    expected = statistics.fmean(value_of(client) for client in range(clients))
+def check_mean(params: dict[str, Any], silos: int) -> None:
+    expected = statistics.fmean(value_of(number) for number in range(silos))
     for name, tensor in params.items():
         for end in (0, -1):
             assert math.isclose(float(tensor[end]), expected, rel_tol=1e-5), (
@@ -95,18 +95,18 @@ def compare_memory(report: Report, size: int, cohorts: list[int], outers: list[s
     rows, raw = [], []
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as folder:
         for outer in outers:
-            for clients in cohorts:
-                raw.append(measure({"who": "Photon", "clients": clients, "outer": outer}, size, folder))
-        for clients in cohorts:
-            case = {"who": "Flower", "clients": clients, "outer": "FedAvg"}
+            for silos in cohorts:
+                raw.append(measure({"who": "Photon", "silos": silos, "outer": outer}, size, folder))
+        for silos in cohorts:
+            case = {"who": "Flower", "silos": silos, "outer": "FedAvg"}
             # Every reply, the model, the accumulator, and room for the rest of the machine.
-            needed = (clients + 4) * size * MEBI + 1024 * MEBI
+            needed = (silos + 4) * size * MEBI + 1024 * MEBI
             if available_memory() < needed:
                 raw.append({**case, "left_out": f"needs {needed / 1e9:.0f} GB of free memory"})
                 continue
             raw.append(measure(case, size, folder))
     for case in raw:
-        name = [str(case["who"]), str(case["outer"]), str(case["clients"])]
+        name = [str(case["who"]), str(case["outer"]), str(case["silos"])]
         if "left_out" in case:
             rows.append([*name, case["left_out"], "", ""])
             continue
@@ -120,7 +120,7 @@ def compare_memory(report: Report, size: int, cohorts: list[int], outers: list[s
         )
     report.table(
         f"Peak memory of the server over its baseline, in models of {size} MiB (goal: 2.5)",
-        ["server", "outer step", "clients", "total", "anonymous", "CPU s"],
+        ["server", "outer step", "silos", "total", "anonymous", "CPU s"],
         rows,
         raw=raw,
     )
@@ -212,7 +212,7 @@ def photon_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[]
 
     torch.set_num_threads(1)
     shapes = shapes_of_model(case["size_mb"])
-    run_dir = Path(case["folder"]) / f"{case['outer']}-{case['clients']}"
+    run_dir = Path(case["folder"]) / f"{case['outer']}-{case['silos']}"
     config = compose(
         [
             *("federation=inprocess", "data=prepared", "data.path=/nowhere", f"run_dir={run_dir}"),
@@ -221,20 +221,20 @@ def photon_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[]
                 "local_steps=1",
                 "schedule.warmup_steps=0",
                 "training.batch_size=1",
-                f"cohort={case['clients']}",
+                f"cohort={case['silos']}",
             ),
             *(f"outer={case['outer']}", "checkpoint.keep=1", "telemetry.display=none"),
         ]
     )
     write_checkpoint(Path(case["folder"]), run_dir, case)
-    grid = scripted_grid(case["clients"], lambda client: photon_records(client, shapes), photon=True)
+    grid = scripted_grid(case["silos"], lambda number: photon_records(number, shapes), photon=True)
     federation = Federation(config, grid, run_dir, EventStream([]))
 
     def check() -> None:
         checkpoint, _ = CheckpointStore(run_dir / "checkpoints").latest()
         assert checkpoint.state.round == 2
         if case["outer"] == "fedavg":
-            check_mean(checkpoint.load_params(), case["clients"])
+            check_mean(checkpoint.load_params(), case["silos"])
         shutil.rmtree(run_dir)
 
     return lambda: federation.run(resume=True), check
@@ -283,32 +283,32 @@ def flower_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[]
     import photon.federation.federation  # noqa: F401
 
     shapes = shapes_of_model(case["size_mb"])
-    clients = case["clients"]
-    grid = scripted_grid(clients, lambda client: flower_records(client, shapes), photon=False)
+    silos = case["silos"]
+    grid = scripted_grid(silos, lambda number: flower_records(number, shapes), photon=False)
     results = []
 
     def work() -> None:
-        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=clients, min_available_nodes=clients)
+        strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=silos, min_available_nodes=silos)
         results.append(strategy.start(grid, flower_arrays(0, shapes), num_rounds=1))
 
     def check() -> None:
         arrays = results[0].arrays
         assert arrays is not None
-        check_mean({"embedding": arrays["embedding"].numpy()}, clients)
+        check_mean({"embedding": arrays["embedding"].numpy()}, silos)
 
     return work, check
 
 
-def order_of(client: int) -> Any:
-    """Return a train order, for replies that answer no message."""
-    from photon.link.messages import TrainOrder
+def request_of(number: int) -> Any:
+    """Return a train request, for replies that answer no message."""
+    from photon.link.messages import TrainRequest
 
-    return TrainOrder(
+    return TrainRequest(
         run_id="bench",
         model_id="bench",
         round=1,
-        silo=f"silo-{client:03d}",
-        members=[f"silo-{client:03d}"],
+        silo=f"silo-{number:03d}",
+        members=[f"silo-{number:03d}"],
         global_step=0,
         steps=1,
         batch_size=1,
@@ -319,16 +319,16 @@ def order_of(client: int) -> Any:
     )
 
 
-def report_on(order: Any) -> Any:
-    """Return the report that answers ``order``."""
+def report_on(request: Any) -> Any:
+    """Return the report that answers ``request``."""
     from photon.link.messages import TrainReport
 
     return TrainReport(
-        round=order.round,
-        silo=order.silo,
-        steps=order.steps,
-        tokens=order.steps * order.batch_size * SEQUENCE_LENGTH,
-        position=order.position + order.steps * order.batch_size,
+        round=request.round,
+        silo=request.silo,
+        steps=request.steps,
+        tokens=request.steps * request.batch_size * SEQUENCE_LENGTH,
+        position=request.position + request.steps * request.batch_size,
         loss=1.0,
         loss_last=1.0,
         learning_rate=1e-3,
@@ -339,7 +339,7 @@ def report_on(order: Any) -> Any:
     )
 
 
-def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) -> Any:
+def scripted_grid(silos: int, content: Callable[[int], Any], *, photon: bool) -> Any:
     """Return a grid that keeps nothing of what it is sent and makes replies when they are pulled."""
     from flwr.app import Message, RecordDict
 
@@ -349,17 +349,17 @@ def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) 
         BODY,
         Describe,
         Description,
-        EvaluateOrder,
         EvaluateReport,
+        EvaluateRequest,
         SiloInfo,
-        TrainOrder,
+        TrainRequest,
         pack,
         unpack,
     )
 
-    def silo(client: int) -> SiloInfo:
+    def silo(number: int) -> SiloInfo:
         return SiloInfo(
-            name=f"silo-{client:03d}",
+            name=f"silo-{number:03d}",
             train_tokens=10**6,
             validation_tokens=10**4,
             unigram_loss=7.0,
@@ -377,16 +377,19 @@ def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) 
             self._polls = 0
 
         def get_node_ids(self) -> list[int]:
-            return list(range(1, clients + 1))
+            return list(range(1, silos + 1))
 
         def push_messages(self, messages: Iterable[Message]) -> list[str]:
             identifiers = []
             for message in messages:
                 identifier = assign_message_id(message)
-                kind = {"query": Describe, "train": TrainOrder, "evaluate": EvaluateOrder}
-                order = unpack(message.content, kind[message.metadata.message_type]) if photon else None
+                kind = {"query": Describe, "train": TrainRequest, "evaluate": EvaluateRequest}
+                request = unpack(message.content, kind[message.metadata.message_type]) if photon else None
                 # What was sent is gone; of the message, only the address for its reply stays.
-                self._waiting[identifier] = (Message(content=RecordDict(), metadata=message.metadata), order)
+                self._waiting[identifier] = (
+                    Message(content=RecordDict(), metadata=message.metadata),
+                    request,
+                )
                 identifiers.append(identifier)
                 del message
             self._polls = 0
@@ -398,18 +401,18 @@ def scripted_grid(clients: int, content: Callable[[int], Any], *, photon: bool) 
             arrived = set(list(self._waiting)[-1 - self._polls // 2 :])
             for identifier in message_ids:
                 if identifier in arrived:
-                    message, order = self._waiting.pop(identifier)
-                    yield Message(self._answer(message.metadata.dst_node_id - 1, order), reply_to=message)
+                    message, request = self._waiting.pop(identifier)
+                    yield Message(self._answer(message.metadata.dst_node_id - 1, request), reply_to=message)
 
-        def _answer(self, client: int, order: Any) -> RecordDict:
-            if isinstance(order, Describe):
-                return RecordDict({BODY: pack(Description(silos=[silo(client)]))})
-            if isinstance(order, EvaluateOrder):
-                answer = EvaluateReport(round=order.round, silo=order.silo, loss=1.0, tokens=1)
+        def _answer(self, number: int, request: Any) -> RecordDict:
+            if isinstance(request, Describe):
+                return RecordDict({BODY: pack(Description(silos=[silo(number)]))})
+            if isinstance(request, EvaluateRequest):
+                answer = EvaluateReport(round=request.round, silo=request.silo, loss=1.0, tokens=1)
                 return RecordDict({BODY: pack(answer)})
-            records = content(client)
-            if order is not None:
-                records[BODY] = pack(report_on(order))
+            records = content(number)
+            if request is not None:
+                records[BODY] = pack(report_on(request))
             return records
 
         def send_and_receive(

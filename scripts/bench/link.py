@@ -18,10 +18,10 @@ import torch
 from common import Report, interleave, parser, spread, timed
 
 from photon.link.codecs import E3M0, Bitmask, Cast, Float8, Int, PowerSGD, RandomK, Sign, TopK, TwoBit, Zstd
-from photon.link.coding import Codec, SparseTensor, generator
+from photon.link.encoding import Codec, SparseTensor, generator
 from photon.strategy.fold import WeightedMean
 
-CHAINS: dict[str, list[Codec]] = {
+PIPELINES: dict[str, list[Codec]] = {
     "cast bf16": [Cast("bfloat16")],
     "cast fp16": [Cast("float16")],
     "fp8 e4m3": [Float8("float8_e4m3fn")],
@@ -53,16 +53,16 @@ def main() -> None:
     columns = int(arguments.size_mb * 2**20 / 4 / rows)
     dense = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0)) * 1e-3
     sparse = torch.where(dense.abs() < 1.96e-3, 0.0, dense)
-    chosen = {name: chain for name, chain in CHAINS.items() if arguments.only in name}
+    chosen = {name: pipeline for name, pipeline in PIPELINES.items() if arguments.only in name}
     inputs = {name: sparse if "bitmask" in name else dense for name in chosen}
-    chains = {name: Chain(chain, inputs[name]) for name, chain in chosen.items()}
+    pipelines = {name: Pipeline(pipeline, inputs[name]) for name, pipeline in chosen.items()}
     target = torch.empty_like(dense)
     gigabytes = dense.nbytes / 1e9
     copy: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(dense)}
     for title, cases in (
-        ("encode", copy | {name: chain.encode for name, chain in chains.items()}),
-        ("decode", copy | {name: chain.decode for name, chain in chains.items()}),
-        ("fold the decoded update", copy | {name: folding(chain) for name, chain in chains.items()}),
+        ("encode", copy | {name: pipeline.encode for name, pipeline in pipelines.items()}),
+        ("decode", copy | {name: pipeline.decode for name, pipeline in pipelines.items()}),
+        ("fold the decoded update", copy | {name: folding(pipeline) for name, pipeline in pipelines.items()}),
     ):
         report.rates(
             f"{title}, {arguments.size_mb} MiB of float32, one thread",
@@ -77,15 +77,15 @@ def main() -> None:
         "What arrives",
         ["codecs", "bits a value", "ratio", "relative error"],
         [
-            [name, f"{chain.bits:.4f}", f"{32 / chain.bits:.1f}", f"{chain.error:.4f}"]
-            for name, chain in chains.items()
+            [name, f"{pipeline.bits:.4f}", f"{32 / pipeline.bits:.1f}", f"{pipeline.error:.4f}"]
+            for name, pipeline in pipelines.items()
         ],
     )
     report.close()
 
 
-class Chain:
-    """A chain of codecs at work on one tensor, without hash and header."""
+class Pipeline:
+    """A pipeline of codecs at work on one tensor, without hash and header."""
 
     def __init__(self, codecs: list[Codec], tensor: torch.Tensor) -> None:
         self._codecs, self._tensor, self._draw = codecs, tensor, generator("bench")
@@ -127,8 +127,8 @@ class Chain:
         return values
 
 
-def folding(chain: Chain) -> Callable[[], None]:
-    update, mean = chain.decode(), WeightedMean()
+def folding(pipeline: Pipeline) -> Callable[[], None]:
+    update, mean = pipeline.decode(), WeightedMean()
     mean.add({"params": {"w": update}}, 1.0)
     return lambda: mean.add({"params": {"w": update}}, 1.0)
 

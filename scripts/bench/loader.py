@@ -43,8 +43,8 @@ def compare_streams(report: Report, windows: np.ndarray, batch: int, arguments: 
     cuts = [0, count // 2, count // 2 + count // 4, count // 2 + count // 4 + count // 100, count]
     parts = [windows[begin:end] for begin, end in itertools.pairwise(cuts)]
     plain = windows.view(np.ndarray)
-    order = np.random.default_rng(1).permutation(count)
-    indices = [np.take(order, range(i * batch, (i + 1) * batch), mode="wrap") for i in range(batches)]
+    request = np.random.default_rng(1).permutation(count)
+    indices = [np.take(request, range(i * batch, (i + 1) * batch), mode="wrap") for i in range(batches)]
 
     def numpy_index() -> None:
         for chosen in indices:

@@ -1,11 +1,11 @@
-"""What a round costs beside training: wall time less the slowest client's training, evaluation excluded.
+"""What a round costs beside training: wall time less the slowest silo's training, evaluation excluded.
 
     python scripts/bench/round_overhead.py                        # both engines, 1 MB and 50 MB
     python scripts/bench/round_overhead.py --engine inprocess
 
 The model is real and trains one local step on one short sequence a round, so the rest is the round itself.
-On the in-process grid one client answers, and the parts of the overhead are timed where they happen. On
-Flower's simulation engine two clients answer in parallel. Flower's own FedAvg, with a client that returns its
+On the in-process grid one silo answers, and the parts of the overhead are timed where they happen. On
+Flower's simulation engine two silos answer in parallel. Flower's own FedAvg, with a client that returns its
 arrays unchanged, stands beside both: the same payload on the same grid or engine, its evaluation off too. It
 checks no values, builds no model and keeps nothing on disk. The first rounds, which start processes and build
 the model, do not count. Runs alternate: Photon, Flower, Flower, Photon.
@@ -56,14 +56,14 @@ PARTS = {
         "photon.state.checkpoint.save_groups",
         "photon.state.checkpoint.sync_files",
     ],
-    "client: read the configuration": ["photon.config.compose.parse"],
-    "client: open the data": ["photon.data.prepared.PreparedData.open"],
-    "client: last state from disk": ["photon.state.silo.SiloStore.load", "photon.state.silo.SiloStore.reply"],
-    "client: parameters into the model": ["photon.silo.fit.write_params"],
-    "client: state of the local optimizer into it": ["photon.silo.fit.write_optimizer"],
-    "client: norm of the update": ["photon.silo.train.distance"],
-    (STATE := "client: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
-    "client: encode the reply": ["photon.link.transport.SiloLink.send"],
+    "silo: read the configuration": ["photon.config.compose.parse"],
+    "silo: open the data": ["photon.data.prepared.PreparedData.open"],
+    "silo: last state from disk": ["photon.state.silo.SiloStore.load", "photon.state.silo.SiloStore.reply"],
+    "silo: parameters into the model": ["photon.silo.fit.write_params"],
+    "silo: state of the local optimizer into it": ["photon.silo.fit.write_optimizer"],
+    "silo: norm of the update": ["photon.silo.train.distance"],
+    (STATE := "silo: state and reply to disk"): ["photon.state.silo.SiloStore.save"],
+    "silo: encode the reply": ["photon.link.transport.SiloLink.send"],
 }
 
 ON_DISK = (CHECKPOINT, STATE)
@@ -121,7 +121,7 @@ def config_of(size: int, engine: str, cohort: int, data: Path, run_dir: Path, ro
             *(f"model.architecture.{key}={value}" for key, value in MODELS[size].items()),
             *("model.architecture.n_head=2", f"model.sequence_length={SEQUENCE_LENGTH}"),
             *(f"rounds={rounds}", "local_steps=1", "training.batch_size=1", "training.threads=1"),
-            "federation.clients_in_parallel=2",
+            "federation.silos_in_parallel=2",
             *(f"cohort={cohort}", "schedule.warmup_steps=0", "training.precision=fp32"),
             *("evaluation.every=1000000", "evaluation.sequences=1", "telemetry.display=none"),
             *("telemetry.report=false", "telemetry.export=false"),
@@ -191,7 +191,7 @@ def compare_inprocess(
     ]
     rows = {"Photon": photon, "Photon, all but writing to disk": in_memory, "Flower's FedAvg": flower}
     report.table(
-        f"In-process grid, {payload / 1e6:.1f} MB, one client: milliseconds a round beside training",
+        f"In-process grid, {payload / 1e6:.1f} MB, one silo: milliseconds a round beside training",
         ["", "CPU", "wall"],
         [[name, *(milliseconds(timings, clock) for clock in CLOCKS)] for name, timings in rows.items()],
         raw={name: [asdict(timing) for timing in timings] for name, timings in rows.items()},
@@ -314,7 +314,7 @@ def compare_simulation(
         return prepare_run(config_of(size, "simulation", 2, data, run_dir, arguments.rounds))
 
     def run_photon() -> None:
-        from photon.telemetry.events import ClientFinished, RoundFinished
+        from photon.telemetry.events import RoundFinished, SiloFinished
         from photon.telemetry.log import read_events
 
         try:
@@ -326,7 +326,7 @@ def compare_simulation(
         events = list(read_events(run_dir / "events.jsonl"))
         saves: dict[int, float] = defaultdict(float)
         for event in events:
-            if isinstance(event, ClientFinished):
+            if isinstance(event, SiloFinished):
                 saves[event.round] = max(saves[event.round], event.seconds["save"])
         for event in events:
             if isinstance(event, RoundFinished) and event.round > WARM_UP:
@@ -342,7 +342,7 @@ def compare_simulation(
         turn()
     without_disk = [total - disk for total, disk in zip(photon, checkpoint, strict=True)]
     report.table(
-        f"Simulation engine, model of {size} MB, two clients: milliseconds a round",
+        f"Simulation engine, model of {size} MB, two silos: milliseconds a round",
         ["overhead of a round", "median (min – max)", "ratio to Flower"],
         [
             [name, spread(values, 0), f"{statistics.median(values) / statistics.median(flower):.2f}"]
@@ -422,7 +422,7 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
     settings = {"shapes": shapes_of(config), "rounds": rounds, "output": str(output)}
     (run_dir / "settings.json").write_text(json.dumps(settings))
     cores = os.cpu_count() or 1
-    parallel = config.federation.clients_in_parallel
+    parallel = config.federation.silos_in_parallel
     # The same resources as photon.engine.simulation asks for.
     resources = (
         f"num-supernodes={parallel} client-resources-num-cpus={max(1, cores // parallel)} "

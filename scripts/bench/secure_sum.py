@@ -18,8 +18,8 @@ import torch
 
 from photon.config.compose import compose
 from photon.federation.secure import SecureSum
-from photon.link.coding import Packed
-from photon.link.messages import AdvertiseKeys, Body, ShareKeys, TrainOrder, Unmask
+from photon.link.encoding import Packed
+from photon.link.messages import AdvertiseKeys, Body, ShareKeys, TrainRequest, Unmask
 from photon.privacy.masking import Quantizer
 from photon.silo import secure
 from photon.silo.policy import SiloPolicy
@@ -44,7 +44,9 @@ def main() -> None:
 
 
 def measure(parameters: int, silos: int, dropped: int) -> None:
-    config = compose(["privacy=secure", "strategy.weighting=uniform", "link.up_of=update", "cohort=null"])
+    config = compose(
+        ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=null"]
+    )
     names = [f"silo-{number:04d}" for number in range(silos)]
     seconds: dict[str, float] = defaultdict(float)
     sizes = 0
@@ -61,14 +63,14 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
                 sizes += len(body.model_dump_json()) + len(answers[name].model_dump_json())
             return answers
 
-        orders = {
-            name: TrainOrder(
+        requests = {
+            name: TrainRequest(
                 run_id="run", model_id="model", round=1, silo=name, members=[name], global_step=0, steps=1,
                 batch_size=1, local_state="keep", last_round=0, position=0, cohort=silos,
             )
             for name in names
         }  # fmt: skip
-        server = SecureSum(config.privacy, orders, ask, lambda name, failure: None)
+        server = SecureSum(config.privacy, requests, ask, lambda name, failure: None)
         agreed = server.agree()
         expected = torch.zeros(parameters, dtype=torch.float64)
         for number, name in enumerate(names[dropped:]):

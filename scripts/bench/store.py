@@ -6,7 +6,7 @@
 
 ``rounds`` starts a SuperLink and two SuperNodes (subprocess isolation, no TLS, loopback) and trains real
 models of the named sizes for one local step a round, plain SGD, without evaluation. The overhead of a
-round is its wall time less the slowest client's training. Flower's own FedAvg runs on the same
+round is its wall time less the slowest silo's training. Flower's own FedAvg runs on the same
 deployment, with a client that adds a number to its arrays: equal bytes would not be sent again. The first
 round, in which files come from disk for the first time, and the last one, after which Photon evaluates,
 do not count.
@@ -399,11 +399,11 @@ def measure_transport(report: Report, folder: Path, arguments: argparse.Namespac
     settings = (store, arguments.presigned, folder, shapes)
     server = spawn.Process(target=play_server, args=(there, *settings))
     server.start()
-    orders = take(here, server)
+    requests = take(here, server)
     replies, rows = [], []
-    for number, order in enumerate(orders):
+    for number, request in enumerate(requests):
         mine, its = spawn.Pipe()
-        silo = spawn.Process(target=play_silo, args=(its, order, number, *settings))
+        silo = spawn.Process(target=play_silo, args=(its, request, number, *settings))
         silo.start()
         reply, told = take(mine, silo)
         silo.join()
@@ -509,12 +509,12 @@ def play_server(pipe: Any, store: str, presigned: bool, folder: Path, shapes: di
     groups = {"params": mapped(folder / "model", shapes)}
     with watch.phase("write the model", 1):
         records = link.send(groups, "bench", 1)
-    tickets, orders = [], []
+    tickets, requests = [], []
     for _ in range(2):
-        order = from_texts(texts(records))
-        tickets.append(link.admit(order, groups, "bench", 1))
-        orders.append(texts(order))
-    pipe.send(orders)
+        request = from_texts(texts(records))
+        tickets.append(link.admit(request, groups, "bench", 1))
+        requests.append(texts(request))
+    pipe.send(requests)
     replies = pipe.recv()
     mean = WeightedMean()
     with watch.phase("read, verify, fold two replies", 2):
@@ -528,7 +528,7 @@ def play_server(pipe: Any, store: str, presigned: bool, folder: Path, shapes: di
 
 def play_silo(
     pipe: Any,
-    order: Any,
+    request: Any,
     number: int,
     store: str,
     presigned: bool,
@@ -537,17 +537,17 @@ def play_silo(
 ) -> None:
     import torch
 
-    from photon.link.coding import Chains, pack_groups
+    from photon.link.encoding import Pipelines, pack_groups
     from photon.link.transport import SiloLink
 
     torch.set_num_threads(1)
     watch = Watch()
     link = SiloLink(None if presigned else store, folder / f"silo-{number}")
-    content = from_texts(order)
+    content = from_texts(request)
     with watch.phase("read and verify the model", 1):
         groups = link.receive(content)
     with watch.phase("write the reply", 1):
-        reply = link.send(pack_groups(groups, Chains()), content)
+        reply = link.send(pack_groups(groups, Pipelines()), content)
     pipe.send((texts(reply), watch.told))
 
 

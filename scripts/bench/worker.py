@@ -118,12 +118,12 @@ class Silo:
 
     def _write(self, file: Path) -> None:
         from photon.link.frames import Frame, write_frame
-        from photon.link.messages import BODY, TrainOrder, pack
+        from photon.link.messages import BODY, TrainRequest, pack
         from photon.link.records import encode_groups
         from photon.models.build import build_model
         from photon.training.groups import read_params
 
-        order = TrainOrder(
+        request = TrainRequest(
             run_id="bench",
             model_id=f"model-{self._round}",
             round=self._round,
@@ -138,7 +138,7 @@ class Silo:
             cohort=1,
         )
         content = encode_groups({"params": read_params(build_model(self._config.model, 300, seed=1))})
-        content[BODY] = pack(order, self._config)
+        content[BODY] = pack(request, self._config)
         with open(file, "wb") as stream:
             write_frame(stream, Frame({}, content))
 

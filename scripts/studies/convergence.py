@@ -7,12 +7,12 @@
 Every run is a whole federation in this process, on text that the installation brings, dealt out evenly. Its
 result is a line of a file; a run that has one is not done again, so the script may be stopped at any time,
 and several processes may share the work. The peak learning rate of a method is tuned for each H with 384
-steps and 4 clients: three rates a factor √2 apart, then the neighbours of the best until the best has a worse
+steps and 4 silos: three rates a factor √2 apart, then the neighbours of the best until the best has a worse
 one on both sides. With H = 64, where a rate may suit one seed and not the next, the mean of two counts. The
 other cells take the best one. Long runs have two rates; what sends fewer bytes than Local Adam, and is
 compared with it, has its best rate. Outer rates of DiLoCo are methods of their own.
 
-Synchronous data-parallel training is one client with the batch of all. Its bytes are not measured but
+Synchronous data-parallel training is one silo with the batch of all. Its bytes are not measured but
 counted: a gradient of the model's size in each step.
 """
 
@@ -87,15 +87,15 @@ TUNING = Cell(16, 4, 0)
 RATES = (0.001, 0.0014, 0.002, 0.0028, 0.004, 0.0056, 0.008, 0.0112, 0.016, 0.0224, 0.032, 0.045, 0.064)
 SYNCHRONOUS = "synchronous"
 #: MT-DAO's recipe in proportion: QUICK for 128 steps, then a slow momentum from nothing at twice the rate.
-SWITCH = [
+TRANSITION = [
     "strategy=mtdao",
     QUICK,
     "optimizer.weights=[1.0]",
-    "+switch.step=128",
-    "+switch.zero=[exp_avg]",
-    "+switch.optimizer.betas=[0.99,0.99]",
-    "+switch.optimizer.weights=[0.9]",
-    "+switch.lr_scale=2.0",
+    "+transition.step=128",
+    "+transition.zero=[exp_avg]",
+    "+transition.optimizer.betas=[0.99,0.99]",
+    "+transition.optimizer.weights=[0.9]",
+    "+transition.lr_scale=2.0",
 ]
 #: A byte for each value of a moment. Whole numbers would do for the first, but make zeros of the second.
 E5M2 = "link.states=[{_target_:photon.link.codecs.Float8,dtype:float8_e5m2}]"
@@ -105,7 +105,7 @@ LOCAL = [*LOWRANK, "optimizer.projection=local", "optimizer.weight=0.94"]
 ADAMS = {
     "Local Adam": ["strategy=local-adam", QUICK],
     "DES-LOC 3x, 6x": ["strategy=desloc", QUICK],
-    "MT-DAO, switched": SWITCH,
+    "MT-DAO, switched": TRANSITION,
     "FedAvg": ["strategy=photon", QUICK],
     SYNCHRONOUS: ["strategy=centralized", QUICK],
 }
@@ -203,7 +203,7 @@ COLUMNS = [
     "Rate",
     "Perplexity",
     "Seeds 0, 1, …",
-    "Bytes up per client",
+    "Bytes up per silo",
     "Tokens to it",
     "Bytes to it",
 ]
@@ -245,7 +245,7 @@ def run_once(
 
 
 def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: float) -> Result:
-    from photon.telemetry.events import ClientFinished, Evaluated, RunStarted
+    from photon.telemetry.events import Evaluated, RunStarted, SiloFinished
     from photon.telemetry.log import read_events
 
     settings = [
@@ -265,7 +265,7 @@ def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: f
     parameters = next(event.parameters for event in events if isinstance(event, RunStarted))
     curve, up, tokens = [], 0, 0
     for event in events:
-        if isinstance(event, ClientFinished):
+        if isinstance(event, SiloFinished):
             up += event.bytes_up
             tokens += event.tokens
         elif isinstance(event, Evaluated):
@@ -331,7 +331,7 @@ def reached(curve: Sequence[dict[str, float]], target: float, what: str) -> floa
 
 
 def sections(results: Results) -> Iterator[str]:
-    yield "## Tuning: perplexity by peak learning rate (4 clients)"
+    yield "## Tuning: perplexity by peak learning rate (4 silos)"
     yield ""
     tuned_parts = (part for part in PARTS if len(part.rates) > 1)
     for _, parts in itertools.groupby(tuned_parts, key=lambda part: (part.title, part.tuning)):
@@ -380,9 +380,9 @@ def cell_table(results: Results, cell: Cell) -> Iterator[str]:
         return
     means = {method: statistics.fmean(one["perplexity"] for one in runs) for method, runs in chosen.items()}
     target = max(one["perplexity"] for runs in chosen.values() for one in runs)
-    yield f"## {cell.steps} steps, H = {cell.local_steps}, {cell.clients} clients"
+    yield f"## {cell.steps} steps, H = {cell.local_steps}, {cell.clients} silos"
     yield ""
-    yield f"Tokens and bytes up per client to perplexity {target:.1f}, the last that all runs reach."
+    yield f"Tokens and bytes up per silo to perplexity {target:.1f}, the last that all runs reach."
     yield ""
     rows = []
     for method, runs in sorted(chosen.items(), key=lambda item: means[item[0]]):
@@ -414,7 +414,7 @@ def tries_table(results: Results) -> Iterator[str]:
         where = [str(one[key]) for key in ("steps", "local_steps", "clients", "seed")]
         label = one["method"] if one["method"] in METHODS else f"`{one['method']}`"
         rows.append([label, *where, f"{one['rate']:g}", perplexity(one["perplexity"], 2)])
-    columns = ["Method or overrides", "Steps", "H", "Clients", "Seed", "Rate", "Perplexity"]
+    columns = ["Method or overrides", "Steps", "H", "Silos", "Seed", "Rate", "Perplexity"]
     yield from table(columns, rows)
 
 
@@ -436,14 +436,14 @@ def plot(results: Results, path: Path) -> None:
                 heights = [point["perplexity"] for point in points]
                 axes[0].plot([point["tokens"] / 1e3 for point in points], heights, **style)
                 axes[1].plot([point["bytes_up"] / 1e6 for point in points], heights, **style)
-        for axis, label in zip(axes, ("tokens (thousands)", "bytes up per client (MB)"), strict=True):
+        for axis, label in zip(axes, ("tokens (thousands)", "bytes up per silo (MB)"), strict=True):
             axis.set_xlabel(label)
             axis.set_yscale("log")
             axis.yaxis.set_major_formatter(ScalarFormatter())
             axis.yaxis.set_minor_formatter(ScalarFormatter())
             axis.grid(alpha=0.3)
         axes[0].set_title(
-            f"{cell.steps} steps, H = {cell.local_steps}, {cell.clients} clients, seed {cell.seed}"
+            f"{cell.steps} steps, H = {cell.local_steps}, {cell.clients} silos, seed {cell.seed}"
         )
         axes[0].set_ylabel("validation perplexity")
         axes[1].set_xscale("log")

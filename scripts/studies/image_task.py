@@ -60,9 +60,9 @@ def read_images(folder: Path, shrink: int) -> dict[str, Images]:
 def deal(
     labels: "np.ndarray[Any, np.dtype[np.int64]]", clients: int, alpha: float, draw: np.random.Generator
 ) -> list[list[int]]:
-    """Deal images out: equally many to each client, of labels in shares drawn from Dirichlet(``alpha``).
+    """Deal images out: equally many to each silo, of labels in shares drawn from Dirichlet(``alpha``).
 
-    A label that is used up is drawn no more; a client whose labels all are takes what there is.
+    A label that is used up is drawn no more; a silo whose labels all are takes what there is.
     """
     pools = [draw.permutation(np.flatnonzero(labels == label)).tolist() for label in range(labels.max() + 1)]
     dealt: list[list[int]] = []

@@ -37,7 +37,7 @@ from text import (
 
 #: The decays of the DES-LOC paper.
 ADAM = "optimizer.betas=[0.95,0.95]"
-TOPK = "link.up=[{{_target_: photon.link.codecs.TopK, k: {}, chunk: {}}}, {{_target_: {}}}]"
+TOPK = "link.uplink=[{{_target_: photon.link.codecs.TopK, k: {}, chunk: {}}}, {{_target_: {}}}]"
 TWO_BIT = "photon.link.codecs.TwoBit"
 SIGN = "photon.link.codecs.Sign"
 #: Overrides by name: the presets, and what was tried in their place.
@@ -46,16 +46,16 @@ LINKS = {
     "int8": ["link=int8"],
     "int4": ["link=int4"],
     "e3m0": ["link=e3m0"],
-    "e3m0, blocks of 256": ["link=e3m0", "link.up=[{_target_: photon.link.codecs.E3M0, block: 256}]"],
+    "e3m0, blocks of 256": ["link=e3m0", "link.uplink=[{_target_: photon.link.codecs.E3M0, block: 256}]"],
     "sparseloco": ["link=sparseloco"],
     "top1of32": ["link=top1of32"],
-    "hundredth": ["link=hundredth"],
+    "hundredth": ["link=topk-100x"],
     "1 of 24, two bits": ["link=top1of32", TOPK.format(1, 24, TWO_BIT)],
     "1 of 16, sign": ["link=top1of32", TOPK.format(1, 16, SIGN)],
     "1 of 16, sign, one scale": ["link=top1of32", TOPK.format(1, 16, f"{SIGN}, block: 1048576")],
     "1 of 4 drawn, sign": [
         "link=top1of32",
-        "link.up=[{_target_: photon.link.codecs.RandomK, stride: 4, scaled: false},"
+        "link.uplink=[{_target_: photon.link.codecs.RandomK, stride: 4, scaled: false},"
         " {_target_: photon.link.codecs.Sign, block: 512}]",
     ],
     "bf16": ["link=bf16"],
@@ -153,8 +153,8 @@ def train(run: Run, data: Path) -> Result:
         sent = summary["bytes"]
         result["parameters"] = summary["parameters"]
         result["payload_up"] = sent["per_group"]["params"]["up"] / replies
-        result["bytes_up"] = sum(one["up"] for one in sent["per_client"].values()) / replies
-        result["bytes_down"] = sum(one["down"] for one in sent["per_client"].values()) / replies
+        result["bytes_up"] = sum(one["up"] for one in sent["per_silo"].values()) / replies
+        result["bytes_down"] = sum(one["down"] for one in sent["per_silo"].values()) / replies
     return result
 
 
@@ -224,8 +224,8 @@ def add_options(run: argparse.ArgumentParser) -> None:
 ABOUT = (
     "*Against dense* is the perplexity divided by that of `link=dense` with the same seed, less one: the "
     "geometric mean over seeds with its standard error, and the worst seed. Bytes are those of one reply; "
-    "the payload is what the tensors take, the rest are names, codings, order and report. What they mean is "
-    "in [the link](../link.md#on-text)."
+    "the payload is what the tensors take, the rest are names, encodings, request and report. What they mean "
+    "is in [the link](../link.md#on-text)."
 )
 STUDY = Study(
     script=__file__,

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from photon.link.codecs import Bitmask, Zstd
-from photon.link.coding import Chains, PackedGroups, SparseTensor, pack_groups, payloads_of, unpack
+from photon.link.encoding import PackedGroups, Pipelines, SparseTensor, pack_groups, payloads_of, unpack
 from photon.models.sparse import SparseTraining, density, largest, masks_of, prunable_names, prune
 from photon.strategy.fold import WeightedMean
 from photon.strategy.sparse import Supports
@@ -49,7 +49,7 @@ METHODS: dict[str, Callable[[float], SparseTraining]] = {
     FLASH: lambda sparsity: SparseTraining(sparsity, method="fixed-support"),
 }
 #: What `link=sparse` does, both ways.
-LINK = Chains(params=(Bitmask(), Zstd(level=1)))
+LINK = Pipelines(params=(Bitmask(), Zstd(level=1)))
 CLIENTS, COHORT = 20, 4
 BATCH = 16
 #: Learning rates of the first round to choose from, the paper's first, and that of the last one.
@@ -61,9 +61,9 @@ WEIGHT_DECAY = 1e-3
 WIDTH = 8
 COLUMNS_EXPLAINED = """\
 * *Accuracy*: after the last round, for each seed, and the mean of the last four evaluations.
-* *Regrown*: weights of a client that were zero when they came and are not when they leave, of all
+* *Regrown*: weights of a silo that were zero when they came and are not when they leave, of all
   prunable ones; mean from round 2 on.
-* *IoU*: intersection over union of the masks of two clients, mean from round 2 on.
+* *IoU*: intersection over union of the masks of two silos, mean from round 2 on.
 * *Values*: 2 / (density received + density sent), the paper's unit, from round 2 on and over all
   rounds; in the first one every model comes dense.
 * *Bytes*: all float32 values both ways, of what really crossed: what `link=sparse` makes of the
@@ -170,7 +170,7 @@ def train(run: Run, images: Images, test: Images) -> Result:
         received = density(state["params"], names)
         state = mean.result()
         if run.method == FLASH and number == 0:
-            # The server chooses the support: of each layer as much as the clients kept on average.
+            # The server chooses the support: of each layer as much as the silos kept on average.
             for name, *shares in zip(names, *kept, strict=True):
                 tensor = state["params"][name]
                 tensor.mul_(largest(tensor, round(statistics.fmean(shares) * tensor.numel())))
@@ -255,7 +255,7 @@ def about(results: Results) -> str:
     one = results[0]
     return (
         f"{one['prunable']:,} prunable weights of {one['parameters']:,} parameters, "
-        f"{len(one['rounds'])} rounds of {COHORT} of {CLIENTS} clients. What they mean is in "
+        f"{len(one['rounds'])} rounds of {COHORT} of {CLIENTS} silos. What they mean is in "
         "[sparse training](../sparsity.md#on-images)."
     )
 

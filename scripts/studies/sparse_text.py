@@ -174,7 +174,7 @@ def train(case: Case, data: Path) -> Result:
         }
         result["parameters"] = summary["parameters"]
         result["bytes"] = {
-            way: sum(one[way] for one in summary["bytes"]["per_client"].values()) / ROUNDS / CLIENTS
+            way: sum(one[way] for one in summary["bytes"]["per_silo"].values()) / ROUNDS / CLIENTS
             for way in ("up", "down")
         }
     return result
@@ -401,9 +401,9 @@ TOKENS = CLIENTS * ROUNDS * LOCAL_STEPS * BATCH * SEQUENCE_LENGTH
 ABOUT = (
     f"{CLIENTS} silos, {ROUNDS} rounds of {LOCAL_STEPS} local steps, batch {BATCH} × {SEQUENCE_LENGTH}, "
     f"{TOKENS:,} tokens in all. *Dense, β = 1.25* has SparsyFed's map of the weights and prunes nothing. "
-    "*Density* is that of the mean of the clients' models, *IoU* compares two clients' masks, both after the "
+    "*Density* is that of the mean of the silos' models, *IoU* compares two silos' masks, both after the "
     "first and after the last round. *Regrown* is the share of the prunable weights that were zero when a "
-    "client got them and were not when they left, mean over the rounds after the first. Bytes are those of "
+    "silo got them and were not when they left, mean over the rounds after the first. Bytes are those of "
     "one message, with all that it carries. What the figures mean is in "
     "[sparse training](../sparsity.md#on-text)."
 )

@@ -26,7 +26,7 @@ from text import SEQUENCE_LENGTH, federate, prepared, temporary_folder
 #: Branches of a tree by name: silos, or branches again.
 Tree = dict[str, "list[str] | Tree"]
 WORLDLM = "WorldLM, τ = 1"
-TRIMMED = "strategy.embeddings=trimmed"
+RESTRICTED = "strategy.embeddings=restricted"
 SWAPPED = ", leaves swapped"
 #: Ours: layers that are one for each branch and never leave it, so that they depend on who is in it.
 REGIONAL = "regional"
@@ -59,11 +59,11 @@ OPEN_POINTS = {
     "up without itself": ["strategy.attention.include_self_up=false"],
     "down overwrites": ["strategy.down=overwrite"],
     "nothing down": ["strategy.down=none"],
-    "no residuals": ["strategy.residuals.n_res=0"],
-    "2 residuals": ["strategy.residuals.n_res=2"],
-    "residuals of least attention": ["strategy.residuals.select=least_attention"],
+    "no residuals": ["strategy.routed.n_res=0"],
+    "2 residuals": ["strategy.routed.n_res=2"],
+    "residuals of least attention": ["strategy.routed.select=least_attention"],
     "own embeddings": ["strategy.embeddings=key"],
-    "trimmed embeddings": [TRIMMED],
+    "trimmed embeddings": [RESTRICTED],
 }
 #: With text of a branch's own, on which it trains before its children or beside them.
 INNER = ", text at branches"
@@ -91,9 +91,9 @@ METHODS: dict[str, list[str]] = {
     "FedPer, own embeddings, z = 0.05": ["strategy=fedper", "strategy.embeddings=key", *private(0.05)],
     "WorldLM, τ = 0.1": ["strategy=worldlm", "strategy.attention.tau=0.1"],
     "FedPer, own embeddings": ["strategy=fedper", "strategy.embeddings=key"],
-    "FedPer, trimmed embeddings": ["strategy=fedper", TRIMMED],
+    "FedPer, trimmed embeddings": ["strategy=fedper", RESTRICTED],
     "FedAvg, own embeddings": [*SHARED, "strategy.embeddings=key"],
-    "FedAvg, trimmed embeddings": [*SHARED, TRIMMED],
+    "FedAvg, trimmed embeddings": [*SHARED, RESTRICTED],
     **{
         f"{REGIONAL} {what}{swapped}": ["strategy=fedper", *overrides]
         for what, overrides in {
@@ -194,7 +194,7 @@ def broken(tree: Tree) -> Tree:
 
 
 def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float) -> Result:
-    from photon.telemetry.events import ClientFinished, RunStarted
+    from photon.telemetry.events import RunStarted, SiloFinished
     from photon.telemetry.log import read_events
 
     inner = 2 if method == HIERFAVG else 1
@@ -216,8 +216,8 @@ def train(name: str, data: Path, tree: Tree, method: str, seed: int, rate: float
         summary = federate(overrides, run_dir)
         root = list(read_events(run_dir / "events.jsonl"))
         below = [event for log in run_dir.glob("silos/**/events.jsonl") for event in read_events(log)]
-    at_root = [event for event in root if isinstance(event, ClientFinished)]
-    everywhere = [*at_root, *(event for event in below if isinstance(event, ClientFinished))]
+    at_root = [event for event in root if isinstance(event, SiloFinished)]
+    everywhere = [*at_root, *(event for event in below if isinstance(event, SiloFinished))]
     return {
         "name": name,
         "seed": seed,

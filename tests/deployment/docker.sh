@@ -199,7 +199,7 @@ restart_the_superlink_in_a_round() {
   local runs=$PHOTON_DEPLOYMENT/aggregator/state/runs training
   # This run needs every silo, and so every reply.
   PHOTON_RUN=$run-again docker/federation.sh train "${settings[@]}" rounds=2 local_steps=16 \
-    "federation.quorum=${#silos[@]}" federation.accepted_failures=0 >"$folder/again.log" 2>&1 &
+    "federation.quorum=${#silos[@]}" federation.max_failures=0 >"$folder/again.log" 2>&1 &
   training=$!
   until grep -q round_started "$runs/$run-again/events.jsonl" 2>/dev/null; do
     kill -0 $training 2>/dev/null || fail "the second run did not begin; see $folder/again.log"

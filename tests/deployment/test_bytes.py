@@ -61,7 +61,7 @@ def test_reported_bytes_cross_the_wire(cell: list[str], tmp_path: Path) -> None:
             for array in record.values()
         )
         assert payloads == reported["per_group"]["params"][direction]
-        # Whole messages: names, codings, orders and reports are counted, Flower's own bookkeeping is not.
+        # Whole messages: names, encodings, requests and reports are counted, Flower's own bookkeeping is not.
         framing = sum(message.nbytes for message in counted) - reported[direction]
         parts = sum(message.objects for message in counted)
         assert PER_OBJECT[0] * parts < framing < PER_OBJECT[1] * parts, (framing, parts)

@@ -26,17 +26,17 @@ from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_federation
 from photon.link.answer import MessageType, NodeConfig
-from photon.link.messages import TrainOrder, unpack
+from photon.link.messages import TrainRequest, unpack
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import (
     Checkpointed,
-    ClientFailed,
-    ClientFinished,
     Event,
     RoundFinished,
     RoundStarted,
     RunInterrupted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.log import read_events
 from tests.conftest import SEQUENCE_LENGTH, small_run, write_corpus
@@ -82,7 +82,7 @@ class Scene:
         self.deployment.worker(silo).resume()
 
     def asked(self, silo: str) -> None:
-        """Wait until the silo has the round's order."""
+        """Wait until the silo has the round's request."""
         begin = self._started()
         assert begin is not None
         self.run.wait_for(
@@ -96,7 +96,7 @@ class Scene:
         """Wait until the server has noticed that the silo failed."""
         self.run.wait_for(
             lambda events: any(
-                isinstance(e, ClientFailed) and (e.round, e.silo) == (self.round, silo) for e in events
+                isinstance(e, SiloFailed) and (e.round, e.silo) == (self.round, silo) for e in events
             ),
             f"the failure of {silo}",
         )
@@ -248,7 +248,7 @@ QUORUM_MISSED = Fault(
         *((Scene.wake, "alpha"), (Scene.wake, "beta"), (Scene.resume,)),
     ),
     {"alpha": ("deadline", "federation.deadline"), "beta": ("deadline", "federation.deadline")},
-    interrupted="2 of 2 clients failed, beyond federation.quorum=1",
+    interrupted="2 of 2 silos failed, beyond federation.quorum=1",
 )
 
 
@@ -309,7 +309,7 @@ def _check_told(events: list[Event], struck: Mapping[int, Fault], rounds: int) -
     """Check that the events tell every fault and nothing else, and every round once."""
     for kind in (RoundFinished, Checkpointed):
         assert [event.round for event in events if isinstance(event, kind)] == list(range(1, rounds + 1))
-    failures = [event for event in events if isinstance(event, ClientFailed)]
+    failures = [event for event in events if isinstance(event, SiloFailed)]
     for failure in failures:
         _logger.info("round %d: %s %s: %s", failure.round, failure.silo, failure.kind, failure.reason)
     expected = {
@@ -336,7 +336,7 @@ def _accepted(events: list[Event]) -> dict[int, set[str]]:
     for event in events:
         if isinstance(event, RoundStarted):
             accepted[event.round] = set()
-        elif isinstance(event, ClientFinished):
+        elif isinstance(event, SiloFinished):
             accepted[event.round].add(event.silo)
     return accepted
 
@@ -348,8 +348,8 @@ def _check_same_as_undisturbed(
 
     def with_absences(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
         if message_type == "train":
-            order = unpack(content, TrainOrder)
-            if order.silo not in accepted[order.round]:
+            request = unpack(content, TrainRequest)
+            if request.silo not in accepted[request.round]:
                 raise PhotonError("absent")
         return answer(message_type, content, node_config)
 

@@ -10,7 +10,7 @@ from photon.engine.deployment import COMPLETED
 from photon.engine.inprocess import run_inprocess
 from photon.federation.run import prepare_run
 from photon.node import answer
-from photon.telemetry.events import ClientFailed, ClientFinished, RoundFinished, RoundStarted
+from photon.telemetry.events import RoundFinished, RoundStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.conftest import small_run
 from tests.deployment.harness import Deployment
@@ -48,9 +48,9 @@ def test_two_superlinks_train_as_one_process_does(
     known = {name: inprocess["perplexity"]["per_node"][name] for name in ("north", "gamma")}
     assert deployed["perplexity"]["per_node"] == pytest.approx(known)
     # The federation above knows north, and none of its members.
-    assert {e.silo for e in run.events() if isinstance(e, ClientFinished)} == {"north", "gamma"}
+    assert {e.silo for e in run.events() if isinstance(e, SiloFinished)} == {"north", "gamma"}
     members = world.state_folder("north") / "north" / "events.jsonl"
-    assert {e.silo for e in read_events(members) if isinstance(e, ClientFinished)} == {"alpha", "beta"}
+    assert {e.silo for e in read_events(members) if isinstance(e, SiloFinished)} == {"alpha", "beta"}
 
 
 def test_a_gateway_that_is_killed_costs_a_round_and_no_more(
@@ -65,8 +65,8 @@ def test_a_gateway_that_is_killed_costs_a_round_and_no_more(
     assert run.wait() == COMPLETED, run.log()
     events = run.events()
     assert [e.round for e in events if isinstance(e, RoundFinished)] == [1, 2, 3, 4, 5, 6]
-    failed = {e.silo: e.reason for e in events if isinstance(e, ClientFailed)}
+    failed = {e.silo: e.reason for e in events if isinstance(e, SiloFailed)}
     assert set(failed) <= {"north"}
     # Until its SuperNode is online again, the rounds go on without it.
-    last = [e.silo for e in events if isinstance(e, ClientFinished) and e.round == 6]
+    last = [e.silo for e in events if isinstance(e, SiloFinished) and e.round == 6]
     assert sorted(last) == ["gamma", "north"], failed

@@ -11,7 +11,7 @@ from photon.engine.inprocess import run_inprocess
 from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.silo.worker_client import is_gone
-from photon.telemetry.events import ClientFinished, RoundStarted
+from photon.telemetry.events import RoundStarted, SiloFinished
 from tests.conftest import deal, small_run
 from tests.deployment.harness import Deployment, wait_until
 
@@ -52,4 +52,4 @@ def test_silos_of_islands_train_as_one_process_does(corpus: Path, tmp_path: Path
     inprocess = run_inprocess(prepare_run(tree), answer, resume=False)
     assert deployed["weights_sha256"] == inprocess["weights_sha256"]
     assert deployed["tokens"] == inprocess["tokens"]
-    assert {e.silo for e in run.events() if isinstance(e, ClientFinished)} == {"alpha", "beta"}
+    assert {e.silo for e in run.events() if isinstance(e, SiloFinished)} == {"alpha", "beta"}

@@ -10,13 +10,13 @@ from photon.engine.deployment import COMPLETED
 from photon.privacy.masking import Quantizer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import ClientFailed, ClientFinished, RoundFinished, RoundStarted
+from photon.telemetry.events import RoundFinished, RoundStarted, SiloFailed, SiloFinished
 from tests.deployment.harness import Deployment, wait_until
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(900)]
 
 RUN = [
-    *("privacy=secure", "strategy.weighting=uniform", "link.up_of=update", "privacy.threshold=2"),
+    *("privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "privacy.threshold=2"),
     *("cohort=null", "rounds=2", "checkpoint.keep=3", "evaluation.every=1000", "federation.deadline=60"),
 ]
 
@@ -41,10 +41,10 @@ def test_the_sum_is_that_of_those_who_answered(corpus: Path, tmp_path: Path) -> 
         worker.resume()
         events = run.events()
         assert len([event for event in events if isinstance(event, RoundFinished)]) == 2
-        finished = [(e.round, e.silo) for e in events if isinstance(e, ClientFinished)]
+        finished = [(e.round, e.silo) for e in events if isinstance(e, SiloFinished)]
         assert {silo for number, silo in finished if number == 1} == {"alpha", "beta", "gamma"}
         # Where gamma was quicker than this test its update is in the sum, and the others unmasked it.
-        assert {event.silo for event in events if isinstance(event, ClientFailed)} <= {"gamma"}
+        assert {event.silo for event in events if isinstance(event, SiloFailed)} <= {"gamma"}
         store, step = CheckpointStore(run.run_dir / "checkpoints"), Quantizer(8.0, 3).step
         for number in (1, 2):
             before, after = (store.load(at).load_params() for at in (number - 1, number))

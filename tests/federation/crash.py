@@ -31,7 +31,7 @@ def between_rounds() -> None:
 
 
 def within_a_round() -> None:
-    """In round 2 one client has trained and saved; the second is about to train."""
+    """In round 2 one silo has trained and saved; the second is about to train."""
     train, calls = LocalTrainer.train, [0]
 
     def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from photon.federation.agreement import client_cosine, consensus
+from photon.federation.agreement import consensus, silo_cosine
 
 
 def test_cosine_equals_the_weighted_mean_over_pairs() -> None:
@@ -19,7 +19,7 @@ def test_cosine_equals_the_weighted_mean_over_pairs() -> None:
         share = float(weights[i] * weights[j]) * norms[i] * norms[j]
         top += share * float(torch.nn.functional.cosine_similarity(updates[i], updates[j], dim=0))
         bottom += share
-    assert client_cosine(norm, weights.tolist(), norms) == pytest.approx(top / bottom, abs=1e-12)
+    assert silo_cosine(norm, weights.tolist(), norms) == pytest.approx(top / bottom, abs=1e-12)
 
 
 def test_consensus_is_the_weighted_mean_cosine_with_the_pseudo_gradient() -> None:
@@ -49,7 +49,7 @@ def test_consensus_of_equal_orthogonal_and_opposite_updates(
     assert consensus(norm, [0.5, 0.5], [1.0, 1.0]) == pytest.approx(expected)
 
 
-def test_undefined_without_two_moving_clients() -> None:
-    assert client_cosine(1.0, [1.0], [1.0]) is None
-    assert client_cosine(0.5, [0.5, 0.5], [1.0, 0.0]) is None
+def test_undefined_without_two_moving_silos() -> None:
+    assert silo_cosine(1.0, [1.0], [1.0]) is None
+    assert silo_cosine(0.5, [0.5, 0.5], [1.0, 0.0]) is None
     assert consensus(0.0, [0.5, 0.5], [0.0, 0.0]) is None

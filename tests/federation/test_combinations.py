@@ -31,7 +31,7 @@ def axis(key: str, *values: object) -> Axis:
 
 ANY: list[Axis] = [
     axis("link", *CODECS),
-    axis("link.down", INT8),
+    axis("link.downlink", INT8),
     axis("outer", "diloco", "fedadam", "fedmom"),
     [["evaluation.every=2"], ["training.micro_batch_size=2"], ["telemetry.diagnostics=true"]],
 ]
@@ -42,7 +42,7 @@ FAMILIES: list[tuple[Axis, list[Axis]]] = [
         [
             *ANY,
             axis("optimizer", "adopt", "qhadopt", "muon", "sgd"),
-            [["privacy=gaussian", "privacy.seed=3"], ["+switch.step=8", "+switch.lr_scale=0.5"]],
+            [["privacy=gaussian", "privacy.seed=3"], ["+transition.step=8", "+transition.lr_scale=0.5"]],
         ],
     ),
     (
@@ -50,13 +50,16 @@ FAMILIES: list[tuple[Axis, list[Axis]]] = [
         [
             axis("optimizer", "lordo", "refreshed-adamw"),
             axis("outer", "fedadam", "fedmom"),
-            [["link.up_of=update", "link.down_of=update"], ["link=int8", "link.down_of=update"]],
-            [["privacy=secure", "link=dense", "link.up_of=update", "strategy.weighting=uniform"]],
+            [
+                ["link.uplink_payload=update", "link.downlink_payload=update"],
+                ["link=int8", "link.downlink_payload=update"],
+            ],
+            [["privacy=secure", "link=dense", "link.uplink_payload=update", "strategy.weighting=uniform"]],
         ],
     ),
     (
         axis("strategy", "local-adam", "desloc", "mtdao", "lordo"),
-        [*ANY, axis("link.states", INT8, E5M2), axis("+switch.step", 8)],
+        [*ANY, axis("link.states", INT8, E5M2), axis("+transition.step", 8)],
     ),
     (
         axis("strategy", "sparsyfed", "topk", "zerofl", "flash"),
@@ -99,12 +102,12 @@ def test_what_can_be_combined_trains_and_resumes(
     mortal = False
     train, writing = service.train, federation.CheckpointStore.writing
 
-    def train_or_fail(order: Any, *rest: Any) -> Any:
-        if (order.silo, order.round) == failing:
+    def train_or_fail(request: Any, *rest: Any) -> Any:
+        if (request.silo, request.round) == failing:
             raise PhotonError("its disk is full")
-        if mortal and last_words == ("train", order.round):
+        if mortal and last_words == ("train", request.round):
             raise Killed
-        return train(order, *rest)
+        return train(request, *rest)
 
     def write_or_die(store: Any, state: Any, *rest: Any, **kept: Any) -> Any:
         if mortal and last_words == ("write", state.round):

@@ -20,20 +20,20 @@ from photon.data.prepared import PreparedData
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RunError
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
+from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import RAW
 from photon.models.build import build_model
 from photon.models.loss import causal_loss
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
     Notice,
     RoundFinished,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.log import read_events
 from photon.training.diagnostics import activation_norms
@@ -55,7 +55,7 @@ def bare_model(config: RunConfig, data: Path) -> torch.nn.Module:
     return build_model(config.model, PreparedData.open(data).manifest.vocab_size, seed=config.seed)
 
 
-def test_one_client_is_plain_training(
+def test_one_silo_is_plain_training(
     run_small: Run, small_config: Make, lone_corpus: Path, tmp_path: Path
 ) -> None:
     """Three rounds of four local steps on one silo equal twelve steps of a plain torch loop, bit for bit."""
@@ -88,7 +88,7 @@ def test_one_client_is_plain_training(
         assert torch.equal(trained[name], parameter.detach()), name
 
 
-def test_one_client_federated_is_centralised_bit_for_bit(run_small: Run, lone_corpus: Path) -> None:
+def test_one_silo_federated_is_centralised_bit_for_bit(run_small: Run, lone_corpus: Path) -> None:
     federated = run_small("cohort=1", data=lone_corpus, name="federated")
     centralised = run_small("cohort=1", "strategy=centralized", data=lone_corpus, name="centralised")
     rounds_do_not_show = run_small(
@@ -130,7 +130,7 @@ def test_one_sgd_step_of_three_silos_is_one_large_batch(
         )
 
 
-def test_every_client_sits_on_one_schedule_also_after_missed_rounds(
+def test_every_silo_sits_on_one_schedule_also_after_missed_rounds(
     run_small: Run, small_config: Make, tmp_path: Path
 ) -> None:
     overrides = ("cohort=1", "rounds=6")
@@ -139,11 +139,11 @@ def test_every_client_sits_on_one_schedule_also_after_missed_rounds(
     from photon.training.schedule import build_schedule
 
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    clients = events_of(tmp_path / "run", ClientFinished)
-    assert len({client.silo for client in clients}) > 1, "the draw must leave somebody out"
-    for client in clients:
-        last_step = client.round * config.local_steps - 1
-        assert client.learning_rate == pytest.approx(
+    silos = events_of(tmp_path / "run", SiloFinished)
+    assert len({silo.silo for silo in silos}) > 1, "the draw must leave somebody out"
+    for silo in silos:
+        last_step = silo.round * config.local_steps - 1
+        assert silo.learning_rate == pytest.approx(
             config.model.recipe.learning_rate * schedule(last_step), rel=1e-12
         )
 
@@ -151,9 +151,9 @@ def test_every_client_sits_on_one_schedule_also_after_missed_rounds(
 def test_no_window_is_trained_twice_or_skipped(run_small: Run, tmp_path: Path) -> None:
     run_small("cohort=2", "rounds=5")
     checkpoint, _ = CheckpointStore(tmp_path / "run" / "checkpoints").latest()
-    clients = events_of(tmp_path / "run", ClientFinished)
+    silos = events_of(tmp_path / "run", SiloFinished)
     for silo, entry in checkpoint.state.ledger.items():
-        steps = sum(client.steps for client in clients if client.silo == silo)
+        steps = sum(one.steps for one in silos if one.silo == silo)
         assert entry.position == steps * 4
         assert entry.tokens == steps * 4 * 16
     assert checkpoint.state.tokens == sum(entry.tokens for entry in checkpoint.state.ledger.values())
@@ -161,17 +161,17 @@ def test_no_window_is_trained_twice_or_skipped(run_small: Run, tmp_path: Path) -
 
 def test_summary_holds_the_measured_figures(run_small: Run, tmp_path: Path) -> None:
     summary = run_small("cohort=2")
-    clients = events_of(tmp_path / "run", ClientFinished)
+    silos = events_of(tmp_path / "run", SiloFinished)
     model_bytes = sum(tensor.nbytes for tensor in final_params(tmp_path / "run").values())
     assert summary["rounds"] == 3
     assert summary["tokens"] == 3 * 2 * 4 * 4 * 16
     evaluated = events_of(tmp_path / "run", Evaluated)
     for direction in ("up", "down"):
-        crossed = sum(getattr(event, f"bytes_{direction}") for event in [*clients, *evaluated])
+        crossed = sum(getattr(event, f"bytes_{direction}") for event in [*silos, *evaluated])
         assert summary["bytes"][direction] == crossed
-    for client in clients:
-        assert model_bytes < client.bytes_up < model_bytes * 1.2 + 4000
-        assert model_bytes < client.bytes_down < model_bytes * 1.2 + 8000
+    for silo in silos:
+        assert model_bytes < silo.bytes_up < model_bytes * 1.2 + 4000
+        assert model_bytes < silo.bytes_down < model_bytes * 1.2 + 8000
     assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
     assert summary["seconds"]["total"] > summary["seconds"]["training"] > 0
     assert len(summary["weights_sha256"]) == 64
@@ -190,7 +190,7 @@ class ArrivingGrid(InProcessGrid):
         for identifier in list(message_ids):
             message = self._mailbox.get(identifier)
             if message is not None and message.metadata.message_type == "train":
-                if unpack(message.content, TrainOrder).silo != self._arrival[0]:
+                if unpack(message.content, TrainRequest).silo != self._arrival[0]:
                     continue
                 self._arrival.append(self._arrival.pop(0))
             yield from super().pull_messages([identifier])
@@ -202,7 +202,7 @@ def test_the_result_is_the_same_for_every_order_of_arrival(small_config: Make, t
         name = "-".join(arrival)
         config = prepare_run(small_config("cohort=3", "rounds=1", "strategy.weighting=uniform", name=name))
         summary = run_federation(config, ArrivingGrid(arrival), resume=False, live=False)
-        assert [e.silo for e in events_of(tmp_path / name, ClientFinished)] == ["alpha", "beta", "gamma"]
+        assert [e.silo for e in events_of(tmp_path / name, SiloFinished)] == ["alpha", "beta", "gamma"]
         hashes.add(summary["weights_sha256"])
     assert len(hashes) == 1
 
@@ -248,7 +248,9 @@ def test_bf16_link_halves_the_bytes_and_still_learns(run_small: Run) -> None:
     assert half["perplexity"]["final"] < half["perplexity"]["initial"]
 
 
-@pytest.mark.parametrize("more", [(), ("+switch.step=2", "+switch.lr_scale=0.25", "+switch.zero=[exp_avg]")])
+@pytest.mark.parametrize(
+    "more", [(), ("+transition.step=2", "+transition.lr_scale=0.25", "+transition.zero=[exp_avg]")]
+)
 def test_two_processes_of_a_silo_train_as_one(
     more: tuple[str, ...], run_small: Run, lone_corpus: Path, tmp_path: Path
 ) -> None:
@@ -335,7 +337,7 @@ BAD_REPLIES = {
     "wrong round": (with_report(round=77), "answers round 77"),
     "wrong silo": (with_report(silo="gamma"), "answers round 1 of gamma"),
     "wrong steps": (with_report(steps=1), "reports 1 steps"),
-    "too many tokens": (with_report(tokens=10**9), "not what was ordered"),
+    "too many tokens": (with_report(tokens=10**9), "not what was asked for"),
     "wrong position": (with_report(position=3), "up to window 3"),
     "no body": (lambda reply: reply.content.pop(BODY) and reply, "no photon body"),
     "junk body": (lambda r: r.content.update({BODY: ConfigRecord({"body": "{}"})}) or r, "message: "),
@@ -355,7 +357,7 @@ def test_a_bad_reply_is_named_and_does_not_touch_the_model(
     absent = TamperingGrid("beta", lambda reply: Message(Error(2, "gone"), reply_to=reply))
     reference = run_federation(reference_config, absent, resume=False, live=False)
     tampered = run_federation(config, TamperingGrid("beta", change), resume=False, live=False)
-    failures = events_of(tmp_path / "tampered", ClientFailed)
+    failures = events_of(tmp_path / "tampered", SiloFailed)
     assert [failure.silo for failure in failures] == ["beta"]
     assert message in failures[0].reason
     assert tampered["weights_sha256"] == reference["weights_sha256"]
@@ -365,10 +367,10 @@ def test_a_bad_reply_is_named_and_does_not_touch_the_model(
 def test_quorum_and_accepted_failures_stop_the_run_resumably(small_config: Make, tmp_path: Path) -> None:
     broken = TamperingGrid("beta", with_report(round=77))
     config = prepare_run(small_config("cohort=3", "federation.quorum=3"))
-    with pytest.raises(RunError, match=r"round 1: 1 of 3 clients failed.*quorum=3.*answers round 77"):
+    with pytest.raises(RunError, match=r"round 1: 1 of 3 silos failed.*quorum=3.*answers round 77"):
         run_federation(config, broken, resume=False, live=False)
-    strict = prepare_run(small_config("cohort=3", "federation.accepted_failures=0", name="strict"))
-    with pytest.raises(RunError, match="accepted_failures=0"):
+    strict = prepare_run(small_config("cohort=3", "federation.max_failures=0", name="strict"))
+    with pytest.raises(RunError, match="max_failures=0"):
         run_federation(strict, broken, resume=False, live=False)
     summary = run_federation(config, InProcessGrid(answer, {1: {}}), resume=True, live=False)
     assert summary["status"] == "finished"
@@ -406,7 +408,7 @@ def test_a_silo_that_lost_its_disk_goes_on_and_says_so(
     ("overrides", "message"),
     [
         (["cohort=4"], "cohort=4 is larger than the federation of 3 silos"),
-        (["federation.own_silo=alfa"], "no such silo; did you mean 'alpha'"),
+        (["federation.server_silo=alfa"], "no such silo; did you mean 'alpha'"),
         (["model.sequence_length=8"], "longer than the model's"),
         (["model.vocab_size=100"], "vocabulary of 100|vocab_size=100"),
         (["data.path=/nowhere"], "nowhere"),
@@ -437,7 +439,7 @@ def test_rounds_report_what_the_outer_step_did(run_small: Run, tmp_path: Path) -
     rounds = events_of(tmp_path / "run", RoundFinished)
     for event in rounds:
         assert event.pseudo_gradient_norm > 0
-        assert -1 <= event.client_cosine <= 1
+        assert -1 <= event.silo_cosine <= 1
         assert 0 < event.consensus <= 1 + 1e-6
         assert event.seconds["round"] >= event.seconds["training"] > 0
 
@@ -458,7 +460,7 @@ def test_diagnostics_tell_the_norms_of_layers_states_and_activations(run_small: 
         math.sqrt(sum(float(t.double().square().sum()) for t in momentum)), rel=1e-5
     )
     assert told.values["noise/trace"] > 0
-    silo = events_of(run_dir, ClientFinished)[-1].silo
+    silo = events_of(run_dir, SiloFinished)[-1].silo
     measured = ("exp_avg_norm", "exp_avg_sq_norm", "exp_avg_change", "exp_avg_sq_change")
     for figure in (*measured, "activation_norm_in", "activation_norm_out"):
         assert told.values[f"{figure}/{silo}"] > 0

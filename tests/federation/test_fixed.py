@@ -16,7 +16,7 @@ from photon.state.fixed import MOST_KEPT, FixedGroups, group_sha256
 from photon.strategy.contract import PARAMS
 from photon.strategy.local import LocalMethod
 from photon.strategy.photon import Photon
-from photon.telemetry.events import ClientFailed, ClientFinished
+from photon.telemetry.events import SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -36,10 +36,10 @@ class Anchored(Photon):
         return replace(whole, arriving={**whole.arriving, ANCHOR: params})
 
     def configure_train(self, server_round, checkpoint, cohort):
-        orders = super().configure_train(server_round, checkpoint, cohort)
+        requests = super().configure_train(server_round, checkpoint, cohort)
         anchor = {name: torch.full_like(t, 1e-3) for name, t in checkpoint.load_params().items()}
-        beside = {id(groups): {**groups, ANCHOR: anchor} for groups in orders.values()}
-        return {name: beside[id(groups)] for name, groups in orders.items()}
+        beside = {id(groups): {**groups, ANCHOR: anchor} for groups in requests.values()}
+        return {name: beside[id(groups)] for name, groups in requests.items()}
 
 
 class HalfWay(LocalMethod):
@@ -58,9 +58,10 @@ class Always(Anchored):
         return replace(whole, arriving=arriving)
 
     def configure_train(self, server_round, checkpoint, cohort):
-        orders = super().configure_train(server_round, checkpoint, cohort)
+        requests = super().configure_train(server_round, checkpoint, cohort)
         return {
-            name: {PARAMS: groups[PARAMS], "shared/anchor": groups[ANCHOR]} for name, groups in orders.items()
+            name: {PARAMS: groups[PARAMS], "shared/anchor": groups[ANCHOR]}
+            for name, groups in requests.items()
         }
 
     @cached_property
@@ -73,8 +74,8 @@ class HalfWayEach(HalfWay):
         return super().start({**received, ANCHOR: received["shared/anchor"]}, kept, request, data)
 
 
-def finished(run_dir: Path) -> list[ClientFinished]:
-    return [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, ClientFinished)]
+def finished(run_dir: Path) -> list[SiloFinished]:
+    return [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, SiloFinished)]
 
 
 def test_it_comes_once_and_is_there_every_time(run_small: Run, tmp_path: Path) -> None:
@@ -94,26 +95,26 @@ def test_what_a_silo_has_lost_costs_one_reply(
 ) -> None:
     original, harmed = SiloNode.train, []
 
-    def train(self, order, groups, contract):
-        if order.round == 2 and not harmed:
-            harmed.append(order.silo)
-            (file,) = (self.site.state / order.silo / "fixed").glob("*.safetensors")
+    def train(self, request, groups, contract):
+        if request.round == 2 and not harmed:
+            harmed.append(request.silo)
+            (file,) = (self.site.state / request.silo / "fixed").glob("*.safetensors")
             if harm == "removed":
                 shutil.rmtree(file.parent)
             else:
                 content = bytearray(file.read_bytes())
                 content[-1] ^= 1
                 file.write_bytes(content)
-        return original(self, order, groups, contract)
+        return original(self, request, groups, contract)
 
     monkeypatch.setattr(SiloNode, "train", train)
-    summary = run_small(*ANCHORED, "cohort=3", "federation.accepted_failures=1")
+    summary = run_small(*ANCHORED, "cohort=3", "federation.max_failures=1")
     assert summary["status"] == "finished"
-    failed = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFailed)]
+    failed = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, SiloFailed)]
     (silo,) = harmed
     assert [(event.round, event.silo) for event in failed] == [(3, silo)]
     assert failed[0].reason == (
-        f"{silo} has lost fixed/anchor, which is sent once; its next order after this failure brings it"
+        f"{silo} has lost fixed/anchor, which is sent once; its next request after this failure brings it"
     )
     brought = {event.round for event in finished(tmp_path / "run") if ANCHOR in event.group_bytes_down}
     assert brought == {1, 4}

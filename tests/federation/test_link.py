@@ -10,16 +10,16 @@ from flwr.app import Message
 from photon.config.folders import conf_dir
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
-from photon.link.coding import coded_bytes
+from photon.link.encoding import encoded_bytes
 from photon.link.records import count_bytes
-from photon.telemetry.events import ClientFinished
+from photon.telemetry.events import SiloFinished
 from photon.telemetry.log import read_events
 
 PRESETS = sorted(path.stem for path in (conf_dir() / "link").glob("*.yaml"))
 
 
 def test_the_presets_have_the_names_that_users_know() -> None:
-    names = "dense bf16 fp8 int8 int4 e3m0 sign topk sparseloco top1of32 hundredth powersgd sparse"
+    names = "dense bf16 fp8 int8 int4 e3m0 sign topk sparseloco top1of32 topk-100x powersgd sparse"
     assert sorted(names.split()) == PRESETS
 
 
@@ -48,7 +48,7 @@ def test_every_preset_trains_and_counts_what_crosses(
     summary = run_small(f"link={preset}", "rounds=2")
     assert summary["failures"] == 0
     reported = summary["bytes"]
-    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFinished)]
+    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, SiloFinished)]
     assert sum(e.bytes_up for e in finished) == crossed["up"]
     assert sum(e.bytes_down for e in finished) == crossed["down"]
     assert reported["up"] >= crossed["up"]
@@ -77,22 +77,26 @@ def test_a_payload_has_the_length_that_is_computed(
 
     run_small("link=sparseloco", "rounds=1", "cohort=1")
     (kept,) = (tmp_path / "run").rglob("round-000001/reply.safetensors")
-    codings = json.loads(json.loads((kept.parent / "state.json").read_text())["codings"])["params"]
+    encodings = json.loads(json.loads((kept.parent / "state.json").read_text())["encodings"])["params"]
     for name, payload in load_file(kept).items():
-        shape = codings[name.removeprefix("params/")]["shape"]
-        assert payload.nbytes == coded_bytes([TopK(), TwoBit()], shape)
+        shape = encodings[name.removeprefix("params/")]["shape"]
+        assert payload.nbytes == encoded_bytes([TopK(), TwoBit()], shape)
 
 
 # --- the model comes down as a change ------------------------------------------------------------------
 
-CHANGE = ["link=int8", "link.down_of=update", "link.down=[{_target_: photon.link.codecs.Int, bits: 4}]"]
+CHANGE = [
+    "link=int8",
+    "link.downlink_payload=update",
+    "link.downlink=[{_target_: photon.link.codecs.Int, bits: 4}]",
+]
 
 
 def test_a_change_that_loses_nothing_trains_as_parameters_do(
     run_small: Callable[..., dict[str, Any]],
 ) -> None:
     parameters = run_small("cohort=2", "rounds=4", name="parameters")
-    change = run_small("cohort=2", "rounds=4", "link.up_of=update", "link.down_of=update")
+    change = run_small("cohort=2", "rounds=4", "link.uplink_payload=update", "link.downlink_payload=update")
     assert change["perplexity"]["final"] == pytest.approx(parameters["perplexity"]["final"], rel=1e-4)
 
 
@@ -112,7 +116,7 @@ def test_what_silos_have_follows_the_model(run_small: Callable[..., dict[str, An
             lost = (tensor - reference[name]).abs().max()
             change = (tensor - moved[name]).abs().max() + (lost if server_round == 2 else 0)
             assert lost <= change / 7
-    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFinished)]
+    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, SiloFinished)]
     parameters = summary["parameters"]
     for event in finished:
         expected = 4 * parameters if event.round == 1 else 0.6 * parameters
@@ -149,14 +153,14 @@ def test_a_silo_that_lost_what_it_had_fails_once_and_then_gets_all(
 
     kept_state = train.kept_state
 
-    def forgetful(store: Any, order: Any) -> Any:
-        return (None, True) if (order.silo, order.round) == ("beta", 2) else kept_state(store, order)
+    def forgetful(store: Any, request: Any) -> Any:
+        return (None, True) if (request.silo, request.round) == ("beta", 2) else kept_state(store, request)
 
     monkeypatch.setattr(train, "kept_state", forgetful)
     summary = run_small(*CHANGE, "cohort=3", "rounds=3", "federation.quorum=2")
     assert summary["failures"] == 1
     assert "beta has lost the parameters of round 1" in (tmp_path / "run" / "events.jsonl").read_text()
-    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, ClientFinished)]
+    finished = [e for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, SiloFinished)]
     down = {(e.silo, e.round): e.group_bytes_down["params"] for e in finished}
     assert down["beta", 3] == 4 * summary["parameters"] > 6 * down["alpha", 3]
 

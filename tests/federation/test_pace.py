@@ -12,13 +12,13 @@ from flwr.app import Message
 from photon.client_app import answer
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import InProcessGrid
-from photon.federation.exchange import Patience, exchange
-from photon.federation.pace import learnt_patience, matched_steps
+from photon.federation.exchange import StragglerTimeout, exchange
+from photon.federation.pace import adaptive_local_steps, learnt_timeout
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
+from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.state.checkpoint import CheckpointStore, LedgerEntry
 from photon.state.tensors import load_groups
-from photon.telemetry.events import ClientFailed, ClientFinished, RoundStarted
+from photon.telemetry.events import RoundStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.federation.test_exchange import ScriptedGrid, messages, name_of
 
@@ -35,23 +35,25 @@ def entry(speed: float | None = None, arrival: float | None = None) -> LedgerEnt
 def test_steps_follow_speed_within_their_bounds() -> None:
     ledger = {"fast": entry(10.0), "half": entry(5.1), "slow": entry(0.001), "absent": entry(99.0)}
     cohort = ["fast", "half", "new", "slow"]
-    assert matched_steps(64, cohort, ledger) == {"fast": 64, "half": 33, "new": 64, "slow": 1}
-    assert matched_steps(64, ["half", "slow"], ledger) == {"half": 64, "slow": 1}, "the cohort's own fastest"
-    assert matched_steps(64, ["slow"], ledger) == {"slow": 64}
-    assert matched_steps(64, ["new", "old"], {"old": entry()}) == {"new": 64, "old": 64}
+    assert adaptive_local_steps(64, cohort, ledger) == {"fast": 64, "half": 33, "new": 64, "slow": 1}
+    assert adaptive_local_steps(64, ["half", "slow"], ledger) == {"half": 64, "slow": 1}, (
+        "the cohort's own fastest"
+    )
+    assert adaptive_local_steps(64, ["slow"], ledger) == {"slow": 64}
+    assert adaptive_local_steps(64, ["new", "old"], {"old": entry()}) == {"new": 64, "old": 64}
 
 
 class SlowSilo(InProcessGrid):
-    """Lets silos report speeds that differ by fixed factors; notes the orders."""
+    """Lets silos report speeds that differ by fixed factors; notes the requests."""
 
     def __init__(self, seconds_per_step: dict[str, float]) -> None:
         super().__init__(answer, {1: {}})
         self._seconds = seconds_per_step
-        self.orders: list[TrainOrder] = []
+        self.requests: list[TrainRequest] = []
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         kept = list(messages)
-        self.orders += [unpack(m.content, TrainOrder) for m in kept if m.metadata.message_type == "train"]
+        self.requests += [unpack(m.content, TrainRequest) for m in kept if m.metadata.message_type == "train"]
         return super().push_messages(kept)
 
     def pull_messages(self, message_ids: Any) -> Any:
@@ -64,11 +66,11 @@ class SlowSilo(InProcessGrid):
             yield reply
 
     def steps(self) -> dict[tuple[int, str], int]:
-        return {(order.round, order.silo): order.steps for order in self.orders}
+        return {(request.round, request.silo): request.steps for request in self.requests}
 
 
 SPEEDS = {"alpha": 0.1, "beta": 0.2, "gamma": 100.0}
-MATCHED = ["cohort=3", "rounds=3", "local_steps=4", "federation.match_speed=true"]
+MATCHED = ["cohort=3", "rounds=3", "local_steps=4", "federation.adaptive_local_steps=true"]
 STEPS = {
     **{(1, silo): 4 for silo in SPEEDS},
     **{
@@ -87,7 +89,7 @@ def test_slow_silos_get_fewer_steps_and_count_by_their_tokens(small_config: Make
     store = CheckpointStore(tmp_path / "run" / "checkpoints")
     states = [store.load(server_round).state for server_round in range(4)]
     assert [state.global_step for state in states] == [0, 4, 8, 12], "one schedule, whatever a silo's steps"
-    assert {order.global_step for order in grid.orders if order.round == 3} == {8}
+    assert {request.global_step for request in grid.requests if request.round == 3} == {8}
     assert summary["tokens"] == sum(STEPS.values()) * 4 * 16
     for silo, entry in states[3].ledger.items():
         assert entry.position == 4 * sum(steps for (_, name), steps in STEPS.items() if name == silo)
@@ -101,7 +103,7 @@ def test_slow_silos_get_fewer_steps_and_count_by_their_tokens(small_config: Make
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7, msg=name)
 
 
-def test_a_resumed_run_orders_the_same_steps(small_config: Make, tmp_path: Path) -> None:
+def test_a_resumed_run_requests_the_same_steps(small_config: Make, tmp_path: Path) -> None:
     whole = run_federation(
         prepare_run(small_config(*MATCHED, name="whole")), SlowSilo(SPEEDS), resume=False, live=False
     )
@@ -119,21 +121,22 @@ def test_without_matching_every_silo_takes_all_steps(small_config: Make) -> None
     assert set(grid.steps().values()) == {4}
 
 
-# --- patience -----------------------------------------------------------------------------------------
+# --- stragglers ---------------------------------------------------------------------------------------
 
 
 def test_patience_is_learnt_from_the_slowest_of_the_cohort() -> None:
     ledger = {"a": entry(arrival=2.0), "b": entry(arrival=7.0), "c": entry(arrival=90.0), "old": entry()}
-    patience = learnt_patience(1.5, ["a", "b"], ledger, may_fail=1)
-    assert patience is not None
-    assert (patience.seconds, patience.may_fail) == (10.5, 1)
+    straggler_timeout = learnt_timeout(1.5, ["a", "b"], ledger, may_fail=1)
+    assert straggler_timeout is not None
+    assert (straggler_timeout.seconds, straggler_timeout.may_fail) == (10.5, 1)
     assert (
-        patience.reason
-        == "federation.patience=1.5 times the 7 s that the slowest silo of this cohort last took"
+        straggler_timeout.reason
+        == "federation.straggler_timeout_factor=1.5 times the 7 s that the slowest silo of this cohort last "
+        "took"
     )
-    assert learnt_patience(None, ["a", "b"], ledger, may_fail=1) is None
-    assert learnt_patience(1.5, ["a", "new"], ledger, may_fail=1) is None, "nobody knows how long new takes"
-    assert learnt_patience(1.5, ["a", "old"], ledger, may_fail=1) is None
+    assert learnt_timeout(None, ["a", "b"], ledger, may_fail=1) is None
+    assert learnt_timeout(1.5, ["a", "new"], ledger, may_fail=1) is None, "nobody knows how long new takes"
+    assert learnt_timeout(1.5, ["a", "old"], ledger, may_fail=1) is None
 
 
 class Clock:
@@ -163,8 +166,10 @@ def test_patience_ends_only_where_the_round_can_do_without(
 ) -> None:
     monkeypatch.setattr("photon.federation.exchange.time", Clock())
     grid = ScriptedGrid(["b", "c"])
-    patience = Patience(seconds=3.0, may_fail=may_fail, reason="because")
-    answers = dict(exchange(grid, messages("abcd"), name_of, deadline=deadline, patience=patience))
+    straggler_timeout = StragglerTimeout(seconds=3.0, may_fail=may_fail, reason="because")
+    answers = dict(
+        exchange(grid, messages("abcd"), name_of, deadline=deadline, straggler_timeout=straggler_timeout)
+    )
     assert (answers["b"], answers["c"]) == ("b", "c")
     assert {name: answers[name].kind for name in "ad"} == {"a": "deadline", "d": "deadline"}
     for name, reason in reasons.items():
@@ -182,8 +187,8 @@ class SilentFrom(InProcessGrid):
         for identifier in message_ids:
             message = self._mailbox.get(identifier)
             if message is not None and message.metadata.message_type == "train":
-                order = unpack(message.content, TrainOrder)
-                if order.silo == self._silo and order.round >= self._first:
+                request = unpack(message.content, TrainRequest)
+                if request.silo == self._silo and request.round >= self._first:
                     continue
             yield from super().pull_messages([identifier])
 
@@ -192,19 +197,22 @@ def test_a_silo_that_falls_silent_holds_a_round_no_longer_than_patience(
     small_config: Make, tmp_path: Path
 ) -> None:
     """Round 1 teaches, the run is stopped and resumed, and round 2 no longer waits for the deadline."""
-    overrides = ["cohort=3", "federation.deadline=600", "federation.patience=1.5"]
+    overrides = ["cohort=3", "federation.deadline=600", "federation.straggler_timeout_factor=1.5"]
     config = prepare_run(small_config(*overrides, "rounds=2"))
     run_federation(config.model_copy(update={"rounds": 1}), SilentFrom("beta", 2), resume=False, live=False)
     ledger = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].state.ledger
     longest = max(entry.arrival_seconds or 0.0 for entry in ledger.values())
     run_federation(config, SilentFrom("beta", 2), resume=True, live=False)
     history = read_events(tmp_path / "run" / "events.jsonl")
-    (failure,) = [event for event in history if isinstance(event, ClientFailed)]
+    (failure,) = [event for event in history if isinstance(event, SiloFailed)]
     assert (failure.round, failure.silo, failure.kind) == (2, "beta", "deadline")
-    assert f"no reply within {1.5 * longest:.3g} s (federation.patience=1.5 times" in failure.reason
+    assert (
+        f"no reply within {1.5 * longest:.3g} s (federation.straggler_timeout_factor=1.5 times"
+        in failure.reason
+    )
     (began,) = [event for event in history if isinstance(event, RoundStarted) and event.round == 2]
     assert failure.time - began.time >= 1.5 * longest
-    done = [event.silo for event in history if isinstance(event, ClientFinished) and event.round == 2]
+    done = [event.silo for event in history if isinstance(event, SiloFinished) and event.round == 2]
     assert done == ["alpha", "gamma"]
 
 

@@ -16,7 +16,7 @@ from photon.errors import PhotonError, RunError
 from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.events import RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
 from tests.conftest import small_run
 from tests.federation.crash import POINTS, train_until
@@ -59,7 +59,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert summary["perplexity"]["final"] == uninterrupted["perplexity"]["final"]
     history = current_history(read_events(run_dir / "events.jsonl"))
     assert [e.round for e in history if isinstance(e, RoundFinished)] == [1, 2, 3, 4]
-    assert len([e for e in history if isinstance(e, ClientFinished)]) == 8
+    assert len([e for e in history if isinstance(e, SiloFinished)]) == 8
     assert not list(run_dir.rglob("*.tmp")), "a crash's leftovers are removed"
 
 

@@ -21,11 +21,11 @@ from photon.link.records import decode_groups
 from photon.privacy.masking import Quantizer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import ClientFailed, ClientFinished, Event
+from photon.telemetry.events import Event, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.conftest import write_corpus
 
-SECURE = ["privacy=secure", "strategy.weighting=uniform", "link.up_of=update"]
+SECURE = ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update"]
 SILOS = {"alpha": "abcdefgh", "beta": "ijklmnop", "gamma": "qrstuvwx", "omega": "aeiouyxz"}
 
 
@@ -50,14 +50,14 @@ class Recorder(InProcessGrid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         for identifier in message_ids:
-            order = self._mailbox.get(identifier)
-            if order is None:
+            request = self._mailbox.get(identifier)
+            if request is None:
                 continue
-            body = str(order.content[BODY]["body"])
+            body = str(request.content[BODY]["body"])
             silo = json.loads(body).get("silo")
             if any(silo == other and word in body for word, other in self.lost):
                 self._mailbox.pop(identifier)
-                yield Message(Error(2, "lost"), reply_to=order)
+                yield Message(Error(2, "lost"), reply_to=request)
                 continue
             for reply in super().pull_messages([identifier]):
                 self.replies.append((body, reply))
@@ -108,7 +108,7 @@ def check_sum(run_dir: Path, silos: list[str], server_round: int = 1, cohort: in
 def test_the_sum_is_the_plain_sum(federate: Federate, tmp_path: Path) -> None:
     secure, _ = federate(*SECURE, name="secure")
     check_sum(tmp_path / "secure", list(SILOS))
-    plain, _ = federate("strategy.weighting=uniform", "link.up_of=update", name="plain")
+    plain, _ = federate("strategy.weighting=uniform", "link.uplink_payload=update", name="plain")
     assert secure["perplexity"]["final"] == pytest.approx(plain["perplexity"]["final"], rel=1e-5)
     assert secure["failures"] == 0
     for name, tensor in params(tmp_path / "plain", 1).items():
@@ -124,7 +124,7 @@ def test_all_that_reaches_the_server_of_an_update_is_noise_to_it(federate: Feder
         for body, reply in grid.replies
         if any(isinstance(r, ArrayRecord) for r in reply.content.values())
     ]
-    assert len(with_tensors) == 4, "tensors come in the answers to the train orders and in nothing else"
+    assert len(with_tensors) == 4, "tensors come in the answers to the train requests and in nothing else"
     vectors = []
     for silo, (body, reply) in zip(SILOS, with_tensors, strict=True):
         assert f'"silo":"{silo}"' in body
@@ -157,7 +157,7 @@ def test_all_that_reaches_the_server_of_an_update_is_noise_to_it(federate: Feder
 def test_worldlm_learns_the_sum_of_the_backbones_and_each_key_layer(
     federate: Federate, tmp_path: Path
 ) -> None:
-    rules = ["strategy=worldlm", "link.up_of=update", "model.architecture.n_layer=2"]
+    rules = ["strategy=worldlm", "link.uplink_payload=update", "model.architecture.n_layer=2"]
     with pytest.raises(PhotonError, match=r"h\.1\..* would leave without a mask \(12 tensors\)"):
         federate(*rules, "privacy=secure", name="refused")
     secure = ["privacy=secure", "privacy.allow_unmasked=true"]
@@ -196,7 +196,7 @@ def test_silos_may_drop_out_at_any_stage(
     federate: Federate, tmp_path: Path, lost: list[tuple[str, str]], left: list[str]
 ) -> None:
     summary, _ = federate(*SECURE, lost=lost)
-    assert {event.silo for event in events_of(tmp_path / "run", ClientFinished)} == set(left)
+    assert {event.silo for event in events_of(tmp_path / "run", SiloFinished)} == set(left)
     assert summary["failures"] == 4 - len(left)
     cohort = 3 if lost[0][0] == "advertise_keys" else 4
     check_sum(tmp_path / "run", left, cohort=cohort)
@@ -213,7 +213,7 @@ def test_too_few_for_the_threshold_stop_the_run_which_goes_on_later(
 ) -> None:
     with pytest.raises(RunError, match=r"secure aggregation: 2 of 4 silos .* takes 3 \(privacy.threshold\)"):
         federate(*SECURE, lost=[(stage, "beta"), (stage, "omega")])
-    assert len(events_of(tmp_path / "run", ClientFailed)) == (0 if stage == "unmask" else 2)
+    assert len(events_of(tmp_path / "run", SiloFailed)) == (0 if stage == "unmask" else 2)
     summary, _ = federate(*SECURE, resume=True)
     assert summary["status"] == "finished"
     check_sum(tmp_path / "run", list(SILOS))
@@ -288,9 +288,12 @@ def test_noise_and_masks_go_together(federate: Federate, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["link.up_of=parameters"], "link.up_of must be update"),
-        (["link=int8"], r"link.up must be \[\]"),
-        (["link.up_by_name=[{names: wte, codecs: []}]"], r"link.up_by_name must be \[\], and is \['wte'\]"),
+        (["link.uplink_payload=parameters"], "link.uplink_payload must be update"),
+        (["link=int8"], r"link.uplink must be \[\]"),
+        (
+            ["link.uplink_by_name=[{names: wte, codecs: []}]"],
+            r"link.uplink_by_name must be \[\], and is \['wte'\]",
+        ),
         (["strategy.weighting=tokens"], "the plain mean"),
         (["strategy=local-adam", "strategy.weighting=uniform"], "the plain mean"),
         (["privacy.clip_norm=9"], r"privacy.range=8: clipped and noised coordinates reach 9"),

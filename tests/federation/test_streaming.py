@@ -17,7 +17,7 @@ from photon.models.build import build_model
 from photon.models.loss import causal_loss
 from photon.state.checkpoint import CheckpointStore
 from photon.strategy.streaming import split_parameters
-from photon.telemetry.events import ClientFailed, ClientFinished, RoundStarted
+from photon.telemetry.events import RoundStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -119,7 +119,7 @@ def test_a_round_sends_a_fragment_and_a_newcomer_gets_everything(
     for event in events:
         if isinstance(event, RoundStarted):
             before, cohort = cohort, event.cohort
-        if isinstance(event, ClientFinished):
+        if isinstance(event, SiloFinished):
             up = whole if event.round == 7 else sizes[(event.round - 1) % 3]
             down = sizes[(event.round - 2) % 3] if event.silo in before else whole
             assert event.group_bytes_up == {"params": up}
@@ -159,7 +159,7 @@ def test_a_silo_that_has_lost_its_parameters_fails_once_and_then_receives_all(
     with patch.object(Federation, "_round", losing):
         run_small(*STREAMING, "cohort=3", "rounds=5")
     events = read_events(tmp_path / "run" / "events.jsonl")
-    failures = [(event.round, event.silo) for event in events if isinstance(event, ClientFailed)]
+    failures = [(event.round, event.silo) for event in events if isinstance(event, SiloFailed)]
     assert failures == [(3, "beta")]
-    finished = [event.round for event in events if isinstance(event, ClientFinished) and event.silo == "beta"]
+    finished = [event.round for event in events if isinstance(event, SiloFinished) and event.silo == "beta"]
     assert finished == [1, 2, 4, 5]

@@ -14,7 +14,7 @@ from photon.models.build import build_model
 from photon.models.loss import causal_loss
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
-from photon.telemetry.events import ClientFinished
+from photon.telemetry.events import SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -199,7 +199,7 @@ def _assert_trained(tmp_path: Path, expected: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(trained[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
 
 
-def test_one_client_is_its_local_optimizer_whatever_is_averaged(run_small: Run, lone_corpus: Path) -> None:
+def test_one_silo_is_its_local_optimizer_whatever_is_averaged(run_small: Run, lone_corpus: Path) -> None:
     one = [
         run_small(f"strategy={strategy}", "cohort=1", data=lone_corpus, name=strategy)["weights_sha256"]
         for strategy in ("photon", "local-adam", "desloc")
@@ -213,7 +213,7 @@ def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
     def sent(name: str, *overrides: str) -> int:
         run_small(*overrides, *PLAIN, "rounds=6", name=name)
         events = read_events(tmp_path / name / "events.jsonl")
-        return sum(e.bytes_up for e in events if isinstance(e, ClientFinished) and e.silo == "alpha")
+        return sum(e.bytes_up for e in events if isinstance(e, SiloFinished) and e.silo == "alpha")
 
     payload = sent("fedavg", "strategy=photon")
     assert sent("desloc", "strategy=desloc") == pytest.approx(payload * 9 / 6, rel=0.05)
@@ -246,12 +246,12 @@ def test_the_bytes_of_each_group_are_four_times_its_elements(
     params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
     expected = sent(sum(4 * tensor.numel() for tensor in params.values()))
     events = read_events(tmp_path / "run" / "events.jsonl")
-    clients = [event for event in events if isinstance(event, ClientFinished)]
+    silos = [event for event in events if isinstance(event, SiloFinished)]
     down = {1: {"params": expected["params"]}, 2: expected}
-    for client in clients:
-        assert client.group_bytes_up == expected
-        assert client.group_bytes_down == down[client.round]
-        assert 0 < client.bytes_up - sum(expected.values()) < 20_000
+    for silo in silos:
+        assert silo.group_bytes_up == expected
+        assert silo.group_bytes_down == down[silo.round]
+        assert 0 < silo.bytes_up - sum(expected.values()) < 20_000
     assert summary["bytes"]["per_group"] == {
         group: {"up": 6 * count, "down": 3 * (count + down[1].get(group, 0))}
         for group, count in expected.items()
@@ -271,7 +271,7 @@ def test_lordo_sends_the_papers_entries_and_its_bases(run_small: Run, tmp_path: 
     others = sum(tensor.numel() for tensor in params.values()) - matrices
     entries = matrices + 2 * rank * sum(max(shape) for shape in hidden) + 3 * others
     for event in read_events(tmp_path / "run" / "events.jsonl"):
-        if isinstance(event, ClientFinished):
+        if isinstance(event, SiloFinished):
             basis = event.group_bytes_up.pop("basis")
             assert basis == 4 * rank * sum(min(shape) for shape in hidden)
             assert sum(event.group_bytes_up.values()) == 4 * entries
@@ -303,7 +303,7 @@ def test_an_absent_silo_receives_the_averages_and_a_new_one_the_step_count(
     run_small("strategy=local-adam", "cohort=2", "rounds=4", "checkpoint.keep=8")
     first: dict[str, int] = {}
     for event in read_events(tmp_path / "run" / "events.jsonl"):
-        if isinstance(event, ClientFinished):
+        if isinstance(event, SiloFinished):
             first.setdefault(event.silo, event.round)
     newcomer, joined = max(first.items(), key=lambda item: item[1])
     assert joined > 1

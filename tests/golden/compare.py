@@ -10,7 +10,7 @@ from tests.golden.record import Recording
 #: What comes first in a round, so that the first difference is the nearest to its cause.
 _ORDER = [
     r": run_started|: round_started",
-    r": client_",
+    r": silo_",
     r"(optimizer|link|reply|state) ",
     r": round_finished",
     r": (params|outer|averaged|kept|reference|checkpoint)",

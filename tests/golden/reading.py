@@ -1,5 +1,7 @@
 """Read what a run has left on the disk, as figures that can be compared: without Photon, which may move.
 
+What an earlier commit calls otherwise has the present names, by Photon's table of what was renamed.
+
 A record is ``round → name of a figure → text``. Tensors are hashed, floats are written in hexadecimal.
 """
 
@@ -13,19 +15,21 @@ from typing import Any
 
 from safetensors import deserialize
 
+from photon.config.renamed import renamed
+
 Record = dict[str, dict[str, str]]
 
 #: Fields of events, by event, that repeat: no times, no paths, no bytes of whole messages.
 FIELDS: dict[str, tuple[str, ...]] = {
     "run_started": ("parameters", "silos", "flops_per_token", "privacy"),
     "round_started": ("cohort", "global_step"),
-    "client_finished": (
+    "silo_finished": (
         *("loss", "loss_last", "learning_rate", "update_norm", "gradient_norm", "steps", "tokens"),
-        *("group_bytes_up", "group_bytes_down", "release"),
+        *("group_bytes_up", "group_bytes_down", "privacy"),
     ),
-    "client_failed": ("kind",),
+    "silo_failed": ("kind",),
     "round_finished": (
-        *("global_step", "tokens", "train_loss", "pseudo_gradient_norm", "client_cosine", "consensus"),
+        *("global_step", "tokens", "train_loss", "pseudo_gradient_norm", "silo_cosine", "consensus"),
         *("parameter_norm", "group_bytes_up", "group_bytes_down"),
     ),
     "diagnostics": ("values",),
@@ -34,15 +38,11 @@ FIELDS: dict[str, tuple[str, ...]] = {
 #: Fields of ``checkpoint.json`` and of a silo's ``state.json``.
 STATE_FIELDS = (
     *("round", "global_step", "tokens", "ledger", "outer_scalars", "averaged_rounds", "local_scalars"),
-    *("noise", "residuals", "vocabulary", "position", "scalars"),
+    *("noise", "routed", "vocabulary", "position", "scalars"),
 )
 #: What the server's ledger measures beside what it counts.
 MEASURED = ("steps_per_second", "arrival_seconds")
 _ROUND = re.compile(r"round-(\d+)$")
-#: Groups of a method had no namespace of their own before contracts; the figures take the names of now.
-_NAMESPACE = re.compile(r"^(?:(personal|initial|child:.*)|(residual-\d+|received))$")
-#: What a silo keeps under names of the server's.
-_KEPT_BY_SILOS = {"params": "local/params", "received": "local/received"}
 
 
 def read_run(folder: Path) -> Record:
@@ -96,7 +96,7 @@ def _order(key: str) -> tuple[float, str]:
 
 def _events(path: Path) -> Iterator[tuple[str, str, str]]:
     for line in path.read_text().splitlines():
-        event = json.loads(line)
+        event = renamed().event(json.loads(line))
         name = event["event"]
         # What happened again after a resume takes the place of what was before.
         server_round = f"round {event.get('round', 0)}"
@@ -111,7 +111,7 @@ def _state(path: Path) -> Iterator[tuple[str, str]]:
         for group, value in hash_groups(path).items():
             yield f"{path.stem} {_named(path.stem, group)}", value
         return
-    content = json.loads(path.read_text())
+    content = renamed().content(json.loads(path.read_text()))
     for field in STATE_FIELDS:
         yield from _flat(f"{path.stem} {field}", content.get(field))
 
@@ -139,11 +139,8 @@ def _split(key: str) -> tuple[str, str]:
 
 def _named(file: str, group: str) -> str:
     """Return the name that a group has now."""
-    if file == "optimizer" and group in _KEPT_BY_SILOS:
-        return _KEPT_BY_SILOS[group]
-    if (found := _NAMESPACE.match(group)) is None:
-        return group
-    return f"local/{found[1]}" if found[1] else f"shared/{found[2]}"
+    (name,) = (renamed().kept_by_silo if file == "optimizer" else renamed().grouped)({group: None})
+    return name
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:

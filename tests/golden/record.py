@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.golden.names import as_known
 from tests.golden.reading import Record, read_corpus, read_run
 from tests.golden.table import CORPUS, Table, jobs
 
@@ -59,7 +60,7 @@ class Recorder:
     def __init__(self, checkout: Path, table: Table, names: Sequence[str], folder: Path) -> None:
         self._folder = folder
         self._checkout = checkout
-        self._jobs = jobs(table, list(names), folder)
+        self._jobs = jobs(as_known(table, checkout), list(names), folder)
         (folder / "jobs.json").write_text(json.dumps(self._jobs, indent=1))
         environment = os.environ | {
             "PYTHONPATH": str(checkout),
@@ -67,7 +68,7 @@ class Recorder:
             # Where a sum is shared among threads, their number decides its bits.
             "OMP_NUM_THREADS": "1",
             "MKL_NUM_THREADS": "1",
-            # A member's update_norm is summed over a set of names, in an order that hashes of text decide.
+            # A member's update_norm is summed over a set of names, in a request that hashes of text decide.
             "PYTHONHASHSEED": "0",
             "TOKENIZERS_PARALLELISM": "false",
             "PYTHONDONTWRITEBYTECODE": "1",

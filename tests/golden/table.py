@@ -45,6 +45,7 @@ class Table(Strict):
     """All runs by name, and what they share."""
 
     common: list[str]
+    added: list[str] = []
     models: dict[str, list[str]]
     corpora: dict[str, dict[str, str]]
     runs: dict[str, Run]

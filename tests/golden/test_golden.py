@@ -147,7 +147,7 @@ def test_names_types_shapes_and_groups_are_hashed(tmp_path: Path) -> None:
 
 def test_the_last_bit_of_a_loss_is_told(recording: Recording) -> None:
     record = json.loads(json.dumps(recording.records[ONE]))
-    figure = next(figure for figure in record["round 2"] if figure.endswith("client_finished beta loss"))
+    figure = next(figure for figure in record["round 2"] if figure.endswith("silo_finished beta loss"))
     value = record["round 2"][figure]
     record["round 2"][figure] = (float.fromhex(value) * (1 + 2**-52)).hex()
     (verdict,) = compare(recording, Recording(recording.machine, {ONE: record}), [ONE], {})
@@ -183,7 +183,7 @@ def test_every_preset_is_in_the_table(table: Table) -> None:
         "link": {"dense", "sparse"},
         "outer": {"fedavg", "diloco"},
         "optimizer": {"adamw", "qhadamw", "lordo"},
-        "switch": set(),
+        "transition": set(),
         "privacy": {"off"},
         "schedule": {"cosine"},
     }.items():

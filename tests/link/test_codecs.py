@@ -15,20 +15,20 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from photon.errors import PhotonError
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
 from photon.link.codecs import E3M0, Bitmask, Cast, Float8, Int, PowerSGD, RandomK, Sign, TopK, TwoBit, Zstd
-from photon.link.coding import (
-    Chains,
+from photon.link.encoding import (
     Codec,
     Packed,
+    Pipelines,
     SparseTensor,
-    check_chain,
-    coded_bytes,
+    check_pipeline,
+    encoded_bytes,
     generator,
     pack,
     unpack,
 )
 from photon.link.records import HEADER, decode_groups, encode_groups
 
-CHAINS: dict[str, list[Codec]] = {
+PIPELINES: dict[str, list[Codec]] = {
     "bf16": [Cast("bfloat16")],
     "fp16": [Cast("float16")],
     "e4m3": [Float8("float8_e4m3fn")],
@@ -71,9 +71,11 @@ def sent(tensor: torch.Tensor, codecs: list[Codec], seed: str = "") -> torch.Ten
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("chain", CHAINS)
-def test_every_shape_arrives_with_its_type_and_its_exact_length(chain: str, shape: tuple[int, ...]) -> None:
-    codecs = CHAINS[chain]
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_shape_arrives_with_its_type_and_its_exact_length(
+    pipeline: str, shape: tuple[int, ...]
+) -> None:
+    codecs = PIPELINES[pipeline]
     for dtype in (torch.float32, torch.bfloat16):
         tensor = values(shape, dtype=dtype)
         before = tensor.clone()
@@ -83,24 +85,24 @@ def test_every_shape_arrives_with_its_type_and_its_exact_length(chain: str, shap
         assert (received.shape, received.dtype) == (tensor.shape, dtype)
         assert torch.isfinite(dense(received)).all()
         if not any(isinstance(codec, Bitmask | Zstd) for codec in codecs):
-            assert packed.data.nbytes == coded_bytes(codecs, shape, dtype)
+            assert packed.data.nbytes == encoded_bytes(codecs, shape, dtype)
 
 
-@pytest.mark.parametrize("chain", ["bitmask", "bitmask zstd", "zstd"])
-def test_lossless_chains_lose_nothing(chain: str) -> None:
+@pytest.mark.parametrize("pipeline", ["bitmask", "bitmask zstd", "zstd"])
+def test_lossless_chains_lose_nothing(pipeline: str) -> None:
     tensor = values((300, 77))
     tensor[tensor.abs() < 1e-3] = 0
-    assert torch.equal(sent(tensor, CHAINS[chain]), tensor)
-    assert torch.equal(sent(torch.zeros(9), CHAINS[chain]), torch.zeros(9))
+    assert torch.equal(sent(tensor, PIPELINES[pipeline]), tensor)
+    assert torch.equal(sent(torch.zeros(9), PIPELINES[pipeline]), torch.zeros(9))
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_zeros_stay_zeros(chain: str) -> None:
-    assert torch.equal(sent(torch.zeros(50, 60), CHAINS[chain]), torch.zeros(50, 60))
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_zeros_stay_zeros(pipeline: str) -> None:
+    assert torch.equal(sent(torch.zeros(50, 60), PIPELINES[pipeline]), torch.zeros(50, 60))
 
 
 @pytest.mark.parametrize(
-    ("chain", "of_value", "of_largest"),
+    ("pipeline", "of_value", "of_largest"),
     [
         ("bf16", 2**-8, 0),
         ("fp16", 2**-11, 2**-16),  # subnormal numbers
@@ -111,27 +113,27 @@ def test_zeros_stay_zeros(chain: str) -> None:
         ("e3m0", 1 / 3, 0.75 * 2**-6),
     ],
 )
-def test_errors_stay_within_half_a_step(chain: str, of_value: float, of_largest: float) -> None:
+def test_errors_stay_within_half_a_step(pipeline: str, of_value: float, of_largest: float) -> None:
     """Half a step of the value's own power of two, and where numbers end, of the largest that scales it."""
     tensor = values((64, 256))
-    largest = tensor.abs().amax() if chain in ("e4m3", "e5m2") else tensor.abs().amax(1, keepdim=True)
-    if chain == "int4":
+    largest = tensor.abs().amax() if pipeline in ("e4m3", "e5m2") else tensor.abs().amax(1, keepdim=True)
+    if pipeline == "int4":
         largest = tensor.view(-1, 128).abs().amax(1).repeat_interleave(128).view(64, 256)
-    error = (sent(tensor, CHAINS[chain]) - tensor).abs()
+    error = (sent(tensor, PIPELINES[pipeline]) - tensor).abs()
     assert (error <= 1.001 * (of_value * tensor.abs() + of_largest * largest)).all()
     assert (error > 0).any()
 
 
 @pytest.mark.parametrize(
-    "chain", [name for name, codecs in CHAINS.items() if all(c.contracts for c in codecs)]
+    "pipeline", [name for name, codecs in PIPELINES.items() if all(c.contracts for c in codecs)]
 )
-def test_what_is_lost_is_less_than_what_was_there(chain: str) -> None:
+def test_what_is_lost_is_less_than_what_was_there(pipeline: str) -> None:
     """A contraction: with error feedback, what is lost cannot grow without bound."""
     tensor = values((128, 256))
     residual, total = torch.zeros_like(tensor), torch.zeros_like(tensor)
     for turn in range(30):
         accumulated = tensor + residual
-        decoded = sent(accumulated, CHAINS[chain], str(turn))
+        decoded = sent(accumulated, PIPELINES[pipeline], str(turn))
         residual = accumulated - decoded
         total += decoded
         assert residual.norm() <= accumulated.norm()
@@ -139,11 +141,11 @@ def test_what_is_lost_is_less_than_what_was_there(chain: str) -> None:
     torch.testing.assert_close(total + residual, 30 * tensor, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("chain", ["int8 stochastic", "randomk"])
-def test_unbiased_codecs_are(chain: str) -> None:
+@pytest.mark.parametrize("pipeline", ["int8 stochastic", "randomk"])
+def test_unbiased_codecs_are(pipeline: str) -> None:
     """The mean of many draws lies within six standard errors of the value, and one on the whole."""
     tensor, draws = values((40, 25)), 3000
-    seen = torch.stack([sent(tensor, CHAINS[chain], str(turn)) for turn in range(draws)]).double()
+    seen = torch.stack([sent(tensor, PIPELINES[pipeline], str(turn)) for turn in range(draws)]).double()
     error = (seen.mean(0) - tensor).abs()
     # Events that are rarer than one in all draws do not show in the spread.
     unseen = tensor.abs().max() / 127 / math.sqrt(draws)
@@ -170,10 +172,10 @@ def test_of_equal_magnitudes_topk_takes_the_first() -> None:
     assert sent(tensor, [TopK(k=1, chunk=6)]).tolist() == [0.0, -2.0, 0.0, 0.0, 0.0, 0.0] * 2
 
 
-@pytest.mark.parametrize("chain", ["sparseloco", "top1of32"])
-def test_sparseloco_takes_0_219_bits_a_parameter(chain: str) -> None:
+@pytest.mark.parametrize("pipeline", ["sparseloco", "top1of32"])
+def test_sparseloco_takes_0_219_bits_a_parameter(pipeline: str) -> None:
     tensor = values((2048, 4096))
-    packed, _ = pack(tensor, CHAINS[chain])
+    packed, _ = pack(tensor, PIPELINES[pipeline])
     bits = 8 * packed.data.nbytes / tensor.numel()
     assert bits == pytest.approx(64 * 14 / 4096, abs=1e-4)
     assert 32 / bits > 146
@@ -182,18 +184,18 @@ def test_sparseloco_takes_0_219_bits_a_parameter(chain: str) -> None:
 def test_powersgd_finds_a_matrix_of_low_rank_and_goes_on_from_its_basis() -> None:
     source = torch.Generator().manual_seed(1)
     exact = torch.randn(80, 3, generator=source) @ torch.randn(3, 60, generator=source)
-    packed, memory = pack(exact, [PowerSGD(rank=3)])
+    packed, feedback = pack(exact, [PowerSGD(rank=3)])
     torch.testing.assert_close(dense(unpack(packed, "w")), exact, rtol=1e-3, atol=1e-3)
     noisy = torch.linalg.svd(torch.randn(80, 60, generator=source))
     matrix = noisy.U[:, :60] @ torch.diag(0.8 ** torch.arange(60.0)) @ noisy.Vh
     best = (0.64 ** torch.arange(3.0, 60)).sum().sqrt()
-    memory, errors = {}, []
+    feedback, errors = {}, []
     for _ in range(20):
-        packed, memory = pack(matrix, [PowerSGD(rank=3)], memory=memory)
+        packed, feedback = pack(matrix, [PowerSGD(rank=3)], feedback=feedback)
         errors.append(float((dense(unpack(packed, "w")) - matrix).norm() / best))
     assert errors[0] > errors[-1]
     assert errors[-1] == pytest.approx(1, abs=0.01)
-    assert pack(torch.ones(5), [PowerSGD()])[0].coding is None, "a vector passes as it is"
+    assert pack(torch.ones(5), [PowerSGD()])[0].encoding is None, "a vector passes as it is"
 
 
 # --- an independent decoder ---------------------------------------------------------------------------
@@ -215,10 +217,10 @@ def test_packed_numbers_are_a_little_endian_number(bits: int, count: int) -> Non
 
 
 def decode_by_hand(packed: Packed) -> list[float]:
-    """Decode a payload from its bytes and its coding alone, without torch and one value at a time."""
-    assert packed.coding is not None
-    data, count = bytes(packed.data.tolist()), math.prod(packed.coding.shape)
-    entry = packed.coding.codecs[0]
+    """Decode a payload from its bytes and its encoding alone, without torch and one value at a time."""
+    assert packed.encoding is not None
+    data, count = bytes(packed.data.tolist()), math.prod(packed.encoding.shape)
+    entry = packed.encoding.codecs[0]
     arguments = entry.arguments
     if entry.codec == "topk":
         chunk, k = arguments["chunk"], arguments["k"]
@@ -316,18 +318,18 @@ def test_impossible_settings_are_refused(make: Callable[[], Codec]) -> None:
 
 
 def test_codecs_in_an_impossible_order_are_refused() -> None:
-    check_chain([TopK(), Cast("bfloat16"), Zstd(), Zstd()], "link.up")
+    check_pipeline([TopK(), Cast("bfloat16"), Zstd(), Zstd()], "link.uplink")
     with pytest.raises(PhotonError, match="topk works on values, and int leaves none"):
-        check_chain([Int(8), TopK()], "link.up")
+        check_pipeline([Int(8), TopK()], "link.uplink")
 
 
-@pytest.mark.parametrize("chain", CHAINS)
-def test_random_and_mutated_messages_end_in_clean_errors_only(chain: str) -> None:
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_random_and_mutated_messages_end_in_clean_errors_only(pipeline: str) -> None:
     """Bytes, header and both are changed at random; what is not refused has the expected shapes."""
-    source = random.Random(chain)
+    source = random.Random(pipeline)
     tensors = {"w": values((60, 50)), "b": values((33,))}
     expected = {"params": {name: tensor.shape for name, tensor in tensors.items()}}
-    whole = encode_groups({"params": tensors}, Chains(CHAINS[chain]))
+    whole = encode_groups({"params": tensors}, Pipelines(PIPELINES[pipeline]))
     lines = []
     for _ in range(150):
         try:
@@ -386,8 +388,8 @@ def change_somewhere(tree: Any, source: random.Random) -> None:
 def test_a_payload_claims_no_more_memory_than_is_expected() -> None:
     """A few bytes that stand for terabytes are refused by the expected shape."""
     packed, _ = pack(values((60, 50)), [RandomK(stride=2**20)])
-    assert packed.coding is not None
-    grown = Packed(packed.data, packed.coding.model_copy(update={"shape": [2**20, 1]}))
+    assert packed.encoding is not None
+    grown = Packed(packed.data, packed.encoding.model_copy(update={"shape": [2**20, 1]}))
     with pytest.raises(PhotonError, match="expected"):
         unpack(grown, "w", (60, 50))
 

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from photon.errors import PhotonError
 from photon.link.codecs import Cast
-from photon.link.coding import Chains
+from photon.link.encoding import Pipelines
 from photon.link.records import HEADER, RAW, count_bytes, decode_groups, encode_groups
 
 
@@ -42,9 +42,9 @@ def test_round_trip_is_exact_for_every_dtype_and_layout() -> None:
 @pytest.mark.parametrize("values", [[0.0], [1.0, -1.0], [float("inf"), float("nan")], [1e-45, 3e38]])
 def test_cast_rounds_as_torch_does(values: list[float]) -> None:
     tensor = torch.tensor(values)
-    received = decode_groups(encode_groups({"params": {"w": tensor}}, Chains([Cast("bfloat16")])))["params"][
-        "w"
-    ]
+    received = decode_groups(encode_groups({"params": {"w": tensor}}, Pipelines([Cast("bfloat16")])))[
+        "params"
+    ]["w"]
     assert received.dtype == torch.float32
     assert torch.equal(received.nan_to_num(7.0), tensor.to(torch.bfloat16).float().nan_to_num(7.0))
 
@@ -55,7 +55,7 @@ def test_counted_bytes_are_payload_plus_headers() -> None:
     overhead = count_bytes(dense) - tensor.nbytes
     assert 0 < overhead < 200
     assert sum(len(array.data) for array in dense.array_records["params"].values()) == tensor.nbytes
-    cast = encode_groups({"params": {"w": tensor}}, Chains([Cast("bfloat16")]))
+    cast = encode_groups({"params": {"w": tensor}}, Pipelines([Cast("bfloat16")]))
     assert sum(len(array.data) for array in cast.array_records["params"].values()) == tensor.nbytes // 2
 
 
@@ -77,7 +77,7 @@ def header(params: object) -> str:
     return json.dumps({"format": 3, "groups": {"params": params}})
 
 
-def coding(codec: str = "cast", version: int = 1, arguments: object = None) -> dict[str, object]:
+def encoding(codec: str = "cast", version: int = 1, arguments: object = None) -> dict[str, object]:
     arguments = {"dtype": "bfloat16"} if arguments is None else arguments
     entry = {"codec": codec, "version": version, "arguments": arguments}
     return {"shape": [4], "dtype": "float32", "codecs": [entry], "blake3": "0"}
@@ -99,11 +99,11 @@ def coding(codec: str = "cast", version: int = 1, arguments: object = None) -> d
         (set_header(header(3)), "cannot be read"),
         (set_header(header({"w": 3})), "malformed"),
         (set_header(header({"w": {"shape": [4]}})), "malformed"),
-        (set_header(header({"w": coding()})), "not made of bytes"),
-        (set_header(header({"w": coding(codec="casst")})), "unknown codec 'casst'; did you mean 'cast'"),
-        (set_header(header({"w": coding(version=9)})), "version 9"),
-        (set_header(header({"w": coding(arguments={})})), "cannot be decoded"),
-        (set_header(header({"w": coding(arguments={"dtype": "int8"})})), "cannot be decoded"),
+        (set_header(header({"w": encoding()})), "not made of bytes"),
+        (set_header(header({"w": encoding(codec="casst")})), "unknown codec 'casst'; did you mean 'cast'"),
+        (set_header(header({"w": encoding(version=9)})), "version 9"),
+        (set_header(header({"w": encoding(arguments={})})), "cannot be decoded"),
+        (set_header(header({"w": encoding(arguments={"dtype": "int8"})})), "cannot be decoded"),
     ],
 )
 def test_malformed_records_are_refused(change: Callable[[RecordDict], None], message: str) -> None:

@@ -23,13 +23,13 @@ from photon.config.compose import compose
 from photon.config.schema import CodecSection, LinkSection, StoreSection
 from photon.errors import PhotonError, RunError
 from photon.link import store as store_module
-from photon.link.chains import up_chains
-from photon.link.coding import pack_groups
+from photon.link.encoding import pack_groups
+from photon.link.pipelines import uplink_pipelines
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
 from photon.link.store import FolderStore, ObjectStore, download, open_store
 from photon.link.transport import TICKET, MappedTensors, ServerLink, SiloLink, Ticket
 from photon.state.tensors import load_groups, save_groups
-from photon.telemetry.events import ClientFinished, RoundFinished
+from photon.telemetry.events import RoundFinished, SiloFinished
 from photon.telemetry.log import read_events
 
 RUN = "run0"
@@ -64,12 +64,12 @@ def assert_equal(received: Any, sent: Groups) -> None:
 def section(url: str | None, *, presigned: bool = False, transport: str = "store", cast: bool = False) -> Any:
     codecs = [CodecSection.model_validate({"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"})]
     return LinkSection(
-        up=codecs if cast else [],
-        up_by_name=[],
-        up_of="parameters",
+        uplink=codecs if cast else [],
+        uplink_by_name=[],
+        uplink_payload="parameters",
         error_feedback=False,
-        down=codecs if cast else [],
-        down_of="parameters",
+        downlink=codecs if cast else [],
+        downlink_payload="parameters",
         states=codecs if cast else [],
         transport=transport,  # type: ignore[arg-type]
         inline_limit_mb=1.0,
@@ -127,14 +127,14 @@ class Sides:
         link = section(url, presigned=presigned, cast=cast)
         self.server = ServerLink(link, tmp_path / "server", 600)
         self.silo = SiloLink(None if presigned else url, tmp_path / "silo")
-        self._up = up_chains(link)
+        self._up = uplink_pipelines(link)
 
-    def order(self, sent: Groups, server_round: int = 1) -> tuple[RecordDict, Ticket | None]:
+    def request(self, sent: Groups, server_round: int = 1) -> tuple[RecordDict, Ticket | None]:
         records = RecordDict(dict(self.server.send(sent, RUN, server_round)))
         return records, self.server.admit(records, nbytes(sent), RUN, server_round)
 
-    def reply(self, groups: Groups, order: RecordDict, kept: Path | None = None) -> RecordDict:
-        return self.silo.send(pack_groups(groups, self._up), order, kept)
+    def reply(self, groups: Groups, request: RecordDict, kept: Path | None = None) -> RecordDict:
+        return self.silo.send(pack_groups(groups, self._up), request, kept)
 
 
 @pytest.fixture
@@ -158,11 +158,11 @@ def test_round_trip_is_exact_and_counted(place: tuple[str, bool], tmp_path: Path
     url, presigned = place
     sides = Sides(tmp_path, url, presigned=presigned)
     sent, trained = groups(0), groups(1)
-    order, ticket = sides.order(sent)
-    assert_equal(sides.silo.receive(order), sent)
-    reply = sides.reply(trained, order)
+    request, ticket = sides.request(sent)
+    assert_equal(sides.silo.receive(request), sent)
+    reply = sides.reply(trained, request)
     assert_equal(sides.server.receive(reply, ticket), trained)
-    for records in (order, reply):
+    for records in (request, reply):
         assert list(records.array_records) == []
         # 64 bytes of alignment between tensors at most.
         raw = sum(t.nbytes for tensors in sent.values() for t in tensors.values())
@@ -182,27 +182,27 @@ def test_an_object_of_many_parts_and_ranges(
     url, presigned = place
     sides = Sides(tmp_path, url, presigned=presigned)
     sent = {"params": {str(i): torch.full((2_000_003,), float(i)) for i in range(2)}}
-    order, ticket = sides.order(sent)
-    assert_equal(sides.silo.receive(order), sent)
-    assert_equal(sides.server.receive(sides.reply(sent, order), ticket), sent)
+    request, ticket = sides.request(sent)
+    assert_equal(sides.silo.receive(request), sent)
+    assert_equal(sides.server.receive(sides.reply(sent, request), ticket), sent)
 
 
 def test_codecs_give_the_same_through_a_store_as_inside_messages(tmp_path: Path, folder: Path) -> None:
     sides = Sides(tmp_path, str(folder), cast=True)
     sent = groups()
-    order, ticket = sides.order(sent)
+    request, ticket = sides.request(sent)
     expected = {
         g: {n: t.to(torch.bfloat16).to(t.dtype) for n, t in tensors.items()} for g, tensors in sent.items()
     }
-    assert_equal(sides.silo.receive(order), expected)
-    assert_equal(sides.server.receive(sides.reply(sent, order), ticket), expected)
+    assert_equal(sides.silo.receive(request), expected)
+    assert_equal(sides.server.receive(sides.reply(sent, request), ticket), expected)
 
 
 def test_the_object_is_the_tensors_bytes_one_after_another(sides: Sides, folder: Path) -> None:
     """Read back with numpy-free means, from the reference alone."""
     sent = groups()
-    order, _ = sides.order(sent)
-    reference = json.loads(order[HEADER]["object"])
+    request, _ = sides.request(sent)
+    reference = json.loads(request[HEADER]["object"])
     data = (folder / reference["key"]).read_bytes()
     for group, tensors in reference["groups"].items():
         for name, entry in tensors.items():
@@ -216,8 +216,8 @@ def test_pages_of_a_received_model_are_given_back_and_read_again(tmp_path: Path)
     size = 64 * 2**20
     sent = {"params": {"w": torch.arange(size // 4, dtype=torch.float32)}}
     sides = Sides(tmp_path, str(tmp_path / "store"))
-    order, _ = sides.order(sent)
-    received = sides.silo.receive(order)["params"]
+    request, _ = sides.request(sent)
+    received = sides.silo.receive(request)["params"]
     assert isinstance(received, MappedTensors)
     assert torch.equal(received["w"], sent["params"]["w"])
     with_pages = psutil.Process().memory_info().rss
@@ -234,8 +234,8 @@ def test_a_file_with_the_tensors_is_the_object_where_the_disk_can_link(
         monkeypatch.setattr(os, "link", Mock(side_effect=OSError("no links between disks")))
     trained, kept = groups(1), tmp_path / "reply.safetensors"
     save_groups(kept, trained)
-    order, ticket = sides.order(groups())
-    reply = sides.reply(trained, order, kept)
+    request, ticket = sides.request(groups())
+    reply = sides.reply(trained, request, kept)
     assert_equal(sides.server.receive(reply, ticket), trained)
     assert ticket is not None
     assert (folder / ticket.key).samefile(kept) is linked
@@ -246,10 +246,10 @@ def test_a_file_with_the_tensors_is_the_object_where_the_disk_can_link(
 
 
 def test_a_shared_folder_is_mapped_and_a_write_to_a_tensor_stays_private(sides: Sides, folder: Path) -> None:
-    order, _ = sides.order(groups())
-    received = sides.silo.receive(order)
+    request, _ = sides.request(groups())
+    received = sides.silo.receive(request)
     received["params"]["a.weight"].zero_()
-    assert_equal(sides.silo.receive(order), groups())
+    assert_equal(sides.silo.receive(request), groups())
     assert "store" in Path("/proc/self/maps").read_text() or not Path("/proc/self/maps").exists()
 
 
@@ -273,11 +273,11 @@ def test_transport_and_size_decide_the_way(
     server = ServerLink(link, tmp_path, 60)
     silo = SiloLink(link.store.url, tmp_path)
     sent = {"params": {"w": torch.ones(elements)}}
-    order = server.send(sent, RUN, 1)
-    ticket = server.admit(order, nbytes(sent), RUN, 1)
-    assert (TICKET in order, ticket is not None, "params" not in order) == (stored,) * 3
-    reply = silo.send(pack_groups(silo.receive(order), up_chains(link)), order)
-    assert ("params" not in reply) == stored, "a reply takes the way that its order came"
+    request = server.send(sent, RUN, 1)
+    ticket = server.admit(request, nbytes(sent), RUN, 1)
+    assert (TICKET in request, ticket is not None, "params" not in request) == (stored,) * 3
+    reply = silo.send(pack_groups(silo.receive(request), uplink_pipelines(link)), request)
+    assert ("params" not in reply) == stored, "a reply takes the way that its request came"
     assert_equal(server.receive(reply, ticket), sent)
 
 
@@ -311,11 +311,11 @@ def test_a_silo_finds_the_store_where_its_operator_says(tmp_path: Path) -> None:
     (tmp_path / "seen-by-server").mkdir()
     (tmp_path / "seen-by-silo").symlink_to(tmp_path / "seen-by-server")
     server = ServerLink(section(str(tmp_path / "seen-by-server")), tmp_path, 60)
-    order = server.send(groups(), RUN, 1)
+    request = server.send(groups(), RUN, 1)
     silo = SiloLink(str(tmp_path / "seen-by-silo"), tmp_path)
-    assert_equal(silo.receive(order), groups())
+    assert_equal(silo.receive(request), groups())
     with pytest.raises(PhotonError, match="store-url is not set"):
-        SiloLink(None, tmp_path).receive(order)
+        SiloLink(None, tmp_path).receive(request)
 
 
 # --- what does not add up is refused ------------------------------------------------------------------
@@ -346,7 +346,7 @@ def weight(reference: dict[str, Any]) -> dict[str, Any]:
         (lambda r: weight(r).update(offset=1), "a.weight cannot begin at 1; the tensor before it ends at 0"),
         (lambda r: weight(r).update(offset=-64), "malformed.*offset"),
         (lambda r: weight(r).update(blake3="0" * 64), "params/a.weight in .* is not what was sent"),
-        (lambda r: weight(r).update(coding={"codecs": []}), "malformed.*coding"),
+        (lambda r: weight(r).update(encoding={"codecs": []}), "malformed.*encoding"),
         (lambda r: weight(r).update(extra=1), "malformed.*extra"),
         (lambda r: r.update(nbytes=r["nbytes"] + 64), "its tensors end at"),
         (lambda r: r["groups"].pop("exp_avg"), "its tensors end at"),
@@ -360,19 +360,19 @@ def weight(reference: dict[str, Any]) -> dict[str, Any]:
 def test_a_reference_that_does_not_add_up_is_refused(
     sides: Sides, change: Callable[[dict[str, Any]], Any], message: str
 ) -> None:
-    order, _ = sides.order(groups())
+    request, _ = sides.request(groups())
     with pytest.raises(PhotonError, match=message) as refused:
-        sides.silo.receive(changed(order, change))
+        sides.silo.receive(changed(request, change))
     assert "\n" not in str(refused.value)
 
 
 def test_malformed_headers_are_refused(sides: Sides) -> None:
-    order, _ = sides.order(groups())
+    request, _ = sides.request(groups())
     for header in (
         {"object": "{", STORED_BYTES: 3},
         {STORED_BYTES: 3},
         {"object": 7, STORED_BYTES: 3},
-        {"object": order[HEADER]["object"], STORED_BYTES: 3},
+        {"object": request[HEADER]["object"], STORED_BYTES: 3},
     ):
         with pytest.raises(PhotonError, match=r"malformed|counts 3 bytes"):
             sides.silo.receive(RecordDict({HEADER: ConfigRecord(header)}))
@@ -408,8 +408,8 @@ def replace_by_pipe(path: Path) -> None:
 def test_a_damaged_object_is_refused_and_named(
     sides: Sides, folder: Path, damage: Callable[[Path], Any], message: str
 ) -> None:
-    order, ticket = sides.order(groups())
-    reply = sides.reply(groups(1), order)
+    request, ticket = sides.request(groups())
+    reply = sides.reply(groups(1), request)
     key = json.loads(reply[HEADER]["object"])["key"]
     damage(folder / key)
     with pytest.raises(PhotonError, match=message):
@@ -419,34 +419,34 @@ def test_a_damaged_object_is_refused_and_named(
 @pytest.mark.parametrize("presigned", [False, True])
 def test_a_damaged_object_of_s3_is_refused(tmp_path: Path, bucket: Any, presigned: bool) -> None:
     sides = Sides(tmp_path, "s3://photon/runs", presigned=presigned)
-    order, _ = sides.order(groups())
-    key = "runs/" + json.loads(order[HEADER]["object"])["key"]
+    request, _ = sides.request(groups())
+    key = "runs/" + json.loads(request[HEADER]["object"])["key"]
     data = bucket.get_object(Bucket="photon", Key=key)["Body"].read()
     bucket.put_object(Bucket="photon", Key=key, Body=b"\xff" + data[1:])
     with pytest.raises(PhotonError, match=r"params/a.weight in .* is not what was sent"):
-        sides.silo.receive(order)
+        sides.silo.receive(request)
     bucket.put_object(Bucket="photon", Key=key, Body=data[:-1])
     with pytest.raises(PhotonError, match=f"holds {len(data) - 1} bytes, its reference says {len(data)}"):
-        sides.silo.receive(order)
+        sides.silo.receive(request)
     bucket.delete_object(Bucket="photon", Key=key)
     with pytest.raises(PhotonError, match=r"404|cannot read"):
-        sides.silo.receive(order)
+        sides.silo.receive(request)
 
 
 def test_a_folder_that_leads_out_of_the_store_is_refused(sides: Sides, folder: Path, tmp_path: Path) -> None:
-    order, _ = sides.order(groups())
-    reference = json.loads(order[HEADER]["object"])
+    request, _ = sides.request(groups())
+    reference = json.loads(request[HEADER]["object"])
     (folder / RUN).rename(tmp_path / "outside")
     (folder / RUN).symlink_to(tmp_path / "outside")
     assert (folder / reference["key"]).exists()
     with pytest.raises(PhotonError, match="leads out of the store"):
-        sides.silo.receive(order)
+        sides.silo.receive(request)
 
 
 def test_a_reply_counts_only_at_the_place_of_its_ticket(sides: Sides, tmp_path: Path) -> None:
-    order, ticket = sides.order(groups())
-    _, other_ticket = sides.order(groups())
-    reply = sides.reply(groups(1), order)
+    request, ticket = sides.request(groups())
+    _, other_ticket = sides.request(groups())
+    reply = sides.reply(groups(1), request)
     with pytest.raises(PhotonError, match="which it was not asked to write"):
         sides.server.receive(reply, other_ticket)
     with pytest.raises(PhotonError, match="which it was not asked to write"):
@@ -458,23 +458,23 @@ def test_a_reply_counts_only_at_the_place_of_its_ticket(sides: Sides, tmp_path: 
 
 
 def test_a_reply_beyond_the_limit_is_refused_before_it_is_read(sides: Sides) -> None:
-    order, ticket = sides.order({"params": {"w": torch.ones(1)}})
+    request, ticket = sides.request({"params": {"w": torch.ones(1)}})
     assert ticket is not None
-    reply = sides.reply({"params": {"w": torch.ones(2**19)}}, order)
+    reply = sides.reply({"params": {"w": torch.ones(2**19)}}, request)
     with pytest.raises(PhotonError, match=f"the server takes {ticket.limit}"):
         sides.server.receive(reply, ticket)
 
 
 def test_a_silo_does_not_follow_every_url(tmp_path: Path) -> None:
-    order = RecordDict({HEADER: ConfigRecord({"object": "", STORED_BYTES: 64})})
+    request = RecordDict({HEADER: ConfigRecord({"object": "", STORED_BYTES: 64})})
     reference = {"key": "run0/a", "nbytes": 4, "url": "http://internal.example.org/x", "groups": {}}
     reference["groups"] = {"params": {"w": {"dtype": "float32", "shape": [1], "offset": 0, "nbytes": 4}}}
-    reference["groups"]["params"]["w"] |= {"blake3": "", "coding": None}  # type: ignore[index]
-    order[HEADER] = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: 4})
+    reference["groups"]["params"]["w"] |= {"blake3": "", "encoding": None}  # type: ignore[index]
+    request[HEADER] = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: 4})
     with pytest.raises(PhotonError, match="is not encrypted"):
-        SiloLink(None, tmp_path).receive(order)
+        SiloLink(None, tmp_path).receive(request)
     with pytest.raises(PhotonError, match="store-url another place"):
-        SiloLink("https://bucket.example.org", tmp_path).receive(order)
+        SiloLink("https://bucket.example.org", tmp_path).receive(request)
 
 
 # --- trouble that passes, and trouble that stays ------------------------------------------------------
@@ -528,12 +528,12 @@ def flaky(bucket: Any) -> Iterator[tuple[str, type[Flaky]]]:
     server.server_close()
 
 
-def through(url: str, order: RecordDict, endpoint: str) -> RecordDict:
-    """Return ``order`` with its presigned requests led through ``url``."""
-    moved = RecordDict(dict(order))
+def through(url: str, request: RecordDict, endpoint: str) -> RecordDict:
+    """Return ``request`` with its presigned requests led through ``url``."""
+    moved = RecordDict(dict(request))
     for record, key in ((HEADER, "object"), (TICKET, "ticket")):
-        text = str(order[record][key]).replace(endpoint, url)
-        moved[record] = ConfigRecord({**order[record], key: text})
+        text = str(request[record][key]).replace(endpoint, url)
+        moved[record] = ConfigRecord({**request[record], key: text})
     return moved
 
 
@@ -542,11 +542,11 @@ def test_requests_are_tried_again_after_trouble_that_passes(
 ) -> None:
     url, handler = flaky
     sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    order, ticket = sides.order(groups())
-    order = through(url, order, bucket.meta.endpoint_url)
+    request, ticket = sides.request(groups())
+    request = through(url, request, bucket.meta.endpoint_url)
     handler.failures = {"GET": 3, "PUT": 3}
-    assert_equal(sides.silo.receive(order), groups())
-    assert_equal(sides.server.receive(sides.reply(groups(1), order), ticket), groups(1))
+    assert_equal(sides.silo.receive(request), groups())
+    assert_equal(sides.server.receive(sides.reply(groups(1), request), ticket), groups(1))
     # A part whose answer is empty arrives even when the connection then breaks.
     assert handler.seen[:4] == ["GET"] * 4
     assert handler.seen[4:] in (["PUT"] * 2, ["PUT"] * 4)
@@ -557,22 +557,22 @@ def test_trouble_that_stays_ends_in_one_line(
 ) -> None:
     url, handler = flaky
     sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    order, _ = sides.order(groups())
-    order = through(url, order, bucket.meta.endpoint_url)
+    request, _ = sides.request(groups())
+    request = through(url, request, bucket.meta.endpoint_url)
     handler.failures = {"GET": 99}
     with pytest.raises(PhotonError, match=r"link: cannot read the object at 127.0.0.1"):
-        sides.silo.receive(order)
+        sides.silo.receive(request)
     assert len(handler.seen) == store_module.TRIES
 
 
 def test_an_upload_whose_end_was_told_twice_counts_once(tmp_path: Path, bucket: Any) -> None:
     """The answer to the first request may be lost, and the client's library sends it again."""
     sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    order, ticket = sides.order(groups())
-    reply = sides.reply(groups(1), order)
+    request, ticket = sides.request(groups())
+    reply = sides.reply(groups(1), request)
     assert_equal(sides.server.receive(reply, ticket), groups(1))
     assert_equal(sides.server.receive(reply, ticket), groups(1))
-    order, ticket = sides.order(groups())
+    request, ticket = sides.request(groups())
     sides.server._signing.remove(RUN)  # type: ignore[union-attr]
     with pytest.raises(PhotonError, match="cannot finish the upload"):
         sides.server.receive(changed(reply, lambda r: r.update(key=ticket.key)), ticket)  # type: ignore[union-attr]
@@ -587,7 +587,7 @@ def test_a_server_that_cannot_write_stops_resumably(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     sides = Sides(tmp_path, str(tmp_path / "file" / "store"))
     with pytest.raises(RunError, match="link: cannot write"):
-        sides.order(groups())
+        sides.request(groups())
 
 
 # --- what is left behind ------------------------------------------------------------------------------
@@ -615,7 +615,7 @@ def test_finished_rounds_are_collected_with_late_replies_and_half_written_ones(
     url, presigned = place
     sides = Sides(tmp_path, url, presigned=presigned)
     store = open_store(url)
-    old, _ = sides.order(groups(), 1)
+    old, _ = sides.request(groups(), 1)
     sides.server.collect(RUN, 1)
     assert store.folders(RUN) == []
     # A straggler of round 1 answers during round 2, while round 3's model is already there.
@@ -625,8 +625,8 @@ def test_finished_rounds_are_collected_with_late_replies_and_half_written_ones(
             sides.reply(groups(), old)
     else:
         sides.reply(groups(), old)
-    sides.order(groups(), 2)
-    kept, _ = sides.order(groups(), 3)
+    sides.request(groups(), 2)
+    kept, _ = sides.request(groups(), 3)
     sides.server.collect(RUN, 2)
     assert store.folders(RUN) == ["round-000003"]
     assert_equal(sides.silo.receive(kept), groups())
@@ -638,8 +638,8 @@ def test_finished_rounds_are_collected_with_late_replies_and_half_written_ones(
 
 def test_uploads_that_nobody_finished_are_collected(tmp_path: Path, bucket: Any) -> None:
     sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    sides.order(groups(), 1)
-    sides.order(groups(), 2)
+    sides.request(groups(), 1)
+    sides.request(groups(), 2)
     ObjectStore("s3://photon/runs").begin_upload("other-run/round-000001/up", 10, 60)
 
     def under_way() -> set[str]:
@@ -746,7 +746,7 @@ def test_a_reply_that_is_changed_in_the_store_is_rejected_and_the_round_goes_on(
     assert summary["failures"] == 1
     assert '"rejected"' in events
     assert "is not what was sent" in events
-    assert sum(isinstance(e, ClientFinished) for e in read_events(tmp_path / "run" / "events.jsonl")) == 5
+    assert sum(isinstance(e, SiloFinished) for e in read_events(tmp_path / "run" / "events.jsonl")) == 5
 
 
 def small_params(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -772,5 +772,5 @@ def test_a_reply_may_hold_more_groups_than_its_order(run_small: Any, tmp_path: P
         f"link.store.url={tmp_path / 'store'}",
     )
     assert summary["failures"] == 0
-    per_client = summary["bytes"]["per_client"]["alpha"]
-    assert per_client["up"] > 2 * per_client["down"] + 2**20
+    per_silo = summary["bytes"]["per_silo"]["alpha"]
+    assert per_silo["up"] > 2 * per_silo["down"] + 2**20

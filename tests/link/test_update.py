@@ -9,24 +9,24 @@ import torch
 
 from photon.config.schema import CodecSection, LinkSection, NamedCodecs, RunConfig, StoreSection
 from photon.errors import PhotonError
-from photon.link.coding import payloads_of, unpack
-from photon.link.update import RESIDUAL, codings_of, encode_reply, with_codings
-from photon.telemetry.events import ClientFinished
+from photon.link.encoding import payloads_of, unpack
+from photon.link.update import RESIDUAL, encode_reply, encodings_of, with_encodings
+from photon.telemetry.events import SiloFinished
 from photon.telemetry.log import read_events
 
 BF16 = {"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"}
-UPDATE = ["link.up_of=update", "link.error_feedback=true"]
-CAST = "link.up=[{_target_: photon.link.codecs.Cast, dtype: bfloat16}]"
+UPDATE = ["link.uplink_payload=update", "link.error_feedback=true"]
+CAST = "link.uplink=[{_target_: photon.link.codecs.Cast, dtype: bfloat16}]"
 
 
 def section(*codecs: dict[str, Any], feedback: bool = True) -> LinkSection:
     return LinkSection(
-        up=[CodecSection.model_validate(codec) for codec in codecs],
-        up_by_name=[],
-        up_of="update",
+        uplink=[CodecSection.model_validate(codec) for codec in codecs],
+        uplink_by_name=[],
+        uplink_payload="update",
         error_feedback=feedback,
-        down=[],
-        down_of="parameters",
+        downlink=[],
+        downlink_payload="parameters",
         states=[],
         transport="inline",
         inline_limit_mb=1.0,
@@ -41,35 +41,35 @@ def weights(seed: int) -> dict[str, torch.Tensor]:
 
 def test_what_was_sent_and_what_was_kept_is_what_was_trained() -> None:
     """Over many rounds Σ sent + residual = Σ updates, exactly: subtracting a rounded value is exact."""
-    link, memory = section(BF16), {}
+    link, feedback = section(BF16), {}
     total = {name: torch.zeros_like(t, dtype=torch.float64) for name, t in weights(0).items()}
     sent = {name: torch.zeros_like(t) for name, t in total.items()}
     for server_round in range(1, 20):
         received, trained = weights(server_round), weights(100 + server_round)
-        reply, memory = encode_reply({"params": trained}, received, link, memory, seed=str(server_round))
+        reply, feedback = encode_reply({"params": trained}, received, link, feedback, seed=str(server_round))
         for name in total:
             total[name] += (received[name] - trained[name]).double()
             sent[name] += unpack(reply["params"][name], name).double()
     for name, whole in total.items():
-        assert memory[RESIDUAL][name].abs().max() > 0
-        torch.testing.assert_close(sent[name] + memory[RESIDUAL][name].double(), whole, rtol=0, atol=1e-5)
+        assert feedback[RESIDUAL][name].abs().max() > 0
+        torch.testing.assert_close(sent[name] + feedback[RESIDUAL][name].double(), whole, rtol=0, atol=1e-5)
 
 
 def test_parameters_have_codecs_by_name() -> None:
     """The first expression that is found counts; without codecs a parameter goes as it is."""
     sign = CodecSection.model_validate({"_target_": "photon.link.codecs.Sign"})
     rules = [NamedCodecs(names="norm$", codecs=[]), NamedCodecs(names="^wte|norm", codecs=[sign])]
-    link = section(BF16).model_copy(update={"up_by_name": rules})
+    link = section(BF16).model_copy(update={"uplink_by_name": rules})
     names = ("wte.weight", "h.0.norm", "h.0.norm.bias", "h.0.fc")
     received = {name: torch.zeros(4, 3) for name in names}
     trained = {name: torch.randn(4, 3, generator=torch.Generator().manual_seed(1)) for name in names}
-    reply, memory = encode_reply({"params": trained, "exp_avg": trained}, received, link, {}, seed="")
+    reply, feedback = encode_reply({"params": trained, "exp_avg": trained}, received, link, {}, seed="")
     chosen = {
-        name: packed.coding and packed.coding.codecs[0].codec for name, packed in reply["params"].items()
+        name: packed.encoding and packed.encoding.codecs[0].codec for name, packed in reply["params"].items()
     }
     assert chosen == {"wte.weight": "sign", "h.0.norm": None, "h.0.norm.bias": "sign", "h.0.fc": "cast"}
-    assert set(memory[RESIDUAL]) == set(names) - {"h.0.norm"}, "what loses nothing remembers nothing"
-    assert all(packed.coding is None for packed in reply["exp_avg"].values())
+    assert set(feedback[RESIDUAL]) == set(names) - {"h.0.norm"}, "what loses nothing remembers nothing"
+    assert all(packed.encoding is None for packed in reply["exp_avg"].values())
 
 
 @pytest.mark.parametrize(
@@ -79,44 +79,44 @@ def test_parameters_have_codecs_by_name() -> None:
 def test_a_wrong_expression_is_refused(
     names: str, message: str, run_small: Callable[..., dict[str, Any]]
 ) -> None:
-    with pytest.raises(PhotonError, match=f"link.up_by_name: {message}"):
-        run_small(f"link.up_by_name=[{{names: '{names}', codecs: []}}]")
+    with pytest.raises(PhotonError, match=f"link.uplink_by_name: {message}"):
+        run_small(f"link.uplink_by_name=[{{names: '{names}', codecs: []}}]")
 
 
 def test_without_feedback_nothing_is_remembered() -> None:
-    reply, memory = encode_reply(
+    reply, feedback = encode_reply(
         {"params": weights(1)}, weights(0), section(BF16, feedback=False), {}, seed=""
     )
-    assert memory == {}
+    assert feedback == {}
     expected = (weights(0)["a"] - weights(1)["a"]).to(torch.bfloat16).float()
     assert torch.equal(unpack(reply["params"]["a"], "a"), expected)  # type: ignore[arg-type]
 
 
 def test_other_state_groups_are_sent_by_value() -> None:
     moments = {"exp_avg": weights(3)}
-    reply, memory = encode_reply({"params": weights(1), **moments}, weights(0), section(BF16), {}, seed="")
+    reply, feedback = encode_reply({"params": weights(1), **moments}, weights(0), section(BF16), {}, seed="")
     assert torch.equal(reply["exp_avg"]["a"].data, moments["exp_avg"]["a"])
-    assert set(memory) == {RESIDUAL}
+    assert set(feedback) == {RESIDUAL}
 
 
 def test_a_kept_reply_is_the_reply() -> None:
     reply, _ = encode_reply({"params": weights(1)}, weights(0), section(BF16), {}, seed="")
-    again = with_codings(payloads_of(reply), codings_of(reply))
+    again = with_encodings(payloads_of(reply), encodings_of(reply))
     assert {g: set(t) for g, t in again.items()} == {"params": {"a", "b"}}
     for name, packed in again["params"].items():
-        assert packed.coding == reply["params"][name].coding
+        assert packed.encoding == reply["params"][name].encoding
         assert torch.equal(packed.data, reply["params"][name].data)
 
 
 def test_a_kept_reply_has_its_groups_without_tensors() -> None:
     """Such as the parameters of strategy=local; a file of tensors does not hold them."""
     reply, _ = encode_reply({"params": {}}, weights(0), section(BF16), {}, seed="")
-    assert with_codings({}, codings_of(reply)) == {"params": {}}
+    assert with_encodings({}, encodings_of(reply)) == {"params": {}}
 
 
 def test_updates_as_they_are_train_as_parameters_do(run_small: Callable[..., dict[str, Any]]) -> None:
     parameters = run_small("cohort=2", "outer=diloco")
-    updates = run_small("cohort=2", "outer=diloco", "link.up_of=update", name="updates")
+    updates = run_small("cohort=2", "outer=diloco", "link.uplink_payload=update", name="updates")
     assert updates["perplexity"]["final"] == pytest.approx(parameters["perplexity"]["final"], rel=1e-4)
 
 
@@ -149,7 +149,7 @@ def test_killed_with_a_residual_and_resumed_equals_uninterrupted(
     without = run_small(*link, "link.error_feedback=false", name="without")
     assert without["weights_sha256"] != whole["weights_sha256"], "feedback must have done something"
     # At most half of float32, and the headers.
-    sent = [e for e in read_events(tmp_path / "whole" / "events.jsonl") if isinstance(e, ClientFinished)]
+    sent = [e for e in read_events(tmp_path / "whole" / "events.jsonl") if isinstance(e, SiloFinished)]
     assert all(e.group_bytes_up["params"] <= 4 * summary_parameters(whole) / 2 for e in sent)
 
 
@@ -181,5 +181,5 @@ def test_the_order_of_arrival_changes_nothing(
 
 
 def test_feedback_needs_updates(small_config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(PhotonError, match=r"needs link\.up_of=update"):
+    with pytest.raises(PhotonError, match=r"needs link\.uplink_payload=update"):
         small_config("link.error_feedback=true")

@@ -55,8 +55,8 @@ def test_expressions_choose_parameters() -> None:
         "2": ("h.2.attn.weight",),
         OUTSIDE: ("wte.weight",),
     }
-    with pytest.raises(PhotonError, match=r"embeddings=trimmed: wte\.weight would be a key layer"):
-        partition(NAMES, key_fraction=0.3, key_blocks=["wte"], embeddings="trimmed")
+    with pytest.raises(PhotonError, match=r"embeddings=restricted: wte\.weight would be a key layer"):
+        partition(NAMES, key_fraction=0.3, key_blocks=["wte"], embeddings="restricted")
     with pytest.raises(PhotonError, match="'decoder' fits no parameter"):
         partition(NAMES, key_fraction=0.3, key_blocks=["decoder"])
     with pytest.raises(PhotonError, match="no numbered blocks"):

@@ -1,4 +1,4 @@
-"""Trimmed vocabularies: a softmax over some tokens is training with the embedding cut to their rows."""
+"""Restricted vocabularies: a softmax over some tokens is training with the embedding cut to their rows."""
 
 import numpy as np
 import pytest

@@ -36,7 +36,7 @@ def test_a_mixture_of_experts_reports_its_cross_entropy_and_the_routers_loss(
     own = [f"data.path={corpus}", f"run_dir={tmp_path / 'run'}", f"training.processes={processes}"]
     run_inprocess(prepare_run(composed(*MIXTRAL, *own)), answer, resume=False)
     stop_group()
-    losses = [event["loss"] for event in events(tmp_path, "client_finished")]
+    losses = [event["loss"] for event in events(tmp_path, "silo_finished")]
     auxiliary = [
         value
         for event in events(tmp_path, "diagnostics")

@@ -28,7 +28,7 @@ from photon.data.prepared import PreparedData
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import BODY, TrainOrder, TrainReport, pack, unpack
+from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import RAW, decode_groups, encode_groups
 from photon.models.build import build_model
 from photon.node import answer
@@ -89,7 +89,11 @@ def test_the_sums_of_the_silos_are_those_of_all_text_and_nothing_is_trained(
 ) -> None:
     # An update, its codecs and processes that train together are for steps: they must not matter.
     config = small_config(
-        *SUMS, "link.up_of=update", "training.processes=2", "federation.match_speed=true", "link.up=[]"
+        *SUMS,
+        "link.uplink_payload=update",
+        "training.processes=2",
+        "federation.adaptive_local_steps=true",
+        "link.uplink=[]",
     )
     summary = run(config)
     first, last = checkpoint(tmp_path / "run", 1), checkpoint(tmp_path / "run", 2)
@@ -151,7 +155,7 @@ def test_a_silo_that_fails_or_lies_is_no_part_of_the_sums(
     config = prepare_run(small_config(*SUMS, "rounds=1"))
     run_federation(config, TamperingGrid("beta", change), resume=False, live=False)
     lines = (tmp_path / "run" / "events.jsonl").read_text().splitlines()
-    (failure,) = [event for line in lines if (event := json.loads(line))["event"] == "client_failed"]
+    (failure,) = [event for line in lines if (event := json.loads(line))["event"] == "silo_failed"]
     assert failure["silo"] == "beta"
     assert message in failure["reason"]
     expected = centralised(config, corpus, ["alpha", "gamma"])
@@ -221,7 +225,7 @@ def test_values_of_the_outer_optimizer_stay(small_config: Make, tmp_path: Path) 
     assert after.weights == {}
 
 
-def order(**changes: object) -> TrainOrder:
+def request(**changes: object) -> TrainRequest:
     body = {
         "run_id": "run",
         "model_id": "model-1",
@@ -235,10 +239,10 @@ def order(**changes: object) -> TrainOrder:
         "position": 0,
         "cohort": 1,
     }
-    return TrainOrder.model_validate(body | changes)
+    return TrainRequest.model_validate(body | changes)
 
 
-def message(config: RunConfig, body: TrainOrder, **groups: dict[str, torch.Tensor]) -> Any:
+def message(config: RunConfig, body: TrainRequest, **groups: dict[str, torch.Tensor]) -> Any:
     content = encode_groups({"params": read_params(build_model(config.model, 300, seed=1)), **groups})
     content[BODY] = pack(body, config)
     return content
@@ -253,9 +257,9 @@ def test_a_silo_that_is_asked_twice_reads_its_text_once(
     small_config: Make, corpus: Path, node: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(*SUMS, "federation=deployment")
-    first = answer("train", message(config, order()), node)
+    first = answer("train", message(config, request()), node)
     monkeypatch.setattr(Sums, "statistics", lambda *_, **__: pytest.fail("it reads its text again"))
-    again = answer("train", message(config, order()), node)
+    again = answer("train", message(config, request()), node)
     for group, tensors in decode_groups(first).items():
         assert all(torch.equal(decode_groups(again)[group][name], t) for name, t in tensors.items())
     tokens = PreparedData.open(corpus).manifest.silos["alpha"].train.tokens
@@ -272,9 +276,9 @@ def test_a_deployed_silos_worker_sums_as_this_process_does(
     monkeypatch.setenv("PYTHONPATH", PATH)
     config = small_config(*SUMS, "federation=deployment")
     try:
-        replies = [ask_worker("train", message(config, order()), node, WORKER)]
+        replies = [ask_worker("train", message(config, request()), node, WORKER)]
         kept = Sums().keep(decode_groups(replies[0]), {}, 1)
-        following = order(round=2, model_id="model-2", last_round=1)
+        following = request(round=2, model_id="model-2", last_round=1)
         replies += [ask_worker("train", message(config, following, **kept), node, WORKER)]
     finally:
         for process in workers(Path(node["state-dir"])):
@@ -282,7 +286,7 @@ def test_a_deployed_silos_worker_sums_as_this_process_does(
             process.wait(10)
     here = {**node, "state-dir": str(tmp_path / "here")}
     for reply, content in zip(
-        replies, [message(config, order()), message(config, following, **kept)], strict=True
+        replies, [message(config, request()), message(config, following, **kept)], strict=True
     ):
         expected, found = decode_groups(answer("train", content, here)), decode_groups(reply)
         assert expected.keys() == found.keys()
@@ -295,11 +299,11 @@ def test_a_deployed_silos_worker_sums_as_this_process_does(
     [
         (
             "objectives: [CausalLM]",
-            r"objectives=\[CausalLM\], and the order asks for tests.objective.toy.Sums",
+            r"objectives=\[CausalLM\], and the request asks for tests.objective.toy.Sums",
         ),
-        ("max_round_tokens: 1000", "max_round_tokens=1,000, and the order asks for .* tokens in a round"),
+        ("max_round_tokens: 1000", "max_round_tokens=1,000, and the request asks for .* tokens in a round"),
         ("max_run_tokens: 1000", "max_run_tokens=1,000"),
-        ("secure_aggregation: true", "secure_aggregation=true, and the order asks for"),
+        ("secure_aggregation: true", "secure_aggregation=true, and the request asks for"),
         ("privacy: {clip_norm: 1.0}", "privacy=parameters alone, .*the state groups shared/sums"),
     ],
 )
@@ -309,7 +313,7 @@ def test_a_silos_policy_judges_what_is_read_and_what_leaves(
     policy = tmp_path / "policy.yaml"
     policy.write_text(rule)
     config = small_config(*SUMS, "federation=deployment")
-    reply = answer("train", message(config, order()), {**node, "policy": str(policy)})
+    reply = answer("train", message(config, request()), {**node, "policy": str(policy)})
     with pytest.raises(PhotonError, match=says):
         unpack(reply, TrainReport)
 
@@ -319,18 +323,18 @@ def test_a_silo_answers_no_order_that_does_not_fit_the_objective(
 ) -> None:
     sums, steps = small_config(*SUMS, "federation=deployment"), small_config("federation=deployment")
     with pytest.raises(PhotonError, match="asks for 4 steps, and a round of this run has 0"):
-        answer("train", message(sums, order(steps=4)), node)
+        answer("train", message(sums, request(steps=4)), node)
     with pytest.raises(PhotonError, match="asks for 0 steps, and a round of this run has 4"):
-        answer("train", message(steps, order()), node)
-    with pytest.raises(PhotonError, match="the order does not bring shared/means"):
-        answer("train", message(sums, order(round=2, last_round=1)), node)
+        answer("train", message(steps, request()), node)
+    with pytest.raises(PhotonError, match="the request does not bring shared/means"):
+        answer("train", message(sums, request(round=2, last_round=1)), node)
 
 
 def test_a_silo_sends_nothing_that_its_objective_did_not_promise(
     small_config: Make, node: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = small_config(*SUMS, "federation=deployment")
-    content = message(config, order())
+    content = message(config, request())
     given = {"tokens": torch.zeros(320), "count": torch.zeros(())}
     given |= {"hidden": torch.zeros(16), "states": torch.zeros(())}
     for change, says in (
@@ -357,12 +361,12 @@ def test_a_silo_sends_nothing_that_its_objective_did_not_promise(
         ),
         ([*SUMS, "privacy.clip_norm=1.0"], "Sums: privacy.clip_norm: nothing bounds the sums"),
         (
-            [*SUMS, "privacy.secure_aggregation=true", "link.up_of=update"],
+            [*SUMS, "privacy.secure_aggregation=true", "link.uplink_payload=update"],
             "Sums: privacy.secure_aggregation: sums of float64 have no masks",
         ),
         (
-            [*SUMS, "link.up_of=update", "link.down_of=update"],
-            "link.down_of=update: parameters do not change",
+            [*SUMS, "link.uplink_payload=update", "link.downlink_payload=update"],
+            "link.downlink_payload=update: parameters do not change",
         ),
         (
             [*SUMS, "link.states=[{_target_: photon.link.quantize.Cast, dtype: bfloat16}]"],
@@ -387,7 +391,7 @@ def test_islands_say_that_they_have_no_sums(small_config: Make, lone_corpus: Pat
     config = small_config(*SUMS, "federation=deployment")
     node = {"data-dir": str(lone_corpus), "state-dir": str(tmp_path / "state"), "islands": 2}
     with pytest.raises(PhotonError, match="alone is a federation, which has no shared/sums of its own"):
-        answer("train", message(config, order(silo="alone", members=["alone"])), node)
+        answer("train", message(config, request(silo="alone", members=["alone"])), node)
 
 
 def test_report_and_watch_tell_of_such_a_run(small_config: Make, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from photon.data.loader import BatchStream
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RunError
 from photon.silo import work
-from photon.telemetry.events import ClientFinished, Diagnostics
+from photon.telemetry.events import Diagnostics, SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -40,7 +40,7 @@ def test_a_run_trains_on_what_is_chosen_and_repeats(
     }
     assert opened == [({"tokens", "labels"}, size) for size in sizes.values()]
     events = read_events(tmp_path / "whole" / "events.jsonl")
-    ends = {(e.round, e.silo): e.tokens for e in events if isinstance(e, ClientFinished)}
+    ends = {(e.round, e.silo): e.tokens for e in events if isinstance(e, SiloFinished)}
     assert set(ends) == set(sizes)
     told = [event.values for event in events if isinstance(event, Diagnostics)]
     assert any("chosen" in figure for values in told for figure in values), told

@@ -72,13 +72,13 @@ def test_a_useless_pseudo_gradient_gives_a_basis_all_the_same(bad):
     assert torch.isfinite(parameter).all()
 
 
-def test_bases_are_orthonormal_and_equal_on_all_clients_whatever_they_did_before():
-    clients = [after_steps((24, 32), steps, lr=0.1, rank=4) for steps in (1, 5, 9)]
+def test_bases_are_orthonormal_and_equal_on_all_silos_whatever_they_did_before():
+    silos = [after_steps((24, 32), steps, lr=0.1, rank=4) for steps in (1, 5, 9)]
     for round_number in range(3):
         delta = randn(24, 32, seed=100 + round_number)
-        for parameter, optimizer in clients:
+        for parameter, optimizer in silos:
             optimizer.refresh({parameter: delta.clone()})
-        bases = [optimizer.state[parameter]["basis"] for parameter, optimizer in clients]
+        bases = [optimizer.state[parameter]["basis"] for parameter, optimizer in silos]
         assert all(torch.equal(bases[0], other) for other in bases)
         assert largest_difference([bases[0].T @ bases[0]], [torch.eye(4, dtype=DOUBLE)]) < 1e-12
 
@@ -209,7 +209,7 @@ def test_turning_into_the_same_basis_keeps_the_mean_and_mends_the_variance():
 
 
 def test_averaging_before_turning_is_not_turning_before_averaging():
-    def client(seed):
+    def silo(seed):
         parameter, optimizer = one_matrix((12, 20), lr=0.1, rank=4)
         for step in range(3):
             parameter.grad = randn(12, 20, seed=1000 * seed + step)
@@ -219,11 +219,11 @@ def test_averaging_before_turning_is_not_turning_before_averaging():
     delta = randn(12, 20, seed=99)
     states = []
     for average_first in (True, False):
-        clients = [client(seed) for seed in (1, 2)]
-        both = [optimizer.state[parameter] for parameter, optimizer in clients]
+        silos = [silo(seed) for seed in (1, 2)]
+        both = [optimizer.state[parameter] for parameter, optimizer in silos]
         for turn in (False, True) if average_first else (True, False):
             if turn:
-                for parameter, optimizer in clients:
+                for parameter, optimizer in silos:
                     optimizer.refresh({parameter: delta})
             else:
                 for key in ("exp_avg", "exp_avg_sq"):

@@ -25,7 +25,7 @@ def moment_after(parameter: torch.nn.Parameter, optimizer: RefreshedAdamW) -> to
     return (optimizer.state[parameter]["exp_avg"] - 0.2 * GRADIENT) / 0.8
 
 
-def test_a_lone_client_with_a_steady_gradient_keeps_its_moment():
+def test_a_lone_silo_with_a_steady_gradient_keeps_its_moment():
     parameter, optimizer = walked(5)
     before = optimizer.state[parameter]["exp_avg"].clone()
     optimizer.state[parameter]["exp_avg"].zero_()
@@ -36,9 +36,9 @@ def test_a_lone_client_with_a_steady_gradient_keeps_its_moment():
     torch.testing.assert_close(moment_after(parameter, optimizer), left)
 
 
-def test_clients_go_on_at_their_mean_velocity_whatever_the_learning_rate():
+def test_silos_go_on_at_their_mean_velocity_whatever_the_learning_rate():
     parameter, optimizer = walked(4)
-    # Another client went the opposite way in the second entry, so that the mean did not move there.
+    # Another silo went the opposite way in the second entry, so that the mean did not move there.
     optimizer.refresh({parameter: torch.tensor([0.04, 0.0, -0.04], dtype=torch.float64)})
     optimizer.param_groups[0]["lr"] = 0.02
     expected = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64) * GRADIENT * (1 - 0.8**4)

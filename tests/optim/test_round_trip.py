@@ -74,7 +74,7 @@ def test_photons_state_groups_go_on_bit_for_bit(make):
     other = copy.deepcopy(model)
     fresh = make(other.named())
     groups = {name: {key: one.clone() for key, one in group.items()} for name, group in groups.items()}
-    # Over a state that is there already, as on a workbench that serves several silos.
+    # Over a state that is there already, as on a runtime that serves several silos.
     walk(copy.deepcopy(other), fresh, range(1))
     write_optimizer(other, fresh, groups, scalars)
     walk(model, optimizer, range(7, 14))

@@ -7,7 +7,7 @@ import torch
 
 from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
-from photon.privacy.gaussian import gaussian, release
+from photon.privacy.gaussian import gaussian, privatise
 
 COUNT = 400_000
 
@@ -44,19 +44,19 @@ def distance(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) ->
 def test_an_update_beyond_the_bound_is_scaled_to_it_as_a_whole() -> None:
     start, update = tensors(1.0, 1.0), tensors(3.0, 4.0)
     trained = {name: start[name] - update[name] for name in start}
-    released, norm = release(start, trained, settings(2.0), None)
+    privatised, norm = privatise(start, trained, settings(2.0), None)
     assert norm == pytest.approx(5.0, rel=1e-5)
-    assert distance(start, released) == pytest.approx(2.0, rel=1e-5)
+    assert distance(start, privatised) == pytest.approx(2.0, rel=1e-5)
     for name in start:
-        torch.testing.assert_close(start[name] - released[name], update[name] * 2 / 5, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(start[name] - privatised[name], update[name] * 2 / 5, atol=1e-6, rtol=1e-5)
 
 
 def test_an_update_within_the_bound_is_released_bit_for_bit() -> None:
     start, trained = tensors(1.0, 1.0), tensors(3.0, 4.0)
     within = distance(start, trained) * 1.001
-    released, norm = release(start, trained, settings(within), None)
+    privatised, norm = privatise(start, trained, settings(within), None)
     assert norm == pytest.approx(distance(start, trained))
-    assert all(torch.equal(released[name], trained[name]) for name in trained)
+    assert all(torch.equal(privatised[name], trained[name]) for name in trained)
 
 
 @pytest.mark.parametrize("generator", [seeded(), None], ids=["seeded", "operating system"])
@@ -64,9 +64,9 @@ def test_the_noise_is_normal_with_the_stated_variance(generator: torch.Generator
     """Bounds of five standard errors; the update is at the bound, so that both steps are seen together."""
     start = {"a": torch.zeros(COUNT // 2), "b": torch.zeros(COUNT // 4, 2)}
     trained = {name: torch.ones_like(tensor) for name, tensor in start.items()}
-    released, _ = release(start, trained, settings(0.5, 3.0), generator)
+    privatised, _ = privatise(start, trained, settings(0.5, 3.0), generator)
     expected = 0.5 / math.sqrt(COUNT)
-    noise = (torch.cat([tensor.flatten() for tensor in released.values()]).double() - expected) / 1.5
+    noise = (torch.cat([tensor.flatten() for tensor in privatised.values()]).double() - expected) / 1.5
     assert abs(float(noise.mean())) < 5 / math.sqrt(COUNT)
     # Σ x² is χ² with COUNT degrees of freedom, of variance 2 · COUNT.
     assert abs(float(noise.square().sum()) - COUNT) < 5 * math.sqrt(2 * COUNT)
@@ -88,4 +88,4 @@ def test_what_cannot_be_bounded_is_not_released() -> None:
     start, trained = tensors(1.0), tensors(2.0)
     trained["w0"][0, 0] = math.inf
     with pytest.raises(PhotonError, match="not finite"):
-        release(start, trained, settings(1.0), None)
+        privatise(start, trained, settings(1.0), None)

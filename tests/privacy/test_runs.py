@@ -18,7 +18,7 @@ from photon.federation.run import prepare_run, run_federation
 from photon.privacy.accountant import epsilon
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import ClientFailed, ClientFinished, Diagnostics, Event, RoundStarted
+from photon.telemetry.events import Diagnostics, Event, RoundStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from photon.telemetry.summary import build_summary, privacy_figures
 
@@ -69,7 +69,7 @@ def test_noise_leaves_with_the_update_and_the_summary_says_what_it_is_worth(
 ) -> None:
     summary = run_small("cohort=2", "checkpoint.keep=4", *NOISY)
     for silo, accepted in summary["privacy"]["epsilon"].items():
-        rounds = [event.round for event in events_of(tmp_path / "run", ClientFinished) if event.silo == silo]
+        rounds = [event.round for event in events_of(tmp_path / "run", SiloFinished) if event.silo == silo]
         assert accepted == pytest.approx(epsilon(2.0, len(rounds), 1e-5))
         update = update_of(tmp_path / "run", silo, rounds[-1])
         sigma = 2 * 0.01
@@ -119,14 +119,14 @@ def test_an_order_without_an_accepted_reply_counts_unless_it_was_refused(
 ) -> None:
     run_small("cohort=2", "rounds=2", *NOISY)
     events = read_events(tmp_path / "run" / "events.jsonl")
-    (lost,) = [e for e in events_of(tmp_path / "run", ClientFinished) if e.silo == "beta"][-1:]
+    (lost,) = [e for e in events_of(tmp_path / "run", SiloFinished) if e.silo == "beta"][-1:]
     began = next(e for e in events if isinstance(e, RoundStarted))
-    failed = ClientFailed(round=3, silo="beta", kind="deadline", reason="late")
+    failed = SiloFailed(round=3, silo="beta", kind="deadline", reason="late")
 
     def of_beta(*more: Event) -> float:
         return build_summary([*events, *more], weights_sha256=None)["privacy"]["epsilon"]["beta"]
 
-    releases = lost.release["releases"]
+    releases = lost.privacy["releases"]
     again = dataclasses.replace(began, round=3, cohort=["beta"])
     assert of_beta() == pytest.approx(epsilon(2.0, releases, 1e-5))
     assert of_beta(again, failed) == pytest.approx(epsilon(2.0, releases + 1, 1e-5))
@@ -143,7 +143,7 @@ def test_parts_of_the_parameters_are_bounded_from_what_the_aggregator_knows(
     """What a silo trained in rounds without a release is within the bound of the release that brings it."""
     strategy = ["strategy=streaming-diloco", "strategy.fragments=2", "strategy.mixing=0.5"]
     run_small("cohort=3", "rounds=4", "privacy.clip_norm=0.01", *strategy)
-    norms = [event.update_norm for event in events_of(tmp_path / "run", ClientFinished)]
+    norms = [event.update_norm for event in events_of(tmp_path / "run", SiloFinished)]
     assert len(norms) == 12
     assert all(norm == pytest.approx(0.01, rel=1e-3) for norm in norms)
 
@@ -192,11 +192,11 @@ def test_a_silo_applies_the_stronger_of_its_own_rule_and_the_runs(
     federate: Any, tmp_path: Path, rule: dict[str, float], run: list[str], expected: dict[str, Any]
 ) -> None:
     summary = federate(rule, *(f"privacy.{key}" for key in run))
-    finished = {event.silo: event for event in events_of(tmp_path / "run", ClientFinished)}
+    finished = {event.silo: event for event in events_of(tmp_path / "run", SiloFinished)}
     told = {
-        silo: (event.release["clip_norm"], event.release["noise_multiplier"])
+        silo: (event.privacy["clip_norm"], event.privacy["noise_multiplier"])
         for silo, event in finished.items()
-        if event.release
+        if event.privacy
     }
     assert told == expected
     coordinates = summary["parameters"]
@@ -217,14 +217,14 @@ def test_the_aggregator_cannot_choose_the_noise_of_a_silos_own_rule(federate: An
 
 def test_a_rule_refuses_what_would_leave_beside_the_parameters(federate: Any, tmp_path: Path) -> None:
     federate({"clip_norm": 1.0}, "strategy=local-adam")
-    (failure,) = events_of(tmp_path / "run", ClientFailed)
+    (failure,) = events_of(tmp_path / "run", SiloFailed)
     assert (failure.silo, failure.kind) == ("beta", "refused")
-    assert "privacy=parameters alone, and the order asks for the state groups exp_avg" in failure.reason
+    assert "privacy=parameters alone, and the request asks for the state groups exp_avg" in failure.reason
 
 
 def test_a_rule_with_noise_refuses_a_sparse_model(federate: Any, tmp_path: Path) -> None:
     federate({"clip_norm": 1.0, "noise_multiplier": 1.0}, "strategy=topk")
-    (failure,) = events_of(tmp_path / "run", ClientFailed)
+    (failure,) = events_of(tmp_path / "run", SiloFailed)
     assert "a sparse model" in failure.reason
 
 

@@ -13,8 +13,6 @@ import pytest
 from photon.errors import PhotonError
 from photon.report.write import write_report
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Diagnostics,
     Evaluated,
     Event,
@@ -22,6 +20,8 @@ from photon.telemetry.events import (
     RoundStarted,
     RunStarted,
     SiloEvaluation,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.log import EventLog, read_events
 from tests.report.conftest import write_run
@@ -135,18 +135,18 @@ def test_each_figure_has_its_numbers_in_a_table(
     losses = page.table("Training loss")
     assert [row[-1] for row in losses] == [f"{event.train_loss:.4f}" for event in rounds]
     for event in events:
-        if isinstance(event, ClientFinished):
+        if isinstance(event, SiloFinished):
             column = 1 + ["cpp", "legal", "prose", "python"].index(event.silo)
             assert losses[event.round - 1][column] == f"{event.loss:.4f}"
-    agreement = page.table("Agreement of the clients")
-    assert agreement[2] == ["3", f"{rounds[2].client_cosine:.3f}", f"{rounds[2].consensus:.3f}"]
+    agreement = page.table("Agreement of the silos")
+    assert agreement[2] == ["3", f"{rounds[2].silo_cosine:.3f}", f"{rounds[2].consensus:.3f}"]
     times = page.table("Time of each round")
     assert [row[1] for row in times] == [f"{event.seconds['training']:.3f}" for event in rounds]
     assert [sum(map(float, row[1:])) for row in times] == pytest.approx(
         [event.seconds["round"] for event in rounds], abs=0.01
     )
     cohorts = page.table("Cohort of each round")
-    (failure,) = [event for event in events if isinstance(event, ClientFailed)]
+    (failure,) = [event for event in events if isinstance(event, SiloFailed)]
     assert cohorts[failure.round - 1][2] == failure.silo
     assert failure.reason in page.words
     sent = page.table("Bytes on the link")
@@ -194,7 +194,7 @@ def test_the_same_run_gives_the_same_page(finished_run: Path, report: Path, tmp_
 def test_an_unfinished_run_is_reported_as_far_as_it_came(unfinished_run: Path, tmp_path: Path) -> None:
     page = _page([unfinished_run], tmp_path / "report.html")
     assert "interrupted, 3 of 10 rounds" in page.words
-    assert len(page.table("Agreement of the clients")) == 3
+    assert len(page.table("Agreement of the silos")) == 3
     assert "SHA-256 of the weights" not in page.pairs
 
 
@@ -279,7 +279,7 @@ def test_names_are_text_whatever_is_in_them(tmp_path: Path, events: list[Event])
     assert {"b", "i", "script"}.isdisjoint(tag for tag, _, _ in page.attributes)
 
 
-def test_the_centralized_client_is_in_the_figures(tmp_path: Path, events: list[Event]) -> None:
+def test_the_centralized_silo_is_in_the_figures(tmp_path: Path, events: list[Event]) -> None:
     folder = tmp_path / "central"
     folder.mkdir()
     (folder / "config.yaml").write_text("rounds: 10\n")
@@ -287,7 +287,7 @@ def test_the_centralized_client_is_in_the_figures(tmp_path: Path, events: list[E
         for event in events:
             if isinstance(event, RoundStarted):
                 log(dataclasses.replace(event, cohort=["centralized"]))
-            elif isinstance(event, ClientFinished):
+            elif isinstance(event, SiloFinished):
                 log(dataclasses.replace(event, silo="centralized"))
             else:
                 log(event)
@@ -304,18 +304,18 @@ def _node(name: str, perplexity: float) -> dict[str, SiloEvaluation]:
 
 
 def _tree_events(
-    events: list[Event], tree: dict[str, Any] | None, clients: dict[str, int], values: dict[str, float]
+    events: list[Event], tree: dict[str, Any] | None, silos: dict[str, int], values: dict[str, float]
 ) -> list[Event]:
-    """Tell of two rounds, in which clients sent this many bytes up and got ten times as many."""
+    """Tell of two rounds, in which silos sent this many bytes up and got ten times as many."""
     started = next(event for event in events if isinstance(event, RunStarted))
-    finished = next(event for event in events if isinstance(event, ClientFinished))
+    finished = next(event for event in events if isinstance(event, SiloFinished))
     evaluation = next(event for event in events if isinstance(event, Evaluated))
     told: list[Event] = [dataclasses.replace(started, tree=tree, rounds=2)]
     for number in range(3):
         if number:
             told += [
                 dataclasses.replace(finished, round=number, silo=name, bytes_up=size, bytes_down=10 * size)
-                for name, size in clients.items()
+                for name, size in silos.items()
             ]
             told.append(Diagnostics(time=evaluation.time, round=number, values=values))
             closed = next(e for e in events if isinstance(e, RoundFinished))
@@ -334,7 +334,7 @@ def tree_run(tmp_path: Path, events: list[Event]) -> Path:
         "attention/3/z": 0.3,
         "attention_entropy/3": 1.0,
     }
-    route = {"residual_route/3/west/deep>z": 0.25, "attention_self/z": 0.75}
+    route = {"routed/3/west/deep>z": 0.25, "attention_self/z": 0.75}
     folder = tmp_path / "world"
     write_run(folder, _tree_events(events, TREE, {"west": 1000, "z": 2000}, weights | route))
     values = {"attention/3/self": 0.9, "attention/3/deep": 0.1, "attention_self/down": 0.4}
@@ -366,7 +366,7 @@ def test_a_tree_is_drawn_with_what_its_nodes_and_edges_have(tree_run: Path, tmp_
     ]
     shades = [value for tag, name, value in page.attributes if (tag, name) == ("td", "style")]
     assert "background: color-mix(in srgb, var(--c1) 63%, transparent)" in shades, "0.9 of 70 %"
-    assert page.table("Residual routes") == [["3", "west/deep", "z", "2", "2", "0.250"]]
+    assert page.table("Routed layers") == [["3", "west/deep", "z", "2", "2", "0.250"]]
 
 
 def test_a_tree_without_its_federations_shows_what_the_run_itself_has(tree_run: Path, tmp_path: Path) -> None:

@@ -14,17 +14,17 @@ from photon.data.prepared import PreparedData
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RefusedError, RunError
 from photon.federation.run import prepare_run, run_federation
-from photon.link.messages import Masking, TrainOrder
+from photon.link.messages import Masking, TrainRequest
 from photon.models.build import build_model
 from photon.silo.policy import Cost, PrivacyRule, SiloPolicy, read_policy
 from photon.silo.shapes import contract_of
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloCounts, Use
-from photon.telemetry.events import ClientFailed, ClientFinished, Evaluated, Event, Notice, RunStarted
+from photon.telemetry.events import Evaluated, Event, Notice, RunStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 
 Make = Callable[..., RunConfig]
-ORDER = TrainOrder(
+ORDER = TrainRequest(
     run_id="run",
     model_id="model",
     round=1,
@@ -50,17 +50,21 @@ def events_of(run_dir: Path, kind: type[Event]) -> list[Any]:
 @pytest.mark.parametrize(
     ("rules", "trained", "message"),
     [
-        ({"max_local_steps": 9}, 0, "max_local_steps=9, and the order asks for 10 local steps"),
-        ({"max_round_tokens": 639}, 0, "max_round_tokens=639, and the order asks for 640 tokens in a round"),
-        ({"max_run_tokens": 1000}, 361, "max_run_tokens=1,000, and the order asks for 1,001 tokens so far"),
-        ({"min_cohort": 4}, 0, "min_cohort=4, and the order asks for a cohort of 3"),
+        ({"max_local_steps": 9}, 0, "max_local_steps=9, and the request asks for 10 local steps"),
+        (
+            {"max_round_tokens": 639},
+            0,
+            "max_round_tokens=639, and the request asks for 640 tokens in a round",
+        ),
+        ({"max_run_tokens": 1000}, 361, "max_run_tokens=1,000, and the request asks for 1,001 tokens so far"),
+        ({"min_cohort": 4}, 0, "min_cohort=4, and the request asks for a cohort of 3"),
     ],
 )
 def test_an_order_beyond_a_limit_is_refused(rules: dict[str, int], trained: int, message: str) -> None:
     """Ten steps of four windows of 16 tokens are 640 tokens."""
 
     def judged(policy: SiloPolicy) -> None:
-        policy.check_order(ORDER)
+        policy.check_train_request(ORDER)
         policy.check_cost("alpha", COST, trained)
 
     with pytest.raises(RefusedError) as refusal:
@@ -73,11 +77,11 @@ def test_an_order_beyond_a_limit_is_refused(rules: dict[str, int], trained: int,
 
 def test_an_update_without_masks_is_refused() -> None:
     with pytest.raises(
-        RefusedError, match="secure_aggregation=true, and the order asks for an update without"
+        RefusedError, match="secure_aggregation=true, and the request asks for an update without"
     ):
-        SiloPolicy(secure_aggregation=True).check_order(ORDER)
+        SiloPolicy(secure_aggregation=True).check_train_request(ORDER)
     masking = Masking(attempt="a" * 32, shares={})
-    SiloPolicy(secure_aggregation=True).check_order(ORDER.model_copy(update={"masking": masking}))
+    SiloPolicy(secure_aggregation=True).check_train_request(ORDER.model_copy(update={"masking": masking}))
 
 
 def test_key_layers_that_would_leave_without_masks_are_refused(small_config: Make) -> None:
@@ -97,7 +101,7 @@ def test_key_layers_that_would_leave_without_masks_are_refused(small_config: Mak
     [
         (
             SiloPolicy(secure_aggregation=True),
-            "secure_aggregation=true, and the order asks for exp_avg/.* without",
+            "secure_aggregation=true, and the request asks for exp_avg/.* without",
         ),
         (SiloPolicy(privacy=PrivacyRule(clip_norm=1.0)), "the state groups exp_avg, exp_avg_sq"),
     ],
@@ -111,12 +115,12 @@ def test_a_smoothed_gradient_does_not_leave_beside_what_is_masked_or_bounded(
 
 
 def test_a_vocabulary_that_would_leave_without_noise_is_refused(small_config: Make) -> None:
-    trimmed = small_config("strategy=worldlm", "strategy.embeddings=trimmed")
+    restricted = small_config("strategy=worldlm", "strategy.embeddings=restricted")
     clipping = PrivacyRule(clip_norm=1.0)
-    SiloPolicy(privacy=clipping).check_run("alpha", trimmed, 300)
+    SiloPolicy(privacy=clipping).check_run("alpha", restricted, 300)
     noise = PrivacyRule(clip_norm=1.0, noise_multiplier=0.5)
     with pytest.raises(RefusedError, match=r"privacy=noise on what leaves.*the vocabulary, which has none"):
-        SiloPolicy(privacy=noise).check_run("alpha", trimmed, 300)
+        SiloPolicy(privacy=noise).check_run("alpha", restricted, 300)
     SiloPolicy(privacy=noise).check_run("alpha", small_config("strategy=worldlm"), 300)
 
 
@@ -220,13 +224,13 @@ def federate(
 def test_a_round_goes_on_without_a_silo_that_refuses(federate: Any, tmp_path: Path) -> None:
     summary = federate({"max_local_steps": 1}, "rounds=2")
     assert summary["status"] == "finished"
-    failures = events_of(tmp_path / "run", ClientFailed)
-    reason = "refused by beta's policy: max_local_steps=1, and the order asks for 2 local steps"
+    failures = events_of(tmp_path / "run", SiloFailed)
+    reason = "refused by beta's policy: max_local_steps=1, and the request asks for 2 local steps"
     assert [(f.round, f.silo, f.kind, f.reason) for f in failures] == [
         (1, "beta", "refused", reason),
         (2, "beta", "refused", reason),
     ]
-    assert {event.silo for event in events_of(tmp_path / "run", ClientFinished)} == {"alpha"}
+    assert {event.silo for event in events_of(tmp_path / "run", SiloFinished)} == {"alpha"}
     assert not (tmp_path / "state" / "beta" / "beta").exists(), "nothing was trained there"
 
 
@@ -239,11 +243,11 @@ def test_tokens_of_a_run_are_limited_over_rounds_and_resumes(federate: Any, tmp_
     """A round of two steps of four windows of 16 tokens is 128 tokens: three of them fit."""
     rules = {"max_run_tokens": 400}
     federate(rules, "rounds=2", "schedule=constant")
-    assert events_of(tmp_path / "run", ClientFailed) == []
+    assert events_of(tmp_path / "run", SiloFailed) == []
     federate(rules, "rounds=5", "schedule=constant", resume=True)
-    failures = events_of(tmp_path / "run", ClientFailed)
+    failures = events_of(tmp_path / "run", SiloFailed)
     assert [(failure.round, failure.silo) for failure in failures] == [(4, "beta"), (5, "beta")]
-    assert "max_run_tokens=400, and the order asks for 512 tokens" in failures[0].reason
+    assert "max_run_tokens=400, and the request asks for 512 tokens" in failures[0].reason
     checkpoint, _ = CheckpointStore(tmp_path / "run" / "checkpoints").latest()
     assert checkpoint.state.ledger["beta"].tokens == 3 * 128
 
@@ -267,8 +271,8 @@ def test_a_round_that_is_asked_for_again_is_not_counted_again(
         with pytest.raises(RuntimeError, match="the server dies"):
             federate(rules, "rounds=1")
     federate(rules, "rounds=1", resume=True)
-    assert events_of(tmp_path / "run", ClientFailed) == []
-    assert len(events_of(tmp_path / "run", ClientFinished)) >= 2
+    assert events_of(tmp_path / "run", SiloFailed) == []
+    assert len(events_of(tmp_path / "run", SiloFinished)) >= 2
 
 
 def test_a_silo_can_keep_its_validation_figures(
@@ -276,7 +280,7 @@ def test_a_silo_can_keep_its_validation_figures(
 ) -> None:
     summary = federate({"share_validation": False}, "rounds=2", "telemetry.report=true")
     run_dir = tmp_path / "run"
-    assert events_of(run_dir, ClientFailed) == []
+    assert events_of(run_dir, SiloFailed) == []
     assert all(set(event.per_silo) == {"alpha"} for event in events_of(run_dir, Evaluated))
     about_beta = [n for n in events_of(run_dir, Notice) if "beta" in n.message]
     assert [(n.level, n.message) for n in about_beta] == [
@@ -328,7 +332,7 @@ def test_a_silo_that_is_asked_to_evaluate_all_the_same_refuses(
 
     monkeypatch.setattr(service, "describe", sharing)
     federate({"share_validation": False}, "rounds=2")
-    assert events_of(tmp_path / "run", ClientFailed) == []
+    assert events_of(tmp_path / "run", SiloFailed) == []
     assert all(set(event.per_silo) == {"alpha"} for event in events_of(tmp_path / "run", Evaluated))
     told = [n.message for n in events_of(tmp_path / "run", Notice) if "beta" in n.message]
     assert len(told) == 1

@@ -5,7 +5,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.silo import runtime
-from photon.silo.runtime import Workbench
+from photon.silo.runtime import Runtime
 from photon.training.groups import read_optimizer, read_params
 from tests.conftest import SMALL, composed
 
@@ -14,12 +14,12 @@ def config():
     return composed(*SMALL, "data.path=none", "model.sequence_length=8")
 
 
-def bench(precision="fp32"):
+def made_runtime(precision="fp32"):
     torch.manual_seed(0)
     sizes = {"vocab_size": 17, "n_positions": 8, "n_embd": 8, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**sizes, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0))
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
-    return Workbench(model, optimizer, lambda step: 1.0, torch.device("cpu"), precision, {})
+    return Runtime(model, optimizer, lambda step: 1.0, torch.device("cpu"), precision, {})
 
 
 def stepped(made):
@@ -39,7 +39,9 @@ def snapshot(made):
     return tensors, scalars
 
 
-@pytest.mark.parametrize("prepare", [bench, lambda: stepped(bench())], ids=["fresh", "restored"])
+@pytest.mark.parametrize(
+    "prepare", [made_runtime, lambda: stepped(made_runtime())], ids=["fresh", "restored"]
+)
 def test_the_probe_holds_gradients_and_optimizer_state_and_leaves_nothing(monkeypatch, prepare):
     made, held = prepare(), []
 
@@ -63,7 +65,7 @@ def test_the_probe_holds_gradients_and_optimizer_state_and_leaves_nothing(monkey
 
 
 def test_a_failed_probe_leaves_nothing_either(monkeypatch):
-    made = bench()
+    made = made_runtime()
 
     def find(step, batch_size):
         raise RuntimeError("shapes do not match")
@@ -77,7 +79,7 @@ def test_a_failed_probe_leaves_nothing_either(monkeypatch):
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
 def test_the_probe_runs_in_the_format_of_the_training(precision, dtype):
-    made, seen = bench(precision), []
+    made, seen = made_runtime(precision), []
     made.model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     assert runtime._probe_micro_batch(made, config(), 2) == 2
     assert set(seen) == {dtype}

@@ -12,7 +12,7 @@ import torch
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
-from photon.link.coding import Packed
+from photon.link.encoding import Packed
 from photon.link.messages import (
     AdvertiseKeys,
     EncryptedShares,
@@ -20,7 +20,7 @@ from photon.link.messages import (
     PublicKeys,
     ShareKeys,
     Shares,
-    TrainOrder,
+    TrainRequest,
     Unmask,
 )
 from photon.silo import secure
@@ -43,18 +43,20 @@ class Cohort:
         self.shares: dict[str, EncryptedShares] = {}
 
     def advertise(self, name: str, attempt: str = ATTEMPT, server_round: int = 1) -> PublicKeys:
-        order = AdvertiseKeys(attempt=attempt, run_id="r", model_id="m", round=server_round, silo=name)
-        self.keys[name] = secure.advertise_keys(order, self.sites[name])
+        request = AdvertiseKeys(attempt=attempt, run_id="r", model_id="m", round=server_round, silo=name)
+        self.keys[name] = secure.advertise_keys(request, self.sites[name])
         return self.keys[name]
 
     def share(self, name: str, attempt: str = ATTEMPT, **changes: Any) -> EncryptedShares:
-        order = ShareKeys(**{"attempt": attempt, "silo": name, "threshold": 3, "keys": self.keys, **changes})
-        self.shares[name] = secure.share_keys(order, self.sites[name])
+        request = ShareKeys(
+            **{"attempt": attempt, "silo": name, "threshold": 3, "keys": self.keys, **changes}
+        )
+        self.shares[name] = secure.share_keys(request, self.sites[name])
         return self.shares[name]
 
     def mask(self, name: str, attempt: str = ATTEMPT, **changes: str) -> torch.Tensor:
         received = {sender: own.shares[name] for sender, own in self.shares.items() if sender != name}
-        order = TrainOrder(
+        request = TrainRequest(
             run_id="r",
             model_id="m",
             round=1,
@@ -69,11 +71,11 @@ class Cohort:
         )
         masking = Masking(attempt=attempt, shares={**received, **changes})
         update = {"params": {"w": Packed(torch.arange(100.0) / 100)}}
-        return secure.mask(order, masking, update, self.sites[name], self.config, {"w"})["params"]["w"].data
+        return secure.mask(request, masking, update, self.sites[name], self.config, {"w"})["params"]["w"].data
 
     def unmask(self, name: str, survivors: list[str], dropped: list[str], attempt: str = ATTEMPT) -> Shares:
-        order = Unmask(attempt=attempt, silo=name, survivors=survivors, dropped=dropped)
-        return secure.unmask(order, self.sites[name])
+        request = Unmask(attempt=attempt, silo=name, survivors=survivors, dropped=dropped)
+        return secure.unmask(request, self.sites[name])
 
     def prepare(self, attempt: str = ATTEMPT, server_round: int = 1) -> dict[str, torch.Tensor]:
         """Go on until everybody has masked; return what everybody sends."""
@@ -87,7 +89,7 @@ class Cohort:
 
 @pytest.fixture
 def cohort(tmp_path: Path, small_config: Callable[..., RunConfig]) -> Cohort:
-    secure_run = ["privacy=secure", "strategy.weighting=uniform", "link.up_of=update"]
+    secure_run = ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update"]
     return Cohort(tmp_path, small_config(*secure_run))
 
 

@@ -22,7 +22,7 @@ from photon.client_app import WORKER
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.link.frames import Frame, read_frame, write_frame
-from photon.link.messages import BODY, Describe, Description, TrainOrder, TrainReport, pack, unpack
+from photon.link.messages import BODY, Describe, Description, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import decode_groups, encode_groups
 from photon.models.build import build_model
 from photon.node import answer
@@ -87,7 +87,7 @@ def query(config: RunConfig) -> RecordDict:
 
 
 def train_message(config: RunConfig, **changes: object) -> RecordDict:
-    order = {
+    request = {
         "run_id": "run",
         "model_id": "model-1",
         "round": 1,
@@ -101,7 +101,7 @@ def train_message(config: RunConfig, **changes: object) -> RecordDict:
         "cohort": 1,
     }
     content = encode_groups({"params": read_params(build_model(config.model, 300, seed=1))})
-    content[BODY] = pack(TrainOrder.model_validate(order | changes), config)
+    content[BODY] = pack(TrainRequest.model_validate(request | changes), config)
     return content
 
 
@@ -134,7 +134,7 @@ def test_who_has_a_worker(config, small_config, node):
         has_worker(query(config), {**node, "worker": "no"})
 
 
-def test_the_client_app_imports_nothing_heavy():
+def test_the_silo_app_imports_nothing_heavy():
     heavy = ["torch", "transformers", "pydantic", "hydra", "omegaconf", "datasets", "filelock", "psutil"]
     program = f"import sys, photon.client_app; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

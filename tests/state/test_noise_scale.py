@@ -36,6 +36,6 @@ def test_the_average_is_corrected_for_its_start() -> None:
     assert NoiseScale().add(2.0, [3.0, 3.0]).add(2.0, [3.0, 3.0]).figures() == pytest.approx(once)
 
 
-def test_a_single_client_says_nothing() -> None:
+def test_a_single_silo_says_nothing() -> None:
     assert NoiseScale().add(1.0, [1.0]) == NoiseScale()
     assert NoiseScale().figures() == {}

@@ -34,10 +34,10 @@ def test_weights_sum_to_one_and_do_not_depend_on_the_order(score: Score, include
     attention = Attention.model_validate({"score": score, "tau": 0.3})
     own, others = block(1), [block(2), block(3), near(block(1), block(4), 0.6)]
     reference: list[float] = []
-    for order in permutations(range(3)):
+    for request in permutations(range(3)):
         attended, weights = attend(
             own,
-            [others[index] for index in order],
+            [others[index] for index in request],
             NAMES,
             INITIAL,
             attention,
@@ -45,14 +45,14 @@ def test_weights_sum_to_one_and_do_not_depend_on_the_order(score: Score, include
         )
         assert math.fsum(weights) == pytest.approx(1, abs=1e-6)
         assert len(weights) == 3 + include_self
-        of_others = dict(zip(order, weights[include_self:], strict=True))
+        of_others = dict(zip(request, weights[include_self:], strict=True))
         in_order = [*weights[:include_self], *(of_others[index] for index in range(3))]
         reference = reference or in_order
         assert in_order == pytest.approx(reference, abs=1e-6)
         expected = sum(
             weight * one["weight"]
             for weight, one in zip(
-                weights, [*([own] if include_self else []), *(others[i] for i in order)], strict=True
+                weights, [*([own] if include_self else []), *(others[i] for i in request)], strict=True
             )
         )
         assert torch.allclose(attended["weight"], expected, atol=1e-6)

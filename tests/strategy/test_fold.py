@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from photon.link.coding import SparseTensor
+from photon.link.encoding import SparseTensor
 from photon.strategy.fold import WeightedMean
 
 

@@ -18,7 +18,7 @@ from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
 from photon.strategy.local import Start
 from photon.strategy.scaffold import CONTROL, OWN_CONTROL, Controlled
-from photon.telemetry.events import ClientFinished, RoundStarted
+from photon.telemetry.events import RoundStarted, SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -123,7 +123,7 @@ def test_the_servers_variate_is_the_mean_under_adamw_clipping_and_a_schedule(
         mean = torch.stack([controls[key] for controls in own.values()]).mean(0)
         torch.testing.assert_close(value, mean, rtol=1e-4, atol=1e-6)
     norms = [
-        event for event in read_events(tmp_path / "run" / "events.jsonl") if isinstance(event, ClientFinished)
+        event for event in read_events(tmp_path / "run" / "events.jsonl") if isinstance(event, SiloFinished)
     ]
     largest = max(event.gradient_norm for event in norms)
     total = torch.sqrt(sum((value.double() ** 2).sum() for value in own["alpha"].values()))
@@ -169,7 +169,7 @@ def test_a_lost_variate_is_replaced_by_the_servers(run_small: Run, tmp_path: Pat
     ("overrides", "message"),
     [
         (["privacy=gaussian"], "control variates leave without noise or masks"),
-        (["privacy=secure", "link.up_of=update"], "control variates leave without noise or masks"),
+        (["privacy=secure", "link.uplink_payload=update"], "control variates leave without noise or masks"),
         (["link.states=[{_target_: photon.link.codecs.Cast, dtype: bfloat16}]"], "link.states"),
         (["strategy.local_state=sync"], "local_state"),
         (["federation.tree={north: [alpha, beta]}", "cohort=null"], "no control variate of its own"),

@@ -115,12 +115,12 @@ def test_what_crosses_the_link_is_a_bit_a_weight_and_the_values(
     trained: Callable[..., Path], names: list[str]
 ) -> None:
     settings = ("strategy=sparsyfed", f"strategy.sparsity={SPARSITY}", "rounds=2")
-    run_dir = trained(*settings, "link.up=[{_target_: photon.link.codecs.Bitmask}]")
+    run_dir = trained(*settings, "link.uplink=[{_target_: photon.link.codecs.Bitmask}]")
     params = params_of(run_dir)[0]
     prunable = sum(params[name].numel() for name in names)
     others = sum(tensor.numel() for name, tensor in params.items() if name not in names)
     whole = 4 * (prunable + others) + (prunable + others) / 8
-    sent = summary(run_dir)["bytes"]["per_group"]["params"]["up"] / 4  # two clients, two rounds
+    sent = summary(run_dir)["bytes"]["per_group"]["params"]["up"] / 4  # two silos, two rounds
     spared = 4 * (prunable - kept(prunable, SPARSITY))
     assert sent == pytest.approx(whole - spared, rel=0.01)
     # The preset compresses the bits.
@@ -176,7 +176,7 @@ def test_an_opened_checkpoint_is_the_effective_dense_model(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("link=int8", "up_of=update"),
+        ("link=int8", "uplink_payload=update"),
         ("strategy.local_state=sync", "local_state=sync"),
         ("strategy.sparsity=1", "expected at least 0 and below 1"),
         ("strategy.layers=[nowhere]", "'nowhere' fits no weight"),
@@ -196,7 +196,7 @@ def test_what_does_not_go_together_is_refused(
 def toy(beta: float, optimizer: str, rounds: int = 15) -> tuple[int, list[float], bool]:
     """Return regrown weights, the density after each round and whether the support only shrank.
 
-    A two-layer network (32-64-8) learns a teacher's labels; 20 clients with shifted inputs, 5 a round.
+    A two-layer network (32-64-8) learns a teacher's labels; 20 silos with shifted inputs, 5 a round.
     """
     torch.manual_seed(0)
     sparse = SparseTraining(0.9, beta=beta)
@@ -207,22 +207,22 @@ def toy(beta: float, optimizer: str, rounds: int = 15) -> tuple[int, list[float]
     teacher, model = network(), network()
     names = prunable_names(model, ())
     sparse.attach(model)  # type: ignore[arg-type]
-    clients = []
+    silos = []
     for _ in range(20):
         x = torch.randn(200, 32) + torch.randn(32)
         with torch.no_grad():
-            clients.append((x, teacher(x).argmax(1)))
+            silos.append((x, teacher(x).argmax(1)))
     params = {name: tensor.clone() for name, tensor in read_params(model).items()}
     regrown, densities, monotone = 0, [], True
     for number in range(rounds):
         replies = []
-        for client in torch.randperm(20)[:5].tolist():
+        for silo in torch.randperm(20)[:5].tolist():
             write_params(model, params)
             if optimizer == "sgd":
                 local: Any = torch.optim.SGD(model.parameters(), lr=0.5, weight_decay=1e-3)
             else:
                 local = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=1e-2)
-            x, labels = clients[client]
+            x, labels = silos[silo]
             for _ in range(3):
                 for batch in torch.randperm(200).split(20):
                     nn.functional.cross_entropy(model(x[batch]), labels[batch]).backward()

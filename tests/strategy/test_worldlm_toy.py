@@ -17,7 +17,7 @@ from photon.node import answer
 SYMBOLS = "abcdefghijklmnopqrstuvwxyzABCDEF"
 TREE = "federation.tree={north: [a, b], south: [c, d]}"
 LENGTH = 33
-WORLD = [TREE, "strategy.residuals.n_res=0", "strategy.local_state=reset", "strategy.key_fraction=0.5"]
+WORLD = [TREE, "strategy.routed.n_res=0", "strategy.local_state=reset", "strategy.key_fraction=0.5"]
 METHODS = {
     "worldlm": ["strategy=worldlm", *WORLD],
     "fedper": ["strategy=fedper", *WORLD],

@@ -1,4 +1,4 @@
-"""The gateway of a sub-federation: its file, and which run on its SuperLink an order means."""
+"""The gateway of a sub-federation: its file, and which run on its SuperLink a request means."""
 
 import json
 from collections.abc import Callable

@@ -25,11 +25,11 @@ from photon.link.answer import MessageType, NodeConfig
 from photon.silo import worker_client
 from photon.silo.site import read_settings
 from photon.state.checkpoint import Checkpoint, CheckpointStore
-from photon.telemetry.events import ClientFailed, ClientFinished, Event
+from photon.telemetry.events import Event, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.conftest import SMALL_DEPLOYED, composed, deal, small_run
 
-RUN = ["cohort=null", "rounds=2", "evaluation.every=2", "federation.accepted_failures=0"]
+RUN = ["cohort=null", "rounds=2", "evaluation.every=2", "federation.max_failures=0"]
 #: The tree that alpha stands for when it has two islands.
 TREE = "federation.tree={alpha: [alpha-1, alpha-2], beta: null}"
 #: Adam blows rounding up where a gradient is zero, as that of an attention's key bias is.
@@ -97,13 +97,13 @@ def test_islands_train_as_the_tree_in_one_process_does(nodes: Nodes, corpus: Pat
     assert deployed["weights_sha256"] == inprocess["weights_sha256"]
     assert deployed["perplexity"]["final"] == pytest.approx(inprocess["perplexity"]["final"], rel=1e-9)
     # Four steps, four windows of 16 tokens: on two islands, and on beta.
-    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)]
+    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, SiloFinished)]
     assert [(e.silo, e.steps, e.tokens) for e in finished] == 2 * [("alpha", 4, 512), ("beta", 4, 256)]
     assert deployed["tokens"] == inprocess["tokens"] == 2 * (512 + 256)
     # Nothing above the silo names an island.
     assert "alpha-1" not in (tmp_path / "run" / "events.jsonl").read_text()
     state = tmp_path / "alpha" / "state" / "alpha"
-    assert {e.silo for e in events_of(state) if isinstance(e, ClientFinished)} == {"alpha-1", "alpha-2"}
+    assert {e.silo for e in events_of(state) if isinstance(e, SiloFinished)} == {"alpha-1", "alpha-2"}
 
 
 @pytest.mark.usefixtures("in_one_process")
@@ -132,7 +132,7 @@ def test_rounds_of_the_islands_share_the_local_steps(
     for name, tensor in expected.items():
         # But for one rounding a round: θ − (θ − mean) at the federation above.
         torch.testing.assert_close(trained[name], tensor, rtol=1e-4, atol=1e-6)
-    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)]
+    finished = [e for e in events_of(tmp_path / "run") if isinstance(e, SiloFinished)]
     assert [(e.steps, e.tokens) for e in finished] == 2 * [(4, 512)]
 
 
@@ -171,8 +171,8 @@ def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]]
     for rule in ("max_round_tokens: 511", "max_local_steps: 3", "max_run_tokens: 511"):
         policy.write_text(rule + "\n")
         run_dir = tmp_path / rule.partition(":")[0]
-        deploy(nodes, run_dir, "federation.accepted_failures=null", "rounds=1")
-        (reason, *_) = {e.reason for e in events_of(run_dir) if isinstance(e, ClientFailed)}
+        deploy(nodes, run_dir, "federation.max_failures=null", "rounds=1")
+        (reason, *_) = {e.reason for e in events_of(run_dir) if isinstance(e, SiloFailed)}
         assert rule.replace(": ", "=") in reason.replace(",", "")
 
 
@@ -184,12 +184,12 @@ def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
     policy.write_text("privacy: {clip_norm: 0.01}\n")
     nodes[1]["policy"] = str(policy)
     deploy(nodes, tmp_path / "run", "rounds=1")
-    norms = {e.silo: e.update_norm for e in events_of(tmp_path / "run") if isinstance(e, ClientFinished)}
+    norms = {e.silo: e.update_norm for e in events_of(tmp_path / "run") if isinstance(e, SiloFinished)}
     assert norms["alpha"] <= 0.01 * (1 + 1e-5)
     inside = [
         e.update_norm
         for e in events_of(tmp_path / "alpha" / "state" / "alpha")
-        if isinstance(e, ClientFinished)
+        if isinstance(e, SiloFinished)
     ]
     assert len(inside) == 2
     assert min(inside) > 0.01

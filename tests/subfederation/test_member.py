@@ -17,7 +17,7 @@ from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.silo import SiloStore
-from photon.telemetry.events import ClientFinished, Diagnostics, Event, Notice
+from photon.telemetry.events import Diagnostics, Event, Notice, SiloFinished
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
 from tests.conftest import small_run, write_corpus
@@ -41,10 +41,10 @@ UNIFORM = [
     "strategy.attention.tau=inf",
     "strategy.attention.include_self_up=false",
     "strategy.down=overwrite",
-    "strategy.residuals.n_res=0",
+    "strategy.routed.n_res=0",
 ]
 #: The same without attention.
-MEAN = ["strategy=worldlm", "strategy.up=mean", "strategy.down=overwrite", "strategy.residuals.n_res=0"]
+MEAN = ["strategy=worldlm", "strategy.up=mean", "strategy.down=overwrite", "strategy.routed.n_res=0"]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_a_tree_of_depth_one_is_flat(train: Callable[..., Path]) -> None:
 def test_only_oneself_is_fedper(train: Callable[..., Path]) -> None:
     """With down=none key layers keep to themselves; FedPer does not even send them."""
     tree, flat = train("tree", TREE, "strategy=fedper"), train("flat", "strategy=fedper")
-    seen = train("seen", TREE, "strategy=worldlm", "strategy.down=none", "strategy.residuals.n_res=0")
+    seen = train("seen", TREE, "strategy=worldlm", "strategy.down=none", "strategy.routed.n_res=0")
     assert_close(key_layers_of(seen / "silos/north/silos/a"), key_layers_of(tree / "silos/north/silos/a"))
     assert_close(params_of(tree), params_of(flat))
     for silo, where in {"a": "north", "d": "south"}.items():
@@ -171,7 +171,7 @@ def test_only_oneself_is_fedper(train: Callable[..., Path]) -> None:
             key_layers_of(tree / "silos" / where / "silos" / silo), key_layers_of(flat / "silos" / silo)
         )
         assert per_node(tree)[silo] == pytest.approx(per_node(flat)[silo], rel=1e-5)
-    finished = [e for e in read_events(flat / "events.jsonl") if isinstance(e, ClientFinished)]
+    finished = [e for e in read_events(flat / "events.jsonl") if isinstance(e, SiloFinished)]
     first, second = (e for e in finished if e.silo == "a")
     assert second.bytes_down < first.bytes_down, "key layers come once, to begin with"
     assert second.group_bytes_up == second.group_bytes_down
@@ -226,7 +226,7 @@ def test_a_federation_trains_on_its_own_text_before_its_silos_or_beside_them(
 
 def test_beside_its_silos_it_is_one_more_of_them(train: Callable[..., Path]) -> None:
     rules = ["strategy=worldlm", "strategy.key_fraction=0", "strategy.schedule=parallel"]
-    own = train("own", *rules, "federation.tree={a: null, b: null}", "federation.own_silo=d")
+    own = train("own", *rules, "federation.tree={a: null, b: null}", "federation.server_silo=d")
     flat = train("flat", *rules, "federation.tree={a: null, b: null, d: null}")
     assert_close(params_of(own), params_of(flat), atol=0)
 
@@ -234,14 +234,16 @@ def test_beside_its_silos_it_is_one_more_of_them(train: Callable[..., Path]) -> 
 # --- what travels -----------------------------------------------------------------------------------------
 
 
-def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: Callable[..., Path]) -> None:
-    run_dir = train("world", TREE, "strategy=worldlm", "strategy.residuals.n_res=1", "rounds=3")
+def test_routed_layers_travel_to_another_federation_and_stay_in_their_budget(
+    train: Callable[..., Path],
+) -> None:
+    run_dir = train("world", TREE, "strategy=worldlm", "strategy.routed.n_res=1", "rounds=3")
     events = read_events(run_dir / "events.jsonl")
-    finished = [e for e in events if isinstance(e, ClientFinished)]
-    received = [e for e in finished if e.group_bytes_down.get("shared/residual-1")]
+    finished = [e for e in events if isinstance(e, SiloFinished)]
+    received = [e for e in finished if e.group_bytes_down.get("shared/routed-1")]
     assert {e.round for e in received} == {2, 3}, "what was chosen in a round travels in the next"
     assert not any(
-        group > "shared/residual-1" for e in finished for group in e.group_bytes_down if "resid" in group
+        group > "shared/routed-1" for e in finished for group in e.group_bytes_down if "resid" in group
     )
     block = sum(tensor.nbytes for name, tensor in params_of(run_dir).items() if ".h.3." in name)
     below = [run_dir / "silos" / name for name in ("north", "south")]
@@ -249,7 +251,7 @@ def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: 
     assert told[0] == 4, "one of each of the two key blocks in rounds 2 and 3"
     assert sum(told[1:]) == 4, "and each goes on to one of the silos"
     state = CheckpointStore(run_dir / "checkpoints").latest()[0].state
-    blocks = [tag.block for tag in state.residuals]
+    blocks = [tag.block for tag in state.routed]
     assert sorted(blocks) == ["2", "3"], "one for each of the two key blocks"
     weights = [e.values for e in events if isinstance(e, Diagnostics) and "attention/3/north" in e.values]
     assert len(weights) == 3
@@ -258,18 +260,16 @@ def test_residuals_travel_to_another_federation_and_stay_in_their_budget(train: 
 
 
 def check_routes(events: list[Event], block: int) -> int:
-    """Check the routes of each round against the bytes of residuals, ``block`` each; return how many."""
+    """Check the routes of each round against the bytes of routed layers, ``block`` each; return how many."""
     routes = [
-        (event.round, re.fullmatch(r"residual_route/(\w+)/([\w/]+)>(\w+)", name), value)
+        (event.round, re.fullmatch(r"routed/(\w+)/([\w/]+)>(\w+)", name), value)
         for event in events
         if isinstance(event, Diagnostics)
         for name, value in event.values.items()
-        if name.startswith("residual_route")
+        if name.startswith("routed")
     ]
-    finished = [event for event in events if isinstance(event, ClientFinished)]
-    sent = {
-        (event.round, event.silo): event.group_bytes_down.get("shared/residual-1", 0) for event in finished
-    }
+    finished = [event for event in events if isinstance(event, SiloFinished)]
+    sent = {(event.round, event.silo): event.group_bytes_down.get("shared/routed-1", 0) for event in finished}
     told = collections.Counter((number, found[3]) for number, found, _ in routes if found)
     assert {who: count * block for who, count in told.items()} == {
         w: size for w, size in sent.items() if size
@@ -289,7 +289,7 @@ def test_a_node_sets_rules_of_its_own(train: Callable[..., Path]) -> None:
     assert "momentum_buffer" in north.load_outer()
     assert not south.load_outer()
     trained = [
-        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, ClientFinished)
+        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, SiloFinished)
     ]
     assert len(trained) == 2, "one silo a round"
 
@@ -326,7 +326,7 @@ def test_rules_that_cannot_be_are_refused_before_anything_starts(
         (["strategy=local-adam"], "north is a federation, which has no states"),
         (["strategy=centralized"], "north is a federation, whose text"),
         (["strategy=streaming-diloco"], "north is a federation, which keeps no fragments"),
-        (["link.up_of=update", "link.down_of=update"], "north is a federation, to which"),
+        (["link.uplink_payload=update", "link.downlink_payload=update"], "north is a federation, to which"),
     ],
 )
 def test_what_needs_silos_is_refused_over_federations(
@@ -344,12 +344,12 @@ def test_noise_at_a_border_is_that_of_the_border_alone(train: Callable[..., Path
     finished = {
         event.silo: event.update_norm
         for event in read_events(run_dir / "events.jsonl")
-        if isinstance(event, ClientFinished)
+        if isinstance(event, SiloFinished)
     }
     assert finished["north"] == pytest.approx(bound, rel=1e-3)
     assert finished["south"] > 10 * bound
     inside = [
-        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, ClientFinished)
+        e for e in read_events(run_dir / "silos" / "north" / "events.jsonl") if isinstance(e, SiloFinished)
     ]
     assert min(event.update_norm for event in inside) > 10 * bound
     summary = json.loads((run_dir / "summary.json").read_text())
@@ -361,7 +361,7 @@ def test_a_tree_under_secure_aggregation_gives_the_same_mean(
     train: Callable[..., Path], strategy: str
 ) -> None:
     """Every federation of the tree learns the sum of its children's backbones alone, to rounding."""
-    rules = [TREE, f"strategy={strategy}", "link.up_of=update", "rounds=2"]
+    rules = [TREE, f"strategy={strategy}", "link.uplink_payload=update", "rounds=2"]
     secure = ["privacy=secure", f"privacy.allow_unmasked={str(strategy == 'worldlm').lower()}"]
     secured, plain = train("secured", *rules, *secure), train("plain", *rules)
     assert_close(params_of(secured), params_of(plain), atol=1e-5)

@@ -1,4 +1,4 @@
-"""Which orders a federation has followed already, and which it would begin anew."""
+"""Which requests a federation has followed already, and which it would begin anew."""
 
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ def test_what_is_said_to_be_trained_is_not_begun_anew(tmp_path: Path, kept: list
     spans.of(ORDER)
     checkpoints.kept = kept
     assert spans.has_trained(ORDER) is again
-    orders = spans.orders
+    requests = spans.requests
     spans.of(ORDER)
-    assert (spans.orders == orders) is (again or kept == [0]), "an order that is followed anew is one more"
+    assert (spans.requests == requests) is (again or kept == [0]), (
+        "a request that is followed anew is one more"
+    )

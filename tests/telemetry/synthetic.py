@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from photon.telemetry.events import (
     Checkpointed,
-    ClientFailed,
-    ClientFinished,
     Evaluated,
     Event,
     Notice,
     RoundFinished,
     RoundStarted,
     RunStarted,
+    SiloFailed,
+    SiloFinished,
 )
 
 SILOS = {
@@ -30,7 +30,7 @@ START = 1_750_000_000.0
 def synthetic_events(
     *, rounds: int = 10, seed: int = 0, strategy: str = "photon", speed: float = 1.0, extra_silos: int = 0
 ) -> Iterator[Event]:
-    """Tell a whole run with one failed client and one notice, up to the moment before ``run_finished``."""
+    """Tell a whole run with one failed silo and one notice, up to the moment before ``run_finished``."""
     chance = random.Random(seed)
     silos = dict(SILOS)
     for number in range(extra_silos):
@@ -100,13 +100,13 @@ def synthetic_events(
             if number == 4 and silo == cohort[-1]:
                 now += 0.4
                 reason = "the reply holds a value that is not finite (group params, tensor lm_head.weight)"
-                yield ClientFailed(time=now, round=number, silo=silo, kind="rejected", reason=reason)
+                yield SiloFailed(time=now, round=number, silo=silo, kind="rejected", reason=reason)
                 continue
             training = 2.7 + chance.random()
             slowest = max(slowest, training)
             done.append(silo)
             now += training / 2
-            yield ClientFinished(
+            yield SiloFinished(
                 time=now,
                 round=number,
                 silo=silo,
@@ -137,7 +137,7 @@ def synthetic_events(
             tokens=tokens,
             train_loss=sum(current[silo] for silo in done) / len(done),
             pseudo_gradient_norm=2.9 / math.sqrt(number) * (0.95 + 0.1 * chance.random()),
-            client_cosine=0.55 - 0.03 * number + 0.04 * chance.random(),
+            silo_cosine=0.55 - 0.03 * number + 0.04 * chance.random(),
             consensus=0.82 - 0.015 * number + 0.02 * chance.random(),
             parameter_norm=61.0 + 0.9 * number,
             bytes_up=12_926_976 * len(done),

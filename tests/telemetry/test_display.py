@@ -8,7 +8,6 @@ from rich.console import Console
 
 from photon.telemetry.display import Display
 from photon.telemetry.events import (
-    ClientFinished,
     Evaluated,
     Event,
     Notice,
@@ -17,6 +16,7 @@ from photon.telemetry.events import (
     RunFinished,
     RunInterrupted,
     RunStarted,
+    SiloFinished,
 )
 
 
@@ -72,7 +72,7 @@ def test_a_round_line_holds_its_figures(events: list[Event]) -> None:
     finished = next(event for event in events if isinstance(event, RoundFinished))
     (line,) = [line for line in _plain(events) if "train loss" in line][:1]
     assert f"train loss {finished.train_loss:.3f}" in line
-    assert f"client cosine {finished.client_cosine:.2f}" in line
+    assert f"silo cosine {finished.silo_cosine:.2f}" in line
     assert "38.8 MB up, 38.8 MB down" in line
     left = 9 * finished.seconds["round"]
     assert line.endswith(f"about {left:.1f} s left")
@@ -101,13 +101,13 @@ def test_the_view_shows_each_silo_in_its_state(events: list[Event]) -> None:
         display(event)
     started = told[-1]
     assert isinstance(started, RoundStarted)
-    client = next(e for e in events[len(told) :] if isinstance(e, ClientFinished))
-    display(client)
+    silo = next(e for e in events[len(told) :] if isinstance(e, SiloFinished))
+    display(silo)
     rows = {line.split()[0]: line for line in _frame(display).splitlines() if line.strip()}
     for name in ("cpp", "legal", "prose", "python"):
-        if name == client.silo:
+        if name == silo.silo:
             assert "✓ done" in rows[name]
-            assert f"{client.loss:.3f}" in rows[name]
+            assert f"{silo.loss:.3f}" in rows[name]
         elif name in started.cohort:
             assert "● training" in rows[name]
         else:
@@ -142,7 +142,7 @@ def test_the_view_fits_into_a_small_window(events: list[Event]) -> None:
     assert "and 92 more" in frame
 
 
-def test_the_centralized_client_is_shown_though_it_is_no_silo(events: list[Event]) -> None:
+def test_the_centralized_silo_is_shown_though_it_is_no_silo(events: list[Event]) -> None:
     display = Display(Console(file=io.StringIO()))
     display(events[0])
     display(RoundStarted(time=events[0].time, round=1, cohort=["centralized"], global_step=0))

@@ -53,7 +53,7 @@ def _round(at: float, number: int) -> list[Event]:
             tokens=number * 8,
             train_loss=1.0,
             pseudo_gradient_norm=1.0,
-            client_cosine=None,
+            silo_cosine=None,
             consensus=1.0,
             parameter_norm=1.0,
             bytes_up=1,

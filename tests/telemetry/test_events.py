@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from photon.errors import PhotonError
 from photon.telemetry.events import (
     EVENT_TYPES,
-    ClientFailed,
-    ClientSeconds,
     Event,
     EventStream,
     Notice,
     PrivacyFacts,
-    Release,
+    PrivacyReport,
     RoundFinished,
     RoundSeconds,
     RunFinished,
     SiloEvaluation,
     SiloFacts,
+    SiloFailed,
+    SiloSeconds,
     from_json,
 )
 
@@ -46,9 +46,10 @@ FIELDS = {
         "privacy": st.none() | st.builds(PrivacyFacts, noise_multiplier=FINITE, delta=FINITE),
         "tree": st.none() | st.dictionaries(st.text(), JSON, max_size=4),
     },
-    "client_finished": {
-        "seconds": st.builds(ClientSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE),
-        "release": st.none() | st.builds(Release, clip_norm=FINITE, noise_multiplier=FINITE, releases=COUNT),
+    "silo_finished": {
+        "seconds": st.builds(SiloSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE),
+        "privacy": st.none()
+        | st.builds(PrivacyReport, clip_norm=FINITE, noise_multiplier=FINITE, releases=COUNT),
     },
     "round_finished": {
         "seconds": st.builds(
@@ -68,8 +69,8 @@ FIELDS = {
 NAMES_IN_ORDER = [
     "run_started",
     "round_started",
-    "client_finished",
-    "client_failed",
+    "silo_finished",
+    "silo_failed",
     "round_finished",
     "diagnostics",
     "evaluated",
@@ -127,7 +128,7 @@ def _round_finished(**changes: object) -> RoundFinished:
         "tokens": 4096,
         "train_loss": 5.0,
         "pseudo_gradient_norm": 1.0,
-        "client_cosine": None,
+        "silo_cosine": None,
         "consensus": 1.0,
         "parameter_norm": 30.0,
         "bytes_up": 10,
@@ -138,14 +139,14 @@ def _round_finished(**changes: object) -> RoundFinished:
 
 
 def test_what_is_not_finite_becomes_null() -> None:
-    event = _round_finished(train_loss=math.inf, client_cosine=math.nan)
+    event = _round_finished(train_loss=math.inf, silo_cosine=math.nan)
     content = json.loads(event.to_json(), parse_constant=pytest.fail)
     assert content["train_loss"] is None
-    assert content["client_cosine"] is None
+    assert content["silo_cosine"] is None
     back = from_json(event.to_json())
     assert isinstance(back, RoundFinished)
     assert math.isnan(back.train_loss)
-    assert back.client_cosine is None
+    assert back.silo_cosine is None
 
 
 def test_numpy_scalars_are_numbers() -> None:
@@ -278,6 +279,6 @@ def test_ctrl_c_in_a_listener_ends_the_run() -> None:
 
 
 def test_events_cannot_be_changed() -> None:
-    event = ClientFailed(round=1, silo="a", kind="error", reason="x")
+    event = SiloFailed(round=1, silo="a", kind="error", reason="x")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.round = 2  # type: ignore[misc]

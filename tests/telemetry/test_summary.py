@@ -10,8 +10,6 @@ from rich.console import Console
 
 from photon.errors import PhotonError
 from photon.telemetry.events import (
-    ClientFailed,
-    ClientFinished,
     Evaluated,
     Event,
     Notice,
@@ -19,6 +17,8 @@ from photon.telemetry.events import (
     RunFinished,
     RunStarted,
     SiloEvaluation,
+    SiloFailed,
+    SiloFinished,
 )
 from photon.telemetry.summary import (
     build_summary,
@@ -72,8 +72,8 @@ def _evaluated(at: float, number: int, a: float, b: float) -> Evaluated:
     )
 
 
-def _client(number: int, silo: str, training: float, mfu: float | None) -> ClientFinished:
-    return ClientFinished(
+def _silo(number: int, silo: str, training: float, mfu: float | None) -> SiloFinished:
+    return SiloFinished(
         time=101.0,
         round=number,
         silo=silo,
@@ -100,7 +100,7 @@ def _finished(at: float, number: int, tokens: int, training: float, up: int, dow
         tokens=tokens,
         train_loss=3.0,
         pseudo_gradient_norm=1.0,
-        client_cosine=0.5,
+        silo_cosine=0.5,
         consensus=0.9,
         parameter_norm=10.0,
         bytes_up=up,
@@ -122,11 +122,11 @@ def _finished(at: float, number: int, tokens: int, training: float, up: int, dow
 RUN: list[Event] = [
     _started(),
     _evaluated(102.0, 0, 900.0, 1100.0),
-    _client(1, "a", 3.0, 0.2),
-    _client(1, "b", 4.0, 0.4),
+    _silo(1, "a", 3.0, 0.2),
+    _silo(1, "b", 4.0, 0.4),
     _finished(108.0, 1, 128, 4.0, 20, 40),
-    _client(2, "a", 1.0, None),
-    ClientFailed(time=110.0, round=2, silo="b", kind="deadline", reason="late"),
+    _silo(2, "a", 1.0, None),
+    SiloFailed(time=110.0, round=2, silo="b", kind="deadline", reason="late"),
     _evaluated(113.0, 2, 60.0, 100.0),
     _finished(114.0, 2, 192, 2.5, 10, 40),
 ]
@@ -160,7 +160,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
             "up": 32,
             "down": 2080,
             "evaluation": {"up": 2, "down": 2000},
-            "per_client": {"a": {"up": 20, "down": 40}, "b": {"up": 10, "down": 20}},
+            "per_silo": {"a": {"up": 20, "down": 40}, "b": {"up": 10, "down": 20}},
             "per_group": {"params": {"up": 28, "down": 78}},
         },
         "seconds": {"total": 14.0, "training": 6.5, "overhead": 7.5},
@@ -192,8 +192,8 @@ def test_an_unfinished_run_has_what_it_has() -> None:
 
 
 def test_what_was_done_twice_counts_once() -> None:
-    lost = [_client(2, "a", 9.0, 0.9), _finished(120.0, 2, 256, 9.0, 500, 500)]
-    resumed = [_started(at=500.0, resumed_from=1), _client(2, "a", 1.0, None)]
+    lost = [_silo(2, "a", 9.0, 0.9), _finished(120.0, 2, 256, 9.0, 500, 500)]
+    resumed = [_started(at=500.0, resumed_from=1), _silo(2, "a", 1.0, None)]
     resumed += [_evaluated(505.0, 2, 60.0, 100.0), _finished(506.0, 2, 192, 2.5, 10, 40)]
     summary = build_summary([*RUN[:5], *lost, *resumed], weights_sha256="ff")
     assert summary["bytes"]["up"] == 32
@@ -246,7 +246,7 @@ def test_the_table_shows_the_figures(tmp_path: Path) -> None:
         "everything else 7.5 s of 14.0 s",
         "14 tokens/s",
         "31.4%",
-        "failed clients 1",
+        "failed silos 1",
         "[bold]Once upon",
     ):
         assert expected in text

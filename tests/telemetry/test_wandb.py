@@ -28,7 +28,7 @@ def test_an_offline_run_is_written_below_the_run_folder(
         b"server/pseudo_gradient_norm",
         b"validation/perplexity",
         b"validation/legal/perplexity",
-        b"client/cpp/tokens_per_second",
+        b"silo/cpp/tokens_per_second",
         b"seconds/overhead",
     ):
         assert metric in content

@@ -1,4 +1,4 @@
-"""What a client measures of a round."""
+"""What a silo measures of a round."""
 
 import math
 

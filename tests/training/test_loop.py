@@ -135,7 +135,7 @@ def test_a_round_in_two_parts_is_the_round():
     same(read_params(second), read_params(whole))
 
 
-def test_a_client_that_skipped_rounds_sits_at_the_same_point_of_the_schedule():
+def test_a_silo_that_skipped_rounds_sits_at_the_same_point_of_the_schedule():
     schedule = CosineSchedule(100, 10)
     rates = []
     for rounds in ([0, 1, 2, 3], [0, 3]):

@@ -10,7 +10,7 @@ from photon.walltime.model import Network, methods, wall_time
 
 GBPS_10 = 1250e6
 
-#: parameters, local steps, steps, clients, steps per second; hours in total by ring, all-reduce, server.
+#: parameters, local steps, steps, silos, steps per second; hours in total by ring, all-reduce, server.
 PHOTON = [
     (1_315_950_592, 500, 9_500, 8, 0.147, (17.97, 18.03, 18.13)),
     (1_315_950_592, 1, 19_759, 8, 0.8396, (26.76, 87.43, 191.44)),
@@ -21,13 +21,13 @@ PHOTON = [
 ]
 
 
-@pytest.mark.parametrize(("parameters", "period", "steps", "clients", "throughput", "hours"), PHOTON)
+@pytest.mark.parametrize(("parameters", "period", "steps", "silos", "throughput", "hours"), PHOTON)
 def test_photons_table(
-    parameters: float, period: int, steps: int, clients: int, throughput: float, hours: tuple[float, ...]
+    parameters: float, period: int, steps: int, silos: int, throughput: float, hours: tuple[float, ...]
 ) -> None:
     """Bytes per second of 10 Gbit/s, two bytes a parameter; all 18 totals within 0.01 h."""
     for topology, expected in zip(("ring", "all-reduce", "parameter-server"), hours, strict=True):
-        network = Network(clients, GBPS_10, topology=topology)
+        network = Network(silos, GBPS_10, topology=topology)
         time = wall_time(steps, throughput, {"params": period}, 2 * parameters, network)
         assert time.total / 3600 == pytest.approx(expected, abs=0.01)
 
@@ -68,7 +68,7 @@ def test_deslocs_computing() -> None:
     assert 20_480 * step == pytest.approx(26_463.6, abs=0.1)
 
 
-def test_hidden_communication_and_lone_clients_cost_nothing() -> None:
+def test_hidden_communication_and_lone_silos_cost_nothing() -> None:
     assert wall_time(100, 1.0, {"params": 1}, 1e9, Network(4, 1e6, exposed=0.0)).total == 100
     assert wall_time(100, 1.0, {"params": 1}, 1e9, Network(1, 1e6, latency=5.0)).total == 100
     assert Network(2, 1e6, latency=0.5).sync_seconds(1e6) == pytest.approx(1.5)
@@ -83,7 +83,7 @@ def test_bandwidths_are_bits_in_decimal_units() -> None:
 
 def test_the_command_prints_photons_7b_row(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    options = "--model photon-7b --clients 4 --steps 11000 --local-steps 500 --throughput 0.032"
+    options = "--model photon-7b --silos 4 --steps 11000 --local-steps 500 --throughput 0.032"
     plot = tmp_path / "curves.svg"
     result = CliRunner().invoke(app, ["walltime", "compare", *options.split(), "--plot", str(plot)])
     assert result.exit_code == 0, result.output
@@ -93,7 +93,7 @@ def test_the_command_prints_photons_7b_row(tmp_path, monkeypatch) -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    result = CliRunner().invoke(app, ["walltime", "compare", "--clients", "4"])
+    result = CliRunner().invoke(app, ["walltime", "compare", "--silos", "4"])
     assert isinstance(result.exception, PhotonError)
     assert "--parameters is needed" in str(result.exception)
 
@@ -110,4 +110,4 @@ def test_a_finished_run_brings_its_figures(run_small, tmp_path, monkeypatch) -> 
     run_small()
     result = CliRunner().invoke(app, ["walltime", "compare", "--run", str(tmp_path / "run")])
     assert result.exit_code == 0, result.output
-    assert "3 clients, 12 steps" in result.output
+    assert "3 silos, 12 steps" in result.output

@@ -1,4 +1,4 @@
-"""Runs over a switch against local loops written by hand."""
+"""Runs over a transition against local loops written by hand."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from photon.models.build import build_model
 from photon.models.loss import causal_loss
 from photon.optim import QHAdamW
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import ClientFinished, RoundStarted
+from photon.telemetry.events import RoundStarted, SiloFinished
 from photon.telemetry.log import read_events
 
 Run = Callable[..., dict[str, Any]]
@@ -32,12 +32,12 @@ SETTINGS = (
     "schedule=constant",
     "schedule.warmup_steps=0",
     "strategy.weighting=uniform",
-    "+switch.optimizer.betas=[0.99,0.98]",
-    "+switch.optimizer.weights=[0.8]",
-    "+switch.lr_scale=0.5",
+    "+transition.optimizer.betas=[0.99,0.98]",
+    "+transition.optimizer.weights=[0.8]",
+    "+transition.lr_scale=0.5",
 )
-ZERO_ALL = ("+switch.zero=[exp_avg,exp_avg_sq]", "+switch.reset_step=true")
-KEEP_COUNT = ("+switch.zero=[exp_avg]",)
+ZERO_ALL = ("+transition.zero=[exp_avg,exp_avg_sq]", "+transition.reset_step=true")
+KEEP_COUNT = ("+transition.zero=[exp_avg]",)
 
 
 class Silo:
@@ -47,23 +47,23 @@ class Silo:
         self.model = build_model(config.model, data.manifest.vocab_size, seed=config.seed)
         self.optimizer = QHAdamW(self.model.parameters(), eps=EPS)
         self.stream = WindowStream([data.windows(name, "train")], stream_seed(config.seed, [name]))
-        self.switched = False
+        self.transitioned = False
         self.left = 0
 
     def train(self, config: RunConfig, first: int, steps: int) -> None:
-        assert config.switch is not None
-        after = first >= config.switch.step
+        assert config.transition is not None
+        after = first >= config.transition.step
         self.optimizer.param_groups[0].update(
             betas=(0.99, 0.98) if after else (0.9, 0.99),
             weights=(0.8,) if after else (1.0,),
             lr=config.model.recipe.learning_rate * (0.5 if after else 1.0),
         )
-        if after and not self.switched:
-            self.switched = True
+        if after and not self.transitioned:
+            self.transitioned = True
             for state in self.optimizer.state.values():
-                for group in config.switch.zero:
+                for group in config.transition.zero:
                     state[group].zero_()
-                if config.switch.reset_step:
+                if config.transition.reset_step:
                     state["step"].zero_()
         for _ in range(steps):
             self.optimizer.zero_grad()
@@ -82,9 +82,9 @@ def by_hand(
     data = PreparedData.open(corpus)
     silos = {name: Silo(name, config, data) for name in data.silo_names}
     step = 0
-    assert config.switch is not None
+    assert config.transition is not None
     for cohort in cohorts:
-        steps = (config.switch.local_steps or 4) if step < config.switch.step else 4
+        steps = (config.transition.local_steps or 4) if step < config.transition.step else 4
         with torch.enable_grad():
             for name in cohort:
                 silos[name].train(config, step, steps)
@@ -99,13 +99,13 @@ def by_hand(
                     states[name][group] = mean.clone()
             count = min(states[name]["step"] for name in cohort)
             for name, silo in silos.items():
-                outdated = config.switch.reset_step and silo.left <= config.switch.step < step
+                outdated = config.transition.reset_step and silo.left <= config.transition.step < step
                 if averaged and (silo.left == 0 or outdated):
                     states[name]["step"] = count.clone()
-        if averaged and step > config.switch.step:
-            # What was averaged is of after the switch, for those who were absent as well.
+        if averaged and step > config.transition.step:
+            # What was averaged is of after the transition, for those who were absent as well.
             for silo in silos.values():
-                silo.switched = True
+                silo.transitioned = True
     return {name: parameter.detach() for name, parameter in silos["alpha"].model.named_parameters()}
 
 
@@ -123,14 +123,14 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     ("cohort", "strategy", "averaged", "warmup", "at"),
     [
         (3, "photon", (), (), ZERO_ALL),
-        (3, "local-adam", ("exp_avg", "exp_avg_sq"), ("+switch.local_steps=2",), KEEP_COUNT),
+        (3, "local-adam", ("exp_avg", "exp_avg_sq"), ("+transition.local_steps=2",), KEEP_COUNT),
         (2, "photon", (), (), ZERO_ALL),
-        (2, "photon", (), ("+switch.local_steps=2",), KEEP_COUNT),
+        (2, "photon", (), ("+transition.local_steps=2",), KEEP_COUNT),
         (2, "local-adam", ("exp_avg", "exp_avg_sq"), (), KEEP_COUNT),
         (2, "local-adam", ("exp_avg", "exp_avg_sq"), (), ZERO_ALL),
     ],
 )
-def test_a_run_over_the_switch_equals_loops_by_hand(
+def test_a_run_over_the_transition_equals_loops_by_hand(
     cohort: int,
     warmup: tuple[str, ...],
     strategy: str,
@@ -141,13 +141,13 @@ def test_a_run_over_the_switch_equals_loops_by_hand(
     corpus: Path,
     tmp_path: Path,
 ) -> None:
-    """With two of three silos a round, one is absent in the first round after the switch."""
+    """With two of three silos a round, one is absent in the first round after the transition."""
     chosen = (
         f"strategy={strategy}",
         *SETTINGS,
         *at,
         *warmup,
-        "+switch.step=8",
+        "+transition.step=8",
         f"cohort={cohort}",
         "rounds=7",
     )
@@ -161,17 +161,19 @@ def test_a_run_over_the_switch_equals_loops_by_hand(
         torch.testing.assert_close(result[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
 
 
-def test_rounds_are_short_before_the_switch_and_average_everything(run_small: Run, tmp_path: Path) -> None:
+def test_rounds_are_short_before_the_transition_and_average_everything(
+    run_small: Run, tmp_path: Path
+) -> None:
     run_small(
         "strategy=desloc",
         "rounds=10",
-        "+switch.step=4",
-        "+switch.local_steps=1",
-        "+switch.zero=[exp_avg]",
+        "+transition.step=4",
+        "+transition.local_steps=1",
+        "+transition.zero=[exp_avg]",
         "checkpoint.keep=11",
     )
     events = read_events(tmp_path / "run" / "events.jsonl")
-    steps = {event.round: event.steps for event in events if isinstance(event, ClientFinished)}
+    steps = {event.round: event.steps for event in events if isinstance(event, SiloFinished)}
     assert steps == {number: 1 if number <= 4 else 4 for number in range(1, 11)}
     store = CheckpointStore(tmp_path / "run" / "checkpoints", keep=11)
     averaged = [store.load(number).state.averaged_rounds for number in range(1, 11)]
@@ -183,10 +185,10 @@ def test_rounds_are_short_before_the_switch_and_average_everything(run_small: Ru
 
 @pytest.mark.parametrize("strategy", ["photon", "desloc"])
 @pytest.mark.parametrize("dies_after", [2, 3])
-def test_a_resume_over_the_switch_ends_with_the_same_bits(
+def test_a_resume_over_the_transition_ends_with_the_same_bits(
     strategy: str, dies_after: int, run_small: Run
 ) -> None:
-    chosen = (f"strategy={strategy}", *SETTINGS, *ZERO_ALL, "+switch.step=8", "cohort=2", "rounds=5")
+    chosen = (f"strategy={strategy}", *SETTINGS, *ZERO_ALL, "+transition.step=8", "cohort=2", "rounds=5")
     whole = run_small(*chosen, name="whole")
     whole_round = Federation._round
 
@@ -204,6 +206,6 @@ def test_a_resume_over_the_switch_ends_with_the_same_bits(
 def test_the_presets_train(run_small: Run) -> None:
     for preset, more in (("mtdao", ()), ("lordo", ("optimizer.rank=4",))):
         summary = run_small(
-            f"strategy={preset}", f"switch={preset}", "switch.step=4", "rounds=8", *more, name=preset
+            f"strategy={preset}", f"transition={preset}", "transition.step=4", "rounds=8", *more, name=preset
         )
         assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]

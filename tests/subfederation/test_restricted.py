@@ -1,4 +1,4 @@
-"""Trimmed embeddings in whole runs: whose rows are trained, how they are averaged, and what stays."""
+"""Restricted vocabularies in whole runs: whose rows are trained, how they are averaged, and what stays."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +12,12 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.federation.admission import problem_with
-from photon.link.messages import TrainOrder, TrainReport
+from photon.link.messages import TrainReport, TrainRequest
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
 from photon.strategy.contract import Contract, Leaving
-from photon.telemetry.events import ClientFinished, Diagnostics, RoundStarted
+from photon.telemetry.events import Diagnostics, RoundStarted, SiloFinished
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
 from tests.conftest import write_corpus
@@ -31,9 +31,9 @@ from tests.subfederation.test_member import (
 )
 
 EMBEDDING = "transformer.wte.weight"
-TRIMMED = ["strategy=worldlm", "strategy.embeddings=trimmed"]
+RESTRICTED = ["strategy=worldlm", "strategy.embeddings=restricted"]
 #: FedAvg: no key layers, and nothing across.
-SHARED = ["strategy=fedper", "strategy.key_fraction=0", "strategy.embeddings=trimmed"]
+SHARED = ["strategy=fedper", "strategy.key_fraction=0", "strategy.embeddings=restricted"]
 BASE = [
     "cohort=null",
     "model.architecture.n_layer=2",
@@ -138,14 +138,14 @@ def test_silos_with_every_token_train_as_with_whole_embeddings(
     whole = train("whole", *overrides)
     ones = np.ones(size, dtype=np.int64)
     monkeypatch.setattr(PreparedData, "unigram", lambda *_: ones)
-    trimmed = train("trimmed", *overrides, "strategy.embeddings=trimmed")
+    restricted = train("restricted", *overrides, "strategy.embeddings=restricted")
     for name, tensor in params_of(whole).items():
-        assert torch.equal(params_of(trimmed)[name], tensor), name
-    assert per_node(trimmed) == per_node(whole)
+        assert torch.equal(params_of(restricted)[name], tensor), name
+    assert per_node(restricted) == per_node(whole)
 
 
 def test_a_federation_has_the_rows_of_its_children(train: Callable[..., Path], data: Path) -> None:
-    run_dir = train("run", TREE, *TRIMMED)
+    run_dir = train("run", TREE, *RESTRICTED)
     north, south = rows_of(data, "a", "b"), rows_of(data, "c", "d")
     figures = [e.values for e in read_events(run_dir / "events.jsonl") if isinstance(e, Diagnostics)]
     assert figures[-1]["vocabulary/north"] == int(north.sum())
@@ -168,7 +168,7 @@ def test_the_rows_of_a_federation_are_those_of_all_its_rounds_in_an_order(
     train: Callable[..., Path], data: Path
 ) -> None:
     tree = "federation.tree={north: {children: [a, b, c], cohort: 1, rounds: 2}, south: [d]}"
-    run_dir = train("run", tree, *TRIMMED)
+    run_dir = train("run", tree, *RESTRICTED)
     inside = read_events(run_dir / "silos" / "north" / "events.jsonl")
     cohorts = [e.cohort[0] for e in inside if isinstance(e, RoundStarted)]
     assert len(cohorts) == 4
@@ -181,7 +181,7 @@ def test_the_rows_of_a_federation_are_those_of_all_its_rounds_in_an_order(
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_text_of_a_federations_own_counts(train: Callable[..., Path], data: Path, schedule: str) -> None:
     tree = "federation.tree={north: {children: [a], data: c}, south: [b]}"
-    run_dir = train("run", tree, *TRIMMED, f"strategy.schedule={schedule}", "rounds=1")
+    run_dir = train("run", tree, *RESTRICTED, f"strategy.schedule={schedule}", "rounds=1")
     told = at(run_dir / "silos" / "north", 1).state.vocabulary
     assert told is not None
     assert torch.equal(unpack_vocabulary(told, 320), rows_of(data, "a", "c"))
@@ -193,7 +193,7 @@ def test_text_of_a_federations_own_counts(train: Callable[..., Path], data: Path
 def test_a_killed_tree_goes_on_as_if_nothing_had_been(
     config: Callable[..., RunConfig], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    overrides = [TREE, *TRIMMED, "federation.inner_rounds=2", "outer=diloco"]
+    overrides = [TREE, *RESTRICTED, "federation.inner_rounds=2", "outer=diloco"]
     whole = train("whole", *overrides)
     for calls in (3, 14):
         killed = config(f"killed-{calls}", *overrides)
@@ -204,14 +204,14 @@ def test_a_killed_tree_goes_on_as_if_nothing_had_been(
 
 
 def test_the_vocabulary_is_what_travels_beside_and_it_is_counted(train: Callable[..., Path]) -> None:
-    def finished(run_dir: Path) -> list[ClientFinished]:
-        return [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, ClientFinished)]
+    def finished(run_dir: Path) -> list[SiloFinished]:
+        return [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, SiloFinished)]
 
     whole = finished(train("whole", "strategy=worldlm", "rounds=1"))
-    trimmed = finished(train("trimmed", *TRIMMED, "rounds=1"))
+    restricted = finished(train("restricted", *RESTRICTED, "rounds=1"))
     packed = len(pack_vocabulary(torch.ones(320, dtype=torch.bool)))
     assert packed == 56
-    for one, other in zip(trimmed, whole, strict=True):
+    for one, other in zip(restricted, whole, strict=True):
         assert one.group_bytes_up == other.group_bytes_up
         # Numbers of the report have more or fewer digits.
         assert abs(one.bytes_up - other.bytes_up - packed) < 40
@@ -227,7 +227,7 @@ def test_own_models_are_measured_also_on_tokens_that_they_have_never_seen(
         return original(self, {"a": "c"}.get(silo, silo) if split == "validation" else silo, split)
 
     monkeypatch.setattr(PreparedData, "windows", swapped)
-    found = per_node(train("run", *TRIMMED, "rounds=1"))
+    found = per_node(train("run", *RESTRICTED, "rounds=1"))
     assert np.isfinite(list(found.values())).all()
     assert found["a"] > found["b"]
 
@@ -235,12 +235,12 @@ def test_own_models_are_measured_also_on_tokens_that_they_have_never_seen(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["privacy=secure", "link.up_of=update"], "without strategy.embeddings=trimmed"),
+        (["privacy=secure", "link.uplink_payload=update"], "without strategy.embeddings=restricted"),
         (["privacy=gaussian", "privacy.clip_norm=1", "privacy.noise_multiplier=1"], "no noise hides"),
         (["strategy.key_fraction=1"], "key_fraction=1: nothing is shared"),
         (
             ["federation.tree={north: {children: [a], privacy: {clip_norm: 1, noise_multiplier: 1}}}"],
-            "north: privacy.noise_multiplier: with strategy.embeddings=trimmed",
+            "north: privacy.noise_multiplier: with strategy.embeddings=restricted",
         ),
     ],
 )
@@ -248,16 +248,16 @@ def test_what_does_not_go_with_it_is_refused_before_anything_starts(
     config: Callable[..., RunConfig], overrides: list[str], message: str
 ) -> None:
     with pytest.raises(PhotonError, match=message):
-        config("run", *TRIMMED, *overrides)
+        config("run", *RESTRICTED, *overrides)
 
 
-def test_embeddings_cannot_be_key_layers_and_trimmed(train: Callable[..., Path]) -> None:
+def test_embeddings_cannot_be_key_layers_and_restricted(train: Callable[..., Path]) -> None:
     with pytest.raises(PhotonError, match=r"transformer\.wte\.weight would be a key layer"):
-        train("run", *TRIMMED, "strategy.key_blocks=['wte']", "rounds=1")
+        train("run", *RESTRICTED, "strategy.key_blocks=['wte']", "rounds=1")
 
 
 def test_a_reply_must_tell_its_vocabulary() -> None:
-    order = TrainOrder(
+    request = TrainRequest(
         run_id="r",
         model_id="m",
         round=1,
@@ -290,7 +290,7 @@ def test_a_reply_must_tell_its_vocabulary() -> None:
 
     def problem(vocabulary: str | None, rows: int | None = 8) -> str | None:
         told = report.model_copy(update={"vocabulary": vocabulary})
-        return problem_with(told, params, order, contract, 16, rows=rows)
+        return problem_with(told, params, request, contract, 16, rows=rows)
 
     assert problem(pack_vocabulary(torch.ones(8, dtype=torch.bool))) is None
     assert problem(None) == "it tells no vocabulary; set strategy.embeddings alike at every node"

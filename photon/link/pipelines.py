@@ -6,10 +6,10 @@ from collections.abc import Collection, Sequence
 from photon.components import build
 from photon.config.schema import CodecSection, LinkSection
 from photon.errors import PhotonError
-from photon.link.coding import Chains, Codec, check_chain
+from photon.link.encoding import Codec, Pipelines, check_pipeline
 
 
-def up_chains(link: LinkSection) -> Chains:
+def uplink_pipelines(link: LinkSection) -> Pipelines:
     """Return the codecs from silo to server.
 
     Raises
@@ -17,41 +17,42 @@ def up_chains(link: LinkSection) -> Chains:
     PhotonError
         If they do not fit each other or the way that they are used.
     """
-    params = _codecs(link.up, "link.up")
+    params = _codecs(link.uplink, "link.uplink")
     named = [
-        (_expression(entry.names), _codecs(entry.codecs, "link.up_by_name")) for entry in link.up_by_name
+        (_expression(entry.names), _codecs(entry.codecs, "link.uplink_by_name"))
+        for entry in link.uplink_by_name
     ]
     if link.error_feedback:
         for codecs in (params, *(codecs for _, codecs in named)):
             _check_contracts(codecs, "link.error_feedback=true")
-    return Chains(params, _codecs(link.states, "link.states"), named)
+    return Pipelines(params, _codecs(link.states, "link.states"), named)
 
 
-def down_chains(link: LinkSection) -> Chains:
-    """Return the codecs of whole tensors from server to silo; errors as for :func:`up_chains`."""
-    params = [] if link.down_of == "update" else _codecs(link.down, "link.down")
-    return Chains(params, _codecs(link.states, "link.states"))
+def downlink_pipelines(link: LinkSection) -> Pipelines:
+    """Return the codecs of whole tensors from server to silo; errors as for :func:`uplink_pipelines`."""
+    params = [] if link.downlink_payload == "update" else _codecs(link.downlink, "link.downlink")
+    return Pipelines(params, _codecs(link.states, "link.states"))
 
 
-def change_chain(link: LinkSection) -> list[Codec]:
+def change_pipeline(link: LinkSection) -> list[Codec]:
     """Return the codecs of what changes in the parameters, from server to silo."""
-    codecs = _codecs(link.down, "link.down")
-    _check_contracts(codecs, "link.down_of=update")
+    codecs = _codecs(link.downlink, "link.downlink")
+    _check_contracts(codecs, "link.downlink_payload=update")
     return codecs
 
 
 def check_names(link: LinkSection, params: Collection[str]) -> None:
-    """Check that every expression of ``link.up_by_name`` is found in the name of a parameter.
+    """Check that every expression of ``link.uplink_by_name`` is found in the name of a parameter.
 
     Raises
     ------
     PhotonError
         For the first that is not.
     """
-    for entry in link.up_by_name:
+    for entry in link.uplink_by_name:
         if params and not any(_expression(entry.names).search(name) for name in params):
             raise PhotonError(
-                f"link.up_by_name: {entry.names!r} fits no parameter; there are such as {min(params)}"
+                f"link.uplink_by_name: {entry.names!r} fits no parameter; there are such as {min(params)}"
             )
 
 
@@ -59,7 +60,7 @@ def _expression(names: str) -> re.Pattern[str]:
     try:
         return re.compile(names)
     except re.error as error:
-        raise PhotonError(f"link.up_by_name: {names!r} is no regular expression ({error})") from error
+        raise PhotonError(f"link.uplink_by_name: {names!r} is no regular expression ({error})") from error
 
 
 def _check_contracts(codecs: Sequence[Codec], where: str) -> None:
@@ -72,5 +73,5 @@ def _check_contracts(codecs: Sequence[Codec], where: str) -> None:
 
 def _codecs(sections: Sequence[CodecSection], where: str) -> list[Codec]:
     codecs: list[Codec] = [build(section.as_mapping(), where) for section in sections]
-    check_chain(codecs, where)
+    check_pipeline(codecs, where)
     return codecs

@@ -1,4 +1,4 @@
-"""The chain of codecs: what happens to a tensor before it travels, and what undoes it.
+"""The pipeline of codecs: what happens to a tensor before it travels, and what undoes it.
 
 A codec turns a floating-point tensor into *values*, which the next codec of the list works on, and *side
 information* (scales, indices, a mask), which goes along as it is. A codec of bytes (lossless compression)
@@ -64,7 +64,7 @@ class CodecEntry(Body):
     length: int | None = Field(default=None, ge=0)
 
 
-class Coding(Body):
+class Encoding(Body):
     """How a payload of bytes becomes a tensor again.
 
     Attributes
@@ -85,10 +85,10 @@ class Coding(Body):
 
 @dataclass(frozen=True)
 class Packed:
-    """A tensor as it travels: itself, or a payload of bytes (uint8, one dimension) and its coding."""
+    """A tensor as it travels: itself, or a payload of bytes (uint8, one dimension) and its encoding."""
 
     data: torch.Tensor
-    coding: Coding | None = None
+    encoding: Encoding | None = None
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,14 @@ class Encoded(NamedTuple):
         Bytes that go along, of shape (n,), or None.
     count
         As in :class:`CodecEntry`.
-    memory
+    feedback
         What the codec wants to see again when it encodes this tensor in the next round.
     """
 
     values: torch.Tensor
     side: torch.Tensor | None = None
     length: int | None = None
-    memory: torch.Tensor | None = None
+    feedback: torch.Tensor | None = None
 
 
 class Codec(ABC):
@@ -177,7 +177,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(
-        self, values: torch.Tensor, draw: np.random.Generator, memory: torch.Tensor | None = None
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
     ) -> Encoded:
         """Encode ``values``.
 
@@ -185,7 +185,7 @@ class Codec(ABC):
         ----------
         draw
             Source of all randomness, seeded from run, round, participant and name of the tensor.
-        memory
+        feedback
             What this codec returned for this tensor in the round before; None at first.
         """
 
@@ -217,7 +217,7 @@ EXACT = "fixed/"
 
 
 @dataclass(frozen=True)
-class Chains:
+class Pipelines:
     """The codecs of one direction.
 
     Attributes
@@ -249,7 +249,7 @@ def generator(text: str) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(seed))
 
 
-def check_chain(codecs: Sequence[Codec], where: str) -> None:
+def check_pipeline(codecs: Sequence[Codec], where: str) -> None:
     """Check that every codec can take what the one before it gives.
 
     Raises
@@ -268,7 +268,7 @@ def pack(
     tensor: torch.Tensor,
     codecs: Sequence[Codec],
     draw: np.random.Generator | None = None,
-    memory: Mapping[str, torch.Tensor] | None = None,
+    feedback: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Packed, dict[str, torch.Tensor]]:
     """Apply ``codecs`` in order.
 
@@ -279,7 +279,7 @@ def pack(
     """
     if not codecs:
         return Packed(tensor), {}
-    draw, memory = draw or generator(""), memory or {}
+    draw, feedback = draw or generator(""), feedback or {}
     entries: list[CodecEntry] = []
     kept: dict[str, torch.Tensor] = {}
     values = tensor
@@ -289,12 +289,12 @@ def pack(
             continue
         if codec.on_bytes:
             values, sides = _join(sides, values), []
-        encoded = codec.encode(values, draw, memory.get(codec.name))
+        encoded = codec.encode(values, draw, feedback.get(codec.name))
         values = encoded.values
         if encoded.side is not None:
             sides.append(encoded.side)
-        if encoded.memory is not None:
-            kept[codec.name] = encoded.memory
+        if encoded.feedback is not None:
+            kept[codec.name] = encoded.feedback
         entries.append(
             CodecEntry(
                 codec=codec.name,
@@ -306,25 +306,25 @@ def pack(
     if not entries:
         return Packed(tensor), {}
     data = _join(sides, values)
-    coding = Coding(
+    encoding = Encoding(
         shape=list(tensor.shape),
         dtype=dtype_name(tensor.dtype),
         codecs=entries,
         blake3=hash_of(data.numpy().data),
     )
-    return Packed(data, coding), kept
+    return Packed(data, encoding), kept
 
 
-def pack_groups(groups: Mapping[str, Mapping[str, torch.Tensor]], chains: Chains) -> PackedGroups:
+def pack_groups(groups: Mapping[str, Mapping[str, torch.Tensor]], pipelines: Pipelines) -> PackedGroups:
     """Apply to every tensor its codecs."""
     return {
-        group: {name: pack(tensor, chains.of(group, name))[0] for name, tensor in tensors.items()}
+        group: {name: pack(tensor, pipelines.of(group, name))[0] for name, tensor in tensors.items()}
         for group, tensors in groups.items()
     }
 
 
 def payloads_of(groups: PackedGroups) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what travels of every tensor, without the codings."""
+    """Return what travels of every tensor, without the encodings."""
     return {
         group: {name: packed.data for name, packed in tensors.items()} for group, tensors in groups.items()
     }
@@ -346,19 +346,19 @@ def unpack(packed: Packed, where: str, expected: Sequence[int] | None = None) ->
         If a codec is unknown, or shape, lengths, hash or content do not add up.
     """
     if expected is not None:
-        claimed = packed.data.shape if packed.coding is None else packed.coding.shape
+        claimed = packed.data.shape if packed.encoding is None else packed.encoding.shape
         if list(claimed) != list(expected):
             raise PhotonError(f"link: {where} has shape {tuple(claimed)}, expected {tuple(expected)}")
-    if packed.coding is None:
+    if packed.encoding is None:
         return packed.data
     try:
-        return _unpack(packed.data, packed.coding)
+        return _unpack(packed.data, packed.encoding)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         # Arguments and content come from elsewhere: what a codec refuses is the sender's fault.
         raise PhotonError(f"link: {where} cannot be decoded ({error})") from error
 
 
-def coded_bytes(codecs: Sequence[Codec], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+def encoded_bytes(codecs: Sequence[Codec], shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
     """Return the exact length of the payload of a tensor, headers not included.
 
     Raises
@@ -380,8 +380,8 @@ class _Step(NamedTuple):
     after: Layout
 
 
-def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
-    steps = _steps(coding)
+def _unpack(data: torch.Tensor, encoding: Encoding) -> torch.Tensor | SparseTensor:
+    steps = _steps(encoding)
     if data.dtype != torch.uint8 or data.dim() != 1:
         raise ValueError("the payload is not made of bytes")
     sides = sum(step.after.side for step in steps if not step.codec.on_bytes)
@@ -389,7 +389,7 @@ def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
     needed = _nbytes(last) + (0 if steps[-1].codec.on_bytes else sides)
     if data.numel() != needed:
         raise ValueError(f"it has {data.numel()} bytes, its codecs and its shape need {needed}")
-    if hash_of(data.numpy().data) != coding.blake3:
+    if hash_of(data.numpy().data) != encoding.blake3:
         raise ValueError("its BLAKE3 hash is not the one that was sent; it was damaged on its way")
     while steps and steps[-1].codec.on_bytes:
         step = steps.pop()
@@ -397,7 +397,7 @@ def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
         assert isinstance(undone, torch.Tensor)
         data = undone
     pieces = list(data.split([*(step.after.side for step in steps), data.numel() - sides]))
-    final = steps[-1].after if steps else Layout(tuple(coding.shape), DTYPES[coding.dtype])
+    final = steps[-1].after if steps else Layout(tuple(encoding.shape), DTYPES[encoding.dtype])
     values: torch.Tensor | SparseTensor = _view(pieces.pop(), final)
     for step in reversed(steps):
         if isinstance(values, SparseTensor):
@@ -406,17 +406,17 @@ def _unpack(data: torch.Tensor, coding: Coding) -> torch.Tensor | SparseTensor:
     return values
 
 
-def _steps(coding: Coding) -> list[_Step]:
+def _steps(encoding: Encoding) -> list[_Step]:
     """Follow the shapes through the codecs, and check them, without touching the payload."""
-    dtype = DTYPES.get(coding.dtype)
+    dtype = DTYPES.get(encoding.dtype)
     if dtype is None or not dtype.is_floating_point:
-        raise ValueError(f"its type {coding.dtype!r} is none that is encoded")
-    if any(size < 1 for size in coding.shape) or math.prod(coding.shape) > MAX_ELEMENTS:
-        raise ValueError(f"its shape {coding.shape} is impossible")
-    layout = Layout(tuple(coding.shape), dtype)
+        raise ValueError(f"its type {encoding.dtype!r} is none that is encoded")
+    if any(size < 1 for size in encoding.shape) or math.prod(encoding.shape) > MAX_ELEMENTS:
+        raise ValueError(f"its shape {encoding.shape} is impossible")
+    layout = Layout(tuple(encoding.shape), dtype)
     pending = 0
     steps = []
-    for entry in coding.codecs:
+    for entry in encoding.codecs:
         codec = _codec(entry)
         if codec.on_bytes:
             layout, pending = Layout((_nbytes(layout) + pending,), torch.uint8), 0

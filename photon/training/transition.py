@@ -1,8 +1,8 @@
-"""The switch of the low-communication papers: a warm-up with other settings, and what changes when it ends.
+"""The transition of the low-communication papers: a warm-up with other settings, and what its end changes.
 
 From one global step on the local optimizer has other settings and another factor of the learning rate, which
 `photon.training.loop.LocalTrainer` sets at every step. State groups may be zeroed there. That happens to a
-value when it is first used after the switch: so it happens once, whenever its owner comes back.
+value when it is first used after the transition: so it happens once, whenever its owner comes back.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from photon.components import build, nearest
-from photon.config.schema import SwitchSection
+from photon.config.schema import TransitionSection
 from photon.errors import PhotonError
 from photon.training.groups import StateGroups
 from photon.training.loop import probe_state_shapes
@@ -20,8 +20,8 @@ from photon.training.loop import probe_state_shapes
 BASIS = "basis"
 
 
-def at_switch(
-    switch: SwitchSection,
+def at_transition(
+    transition: TransitionSection,
     groups: StateGroups,
     scalars: Mapping[str, float],
     *,
@@ -30,12 +30,12 @@ def at_switch(
     averaged_since: Mapping[str, int],
     scalars_of_others: Mapping[str, float],
 ) -> tuple[StateGroups, dict[str, float]]:
-    """Return the state of a local optimizer to train from, with what the switch does to it.
+    """Return the state of a local optimizer to train from, with what the transition does to it.
 
     Parameters
     ----------
-    switch
-        The switch.
+    transition
+        The transition.
     groups, scalars
         The state that a silo has kept, with the averages that it has received put in their places.
     global_step
@@ -45,14 +45,15 @@ def at_switch(
     averaged_since
         State group that was received to the step at which it was averaged.
     scalars_of_others
-        The scalars that go with averages from after the switch: with ``reset_step`` the silo's own do not.
+        The scalars that go with averages from after the transition: with ``reset_step`` the silo's own do
+        not.
     """
 
     def crossed(since: int) -> bool:
-        return since <= switch.step <= global_step
+        return since <= transition.step <= global_step
 
     def zeroed(group: str) -> bool:
-        return group in switch.zero and crossed(averaged_since.get(group, kept_since))
+        return group in transition.zero and crossed(averaged_since.get(group, kept_since))
 
     groups = {
         group: {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
@@ -61,43 +62,47 @@ def at_switch(
         for group, tensors in groups.items()
     }
     numbers = dict(scalars)
-    if switch.reset_step and "step" in numbers and crossed(kept_since):
+    if transition.reset_step and "step" in numbers and crossed(kept_since):
         counted = any(not crossed(since) for since in averaged_since.values())
         numbers["step"] = scalars_of_others["step"] if counted else 0.0
     return groups, numbers
 
 
-def check_switch(switch: SwitchSection, optimizer: Mapping[str, Any]) -> None:
-    """Check that a local optimizer can go over the switch.
+def check_transition(transition: TransitionSection, optimizer: Mapping[str, Any]) -> None:
+    """Check that a local optimizer can go over the transition.
 
     Raises
     ------
     PhotonError
         If it does not take the new settings, they change its state groups, or there is none to zero.
     """
-    if "lr" in switch.optimizer:
-        raise PhotonError("switch.optimizer.lr: the learning rate is the schedule's; set switch.lr_scale")
-    after = {**optimizer, **switch.optimizer}
-    built = build(after, "switch.optimizer", [torch.nn.Parameter(torch.zeros(2, 2))])
-    for name in switch.optimizer:
+    if "lr" in transition.optimizer:
+        raise PhotonError(
+            "transition.optimizer.lr: the learning rate is the schedule's; set transition.lr_scale"
+        )
+    after = {**optimizer, **transition.optimizer}
+    built = build(after, "transition.optimizer", [torch.nn.Parameter(torch.zeros(2, 2))])
+    for name in transition.optimizer:
         if not any(name in group for group in built.param_groups):
-            raise PhotonError(f"switch.optimizer.{name}: this optimizer cannot change it once it is built")
+            raise PhotonError(
+                f"transition.optimizer.{name}: this optimizer cannot change it once it is built"
+            )
     shapes = probe_state_shapes(optimizer)
     if probe_state_shapes(after) != shapes:
         raise PhotonError(
-            "switch.optimizer: the local optimizer would have other state groups after the switch; keep "
-            "their number and sizes (a momentum of weight 0 has no state)"
+            "transition.optimizer: the local optimizer would have other state groups after the transition; "
+            "keep their number and sizes (a momentum of weight 0 has no state)"
         )
     moments = sorted(set(shapes) - {BASIS})
-    for group in switch.zero:
+    for group in transition.zero:
         if group not in moments:
             raise PhotonError(
-                f"switch.zero: {group} is no moment of the local optimizer{nearest(group, moments)}; "
+                f"transition.zero: {group} is no moment of the local optimizer{nearest(group, moments)}; "
                 f"there are {', '.join(moments) or 'none'}"
             )
     corrected = {group for group in moments if group.startswith("exp_avg")}
-    if switch.reset_step and (missing := sorted(corrected - set(switch.zero))):
+    if transition.reset_step and (missing := sorted(corrected - set(transition.zero))):
         raise PhotonError(
-            f"switch.reset_step=true: bias correction from step 0 is wrong for moments that are kept; add "
-            f"{', '.join(missing)} to switch.zero"
+            "transition.reset_step=true: bias correction from step 0 is wrong for moments that are kept; "
+            f"add {', '.join(missing)} to transition.zero"
         )
