@@ -158,7 +158,7 @@ class TrainRequest(Body):
     cohort
         Participants of the round.
     fixed
-        SHA-256 of each group that is sent once, ``fixed/…``, whether or not it comes with this order.
+        SHA-256 of each group that is sent once, ``fixed/…``, whether or not it comes with this request.
     base_hash
         If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
         it is to be added.
@@ -222,7 +222,7 @@ class PrivacyReport(Body):
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it.
 
-    ``release`` tells of clipping and noise, where there are any. ``scalars`` are the scalar states of the
+    ``privacy`` tells of clipping and noise, where there are any. ``scalars`` are the scalar states of the
     local optimizer, such as ``step``; ``diagnostics`` holds further figures by name, where the run asks for
     them. A federation reports the steps of one of its silos, the tokens of all, its own rounds as its
     position, how many silos it has (``leaves``), and what the key blocks are that it passes on

@@ -150,7 +150,7 @@ class SiloFinished(Event):
     Where no steps were taken, ``tokens`` were read, and there is no loss, gradient and learning rate (NaN).
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
-    are names, shapes, request and report. ``release`` is None where updates leave as they are.
+    are names, shapes, request and report. ``privacy`` is None where updates leave as they are.
     """
 
     round: int

@@ -139,11 +139,11 @@ def test_every_silo_sits_on_one_schedule_also_after_missed_rounds(
     from photon.training.schedule import build_schedule
 
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    silos = events_of(tmp_path / "run", SiloFinished)
-    assert len({silo.silo for silo in silos}) > 1, "the draw must leave somebody out"
-    for silo in silos:
-        last_step = silo.round * config.local_steps - 1
-        assert silo.learning_rate == pytest.approx(
+    replies = events_of(tmp_path / "run", SiloFinished)
+    assert len({reply.silo for reply in replies}) > 1, "the draw must leave somebody out"
+    for reply in replies:
+        last_step = reply.round * config.local_steps - 1
+        assert reply.learning_rate == pytest.approx(
             config.model.recipe.learning_rate * schedule(last_step), rel=1e-12
         )
 
@@ -151,9 +151,9 @@ def test_every_silo_sits_on_one_schedule_also_after_missed_rounds(
 def test_no_window_is_trained_twice_or_skipped(run_small: Run, tmp_path: Path) -> None:
     run_small("cohort=2", "rounds=5")
     checkpoint, _ = CheckpointStore(tmp_path / "run" / "checkpoints").latest()
-    silos = events_of(tmp_path / "run", SiloFinished)
+    replies = events_of(tmp_path / "run", SiloFinished)
     for silo, entry in checkpoint.state.ledger.items():
-        steps = sum(one.steps for one in silos if one.silo == silo)
+        steps = sum(reply.steps for reply in replies if reply.silo == silo)
         assert entry.position == steps * 4
         assert entry.tokens == steps * 4 * 16
     assert checkpoint.state.tokens == sum(entry.tokens for entry in checkpoint.state.ledger.values())
@@ -161,17 +161,17 @@ def test_no_window_is_trained_twice_or_skipped(run_small: Run, tmp_path: Path) -
 
 def test_summary_holds_the_measured_figures(run_small: Run, tmp_path: Path) -> None:
     summary = run_small("cohort=2")
-    silos = events_of(tmp_path / "run", SiloFinished)
+    replies = events_of(tmp_path / "run", SiloFinished)
     model_bytes = sum(tensor.nbytes for tensor in final_params(tmp_path / "run").values())
     assert summary["rounds"] == 3
     assert summary["tokens"] == 3 * 2 * 4 * 4 * 16
     evaluated = events_of(tmp_path / "run", Evaluated)
     for direction in ("up", "down"):
-        crossed = sum(getattr(event, f"bytes_{direction}") for event in [*silos, *evaluated])
+        crossed = sum(getattr(event, f"bytes_{direction}") for event in [*replies, *evaluated])
         assert summary["bytes"][direction] == crossed
-    for silo in silos:
-        assert model_bytes < silo.bytes_up < model_bytes * 1.2 + 4000
-        assert model_bytes < silo.bytes_down < model_bytes * 1.2 + 8000
+    for reply in replies:
+        assert model_bytes < reply.bytes_up < model_bytes * 1.2 + 4000
+        assert model_bytes < reply.bytes_down < model_bytes * 1.2 + 8000
     assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
     assert summary["seconds"]["total"] > summary["seconds"]["training"] > 0
     assert len(summary["weights_sha256"]) == 64

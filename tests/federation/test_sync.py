@@ -246,12 +246,12 @@ def test_the_bytes_of_each_group_are_four_times_its_elements(
     params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
     expected = sent(sum(4 * tensor.numel() for tensor in params.values()))
     events = read_events(tmp_path / "run" / "events.jsonl")
-    silos = [event for event in events if isinstance(event, SiloFinished)]
+    replies = [event for event in events if isinstance(event, SiloFinished)]
     down = {1: {"params": expected["params"]}, 2: expected}
-    for silo in silos:
-        assert silo.group_bytes_up == expected
-        assert silo.group_bytes_down == down[silo.round]
-        assert 0 < silo.bytes_up - sum(expected.values()) < 20_000
+    for reply in replies:
+        assert reply.group_bytes_up == expected
+        assert reply.group_bytes_down == down[reply.round]
+        assert 0 < reply.bytes_up - sum(expected.values()) < 20_000
     assert summary["bytes"]["per_group"] == {
         group: {"up": 6 * count, "down": 3 * (count + down[1].get(group, 0))}
         for group, count in expected.items()

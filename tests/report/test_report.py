@@ -304,7 +304,7 @@ def _node(name: str, perplexity: float) -> dict[str, SiloEvaluation]:
 
 
 def _tree_events(
-    events: list[Event], tree: dict[str, Any] | None, silos: dict[str, int], values: dict[str, float]
+    events: list[Event], tree: dict[str, Any] | None, replies: dict[str, int], values: dict[str, float]
 ) -> list[Event]:
     """Tell of two rounds, in which silos sent this many bytes up and got ten times as many."""
     started = next(event for event in events if isinstance(event, RunStarted))
@@ -315,7 +315,7 @@ def _tree_events(
         if number:
             told += [
                 dataclasses.replace(finished, round=number, silo=name, bytes_up=size, bytes_down=10 * size)
-                for name, size in silos.items()
+                for name, size in replies.items()
             ]
             told.append(Diagnostics(time=evaluation.time, round=number, values=values))
             closed = next(e for e in events if isinstance(e, RoundFinished))

@@ -18,10 +18,10 @@ def test_equal_updates_have_no_noise() -> None:
 
 def test_known_noise_and_signal_are_found() -> None:
     generator = np.random.default_rng(0)
-    signal, noise, size, clients = 2.0, 0.5, 400, 4
+    signal, noise, size, silos = 2.0, 0.5, 400, 4
     running = NoiseScale()
     for _ in range(300):
-        updates = signal / math.sqrt(size) + noise * generator.standard_normal((clients, size))
+        updates = signal / math.sqrt(size) + noise * generator.standard_normal((silos, size))
         norms = np.linalg.norm(updates, axis=1)
         running = running.add(float(np.linalg.norm(updates.mean(axis=0))), norms.tolist())
     figures = running.figures()

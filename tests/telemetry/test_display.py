@@ -101,13 +101,13 @@ def test_the_view_shows_each_silo_in_its_state(events: list[Event]) -> None:
         display(event)
     started = told[-1]
     assert isinstance(started, RoundStarted)
-    silo = next(e for e in events[len(told) :] if isinstance(e, SiloFinished))
-    display(silo)
+    reply = next(e for e in events[len(told) :] if isinstance(e, SiloFinished))
+    display(reply)
     rows = {line.split()[0]: line for line in _frame(display).splitlines() if line.strip()}
     for name in ("cpp", "legal", "prose", "python"):
-        if name == silo.silo:
+        if name == reply.silo:
             assert "✓ done" in rows[name]
-            assert f"{silo.loss:.3f}" in rows[name]
+            assert f"{reply.loss:.3f}" in rows[name]
         elif name in started.cohort:
             assert "● training" in rows[name]
         else:
