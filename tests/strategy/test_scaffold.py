@@ -183,6 +183,6 @@ def test_what_it_does_not_go_with_is_refused(overrides: list[str], message: str,
 def test_two_devices_train_as_one(run_small: Run) -> None:
     chosen = (*SCAFFOLD, "cohort=2", "rounds=3")
     one = run_small(*chosen, name="one")
-    for parallel in ("ddp", "fsdp"):
-        two = run_small(*chosen, "training.processes=2", f"training.parallel={parallel}", name=parallel)
-        assert two["perplexity"]["final"] == pytest.approx(one["perplexity"]["final"], rel=1e-5)
+    # Sharded, which asks most of it; tests/silo/test_group.py has hooks in replicas, too.
+    two = run_small(*chosen, "training.processes=2", "training.parallel=fsdp", name="two")
+    assert two["perplexity"]["final"] == pytest.approx(one["perplexity"]["final"], rel=1e-5)
