@@ -173,7 +173,7 @@ def problem_with(
     Parameters
     ----------
     text_tokens
-        Tokens of the training text, which an order of no steps has the silo read once.
+        Tokens of the training text, which a request of no steps has the silo read once.
     federation
         Whether it comes from a federation, whose pace and members are its own.
     rows

@@ -20,7 +20,7 @@ from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
 from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
-from photon.strategy.contract import PARAMS, Contract, Role, check_promises
+from photon.strategy.contract import PARAMS, Contract, check_promises, role_of
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
@@ -84,20 +84,28 @@ class RequestWriter:
             self._shapes = shapes_of({PARAMS: checkpoint.load_params()})[PARAMS]
         return self._shapes
 
-    def contract(self, server_round: int, checkpoint: Checkpoint, participant: str) -> Contract:
-        """Return what a participant's reply of a round may hold.
+    def _contracts(
+        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+    ) -> dict[str, Contract]:
+        """Return what each participant's reply of a round may hold; those of one role share one contract.
 
         Raises
         ------
         PhotonError
             If something would leave without the noise or the mask that the run promises.
         """
-        role: Role = "federation" if self._roster.is_federation(participant) else "silo"
-        if participant == self._config.federation.server_silo:
-            role = "server_silo"
-        contract = self._strategy.contract(server_round, self.shapes(checkpoint), role)
-        check_promises(contract, self._config.privacy)
-        return contract
+        server_silo = self._config.federation.server_silo
+        federations = {silo.name for silo in self._roster.silos() if silo.federation}
+        roles = {
+            one.name: role_of(one.name, server_silo, federation=one.name in federations) for one in cohort
+        }
+        contracts = {
+            role: self._strategy.contract(server_round, self.shapes(checkpoint), role)
+            for role in set(roles.values())
+        }
+        for contract in contracts.values():
+            check_promises(contract, self._config.privacy)
+        return {name: contracts[role] for name, role in roles.items()}
 
     def train_requests(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
@@ -150,7 +158,7 @@ class RequestWriter:
         everything = len(self.shapes(checkpoint))
         encoded: dict[tuple[int, tuple[str, ...], bool], RecordDict] = {}
         messages: dict[str, Message] = {}
-        contracts: dict[str, Contract] = {}
+        contracts = self._contracts(server_round, checkpoint, cohort)
         tickets: dict[str, Ticket | None] = {}
         for participant in cohort:
             name, request = participant.name, requests[participant.name]
@@ -162,7 +170,6 @@ class RequestWriter:
             if (key := (id(groups[name]), tuple(own), follows)) not in encoded:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, is_full)
             content = RecordDict(dict(encoded[key]))
-            contracts[name] = self.contract(server_round, checkpoint, name)
             due = nbytes_of(contracts[name])
             tickets[name] = self._link.admit(content, due, run_id, server_round)
             request = request.model_copy(update={"base_hash": base_hash if follows else None, "fixed": fixed})

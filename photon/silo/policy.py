@@ -154,11 +154,10 @@ class SiloPolicy(Section):
         if self.max_parameters is None:
             return
         # Here, because scripts/federation.sh reads policies and needs no models otherwise.
-        from photon.models.build import parameter_count
-        from photon.objective.configured import model_of
+        from photon.silo.shapes import param_shapes
 
-        model = model_of(config, vocab_size, "meta")
-        self._at_most(silo, "max_parameters", parameter_count(model), "a model of {:,} parameters")
+        parameters = sum(shape.numel() for shape in param_shapes(config, vocab_size).values())
+        self._at_most(silo, "max_parameters", parameters, "a model of {:,} parameters")
 
     def check_train_request(self, request: TrainRequest) -> None:
         """Check with whom, and under what, an update would leave.

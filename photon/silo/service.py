@@ -72,7 +72,7 @@ class SiloNode:
     @property
     def vocab_size(self) -> int:
         """Tokens that the text knows."""
-        return self.site.prepared().manifest.vocab_size
+        return self.site.vocab_size
 
     def check_asked(self, silo: str, members: list[str]) -> None:
         """Check that a participant is one of the silos here, and is asked to train on its own text.

@@ -11,7 +11,7 @@ from photon.errors import PhotonError
 from photon.link.messages import TrainRequest
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import PARAMS, Contract, Role
+from photon.strategy.contract import PARAMS, Contract, role_of
 
 
 def contract_of(
@@ -28,9 +28,7 @@ def contract_of(
     federation
         Whether a federation acts as the silo.
     """
-    role: Role = "federation" if federation else "silo"
-    if silo == config.federation.server_silo:
-        role = "server_silo"
+    role = role_of(silo, config.federation.server_silo, federation=federation)
     return strategy_of(config).contract(server_round, param_shapes(config, vocab_size), role)
 
 

@@ -159,6 +159,11 @@ class SiloSite:
         """What reads and writes the tensors of messages here."""
         return SiloLink(self.store, self.state)
 
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that the text here knows."""
+        return self.prepared().manifest.vocab_size
+
     def fixed_groups(self, silo: str) -> FixedGroups:
         """Return what a silo has of the state groups that are sent once."""
         return FixedGroups(self.state / silo / "fixed")

@@ -12,7 +12,7 @@ from photon.silo.kept import kept_of
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import PARAMS, Contract
+from photon.strategy.contract import PARAMS, Contract, role_of
 from photon.strategy.local import LostStateError, Request, Start
 from photon.training.groups import Tensors
 from photon.training.transition import at_transition
@@ -25,7 +25,7 @@ def request_of(request: TrainRequest, contract: Contract, config: RunConfig, voc
         round=request.round,
         global_step=request.global_step,
         steps=request.steps,
-        role="server_silo" if request.silo == config.federation.server_silo else "silo",
+        role=role_of(request.silo, config.federation.server_silo, federation=False),
         last_round=request.last_round,
         scalars=request.scalars,
         averaged_rounds=request.averaged_rounds,

@@ -27,7 +27,7 @@ def sum_up(
     site: SiloSite,
     config: RunConfig,
 ) -> tuple[PackedGroups, TrainReport]:
-    """Carry out an order of no steps, in this process, whatever number of them train together.
+    """Carry out a request of no steps, in this process, whatever number of them train together.
 
     Nothing is kept for the next round but the reply, and the silo's place in its text stays.
 

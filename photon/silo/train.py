@@ -63,7 +63,7 @@ def train(
     trained = time.perf_counter()
 
     leaves = dict(finish.leaves)
-    diagnostics = {**start.figures, **finish.figures}
+    diagnostics = dict(start.figures)
     if config.telemetry.diagnostics:
         diagnostics |= diagnose(finish.trained, start, data, request, config)
     leaves[PARAMS], privacy_report, norm = privatised(leaves[PARAMS], start.reference, request, site, store)

@@ -23,10 +23,6 @@ MOST_KEPT = 8
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 
 
-class LostGroupError(PhotonError):
-    """A silo was told the hash of a group that it does not have."""
-
-
 def group_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order."""
     digest = hashlib.sha256()
@@ -65,10 +61,8 @@ class FixedGroups:
 
         Raises
         ------
-        LostGroupError
-            If one neither came nor is here.
         PhotonError
-            If one that came has another hash.
+            If one neither came nor is here, or one that came has another hash.
         """
         if stray := sorted(group for group in groups if group.startswith(FIXED) and group not in hashes):
             raise PhotonError(f"{stray[0]} came without its hash; server and silos must run the same photon")
@@ -107,7 +101,7 @@ class FixedGroups:
             tensors = {}
         if not tensors or group_sha256(tensors) != sha256:
             path.unlink(missing_ok=True)
-            raise LostGroupError(
+            raise PhotonError(
                 f"{silo} has lost {group}, which is sent once; its next request after this failure brings it"
             )
         os.utime(path)

@@ -25,6 +25,21 @@ LOCAL, SHARED = "local/", "shared/"
 RECEIVED = SHARED + "received"
 
 
+def role_of(participant: str, server_silo: str | None, *, federation: bool) -> Role:
+    """Return what a participant is.
+
+    Parameters
+    ----------
+    server_silo
+        The silo that the federation itself has, ``federation.server_silo``.
+    federation
+        Whether the participant is a federation.
+    """
+    if participant == server_silo:
+        return "server_silo"
+    return "federation" if federation else "silo"
+
+
 @dataclass(frozen=True)
 class Leaving:
     """A state group that may leave a silo.

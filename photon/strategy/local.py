@@ -148,15 +148,12 @@ class Finish:
         Groups that the silo keeps until its next request, those of the local optimizer among them.
     scalars
         Scalars that stay with them.
-    figures
-        Figures for the report.
     """
 
     trained: GroupResult
     leaves: StateGroups
     stays: StateGroups
     scalars: Mapping[str, float]
-    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class LocalMethod:

@@ -66,7 +66,7 @@ class BranchNode(FederationNode):
     @property
     def vocab_size(self) -> int:
         """Tokens that the text knows."""
-        return self.site.prepared().manifest.vocab_size
+        return self.site.vocab_size
 
     def check_asked(self, silo: str, members: list[str]) -> None:
         """Check that a request means this federation, and that all its silos live here.

@@ -134,7 +134,7 @@ class IslandsNode(FederationNode):
     @property
     def vocab_size(self) -> int:
         """Tokens that the text knows."""
-        return self.site.prepared().manifest.vocab_size
+        return self.site.vocab_size
 
     def cost(self, request: TrainRequest) -> dict[str, Cost]:
         """Return what all islands together do with the silo's text."""
