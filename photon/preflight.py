@@ -34,7 +34,7 @@ from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pi
 from photon.objective.base import Objective
 from photon.objective.configured import objective_of
 from photon.strategy.base import Strategy, strategy_of
-from photon.subfederation.config import border_privacy, node_sections
+from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
 from photon.training.schedule import build_schedule
@@ -277,10 +277,10 @@ def _check_nodes(config: RunConfig) -> None:
 def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
     """Check the sections that a node sets for itself, and return the configuration with them."""
     sections = node_sections(config, node)
-    if node.privacy is not None and border_privacy(config, node).clip_norm is None:
+    if node.privacy is not None and config.border_privacy(node).clip_norm is None:
         raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
     alone = config.federation.model_copy(update={"tree": None})
-    privacy = border_privacy(config, node) if node.privacy is not None else config.privacy
+    privacy = config.border_privacy(node) if node.privacy is not None else config.privacy
     own = {**sections, "federation": alone, "privacy": privacy}
     return preflight(config.model_copy(update=own))
 

@@ -551,7 +551,7 @@ def test_a_gateway_is_judged_as_the_federation_that_it_is(
     monkeypatch.setattr(Member, "train", lambda *_: pytest.fail("it was let through"))
     (tmp_path / "north.yaml").write_text("name: north\nrounds: 3\nsilos: 2\n")
     told = dict.fromkeys(("train_tokens", "validation_tokens", "unigram_loss", "roofline_flops"), 1)
-    words = {"name": "north", "tokenizer_sha256": "", "device": ""}
+    words = {"name": "north", "tokenizer_sha256": "0" * 64, "device": ""}
     told |= {"vocab_size": 300, "sequence_length": SEQUENCE_LENGTH}
     described = SiloInfo.model_validate({**told, **words, "federation": True})
     (tmp_path / "state" / "north").mkdir(parents=True)

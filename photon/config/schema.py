@@ -164,6 +164,39 @@ class CheckpointSection(Section):
     keep: int = Field(ge=1, description="Newest checkpoints kept; every round makes one.")
 
 
+class AdmissionSection(Section):
+    """What a reply must be to count, beside what every reply must be."""
+
+    norm_factor: float | None = Field(
+        20.0,
+        gt=1,
+        description="Reject an update so many times as large as is usual: as the median of its round, "
+        "and of what was accepted before; null: whatever its size.",
+    )
+    quarantine_after: int | None = Field(
+        3,
+        ge=1,
+        description="Rejected replies in a row after which a silo is not drawn for a while; null: never.",
+    )
+    quarantine_rounds: int = Field(10, ge=1, description="Rounds for which it is not drawn then.")
+
+
+class GuardSection(Section):
+    """What happens when a round has made the model worse on validation text."""
+
+    action: Literal["undo", "stop", "off"] = Field(
+        "undo",
+        description="undo: the model is put back to what it was, suspects are named, and the run goes on; "
+        "stop: the run stops before the round counts; off: nothing.",
+    )
+    tolerance: float = Field(
+        0.5,
+        gt=0,
+        description="Smallest rise of the validation loss in nats, by the median of the silos, that is too "
+        "much; it may be more where earlier rounds have moved the loss by more.",
+    )
+
+
 class FederationSection(Section):
     """Where the silos run, and how long the server waits for them."""
 
@@ -187,6 +220,15 @@ class FederationSection(Section):
     max_failures: int | None = Field(
         ge=0, description="Failed silos a round may have before the run stops; null: any, given a quorum."
     )
+    max_weight: float = Field(
+        0.75,
+        gt=0,
+        le=1,
+        description="Largest share of a round's mean that a participant may have, by what its cohort was "
+        "asked; 1: whatever it counts for.",
+    )
+    admission: AdmissionSection = AdmissionSection()
+    guard: GuardSection = GuardSection()
     wait_for_silos: float = Field(ge=0, description="Seconds to wait at the start for silos.")
     silos: int | None = Field(ge=1, description="Silos expected at the start; null: those online.")
     tree: dict[str, Any] | str | None = Field(
@@ -499,6 +541,10 @@ class RunConfig(Section):
             return self.link
         store = self.link.store.model_copy(update={"url": str(Path(self.run_dir) / "store")})
         return self.link.model_copy(update={"store": store})
+
+    def border_privacy(self, node: TreeNode) -> PrivacySection:
+        """Return what is done to what a node of the tree sends to the federation above it."""
+        return PrivacySection.model_validate({**self.privacy.model_dump(), **(node.privacy or {})})
 
     @cached_property
     def text(self) -> str:

@@ -1,28 +1,35 @@
 """The server's gate: what a reply must be before it may touch the global model or a figure."""
 
-import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from flwr.app import Message
+from pydantic import ValidationError
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.exchange import Failure
+from photon.federation.sizes import Measured, clip_problem, measure, too_large
+from photon.link.bounded import one_line
 from photon.link.encoding import SparseTensor
 from photon.link.messages import (
     Body,
-    Description,
+    Described,
     EvaluateReport,
     SiloInfo,
     TrainReport,
     TrainRequest,
     unpack,
 )
+from photon.link.pipelines import uplink_pipelines
 from photon.link.transport import ServerLink, Ticket
 from photon.models.vocabulary import token_parameters, unpack_vocabulary
 from photon.strategy.contract import PARAMS, Contract
+
+#: Largest multiplier of noise that a silo is believed to have added of its own.
+MOST_NOISE = 100.0
 
 
 def shapes_of(groups: Mapping[str, Mapping[str, torch.Tensor]]) -> dict[str, dict[str, torch.Size]]:
@@ -41,10 +48,75 @@ def nbytes_of(contract: Contract) -> int:
 
 @dataclass(frozen=True)
 class Trained:
-    """A reply to a train request that may count: its report, and its state groups as they came."""
+    """A reply to a train request that may count.
+
+    Attributes
+    ----------
+    report
+        Its report; the norm of the update in it is computed.
+    groups
+        Its state groups as they came.
+    measured
+        How large they are.
+    """
 
     report: TrainReport
     groups: dict[str, dict[str, torch.Tensor | SparseTensor]]
+    measured: Measured
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a participant was asked to train, and what it has said of itself before.
+
+    Attributes
+    ----------
+    request, contract, ticket
+        What was asked, what the reply may hold, and where it may have been written.
+    sent
+        The global parameters.
+    silo
+        What it has said; None: several silos train together, as one.
+    sequence_length
+        Tokens of a window.
+    text_tokens
+        Tokens of the training text of its members.
+    local_steps
+        Local steps of a silo in a round of its own.
+    """
+
+    request: TrainRequest
+    contract: Contract
+    ticket: Ticket | None
+    sent: Mapping[str, torch.Tensor]
+    silo: SiloInfo | None
+    sequence_length: int
+    text_tokens: int
+    local_steps: int
+
+    @property
+    def is_federation(self) -> bool:
+        """Whether it is a federation, whose pace and members are its own."""
+        return self.silo is not None and self.silo.federation
+
+    @property
+    def leaves(self) -> int:
+        """Silos that train for it, as it has said before."""
+        return self.silo.leaves if self.silo is not None else 1
+
+    @property
+    def steps(self) -> int:
+        """Most local steps that one of its silos can have taken."""
+        if self.silo is None or not self.silo.federation:
+            return self.request.steps
+        return max(self.request.steps, self.silo.pace * self.local_steps)
+
+    @property
+    def tokens(self) -> int:
+        """Most tokens that it can have trained."""
+        if not self.request.steps:
+            return self.text_tokens
+        return self.steps * self.leaves * self.request.batch_size * self.sequence_length
 
 
 class Admission:
@@ -63,20 +135,35 @@ class Admission:
     def __init__(self, config: RunConfig, link: ServerLink) -> None:
         self._config = config
         self._link = link
+        up = uplink_pipelines(config.link)
+        codecs = [*up.params, *(codec for _, named in up.named for codec in named)]
+        self._lossy = not all(codec.on_bytes for codec in codecs)
 
-    def described(self, message: Message) -> list[SiloInfo] | Failure:
-        """Return the silos that a node describes, or why it is turned away.
+    def described(self, message: Message) -> tuple[list[SiloInfo], list[str]]:
+        """Return the silos that a node describes, and why others of its are turned away.
 
         Raises
         ------
         PhotonError
             If its answer cannot be read.
         """
-        silos = unpack(message.content, Description).silos
-        names = [silo.name for silo in silos]
-        if len(set(names)) < len(names):
-            return Failure("rejected", f"it describes {max(names, key=names.count)} more than once")
-        return silos
+        entries = unpack(message.content, Described).silos
+        silos, problems = [], []
+        times = Counter(str(entry.get("name")) for entry in entries)
+        for entry in entries:
+            name = one_line(str(entry.get("name")), 64)
+            try:
+                silo = SiloInfo.model_validate(entry)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(str(part) for part in first["loc"])
+                problems.append(one_line(f"silo {name!r} is turned away: its {where}: {first['msg']}"))
+                continue
+            if times[silo.name] > 1:
+                problems.append(f"silo {name!r} is turned away: it is described more than once")
+            else:
+                silos.append(silo)
+        return silos, list(dict.fromkeys(problems))
 
     def shared(self, message: Message, kind: type[Body]) -> Body | Failure:
         """Return a silo's part of a secure sum: its keys, its shares, or what unmasks the sum.
@@ -88,31 +175,8 @@ class Admission:
         """
         return unpack(message.content, kind)
 
-    def trained(
-        self,
-        message: Message,
-        request: TrainRequest,
-        contract: Contract,
-        ticket: Ticket | None,
-        *,
-        sequence_length: int,
-        text_tokens: int,
-        federation: bool,
-    ) -> Trained | Failure:
+    def trained(self, message: Message, asked: Asked) -> Trained | Failure:
         """Return a reply to a train request, or why it is rejected.
-
-        Parameters
-        ----------
-        message
-            The reply.
-        request, contract, ticket
-            What was asked, what the reply may hold, and where it may have been written.
-        sequence_length
-            Tokens of a window.
-        text_tokens
-            Tokens of the training text that it has described.
-        federation
-            Whether it comes from a federation, whose pace and members are its own.
 
         Raises
         ------
@@ -120,21 +184,58 @@ class Admission:
             If it cannot be read.
         """
         report = unpack(message.content, TrainReport)
-        groups = self._link.receive(message.content, ticket, {**contract.optional, **contract.due})
-        problem = problem_with(
-            report,
-            groups,
-            request,
-            contract,
-            sequence_length,
-            text_tokens=text_tokens,
-            rows=self._rows(contract),
-            federation=federation,
+        contract = asked.contract
+        groups = self._link.receive(message.content, asked.ticket, {**contract.optional, **contract.due})
+        if problem := problem_with(report, groups, asked, rows=self._rows(contract)):
+            return Failure("rejected", problem)
+        is_update = self._config.link.uplink_payload == "update"
+        masked = asked.request.masking is not None
+        measured = measure(
+            groups, contract, asked.sent, update=is_update, masked=masked, steps=max(1, report.steps)
         )
-        return Failure("rejected", problem) if problem else Trained(report, groups)
+        if problem := too_large(measured) or self._beyond_clip_norm(report, measured, asked):
+            return Failure("rejected", problem)
+        if measured.norm is not None:
+            report = report.model_copy(update={"update_norm": measured.norm})
+        elif report.update_norm is None:
+            return Failure("rejected", "it reports no norm of its masked update")
+        return Trained(report, groups, measured)
 
-    def evaluated(self, message: Message, server_round: int, silo: str) -> EvaluateReport | Failure:
+    def _beyond_clip_norm(self, report: TrainReport, measured: Measured, asked: Asked) -> str | None:
+        """Return why an update is longer than the run, or the border that it has crossed, allows."""
+        privacy = self._config.privacy
+        root = self._config.federation.root
+        node = None if root is None else root.child(asked.request.silo)
+        if node is not None and node.privacy is not None:
+            privacy = self._config.border_privacy(node)
+        elif asked.is_federation:
+            # Its silos' updates are bounded, and it has added up those of several rounds.
+            return None
+        rounded = self._lossy or bool(self._config.link.downlink)
+        by_parameters = self._config.link.uplink_payload == "parameters"
+        # Parameters that travel rounded differ from the sent ones by more than the update.
+        if privacy.clip_norm is None or measured.whole is None or (rounded and by_parameters):
+            return None
+        if asked.contract.own:
+            # Theirs is measured from what the silo had itself.
+            return None
+        told = report.privacy.noise_multiplier if report.privacy is not None else 0.0
+        count = sum(shape.numel() for shape in asked.contract.due.get(PARAMS, {}).values())
+        # A silo's own policy may ask for more noise than the run does, and for a smaller bound.
+        noise = max(privacy.noise_multiplier, min(told, MOST_NOISE))
+        return clip_problem(measured.whole, count, privacy.clip_norm, noise, lossy=self._lossy)
+
+    def evaluated(
+        self, message: Message, server_round: int, silo: SiloInfo, names: Collection[str]
+    ) -> EvaluateReport | Failure:
         """Return a silo's evaluation, or why it is rejected.
+
+        Parameters
+        ----------
+        silo
+            What it has said of itself.
+        names
+            Nodes of whose own models it may tell.
 
         Raises
         ------
@@ -142,9 +243,16 @@ class Admission:
             If it cannot be read.
         """
         report = unpack(message.content, EvaluateReport)
-        losses = [report.loss, *(node["loss"] for node in report.per_node.values())]
-        if (report.round, report.silo) != (server_round, silo) or not all(map(math.isfinite, losses)):
+        if (report.round, report.silo) != (server_round, silo.name):
             return Failure("rejected", f"its evaluation is not one of round {server_round}")
+        most = silo.validation_tokens or 0
+        told = [report.tokens, *(node["tokens"] for node in report.per_node.values())]
+        if max(told) > most:
+            return Failure(
+                "rejected", f"its evaluation is over {max(told):,} tokens, and it has described {most:,}"
+            )
+        if strangers := sorted(set(report.per_node) - set(names)):
+            return Failure("rejected", f"its evaluation tells of {strangers[0]}, which is none of its own")
         return report
 
     def _rows(self, contract: Contract) -> int | None:
@@ -157,32 +265,26 @@ class Admission:
 def problem_with(
     report: TrainReport,
     groups: Mapping[str, Mapping[str, torch.Tensor | SparseTensor]],
-    request: TrainRequest,
-    contract: Contract,
-    sequence_length: int,
+    asked: Asked,
     *,
-    text_tokens: int = 0,
-    federation: bool = False,
     rows: int | None = None,
 ) -> str | None:
     """Return why a reply is to be rejected, or None.
 
-    A reply must answer its own request, hold exactly the groups, names and shapes of the contract, and be
-    finite; of a masked one what is summed are integers of 32 bits. Sums are in float64.
+    A reply must answer its own request, say that it has done what was asked and no more than it has
+    described, and hold exactly the groups, names and shapes of the contract; of a masked one what is summed
+    are integers of 32 bits. Sums are finite and in float64.
 
     Parameters
     ----------
-    text_tokens
-        Tokens of the training text, which a request of no steps has the silo read once.
-    federation
-        Whether it comes from a federation, whose pace and members are its own.
     rows
         Rows of the embedding, if the report must tell which of them were trained; else it must not.
     """
+    request, contract = asked.request, asked.contract
     judged = (
-        _problem_with_report(report, request, sequence_length, federation=federation)
+        _problem_with_report(report, asked)
         if request.steps
-        else _problem_with_reading(report, request, text_tokens)
+        else _problem_with_reading(report, request, asked.text_tokens)
     )
     if judged:
         return judged
@@ -220,6 +322,8 @@ def _problem_with_values(tensor: torch.Tensor | SparseTensor, kind: str) -> str 
         return f"{tensor.dtype}, expected a sum in float64"
     if not tensor.dtype.is_floating_point:
         return f"{tensor.dtype}, expected floating point"
+    if kind != "sum":
+        return None  # How large they are is measured, and whether they are numbers at all.
     values = tensor.values if isinstance(tensor, SparseTensor) else tensor
     return "a value that is not finite" if values.numel() and not _finite(values) else None
 
@@ -249,25 +353,29 @@ def _problem_with_origin(report: TrainReport, request: TrainRequest) -> str | No
     return None
 
 
-def _problem_with_report(
-    report: TrainReport, request: TrainRequest, sequence_length: int, *, federation: bool
-) -> str | None:
+def _problem_with_report(report: TrainReport, asked: Asked) -> str | None:
+    request = asked.request
     if problem := _problem_with_origin(report, request):
         return problem
     if None in _figures_of_steps(report):
         return "it reports steps without a loss that is a number"
-    of_batch = request.batch_size * sequence_length
-    if federation:
-        if report.steps < 1 or not 0 < report.tokens <= report.steps * report.leaves * of_batch:
+    of_batch = request.batch_size * asked.sequence_length
+    if asked.is_federation:
+        if not (0 < report.steps <= asked.steps and report.leaves <= asked.leaves):
+            return (
+                f"it reports {report.steps} steps of {report.leaves} silos, and described {asked.leaves}, "
+                f"which take {asked.steps} at most"
+            )
+        if not 0 < report.tokens <= report.steps * report.leaves * of_batch:
             return f"it reports {report.tokens} tokens of {report.leaves} silos in {report.steps} steps"
         # One that has lost its state begins to count anew.
         if report.position < 1:
             return "it reports no round of its own"
-    else:
-        if report.steps != request.steps or report.tokens != request.steps * of_batch:
-            return f"it reports {report.steps} steps and {report.tokens} tokens, not what was asked for"
-        if report.position != request.position + request.steps * request.batch_size:
-            return f"it took its text up to window {report.position}, not what was asked for"
+        return None
+    if (report.steps, report.tokens, report.leaves) != (request.steps, request.steps * of_batch, 1):
+        return f"it reports {report.steps} steps and {report.tokens} tokens, not what was asked for"
+    if report.position != request.position + request.steps * request.batch_size:
+        return f"it took its text up to window {report.position}, not what was asked for"
     return None
 
 

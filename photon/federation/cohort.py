@@ -1,28 +1,61 @@
 """Who can train, whether they go together, and who is drawn for a round."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from photon.components import nearest
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.federation.roster import difference
 from photon.link.messages import SiloInfo
-from photon.state.checkpoint import Checkpoint
+from photon.state.checkpoint import Checkpoint, LedgerEntry
 from photon.strategy.base import Participant, Strategy
 
 
 def draw_cohort(
-    config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo], server_round: int
+    config: RunConfig,
+    strategy: Strategy,
+    silos: Sequence[SiloInfo],
+    server_round: int,
+    ledger: Mapping[str, LedgerEntry],
 ) -> list[Participant]:
-    """Draw the cohort: a function of seed, round and who is online, so a resumed run draws the same."""
+    """Draw the cohort: a function of seed, round, ledger and who is online, so a resumed run draws the same.
+
+    Those in quarantine are drawn only if the round could not count without them.
+    """
     server_silo = config.federation.server_silo
     everybody = strategy.participants(silos)
     online = [participant for participant in everybody if participant.name != server_silo]
+    free = [one for one in online if not is_quarantined(ledger, one.name, server_round)]
+    if len(free) >= config.federation.quorum:
+        online = free
     size = min(config.cohort or len(online), len(online))
     drawn = random.Random(f"{config.seed}/{server_round}").sample(online, size)
     if strategy.schedule == "parallel":
         drawn += [participant for participant in everybody if participant.name == server_silo]
     return sorted(drawn, key=lambda participant: participant.name)
+
+
+def is_quarantined(ledger: Mapping[str, LedgerEntry], name: str, server_round: int) -> bool:
+    """Tell whether a participant is not to be drawn for a round: too many of its replies were rejected."""
+    return name in ledger and server_round <= ledger[name].quarantined_until
+
+
+def reference_of(silos: Sequence[SiloInfo]) -> SiloInfo:
+    """Return a silo whose text was prepared as that of most.
+
+    Raises
+    ------
+    PhotonError
+        If as many were prepared in another way: nobody can say which are right.
+    """
+    kinds: dict[tuple[str, int, int], list[SiloInfo]] = {}
+    for silo in silos:
+        kinds.setdefault((silo.tokenizer_sha256, silo.vocab_size, silo.sequence_length), []).append(silo)
+    first, *others = sorted(kinds.values(), key=len, reverse=True)
+    if others and len(others[0]) == len(first):
+        raise PhotonError(str(difference(first[0], others[0][0])))
+    return first[0]
 
 
 def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]) -> None:
@@ -54,14 +87,6 @@ def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]
             f"there are {', '.join(names)}"
         )
     reference = silos[0]
-    for silo in silos:
-        for what in ("tokenizer_sha256", "vocab_size", "sequence_length"):
-            if getattr(silo, what) != getattr(reference, what):
-                raise PhotonError(
-                    f"silos {reference.name} and {silo.name} differ in {what} "
-                    f"({getattr(reference, what)} and {getattr(silo, what)}); "
-                    "prepare both with the same tokenizer and sequence length"
-                )
     if reference.sequence_length > config.model.sequence_length:
         raise PhotonError(
             f"the data's sequence length {reference.sequence_length} is longer than the model's "

@@ -8,18 +8,21 @@ from flwr.app import Message, RecordDict
 
 from photon.config.schema import FederationSection, RunConfig
 from photon.errors import RunError
+from photon.federation.admission import Asked
 from photon.federation.exchange import Failure, StragglerTimeout, exchange
 from photon.federation.pace import learnt_timeout
 from photon.federation.requests import Sent
 from photon.federation.round_events import RoundEvents, Traffic
 from photon.federation.secure import SecureSum
+from photon.federation.sizes import Plausibility, Sizes
+from photon.federation.spool import Spool
 from photon.federation.stations import Stations
 from photon.link.messages import BODY, Body, TrainReport, TrainRequest, pack
 from photon.link.records import count_bytes, dense_groups
 from photon.link.transport import group_bytes
 from photon.link.update import subtract
 from photon.state.checkpoint import Checkpoint, LedgerEntry
-from photon.strategy.base import Participant, Reply
+from photon.strategy.base import Limits, Participant, Reply
 
 
 @dataclass
@@ -34,11 +37,17 @@ class Collected:
         Seconds after which each reply was there.
     traffic
         Bytes of all of them.
+    sizes
+        How large each reply is, as `photon.federation.sizes` has it.
+    rejected
+        Participants whose reply was rejected.
     """
 
     reports: dict[str, TrainReport] = field(default_factory=dict)
     arrivals: dict[str, float] = field(default_factory=dict)
     traffic: Traffic = field(default_factory=Traffic)
+    sizes: dict[str, Sizes] = field(default_factory=dict)
+    rejected: set[str] = field(default_factory=set)
 
 
 class Failures:
@@ -148,24 +157,18 @@ def receiver(
         Tokens of a window.
     """
     begin = time.monotonic()
-    text_tokens = {silo.name: silo.train_tokens for silo in at.roster.silos()}
+    asked = _asked(at, sent, sequence_length)
+    limits = limits_of(asked, at.config.federation.max_weight)
 
     def receive(name: str, message: Message) -> Reply | Failure:
         arrived = time.monotonic() - begin
-        trained = at.admission.trained(
-            message,
-            sent.requests[name],
-            sent.contracts[name],
-            sent.tickets[name],
-            sequence_length=sequence_length,
-            text_tokens=sum(text_tokens.get(member, 0) for member in sent.requests[name].members),
-            federation=at.roster.is_federation(name),
-        )
+        trained = at.admission.trained(message, asked[name])
         if isinstance(trained, Failure):
             return trained
         report, groups = trained.report, trained.groups
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
+        collected.sizes[name] = trained.measured.sizes
         update = groups.pop("params", None) if at.config.link.uplink_payload == "update" else None
         if secure is not None:
             summed = sent.contracts[name].masked
@@ -174,49 +177,128 @@ def receiver(
             secure.add(name, dense_groups({"params": masked})["params"])
             update = {key: delta for key, delta in update.items() if key not in summed}
         sizes = count_bytes(message.content), group_bytes(message.content)
-        return Reply(name, report, dense_groups(groups), *sizes, update)
+        return Reply(name, report, dense_groups(groups), *sizes, update, limits[name])
 
     return receive
 
 
-def collect(
-    answers: Iterator[tuple[str, Reply | Failure]],
-    sent: Sent,
-    collected: Collected,
-    failures: Failures,
-    events: RoundEvents,
-    secure: SecureSum | None,
-    foldable: Callable[[Reply], Reply] | None,
-) -> Iterator[Reply]:
-    """Yield the replies that count in cohort order, and note what they brought.
+def _asked(at: Stations, sent: Sent, sequence_length: int) -> dict[str, Asked]:
+    """Return what each participant was asked, and what it and its members have said of themselves."""
+    silos = {silo.name: silo for silo in at.roster.silos()}
+    warmup = at.config.transition.local_steps if at.config.transition is not None else None
+    return {
+        name: Asked(
+            request=request,
+            contract=sent.contracts[name],
+            ticket=sent.tickets[name],
+            sent=sent.params,
+            silo=silos.get(name),
+            sequence_length=sequence_length,
+            text_tokens=sum(silos[member].train_tokens for member in request.members if member in silos),
+            local_steps=max(at.config.local_steps, warmup or 0),
+        )
+        for name, request in sent.requests.items()
+    }
 
-    Under secure aggregation none of them is known by itself: all are yielded with the mean of all at the end.
 
-    Parameters
+def limits_of(asked: Mapping[str, Asked], share: float) -> dict[str, Limits | None]:
+    """Return what each participant counts for at most, so that none has more than a share of its round.
+
+    With m the share, w_i ≤ m / (1 − m) · Σ_{j≠i} w_j, of what was asked of the cohort. In a round in which
+    others fail, what is left weighs more.
+    """
+    if share >= 1 or len(asked) < 2:
+        return dict.fromkeys(asked)
+    tokens, leaves = (sum(getattr(one, what) for one in asked.values()) for what in ("tokens", "leaves"))
+    factor = share / (1 - share)
+    return {
+        name: Limits(
+            tokens=max(1, int(factor * (tokens - one.tokens))),
+            leaves=max(1, int(factor * (leaves - one.leaves))),
+        )
+        for name, one in asked.items()
+    }
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What the answers of a round pass on their way to the fold.
+
+    Attributes
     ----------
+    sent, collected
+        What went out, and what replies bring beside their tensors.
+    failures, events
+        Where failures are counted, and where both are told.
+    judge
+        Whether sizes are plausible.
+    spool
+        Where replies wait.
+    secure
+        What masked updates were added to; None: nothing is masked.
     foldable
         Makes of a reply what the strategy folds; None: it folds what comes.
+    holds
+        Whether the strategy looks at all replies together.
     """
-    made = foldable or (lambda reply: reply)
-    waiting: list[Reply] = []
-    for name, answer in answers:
-        if isinstance(answer, Failure):
-            failures.add(name, answer)
-            continue
-        down = sent.down[name]
-        collected.reports[name] = answer.report
-        collected.traffic.add(answer, *down)
-        events.silo_finished(answer, *down)
-        if secure is None:
-            yield made(answer)
-        else:
-            waiting.append(answer)
-        del answer
-    if secure is not None:
+
+    sent: Sent
+    collected: Collected
+    failures: Failures
+    events: RoundEvents
+    judge: Plausibility
+    spool: Spool
+    secure: SecureSum | None
+    foldable: Callable[[Reply], Reply] | None
+    holds: bool
+
+    def replies(self, answers: Iterator[tuple[str, Reply | Failure]]) -> Iterator[Reply]:
+        """Yield the replies that count, in cohort order.
+
+        One that is as large as earlier ones were is folded at once. All others wait until every reply is in,
+        or late, and are then judged beside each other: in the first round all, later hardly any.
+
+        Under secure aggregation none of them is known by itself: all are yielded with the mean of all at the
+        end.
+        """
+        waiting: dict[str, Reply] = {}
+        for name, answer in answers:
+            if isinstance(answer, Failure):
+                self._fail(name, answer)
+            elif self.secure is None and self.judge.at_once(self.collected.sizes[name]):
+                yield self._accepted(answer)
+            else:
+                waiting[name] = self.spool.keep(answer)
+            del answer
+        sizes = {name: self.collected.sizes[name] for name in waiting}
+        # Those who were accepted at once are beside them, too: the median is that of the round.
+        others = {name: self.collected.sizes[name] for name in self.collected.reports}
+        for name, problem in self.judge.problems({**others, **sizes}).items():
+            if waiting.pop(name, None) is not None:
+                self._fail(name, Failure("rejected", problem))
         # Of each the mean of all, whose mean it is; beside what it has sent without a mask.
-        mean = secure.mean()
-        for answer in waiting:
-            yield made(replace(answer, update={**mean, **(answer.update or {})}))
+        mean = self.secure.mean() if self.secure is not None else None
+        for name in list(waiting):
+            reply = waiting.pop(name)
+            if mean is not None:
+                reply = replace(reply, update={**mean, **(reply.update or {})})
+            yield self._accepted(reply)
+            del reply
+        # What is mapped from there stays what it is.
+        self.spool.clear()
+
+    def _fail(self, name: str, failure: Failure) -> None:
+        if failure.kind == "rejected":
+            self.collected.rejected.add(name)
+        self.failures.add(name, failure)
+
+    def _accepted(self, reply: Reply) -> Reply:
+        down = self.sent.down[reply.participant]
+        self.collected.reports[reply.participant] = reply.report
+        self.collected.traffic.add(reply, *down)
+        self.events.silo_finished(reply, *down)
+        folded = reply if self.foldable is None else self.foldable(reply)
+        return self.spool.keep(folded) if self.holds else folded
 
 
 def as_parameters(reply: Reply, checkpoint: Checkpoint) -> Reply:

@@ -64,7 +64,8 @@ class Evaluation:
         # The next round trains from what is evaluated here.
         records = self._link.send({"params": checkpoint.load_params()}, state.run_id, state.round + 1)
         messages = {}
-        for silo in self._asked():
+        asked = {silo.name: silo for silo in self._asked()}
+        for silo in asked.values():
             content = RecordDict(dict(records))
             request = EvaluateRequest(
                 round=state.round,
@@ -83,7 +84,7 @@ class Evaluation:
 
         def receive(name: str, message: Message) -> EvaluateReport | Failure:
             traffic["up"] += count_bytes(message.content)
-            return self._admission.evaluated(message, state.round, name)
+            return self._admission.evaluated(message, state.round, asked[name], own_nodes(sent_config, name))
 
         per_silo: dict[str, SiloEvaluation] = {}
         per_node: dict[str, SiloEvaluation] = {}
@@ -127,6 +128,14 @@ class Evaluation:
             else:
                 asked.append(silo)
         return asked
+
+
+def own_nodes(config: RunConfig, name: str) -> list[str]:
+    """Return the nodes of whose own models a silo, or a federation of the tree, may tell."""
+    node = None if config.federation.root is None else config.federation.root.child(name)
+    if node is None or node.is_silo:
+        return [name]
+    return [one.name for _, one in node.levels()]
 
 
 def _perplexity(loss: float) -> float:

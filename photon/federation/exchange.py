@@ -9,6 +9,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from photon.errors import PhotonError, RefusedError
+from photon.link.bounded import one_line
 from photon.link.records import count_bytes
 
 #: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
@@ -17,16 +18,22 @@ HELD_BYTES = 256 * 2**20
 #: Seconds that Flower keeps a message when rounds have no deadline.
 NO_DEADLINE_TTL = 7 * 86400.0
 
+#: Characters of why an answer does not count.
+MAX_REASON = 1000
+
 FailureKind = Literal["error", "rejected", "refused", "deadline", "unavailable"]
 Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a participant's answer does not count."""
+    """Why a participant's answer does not count: one line, of printable characters alone."""
 
     kind: FailureKind
     reason: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON))
 
 
 @dataclass(frozen=True)
@@ -169,3 +176,6 @@ def _accept(
         return Failure("refused", str(error))
     except PhotonError as error:
         return Failure("rejected", str(error))
+    except (MemoryError, RecursionError, OverflowError, ValueError) as error:
+        # Whatever the answer holds, it costs the answer and not the run.
+        return Failure("rejected", f"its answer cannot be read ({type(error).__name__}: {error})")

@@ -11,11 +11,13 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
-from photon.federation.cohort import check_same_data, check_silos, draw_cohort
-from photon.federation.collect import Collected, Failures, as_parameters, begin_secure_sum, collect, receiver
+from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
+from photon.federation.collect import Collected, Failures, Intake, as_parameters, begin_secure_sum, receiver
 from photon.federation.exchange import exchange
 from photon.federation.ledger import advance, first_state
 from photon.federation.origin import adopted, first_params
+from photon.federation.sizes import judge_of
+from photon.federation.spool import Spool
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.models.build import self_contained
@@ -88,7 +90,7 @@ class Federation:
         server_round = before.round + 1
         self._at.roster.refresh()
         silos = self._at.roster.silos()
-        cohort = draw_cohort(self.config, self._strategy, silos, server_round)
+        cohort = draw_cohort(self.config, self._strategy, silos, server_round, before.ledger)
         checkpoint = replace(checkpoint, participants=len(self._strategy.participants(silos)))
         self._events.round_started(before, cohort)
         collected = Collected()
@@ -97,7 +99,7 @@ class Federation:
         replies = self._train(server_round, checkpoint, cohort, collected)
         aggregate = self._strategy.aggregate_train(server_round, checkpoint, replies)
         self._at.requests.settle(collected.reports)
-        after = advance(self.config, before, collected.reports, collected.arrivals, aggregate)
+        after = advance(self.config, before, collected, aggregate)
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 
         def finish() -> None:
@@ -146,16 +148,18 @@ class Federation:
             deadline=federation.deadline,
             straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
         )
-        foldable = partial(as_parameters, checkpoint=checkpoint)
-        return collect(
-            answers,
-            sent,
-            collected,
-            failures,
-            self._events,
-            secure,
-            None if self._strategy.folds_updates else foldable,
+        intake = Intake(
+            sent=sent,
+            collected=collected,
+            failures=failures,
+            events=self._events,
+            judge=judge_of(self.config, checkpoint),
+            spool=Spool(self.run_dir / "replies"),
+            secure=secure,
+            foldable=None if self._strategy.folds_updates else partial(as_parameters, checkpoint=checkpoint),
+            holds=self._strategy.holds_replies,
         )
+        return intake.replies(answers)
 
     def _train_server_silo(
         self, server_round: int, checkpoint: Checkpoint, collected: Collected
@@ -197,6 +201,7 @@ class Federation:
             federation.wait_for_silos,
             nodes_may_join=federation.engine == "deployment" and federation.wait_for_silos > 0,
         )
+        self._at.roster.agree_on(reference_of(self._at.roster.silos()))
         silos = self._at.roster.silos()
         check_silos(self.config, self._strategy, silos)
         # Silos start from weights that the server sends.

@@ -3,10 +3,11 @@
 import math
 import statistics
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
-from photon.config.schema import RunConfig
+from photon.config.schema import AdmissionSection, RunConfig
 from photon.errors import RunError
+from photon.federation.collect import Collected
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.vocabulary import joined_vocabulary
 from photon.objective.configured import steps_of
@@ -30,8 +31,7 @@ def first_state(silo: SiloInfo) -> ServerState:
 def advance(
     config: RunConfig,
     before: ServerState,
-    reports: Mapping[str, TrainReport],
-    arrivals: Mapping[str, float],
+    collected: Collected,
     aggregate: Aggregate,
 ) -> ServerState:
     """Return the state after a round.
@@ -42,8 +42,8 @@ def advance(
         The run's configuration.
     before
         The state that the round began with.
-    reports, arrivals
-        Of each participant whose reply was folded: its report, and after how many seconds it came.
+    collected
+        What the replies brought.
     aggregate
         What the replies came to.
 
@@ -52,7 +52,7 @@ def advance(
     RunError
         If the outer step leaves no finite parameters.
     """
-    server_round = before.round + 1
+    server_round, reports = before.round + 1, collected.reports
     step = aggregate.step
     if not math.isfinite(step.pseudo_gradient_norm) or not math.isfinite(step.parameter_norm):
         raise RunError(
@@ -67,8 +67,11 @@ def advance(
             position=report.position,
             tokens=tokens,
             steps_per_second=report.steps / report.seconds["training"] if report.steps else None,
-            arrival_seconds=arrivals[name],
+            arrival_seconds=collected.arrivals[name],
+            sizes=dict(collected.sizes[name]),
         )
+    for name in collected.rejected - set(reports):
+        ledger[name] = _rejected(ledger.get(name, LedgerEntry()), server_round, config.federation.admission)
     return before.model_copy(
         update={
             "round": server_round,
@@ -82,10 +85,20 @@ def advance(
             "routed": list(aggregate.routed),
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(
-                aggregate.step.pseudo_gradient_norm, [reports[k].update_norm for k in aggregate.weights]
+                aggregate.step.pseudo_gradient_norm,
+                [reports[k].update_norm or 0.0 for k in aggregate.weights],
             ),
         }
     )
+
+
+def _rejected(entry: LedgerEntry, server_round: int, admission: AdmissionSection) -> LedgerEntry:
+    """Return the entry of a participant whose reply was rejected; after too many in a row it is not drawn."""
+    rejected = entry.rejected + 1
+    if rejected != admission.quarantine_after:
+        return entry.model_copy(update={"rejected": rejected})
+    until = server_round + admission.quarantine_rounds
+    return entry.model_copy(update={"rejected": 0, "quarantined_until": until})
 
 
 def _joined(before: str | None, reports: Collection[TrainReport]) -> str | None:

@@ -41,6 +41,8 @@ class Sent:
         Where each may write its reply; None: inside its message.
     down
         Bytes of the message, and those of each state group in it.
+    params
+        The global parameters, memory-mapped.
     """
 
     requests: Mapping[str, TrainRequest]
@@ -48,6 +50,7 @@ class Sent:
     contracts: Mapping[str, Contract]
     tickets: Mapping[str, Ticket | None]
     down: Mapping[str, tuple[int, dict[str, int]]]
+    params: Mapping[str, torch.Tensor]
 
 
 class RequestWriter:
@@ -181,7 +184,7 @@ class RequestWriter:
             name: (count_bytes(message.content), group_bytes(message.content))
             for name, message in messages.items()
         }
-        return Sent(requests, messages, contracts, tickets, down)
+        return Sent(requests, messages, contracts, tickets, down, checkpoint.load_params())
 
     def _once(self, participant: str, groups: Groups) -> tuple[Groups, dict[str, str]]:
         """Return what a participant is sent of its state groups, and the hashes of those that are sent once.

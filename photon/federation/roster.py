@@ -10,7 +10,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, exchange, time_to_live
-from photon.link.messages import BODY, Describe, SiloInfo, pack
+from photon.link.messages import BODY, MAX_MEMBERS, Describe, SiloInfo, pack
 
 #: Seconds a node may take to describe its silos (it imports torch and opens its data).
 DESCRIBE_DEADLINE = 120.0
@@ -43,6 +43,7 @@ class Roster:
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
         self._problems: dict[int, str] = {}
+        self._reference: SiloInfo | None = None
 
     def refresh(self) -> None:
         """Ask nodes that came online since the last call, and forget those that left."""
@@ -66,21 +67,45 @@ class Roster:
             for node in unknown
         }
 
-        def receive(_: str, reply: Message) -> list[SiloInfo] | Failure:
+        def receive(_: str, reply: Message) -> tuple[list[SiloInfo], list[str]] | Failure:
             return self._admission.described(reply)
 
         problems: dict[int, str] = {}
+        lines: list[str] = []
         for node, answer in exchange(self._grid, messages, receive, deadline=DESCRIBE_DEADLINE):
             if isinstance(answer, Failure):
                 problems[int(node)] = answer.reason
-            else:
-                self._hosts[int(node)] = answer
+                continue
+            silos, turned_away = answer
+            self._hosts[int(node)], others = self._fitting(silos)
+            lines += [f"node {node}: {line}" for line in turned_away + others]
+            if silos == [] and turned_away:
+                problems[int(node)] = turned_away[0]
         told, self._problems = self._problems, problems
-        return [
+        failed = [
             f"node {node} cannot describe its silos: {reason}"
             for node, reason in problems.items()
-            if told.get(node) != reason
+            if told.get(node) != reason and node not in self._hosts
         ]
+        return failed + lines
+
+    def agree_on(self, reference: SiloInfo) -> None:
+        """Turn away all silos whose text was not prepared as this one's, now and whenever they join."""
+        self._reference = reference
+        for node, silos in list(self._hosts.items()):
+            self._hosts[node], lines = self._fitting(silos)
+            for line in lines:
+                self._on_problem(f"node {node}: {line}")
+
+    def _fitting(self, silos: list[SiloInfo]) -> tuple[list[SiloInfo], list[str]]:
+        """Return the silos that go with the others, and why the rest is turned away."""
+        if self._reference is None:
+            return silos, []
+        problems = {silo.name: difference(self._reference, silo) for silo in silos}
+        return (
+            [silo for silo in silos if problems[silo.name] is None],
+            [f"silo {name} is turned away: {problem}" for name, problem in problems.items() if problem],
+        )
 
     def wait(self, silos: int | None, seconds: float, *, nodes_may_join: bool) -> None:
         """Wait until ``silos`` silos are online (None: any).
@@ -112,10 +137,6 @@ class Roster:
         """Return the online silos in name order."""
         found = {silo.name: silo for silos in self._hosts.values() for silo in silos}
         return [found[name] for name in sorted(found)]
-
-    def is_federation(self, name: str) -> bool:
-        """Tell whether an online silo is a federation."""
-        return any(silo.federation for silo in self.silos() if silo.name == name)
 
     def message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         """Return a message to the node that hosts all of ``members``.
@@ -164,8 +185,19 @@ class Roster:
         return nodes[names.index(members[0]) % len(nodes)]
 
 
-def joined(name: str, members: list[SiloInfo]) -> SiloInfo:
-    """Describe a federation by its members together."""
+def difference(one: SiloInfo, other: SiloInfo) -> str | None:
+    """Return in what two silos differ that must be alike, or None."""
+    for what in ("tokenizer_sha256", "vocab_size", "sequence_length"):
+        if getattr(one, what) != getattr(other, what):
+            return (
+                f"silos {one.name} and {other.name} differ in {what} ({getattr(one, what)} and "
+                f"{getattr(other, what)}); prepare both with the same tokenizer and sequence length"
+            )
+    return None
+
+
+def joined(name: str, members: list[SiloInfo], rounds: int = 1) -> SiloInfo:
+    """Describe a federation by its members together; ``rounds`` are its own in one of the one above."""
     shared = [silo for silo in members if silo.validation_tokens is not None]
     validation = sum(silo.validation_tokens or 0 for silo in shared)
     unigram = sum((silo.unigram_loss or 0.0) * (silo.validation_tokens or 0) for silo in shared)
@@ -176,5 +208,7 @@ def joined(name: str, members: list[SiloInfo]) -> SiloInfo:
             "validation_tokens": validation if shared else None,
             "unigram_loss": unigram / validation if validation else None,
             "federation": True,
+            "leaves": min(MAX_MEMBERS, sum(silo.leaves for silo in members)),
+            "pace": min(MAX_MEMBERS, rounds * max(silo.pace for silo in members)),
         }
     )

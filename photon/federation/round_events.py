@@ -136,7 +136,7 @@ class RoundEvents:
                 seconds=report.seconds,
                 bytes_up=reply.bytes_up,
                 bytes_down=bytes_down,
-                update_norm=report.update_norm,
+                update_norm=_number(report.update_norm),
                 tokens_per_second=speed,
                 mfu=mfu(speed, self._flops_per_token, roofline) if report.steps else None,
                 gradient_norm=_number(report.gradient_norm),
@@ -162,8 +162,7 @@ class RoundEvents:
 
     def silo_failed(self, server_round: int, name: str, failure: Failure) -> None:
         """Tell why a participant's answer does not count."""
-        reason = " ".join(failure.reason.split())
-        self.stream.emit(SiloFailed(round=server_round, silo=name, kind=failure.kind, reason=reason))
+        self.stream.emit(SiloFailed(round=server_round, silo=name, kind=failure.kind, reason=failure.reason))
 
     def round_finished(
         self,
@@ -239,7 +238,7 @@ def _round_finished(
 ) -> RoundFinished:
     names = list(aggregate.weights)
     weights = [aggregate.weights[name] for name in names]
-    norms = [reports[name].update_norm for name in names]
+    norms = [_number(reports[name].update_norm) for name in names]
     norm = aggregate.step.pseudo_gradient_norm
     tokens = sum(report.tokens for report in reports.values())
     agreed = consensus(norm, weights, norms)

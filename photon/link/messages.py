@@ -3,28 +3,34 @@
 They travel as one JSON string in a ``ConfigRecord``, beside the records of the state groups.
 """
 
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
 
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
-from photon.config.tree import MAX_ROUTED, SILO_NAME, RoutedTag
+from photon.config.tree import MAX_ROUTED, RoutedTag
 from photon.errors import PhotonError, RefusedError
 from photon.link import BODY
+from photon.link.bounded import (
+    MAX_FIGURE,
+    Count,
+    Figure,
+    FigureName,
+    Line,
+    Norm,
+    Positive,
+    Seconds,
+    Sha256,
+    SiloName,
+    ValidationLoss,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from photon.config.schema import RunConfig
-
-#: It becomes the name of a folder, on the server's word.
-SiloName = Annotated[str, StringConstraints(pattern=SILO_NAME)]
-#: Time that something has really taken, by a clock: speeds are computed from it.
-Seconds = Annotated[float, Field(ge=1e-6, allow_inf_nan=False)]
-
-#: It becomes the name of a file.
-Sha256 = Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
 
 #: Groups of a request that are sent once.
 MAX_FIXED = 4
@@ -32,6 +38,10 @@ MAX_FIXED = 4
 MAX_DIAGNOSTICS = 1000
 #: Characters of a packed vocabulary: some six million rows.
 MAX_VOCABULARY = 2**20
+#: Tokens that a tokenizer may know, and tokens of a window.
+MAX_SIZE = 2**24
+#: Silos below a federation that acts as one, and rounds of theirs in one of ours.
+MAX_MEMBERS = 10_000
 
 
 class Body(BaseModel):
@@ -50,25 +60,34 @@ class SiloInfo(Body):
     """What a silo tells about its data; the data itself never leaves.
 
     A silo that keeps its validation figures tells neither ``validation_tokens`` nor ``unigram_loss``, and is
-    not asked to evaluate. A federation that takes part as a silo describes its members together.
+    not asked to evaluate. A federation that takes part as a silo describes its members together: how many
+    silos train for it (``leaves``), and in how many rounds of theirs during one of ours, at most (``pace``).
     """
 
-    name: str
-    train_tokens: int = Field(ge=0)
-    validation_tokens: int | None = Field(ge=0)
-    unigram_loss: float | None
-    vocab_size: int = Field(ge=1)
-    sequence_length: int = Field(ge=2)
-    tokenizer_sha256: str
-    device: str
-    roofline_flops: float | None
+    name: SiloName
+    train_tokens: Count
+    validation_tokens: Count | None
+    unigram_loss: ValidationLoss | None
+    vocab_size: int = Field(ge=1, le=MAX_SIZE)
+    sequence_length: int = Field(ge=2, le=MAX_SIZE)
+    tokenizer_sha256: Sha256
+    device: Line
+    roofline_flops: float | None = Field(gt=0, le=1e24, allow_inf_nan=False)
     federation: bool = False
+    leaves: int = Field(default=1, ge=1, le=MAX_MEMBERS)
+    pace: int = Field(default=1, ge=1, le=MAX_MEMBERS)
 
 
 class Description(Body):
     """Answer to :class:`Describe`."""
 
     silos: list[SiloInfo]
+
+
+class Described(Body):
+    """A :class:`Description` as it is read: one silo's words cost that silo, and not its neighbours."""
+
+    silos: list[dict[str, Any]] = Field(max_length=100_000)
 
 
 class AdvertiseKeys(Body):
@@ -197,8 +216,8 @@ class SiloSeconds(TypedDict):
 
     total: Seconds
     training: Seconds
-    load: float
-    save: float
+    load: Figure
+    save: Figure
 
 
 class PrivacyReport(Body):
@@ -214,9 +233,9 @@ class PrivacyReport(Body):
         Updates of this run that have left the silo, accepted by the server or not.
     """
 
-    clip_norm: float = Field(gt=0)
-    noise_multiplier: float = Field(ge=0, allow_inf_nan=False)
-    releases: int = Field(ge=1)
+    clip_norm: float = Field(gt=0, le=MAX_FIGURE, allow_inf_nan=False)
+    noise_multiplier: Norm
+    releases: Positive
 
 
 class TrainReport(Body):
@@ -231,22 +250,22 @@ class TrainReport(Body):
     were read, and there is no loss.
     """
 
-    round: int
-    silo: str
-    steps: int = Field(ge=0)
-    tokens: int = Field(ge=0)
-    position: int = Field(ge=0)
-    loss: float | None = None
-    loss_last: float | None = None
-    learning_rate: float | None = None
-    gradient_norm: float | None = None
-    update_norm: float
+    round: Count
+    silo: SiloName
+    steps: Count
+    tokens: Count
+    position: Count
+    loss: Figure | None = None
+    loss_last: Figure | None = None
+    learning_rate: Figure | None = None
+    gradient_norm: Norm | None = None
+    update_norm: Norm | None
     seconds: SiloSeconds
     state_lost: bool
     privacy: PrivacyReport | None = None
-    scalars: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
-    diagnostics: dict[str, float] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
-    leaves: int = Field(default=1, ge=1)
+    scalars: dict[FigureName, Figure] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
+    diagnostics: dict[FigureName, Figure] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
+    leaves: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
     vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
 
@@ -271,8 +290,8 @@ class EvaluateRequest(Body):
 class NodeLoss(TypedDict):
     """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
 
-    loss: float
-    tokens: Annotated[int, Field(ge=1)]
+    loss: ValidationLoss
+    tokens: Positive
 
 
 class EvaluateReport(Body):
@@ -282,11 +301,11 @@ class EvaluateReport(Body):
     federation and of its members.
     """
 
-    round: int
-    silo: str
-    loss: float
-    tokens: int = Field(ge=1)
-    per_node: dict[str, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
+    round: Count
+    silo: SiloName
+    loss: ValidationLoss
+    tokens: Positive
+    per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
 class Query(RootModel[Annotated[Describe | AdvertiseKeys | ShareKeys | Unmask, Field(discriminator="kind")]]):
@@ -323,7 +342,7 @@ def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
     """
     record = records.get(BODY)
     if isinstance(record, ConfigRecord) and "refused" in record:
-        raise RefusedError(str(record["refused"]))
+        raise RefusedError(one_line(str(record["refused"])))
     text = record.get("body") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
         raise PhotonError("message: it has no photon body; server and silos must run the same photon")
@@ -332,7 +351,7 @@ def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"]) or kind.__name__
-        raise PhotonError(f"message: {where}: {problem['msg']}") from error
+        raise PhotonError(one_line(f"message: {where}: {problem['msg']}")) from error
 
 
 def unpack_config(records: RecordDict) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 
 from photon.config.schema import RunConfig
+from photon.link.bounded import as_figure
 from photon.link.encoding import PackedGroups
 from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
 from photon.models.vocabulary import pack_vocabulary
@@ -107,11 +108,11 @@ def _report(
         steps=result.steps,
         tokens=result.tokens,
         position=fitted.position,
-        loss=result.loss,
-        loss_last=result.loss_last,
-        learning_rate=result.learning_rate,
-        gradient_norm=result.gradient_norm,
-        update_norm=update_norm,
+        loss=as_figure(result.loss),
+        loss_last=as_figure(result.loss_last),
+        learning_rate=as_figure(result.learning_rate),
+        gradient_norm=as_figure(result.gradient_norm),
+        update_norm=as_figure(update_norm),
         seconds={
             "load": seconds - result.seconds,
             "training": result.seconds,
@@ -121,6 +122,6 @@ def _report(
         state_lost=state_lost,
         privacy=privacy,
         scalars=fitted.scalars,
-        diagnostics=diagnostics,
+        diagnostics={name: value for name, value in diagnostics.items() if as_figure(value) is not None},
         vocabulary=None if rows is None else pack_vocabulary(rows),
     )

@@ -47,6 +47,12 @@ class LedgerEntry(BaseModel):
         Its local steps per second of training in the last of them.
     arrival_seconds
         Seconds from the round's first message to its reply in the last of them.
+    sizes
+        State group to the size of what came of it in the last of them, as `photon.federation.sizes` has it.
+    rejected
+        Replies in a row that were rejected since then.
+    quarantined_until
+        Last round in which it is not drawn, because too many were; 0: it is.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -55,6 +61,9 @@ class LedgerEntry(BaseModel):
     tokens: int = Field(default=0, ge=0)
     steps_per_second: float | None = Field(default=None, gt=0)
     arrival_seconds: float | None = Field(default=None, gt=0)
+    sizes: dict[str, float] = Field(default_factory=dict)
+    rejected: int = Field(default=0, ge=0)
+    quarantined_until: int = Field(default=0, ge=0)
 
 
 class ServerState(BaseModel):

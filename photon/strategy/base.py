@@ -47,6 +47,14 @@ class Participant:
 
 
 @dataclass(frozen=True)
+class Limits:
+    """The most that a participant counts for, whatever it has done: tokens, and silos below it."""
+
+    tokens: int
+    leaves: int
+
+
+@dataclass(frozen=True)
 class Reply:
     """A checked reply of a participant.
 
@@ -59,6 +67,8 @@ class Reply:
     update
         θ_received − θ_trained, perhaps sparse, in place of the group ``params``: for strategies that fold
         updates, where the link sends them.
+    limits
+        What it may count for in a mean; None: for all that it has done.
     """
 
     participant: str
@@ -67,6 +77,17 @@ class Reply:
     bytes_up: int
     group_bytes_up: dict[str, int]
     update: Mapping[str, torch.Tensor | SparseTensor] | None = None
+    limits: Limits | None = None
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that it counts for in a mean."""
+        return self.report.tokens if self.limits is None else min(self.report.tokens, self.limits.tokens)
+
+    @property
+    def leaves(self) -> int:
+        """Silos that it counts for in a mean."""
+        return self.report.leaves if self.limits is None else min(self.report.leaves, self.limits.leaves)
 
 
 @dataclass(frozen=True)
@@ -119,6 +140,8 @@ class Strategy(ABC):
     folds_updates: ClassVar[bool] = False
     #: Whether it adds up sums of an objective without steps, in place of folding what was trained.
     folds_sums: ClassVar[bool] = False
+    #: Whether it looks at all replies of a round together; they then lie on the server's disk, mapped.
+    holds_replies: bool = False
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 

@@ -160,7 +160,7 @@ class Photon(Strategy):
 
     def weight(self, reply: Reply) -> float:
         """Return the positive weight of a reply in the mean, up to a common factor."""
-        return float(reply.report.tokens) if self.weighting == "tokens" else 1.0
+        return float(reply.tokens) if self.weighting == "tokens" else 1.0
 
     def rows(self, reply: Reply) -> Mapping[str, torch.Tensor]:
         """Return for which rows of a parameter a reply counts, bool of shape (rows,); of others for all."""

@@ -221,8 +221,8 @@ class WorldLM(Photon):
     def weight(self, reply: Reply) -> float:
         """Return what a child counts by."""
         if self.backbone_weights == "leaves":
-            return float(reply.report.leaves)
-        return float(reply.report.tokens) if self.backbone_weights == "samples" else 1.0
+            return float(reply.leaves)
+        return float(reply.tokens) if self.backbone_weights == "samples" else 1.0
 
     def rows(self, reply: Reply) -> Mapping[str, torch.Tensor]:
         """Return the rows of a child's vocabulary, of every parameter that has a row for each token."""

@@ -18,7 +18,6 @@ from photon.link.messages import SiloInfo, TrainRequest
 from photon.silo.policy import Cost
 from photon.silo.service import SiloNode
 from photon.silo.site import SiloSite
-from photon.subfederation.config import border_privacy
 from photon.subfederation.describe import describe_children
 from photon.subfederation.member import Drive, Member
 from photon.subfederation.service import FederationNode
@@ -59,7 +58,7 @@ class BranchNode(FederationNode):
         """The federation at work. Its whole update is bounded as the node's policy wants it of a silo's."""
         node, rule = self._node, self.site.policy.privacy
         if rule is not None:
-            own = rule.applied_to(border_privacy(self.config, node))
+            own = rule.applied_to(self.config.border_privacy(node))
             node = node.model_copy(update={"privacy": own.model_dump()})
         return Member(node, self.site, self.config, self._drive)
 
@@ -151,7 +150,7 @@ def with_border(config: RunConfig, silo: str | None) -> RunConfig:
     if node is None or not node.is_silo or node.privacy is None:
         return config
     try:
-        return config.model_copy(update={"privacy": border_privacy(config, node)})
+        return config.model_copy(update={"privacy": config.border_privacy(node)})
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from photon.config.compose import compose
-from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig
+from photon.config.schema import Component, LinkSection, RunConfig
 from photon.config.tree import TreeNode, plain_tree
 from photon.silo.site import SiloSite
 from photon.telemetry import log
@@ -96,8 +96,3 @@ def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:
     if node.strategy is not None:
         sections["strategy"] = Component.model_validate({**config.strategy.as_mapping(), **node.strategy})
     return sections
-
-
-def border_privacy(config: RunConfig, node: TreeNode) -> PrivacySection:
-    """Return what is done to what a node sends to the federation above it."""
-    return PrivacySection.model_validate({**config.privacy.model_dump(), **(node.privacy or {})})

@@ -24,6 +24,7 @@ from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.federation.assignment import DESCRIPTION, EVALUATION, Assignment
 from photon.link.messages import (
+    MAX_MEMBERS,
     EvaluateReport,
     EvaluateRequest,
     NodeLoss,
@@ -100,7 +101,9 @@ class Member:
         assignment = Assignment(kind="describe", round=0, model_id="", begins=0, ends=0)
         assignment.write(self.run_dir, {})
         self._drive(self.config, bool(self._checkpoints.rounds()))
-        return self.described
+        described = self.described
+        pace = (self.node.rounds or self.above.federation.inner_rounds) * described.pace
+        return described.model_copy(update={"pace": min(MAX_MEMBERS, pace)})
 
     @property
     def described(self) -> SiloInfo:

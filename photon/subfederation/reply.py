@@ -12,6 +12,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.config.tree import RoutedTag, TreeNode
 from photon.errors import PhotonError
+from photon.link.bounded import as_figure
 from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import privatise
@@ -19,7 +20,6 @@ from photon.state.checkpoint import Checkpoint
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
-from photon.subfederation.config import border_privacy
 from photon.subfederation.spans import Span, Spans
 from photon.telemetry.events import RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
@@ -97,7 +97,7 @@ class Replies:
         """
         if self._node.privacy is None:
             return reply, None
-        privacy = border_privacy(self._above, self._node)
+        privacy = self._above.border_privacy(self._node)
         assert privacy.clip_norm is not None, "the configuration refuses it"
         if privacy.noise_multiplier > 0 and strategy_of(self._config).local.restricts_rows:
             raise PhotonError("privacy.noise_multiplier: no noise hides the vocabulary; see docs/worldlm.md")
@@ -141,11 +141,11 @@ class Replies:
             ),
             tokens=tokens,
             position=span.ends,
-            loss=sum(reply.loss * reply.tokens for reply in replies) / tokens,
-            loss_last=sum(reply.loss_last * reply.tokens for reply in replies) / tokens,
-            learning_rate=replies[-1].learning_rate,
-            gradient_norm=sum(reply.gradient_norm for reply in replies) / len(replies),
-            update_norm=math.sqrt(sum(squares)),
+            loss=as_figure(sum(reply.loss * reply.tokens for reply in replies) / tokens),
+            loss_last=as_figure(sum(reply.loss_last * reply.tokens for reply in replies) / tokens),
+            learning_rate=as_figure(replies[-1].learning_rate),
+            gradient_norm=as_figure(sum(reply.gradient_norm for reply in replies) / len(replies)),
+            update_norm=as_figure(math.sqrt(sum(squares))),
             seconds={
                 "load": max(0.0, seconds - training),
                 "training": training,

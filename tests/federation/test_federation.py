@@ -422,14 +422,29 @@ def test_impossible_settings_end_in_one_clear_error(
         run_small(*overrides)
 
 
-def test_nodes_that_disagree_on_the_tokenizer_are_refused(
+def test_a_silo_with_another_tokenizer_than_most_is_turned_away(
     small_config: Make, corpus: Path, lone_corpus: Path, tmp_path: Path
 ) -> None:
     sites = {
         node: {"data-dir": str(data), "state-dir": str(tmp_path / f"state{node}")}
         for node, data in {1: corpus, 2: lone_corpus}.items()
     }
-    config = prepare_run(small_config("cohort=3"))
+    run_federation(
+        prepare_run(small_config("cohort=3")), InProcessGrid(answer, sites), resume=False, live=False
+    )
+    told = [event.message for event in events_of(tmp_path / "run", Notice)]
+    assert any("alone is turned away" in line and "differ in tokenizer_sha256" in line for line in told)
+    assert {event.silo for event in events_of(tmp_path / "run", SiloFinished)} == {"alpha", "beta", "gamma"}
+
+
+def test_of_two_that_disagree_on_the_tokenizer_nobody_can_say_which_is_right(
+    small_config: Make, silo_folders: dict[str, Path], lone_corpus: Path, tmp_path: Path
+) -> None:
+    sites = {
+        node: {"data-dir": str(data), "state-dir": str(tmp_path / f"state{node}")}
+        for node, data in {1: silo_folders["alpha"], 2: lone_corpus}.items()
+    }
+    config = prepare_run(small_config("cohort=null"))
     with pytest.raises(PhotonError, match="differ in tokenizer_sha256"):
         run_federation(config, InProcessGrid(answer, sites), resume=False, live=False)
 
