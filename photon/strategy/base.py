@@ -119,6 +119,8 @@ class Strategy(ABC):
     folds_updates: ClassVar[bool] = False
     #: Whether it adds up sums of an objective without steps, in place of folding what was trained.
     folds_sums: ClassVar[bool] = False
+    #: Whether participants that missed a round are also sent the parameters that it started from.
+    sends_previous: bool = False
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 

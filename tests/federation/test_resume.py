@@ -126,6 +126,8 @@ def flip_last_bit(file: Path) -> None:
             "damaged .params.safetensors is not what was written",
         ),
         (lambda folder: (folder / "blake3.json").write_text("["), "damaged"),
+        (lambda folder: (folder / "blake3.json").write_text("{}"), "damaged"),
+        (lambda folder: (folder / "blake3.json").unlink(), r"damaged \(.*blake3.json"),
         (
             lambda folder: (folder / "checkpoint.json").write_text(
                 json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"format": "other/9"})
