@@ -82,6 +82,13 @@ def test_values_that_are_not_finite_cost_the_round(tmp_path: Path, group: str, v
     assert not list(tmp_path.iterdir())
 
 
+def test_values_that_are_large_are_no_reason(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    with store.writing(state(1), model(3e38), {}, {}):
+        pass
+    assert store.verified(1).load_params()["weight"][0] == torch.tensor(3e38)
+
+
 def test_a_file_that_is_not_what_was_written_costs_the_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
