@@ -49,13 +49,20 @@ def train(
     start(config, answer, resume=False)
 
 
-def resume(run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")]) -> None:
-    """Go on with a run that was stopped, from its newest checkpoint."""
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    back_to: Annotated[
+        int | None,
+        typer.Option("--round", metavar="N", help="Go back to this round, which must be kept."),
+    ] = None,
+) -> None:
+    """Go on with a run that was stopped, from its newest checkpoint or from an earlier one that is kept."""
     from photon.engine.start import start
     from photon.preflight import preflight_file
 
     config = preflight_file(run_dir / "config.yaml")
-    start(config.model_copy(update={"run_dir": str(run_dir.absolute())}), answer, resume=True)
+    config = config.model_copy(update={"run_dir": str(run_dir.absolute())})
+    start(config, answer, resume=True, back_to=back_to)
 
 
 def train_one(composed: Any) -> None:

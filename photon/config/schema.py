@@ -159,9 +159,18 @@ class EvaluationSection(Section):
 
 
 class CheckpointSection(Section):
-    """What is kept to go on after a crash."""
+    """What is kept to go on from: after a crash, or back to an earlier round."""
 
     keep: int = Field(ge=1, description="Newest checkpoints kept; every round makes one.")
+    permanent_every: int | None = Field(
+        None,
+        ge=1,
+        description="Rounds from one checkpoint that is kept for ever to the next; null: none is.",
+    )
+    keep_best: bool = Field(
+        False,
+        description="Keep the checkpoint with the lowest validation loss, however old it is.",
+    )
 
 
 class AdmissionSection(Section):

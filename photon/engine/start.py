@@ -9,12 +9,12 @@ from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import RunError
 from photon.federation.results import show
-from photon.federation.run import check_run_dir, new_run_name, prepare_run
+from photon.federation.run import check_run_dir, go_back, new_run_name, prepare_run
 from photon.link.answer import Answer
 from photon.state.checkpoint import CheckpointStore
 
 
-def start(config: RunConfig, answer: Answer, *, resume: bool) -> dict[str, Any]:
+def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | None = None) -> dict[str, Any]:
     """Run the federation and print the final summary.
 
     Parameters
@@ -25,6 +25,8 @@ def start(config: RunConfig, answer: Answer, *, resume: bool) -> dict[str, Any]:
         Does what a message asks a node of the in-process engine for.
     resume
         Go on from the newest checkpoint in the run's folder.
+    back_to
+        Go on from the checkpoint of this round, and set newer ones aside.
 
     Raises
     ------
@@ -39,6 +41,9 @@ def start(config: RunConfig, answer: Answer, *, resume: bool) -> dict[str, Any]:
         config = config.model_copy(update={"run_dir": str(Path("runs") / new_run_name(config))})
     config = prepare_run(config)
     run_dir = check_run_dir(config, resume)
+    if back_to is not None:
+        # Here, where the folder is on every engine: what is started then goes on from its newest checkpoint.
+        go_back(config, back_to, Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print)
     engine = config.federation.engine
     try:
         if engine == "inprocess":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from photon.config.schema import ModelSection, RunConfig
 from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
-from photon.files.atomic import atomic_directory
+from photon.files.atomic import atomic_directory, remove_leftovers
 from photon.state.checkpoint import ServerState
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ def export_model(
     _check_replaceable(output)
     model = build_model(model_section, vocab_size, seed=0)
     write_params(model, params)
+    remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
         for file in sorted(tokenizer_path.iterdir()):
             shutil.copyfile(file, folder / file.name)

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from photon.config.renamed import renamed
 from photon.config.tree import RoutedTag
 from photon.errors import PhotonError
-from photon.files.atomic import atomic_directory, write_text
+from photon.files.atomic import atomic_directory, remove_leftovers, write_text
 from photon.state.checkpoint import Checkpoint, Received
 from photon.state.tensors import save_groups
 
@@ -90,6 +90,8 @@ class Assignment(BaseModel):
 
     def write(self, run_dir: Path, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
         """Write the assignment and the groups that came with it; they take the place of the last ones."""
+        # A process that was killed here has left a copy of the model.
+        remove_leftovers(run_dir, _FOLDER)
         # Not flushed: after a power cut the federation above asks again.
         with atomic_directory(run_dir / _FOLDER, flush=False) as folder:
             save_groups(folder / "groups.safetensors", groups)

@@ -45,7 +45,7 @@ class Federation:
     def __init__(self, config: RunConfig, grid: Grid, run_dir: Path, stream: EventStream) -> None:
         self.config = config
         self.run_dir = run_dir
-        self._checkpoints = CheckpointStore(run_dir / "checkpoints", config.checkpoint.keep)
+        self._checkpoints = CheckpointStore(run_dir / "checkpoints", **config.checkpoint.model_dump())
         #: As nodes get it: who listens is the server's own, and need not be installed with them.
         self._sent_config = config.model_copy(
             update={"telemetry": config.telemetry.model_copy(update={"listeners": None})}
@@ -118,10 +118,12 @@ class Federation:
             finish,
             self._at.requests.reference,
             aggregate.kept,
+            with_previous=self._strategy.sends_previous,
         ) as written:
             if self._is_evaluated(server_round):
                 now = time.perf_counter()
-                self._at.evaluation.of(written, self._sent_config, own=True)
+                evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
+                written.state.validation_loss = None if evaluated is None else evaluated.loss
                 clock["evaluate"] = time.perf_counter() - now
                 clock["checkpoint"] -= clock["evaluate"]
         saved = self._checkpoints.load(server_round)
@@ -218,7 +220,8 @@ class Federation:
         self._started(state, silos, resumed_from=None)
         with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
             if assignment is None:
-                self._at.evaluation.of(written, self._sent_config, own=True)
+                evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
+                written.state.validation_loss = None if evaluated is None else evaluated.loss
         return self._checkpoints.load(state.round)
 
     def _go_on(self, silos: Sequence[SiloInfo]) -> Checkpoint:
@@ -226,7 +229,8 @@ class Federation:
         checkpoint, passed_over = self._checkpoints.latest()
         for line in passed_over:
             self._events.notice("warning", f"a damaged checkpoint was passed over: {line}")
-        self._checkpoints.discard_after(checkpoint.state.round)
+        before = checkpoint.state.round
+        self._checkpoints.set_aside_after(before, self._checkpoints.aside_for(before))
         check_same_data(checkpoint, silos)
         self._clean_store(checkpoint.state, all_rounds=True)
         self._started(checkpoint.state, silos, resumed_from=checkpoint.state.round)

@@ -167,7 +167,7 @@ class RequestWriter:
             name, request = participant.name, requests[participant.name]
             own: Groups = groups[name]
             is_full = len(own["params"]) == everything
-            follows = change is not None and request.last_round == checkpoint.state.round
+            follows = change is not None and checkpoint.last_round_of(name) == checkpoint.state.round
             own, fixed = self._once(name, own)
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if (key := (id(groups[name]), tuple(own), follows)) not in encoded:

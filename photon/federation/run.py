@@ -1,8 +1,9 @@
 """A whole run: its configuration and folder, and the federation that trains in it."""
 
+import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,47 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
             f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error
     return run_dir
+
+
+def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) -> None:
+    """Make a kept round the newest one of a run, so that it goes on from there.
+
+    Nothing is removed: later checkpoints, and what the run left at its end, are moved to a folder.
+
+    Parameters
+    ----------
+    config
+        As :func:`prepare_run` returned it.
+    server_round
+        The round.
+    say
+        Told what is about to be moved.
+
+    Raises
+    ------
+    PhotonError
+        If the round is not kept or damaged, or the run is going on.
+    """
+    run_dir = Path(str(config.run_dir))
+    store = CheckpointStore(run_dir / "checkpoints", **config.checkpoint.model_dump())
+    with _alone(run_dir):
+        rounds = store.rounds()
+        if server_round not in rounds:
+            kept = ", ".join(map(str, rounds))
+            raise PhotonError(f"{run_dir}: round {server_round} is not kept; --round may be one of {kept}")
+        store.verified(server_round)
+        later = [each for each in rounds if each > server_round]
+        if not later:
+            return
+        aside = store.aside_for(server_round)
+        say(
+            f"{run_dir} goes back to round {server_round}; later checkpoints (round "
+            f"{', '.join(map(str, later))}) are moved to {aside}"
+        )
+        store.set_aside_after(server_round, aside)
+        for name in ("summary.json", "report.html", "export"):
+            if (run_dir / name).exists():
+                os.rename(run_dir / name, aside / name)
 
 
 def _data_path(config: RunConfig) -> Path:

@@ -81,12 +81,31 @@ def sync_files(folder: Path) -> None:
     """Flush every file below ``folder`` to the disk."""
     for file in folder.rglob("*"):
         if file.is_file():
-            _sync_file(file)
+            sync_file(file)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a crash left beside its place in ``folder``."""
-    for path in folder.glob(".*.tmp"):
+def remove_directory(path: Path) -> None:
+    """Remove a folder so that at no moment a part of it can be taken for the whole.
+
+    What a crash leaves of it is for `remove_leftovers`.
+    """
+    beside = _beside(path)
+    try:
+        os.rename(path, beside)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(beside, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path, name: str = "*") -> None:
+    """Remove what a crash left in ``folder`` beside its place.
+
+    Parameters
+    ----------
+    name
+        Of what others write nothing at the same time; by default everything there.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -97,7 +116,8 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Flush a file to the disk."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
 

@@ -6,7 +6,9 @@ round's result is the next checkpoint. Resuming is therefore the ordinary path, 
 
 import hashlib
 import json
+import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.config.renamed import renamed
 from photon.config.tree import RoutedTag
-from photon.errors import PhotonError
-from photon.files.atomic import atomic_directory, remove_leftovers, sync_files
+from photon.errors import PhotonError, RunError
+from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, sync_file, sync_files
 from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.tensors import StateGroups, load_groups, save_groups
@@ -30,6 +32,11 @@ FORMAT = "photon-checkpoint/2"
 EARLIER = "photon-checkpoint/1"
 #: The file with the hashes of a checkpoint's other files.
 _SEAL = "blake3.json"
+_PARAMS = "params.safetensors"
+#: The parameters of the round before, for strategies that send them.
+_PREVIOUS = "previous.safetensors"
+#: Marks a checkpoint that a run went back to from further than silos keep their rounds.
+_ANEW = "anew"
 
 
 class LedgerEntry(BaseModel):
@@ -77,6 +84,8 @@ class ServerState(BaseModel):
         Scalar states of the local optimizers, such as ``step``, after the last round.
     routed
         What the key blocks are that travel to other federations.
+    validation_loss
+        Of the global parameters, over all silos that evaluate; None: they were not evaluated.
     vocabulary
         With restricted vocabularies the rows that were trained since the federation above gave its last
         request, as `photon.models.vocabulary.pack_vocabulary` writes them.
@@ -95,6 +104,7 @@ class ServerState(BaseModel):
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
     routed: list[RoutedTag] = Field(default_factory=list)
+    validation_loss: float | None = None
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
@@ -137,9 +147,9 @@ class Checkpoint:
 
     def load_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters by name, memory-mapped."""
-        groups = load_groups(self.received.params if self.received else self.path / "params.safetensors")
+        groups = load_groups(self.received.params if self.received else self.path / _PARAMS)
         if set(groups) != {"params"}:
-            raise PhotonError(f"{self.path}/params.safetensors: expected the group params alone")
+            raise PhotonError(f"{self.path / _PARAMS}: expected the group params alone")
         return groups["params"]
 
     def load_outer(self) -> StateGroups:
@@ -167,9 +177,25 @@ class Checkpoint:
         Raises
         ------
         PhotonError
-            If that checkpoint is not kept.
+            If they are not kept.
         """
-        return open_checkpoint(self.path.with_name(checkpoint_name(self.state.round - 1))).load_params()
+        path, before = self.path / _PREVIOUS, self.path.with_name(checkpoint_name(self.state.round - 1))
+        # Checkpoints of earlier versions lack it.
+        path = path if path.exists() else before / _PARAMS
+        if not path.exists():
+            raise PhotonError(
+                f"{self.path}: the strategy needs the parameters of round {self.state.round - 1}, which are "
+                "not kept; go back to another round with `photon resume --round`"
+            )
+        return load_groups(path)["params"]
+
+    def last_round_of(self, participant: str) -> int:
+        """Return the last round that a participant can be counted on to know; 0: none.
+
+        After a run has gone back further than silos keep their rounds, nobody is counted on.
+        """
+        entry = self.state.ledger.get(participant)
+        return 0 if entry is None or (self.path / _ANEW).exists() else entry.last_round
 
     def load_reference(self) -> dict[str, torch.Tensor]:
         """Return what the silos of this round had decoded of the parameters; empty if that is not kept."""
@@ -204,21 +230,31 @@ class CheckpointStore:
         ``RUN_DIR/checkpoints``.
     keep
         Newest checkpoints to keep.
+    permanent_every
+        Rounds from one checkpoint that stays for ever to the next; None: none does.
+    keep_best
+        Whether the one with the lowest validation loss stays, too.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(
+        self, folder: Path, keep: int = 2, *, permanent_every: int | None = None, keep_best: bool = False
+    ) -> None:
         self.folder = folder
         self._keep = keep
+        self._permanent_every = permanent_every
+        self._keep_best = keep_best
+        #: What is known of checkpoints on the disk, so that each is read once.
+        self._losses: dict[int, float | None] = {}
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a checkpoint, ascending."""
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))
 
     def save(self, state: ServerState, params: dict[str, torch.Tensor], outer: StateGroups) -> Checkpoint:
-        """Write a checkpoint and remove the ones beyond ``keep``."""
+        """Write a checkpoint and remove the ones that need not stay."""
         with self.writing(state, params, outer, {}):
             pass
-        return Checkpoint(self._path(state.round), state)
+        return self.load(state.round)
 
     @contextmanager
     def writing(
@@ -230,10 +266,13 @@ class CheckpointStore:
         before_commit: Callable[[], None] = lambda: None,
         reference: Mapping[str, torch.Tensor] | None = None,
         kept: StateGroups | None = None,
+        *,
+        with_previous: bool = False,
     ) -> Iterator[Checkpoint]:
         """Write a checkpoint that counts when the block ends well.
 
-        The block works on the written files while they are flushed to the disk.
+        The block works on the written tensors while they are read back and flushed to the disk. The numbers
+        are written when it ends: the loss that it found is among them.
 
         Parameters
         ----------
@@ -247,15 +286,22 @@ class CheckpointStore:
             What the silos of this round have decoded of the parameters, if the next round needs it.
         kept
             Further state groups of the strategy.
+        with_previous
+            Whether the next round may need the parameters of the round before.
 
         Yields
         ------
         Checkpoint
             The written checkpoint, at its place for the time of the block.
+
+        Raises
+        ------
+        RunError
+            If it is not what was to be written when it is read back: it does not count.
         """
-        state = state.model_copy(update={"format": FORMAT})
+        state = state.model_copy(update={"format": FORMAT, "validation_loss": None})
         with atomic_directory(self._path(state.round)) as folder, ThreadPoolExecutor(1) as background:
-            save_groups(folder / "params.safetensors", {"params": params})
+            save_groups(folder / _PARAMS, {"params": params})
             params.clear()
             if outer:
                 save_groups(folder / "outer.safetensors", outer)
@@ -265,13 +311,34 @@ class CheckpointStore:
             if kept:
                 save_groups(folder / "kept.safetensors", kept)
             self._write_averaged(folder, state, averaged)
-            (folder / "checkpoint.json").write_text(state.model_dump_json(indent=1))
-            flushed = background.submit(_seal, folder)
+            if with_previous and state.round > 0:
+                _link(self._path(state.round - 1) / _PARAMS, folder / _PREVIOUS)
+            flushed = background.submit(_read_back, folder, state.round)
             yield Checkpoint(folder, state)
-            flushed.result()
+            _seal(folder, state, flushed.result())
             before_commit()
-        for old in self.rounds()[: -self._keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        self._losses.pop(state.round, None)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        rounds = self.rounds()
+        stay = set(rounds[-self._keep :])
+        if self._permanent_every is not None:
+            stay |= {each for each in rounds if each > 0 and each % self._permanent_every == 0}
+        if self._keep_best:
+            losses = [(loss, each) for each in rounds if (loss := self._loss(each)) is not None]
+            stay |= {each for _, each in sorted(losses)[:1]}
+        for old in set(rounds) - stay:
+            remove_directory(self._path(old))
+
+    def _loss(self, server_round: int) -> float | None:
+        if server_round not in self._losses:
+            try:
+                self._losses[server_round] = self.load(server_round).state.validation_loss
+            except PhotonError:
+                # A damaged one is not the best.
+                self._losses[server_round] = None
+        return self._losses[server_round]
 
     def _write_averaged(self, folder: Path, state: ServerState, averaged: StateGroups) -> None:
         for group in state.averaged_rounds:
@@ -290,6 +357,24 @@ class CheckpointStore:
         """
         return open_checkpoint(self._path(server_round))
 
+    def verified(self, server_round: int) -> Checkpoint:
+        """Open the checkpoint of a round, all of which must be what was written.
+
+        Raises
+        ------
+        PhotonError
+            If it is missing, damaged or of another format.
+        """
+        checkpoint = self.load(server_round)
+        _check_seal(checkpoint)
+        checkpoint.load_params()
+        checkpoint.load_outer()
+        checkpoint.load_reference()
+        checkpoint.load_kept()
+        for group in checkpoint.state.averaged_rounds:
+            checkpoint.load_averaged(group)
+        return checkpoint
+
     def latest(self) -> tuple[Checkpoint, list[str]]:
         """Return the newest readable checkpoint, and why newer ones were passed over.
 
@@ -302,26 +387,38 @@ class CheckpointStore:
         passed_over: list[str] = []
         for server_round in reversed(self.rounds()):
             try:
-                checkpoint = self.load(server_round)
-                _check_seal(self._path(server_round))
-                checkpoint.load_params()
-                checkpoint.load_outer()
-                checkpoint.load_reference()
-                checkpoint.load_kept()
-                for group in checkpoint.state.averaged_rounds:
-                    checkpoint.load_averaged(group)
+                return self.verified(server_round), passed_over
             except PhotonError as error:
                 passed_over.append(str(error))
-                continue
-            return checkpoint, passed_over
         damaged = f" ({'; '.join(passed_over)})" if passed_over else ""
         raise PhotonError(f"{self.folder}: no readable checkpoint{damaged}; start the run anew")
 
     def discard_after(self, server_round: int) -> None:
-        """Remove checkpoints newer than ``server_round`` (damaged ones that a resume passed over)."""
-        for newer in self.rounds():
+        """Remove checkpoints newer than ``server_round``."""
+        for newer in reversed(self.rounds()):
             if newer > server_round:
-                shutil.rmtree(self._path(newer))
+                remove_directory(self._path(newer))
+
+    def aside_for(self, server_round: int) -> Path:
+        """Return a new name for the folder that takes the checkpoints after a round."""
+        name = f"after-{checkpoint_name(server_round)}-{time.strftime('%Y%m%d-%H%M%S')}"
+        taken = len(list(self.folder.glob(f"{name}*")))
+        return self.folder / (f"{name}-{taken + 1}" if taken else name)
+
+    def set_aside_after(self, server_round: int, aside: Path) -> None:
+        """Move checkpoints newer than ``server_round`` to a folder, so that going back loses nothing.
+
+        The newest goes first, so that the run can go on from what is left at any moment.
+        """
+        newer = [each for each in self.rounds() if each > server_round]
+        if not newer:
+            return
+        aside.mkdir(exist_ok=True)
+        if newer[-1] - server_round >= self._keep:
+            # Silos have rounds of their own for the newest checkpoints alone.
+            (self._path(server_round) / _ANEW).touch()
+        for each in reversed(newer):
+            os.rename(self._path(each), aside / checkpoint_name(each))
 
     def _path(self, server_round: int) -> Path:
         return self.folder / checkpoint_name(server_round)
@@ -343,33 +440,99 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if isinstance(content, dict) and content.get("format", FORMAT) not in (FORMAT, EARLIER):
             raise PhotonError(f"{file}: format {content['format']}, this photon reads {FORMAT}")
         return Checkpoint(path, ServerState.model_validate(content))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise PhotonError(
             f"{file}: damaged ({str(error).splitlines()[0]}); use an older checkpoint"
         ) from error
 
 
-def _seal(folder: Path) -> None:
-    """Write beside a checkpoint's files what they hash to, and flush all of it to the disk."""
-    sums = {file.name: hash_of_file(file) for file in sorted(folder.iterdir())}
-    (folder / _SEAL).write_text(json.dumps(sums, indent=1))
+def _link(file: Path, place: Path) -> None:
+    """Give a file of an earlier checkpoint a place in this one: it stays on the disk until both are gone."""
+    try:
+        os.link(file, place)
+    except OSError:
+        # Not every file system has links.
+        shutil.copy(file, place)
+
+
+def _read_back(folder: Path, server_round: int) -> dict[str, str]:
+    """Flush a checkpoint's tensors to the disk, and return what their files hash to.
+
+    Whoever goes on from them reads the headers of the files, and can do nothing with a number that is not
+    finite; an error of the disk is told by the flush.
+
+    Raises
+    ------
+    RunError
+        If they cannot be read, or have such a number.
+    """
+    sums = {}
+    for file in sorted(folder.iterdir()):
+        try:
+            groups = load_groups(file)
+        except PhotonError as error:
+            raise _unreadable(server_round, f"{file.name} ({error.__cause__})") from error
+        for group, tensors in groups.items():
+            bad = next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+            if bad is not None:
+                problem = f"{group}/{bad} is not finite; lower outer.lr or the learning rate in config.yaml"
+                raise _unreadable(server_round, problem)
+        sums[file.name] = hash_of_file(file)
     sync_files(folder)
+    return sums
 
 
-def _check_seal(folder: Path) -> None:
-    """Check that a checkpoint is what was written; one of an earlier Photon has no seal to check.
+def _unreadable(server_round: int, problem: str) -> RunError:
+    return RunError(f"round {server_round} does not count, its checkpoint cannot be read back: {problem}")
+
+
+def _is_finite(tensor: torch.Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    # By far the fastest way to look at all values; but the square of a large one may be none.
+    if bool(torch.linalg.vector_norm(tensor).isfinite()):
+        return True
+    return all(bool(end.isfinite()) for end in torch.aminmax(tensor))
+
+
+def _seal(folder: Path, state: ServerState, sums: Mapping[str, str]) -> None:
+    """Write a checkpoint's numbers, and what all its files hash to, and flush both.
+
+    Raises
+    ------
+    RunError
+        If the numbers are others when they are read back: JSON has no NaN and no infinity.
+    """
+    file, text = folder / "checkpoint.json", state.model_dump_json(indent=1)
+    file.write_text(text)
+    try:
+        read = ServerState.model_validate(renamed().content(json.loads(file.read_text())))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise _unreadable(state.round, f"{where}: {problem['msg']}") from error
+    if read.model_dump_json(indent=1) != text:
+        raise _unreadable(state.round, f"{file.name} holds other numbers than it was given")
+    (folder / _SEAL).write_text(json.dumps({**sums, file.name: hash_of_file(file)}, indent=1))
+    for each in (file, folder / _SEAL):
+        sync_file(each)
+
+
+def _check_seal(checkpoint: Checkpoint) -> None:
+    """Check that a checkpoint is what was written; one of an earlier Photon may have no seal to check.
 
     Raises
     ------
     PhotonError
         If a file of it is gone or holds something else.
     """
-    seal = folder / _SEAL
-    if not seal.is_file():
+    folder, seal = checkpoint.path, checkpoint.path / _SEAL
+    if checkpoint.state.format == EARLIER and not seal.is_file():
         return
     try:
         sums: dict[str, str] = json.loads(seal.read_text())
         wrong = [name for name, digest in sums.items() if hash_of_file(folder / name) != digest]
+        wrong += sorted({"checkpoint.json", _PARAMS} - sums.keys())
     except (OSError, ValueError, AttributeError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:

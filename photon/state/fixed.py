@@ -81,6 +81,8 @@ class FixedGroups:
         try:
             if not path.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)
+                for left in self._folder.glob("*.part"):
+                    left.unlink(missing_ok=True)
                 save_groups(own, {"tensors": tensors})
                 own.replace(path)
             os.utime(path)

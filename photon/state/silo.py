@@ -6,7 +6,6 @@ lost is trained again from the same windows, and a round that is asked for twice
 """
 
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 
 from photon.config.renamed import renamed
 from photon.errors import PhotonError
-from photon.files.atomic import atomic_directory, remove_leftovers, write_text
+from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, write_text
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What is counted for a run.
@@ -93,7 +92,7 @@ class SiloStore:
     folder
         The silo's own folder for this run.
     keep
-        Newest rounds to keep: at least two, so that a lost reply can be trained again.
+        Rounds to keep, those that were written last: at least two, so that a lost reply can be trained again.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -116,8 +115,7 @@ class SiloStore:
             save_groups(folder / "link.safetensors", state.link)
             save_groups(folder / REPLY, reply)
             (folder / "state.json").write_text(json.dumps(numbers))
-        for old in self._rounds()[: -self._keep]:
-            shutil.rmtree(self._path(old), ignore_errors=True)
+        self._remove_old(state.round)
 
     def load(self, run_id: str, server_round: int) -> SiloState | None:
         """Return the state after ``server_round`` of this run, or None if it is not there."""
@@ -182,6 +180,20 @@ class SiloStore:
         with _written(self.folder):
             # As little flushed as the rest of a silo's state: what a power cut takes is trained again.
             write_text(self.folder / name, json.dumps(counts), flush=False)
+
+    def _remove_old(self, written: int) -> None:
+        """Remove rounds beyond ``keep``.
+
+        Those of larger numbers are of an earlier run, or of rounds that were undone: they are older, and yet
+        stay for a while, because whoever went back may have done so by mistake.
+        """
+        rounds = self._rounds()
+        # Whatever the clock says: the one just written, and the one that it went on from.
+        stay = [each for each in rounds if each <= written][-2:]
+        others = [each for each in rounds if each not in stay]
+        others.sort(key=lambda each: (self._path(each).stat().st_mtime_ns, each), reverse=True)
+        for old in others[max(0, self._keep - len(stay)) :]:
+            remove_directory(self._path(old))
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))

@@ -142,6 +142,8 @@ class Strategy(ABC):
     folds_sums: ClassVar[bool] = False
     #: Whether it looks at all replies of a round together; they then lie on the server's disk, mapped.
     holds_replies: bool = False
+    #: Whether participants that missed a round are also sent the parameters that it started from.
+    sends_previous: bool = False
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 

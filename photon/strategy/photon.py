@@ -64,8 +64,7 @@ class Photon(Strategy):
         self.weighting = weighting
         self.local_state = local_state
         self.refreshes = is_refreshing(config.optimizer)
-        if self.refreshes and config.checkpoint.keep < 2:
-            raise ValueError("this local optimizer needs the last two checkpoints; set checkpoint.keep=2")
+        self.sends_previous = self.refreshes and local_state != "reset"
         self.plan: SyncPlan | None = None
         if local_state == "sync":
             self.silos_only = "which has no states of a local optimizer; set strategy.local_state=keep"
@@ -94,7 +93,7 @@ class Photon(Strategy):
                 for group in self.due_groups(server_round)
                 if group != PARAMS
             }
-        if self.refreshes and self.local_state != "reset":
+        if self.sends_previous:
             arriving[RECEIVED] = params
         return Contract(arriving, leaving)
 
@@ -126,9 +125,9 @@ class Photon(Strategy):
         sent: dict[frozenset[str], StateGroups] = {}
         sent_groups: dict[str, StateGroups] = {}
         for participant in cohort:
-            last = state.ledger[participant.name].last_round if participant.name in state.ledger else 0
+            last = checkpoint.last_round_of(participant.name)
             missing = {group for group, at in state.averaged_rounds.items() if last <= at}
-            if self.refreshes and self.local_state != "reset" and last < state.round:
+            if self.sends_previous and last < state.round:
                 missing.add(RECEIVED)
             groups = frozenset(missing)
             if groups not in sent:

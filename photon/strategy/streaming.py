@@ -16,7 +16,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
-from photon.state.checkpoint import Checkpoint, LedgerEntry
+from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Participant, StateGroups
 from photon.strategy.contract import LOCAL, PARAMS, Contract, Role
 from photon.strategy.local import (
@@ -119,7 +119,7 @@ class StreamingDiLoCo(Photon):
         }
 
         def was_there(participant: Participant) -> bool:
-            return 0 < state.round == state.ledger.get(participant.name, LedgerEntry()).last_round
+            return 0 < state.round == checkpoint.last_round_of(participant.name)
 
         return {one.name: synced if was_there(one) else everything for one in cohort}
 

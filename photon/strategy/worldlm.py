@@ -204,8 +204,7 @@ class WorldLM(Photon):
         sent_groups: dict[str, StateGroups] = {}
         routes = self._routes(checkpoint, parts)
         for participant in cohort:
-            entry = state.ledger.get(participant.name)
-            stayed = entry is not None and 0 < entry.last_round == state.round
+            stayed = 0 < state.round == checkpoint.last_round_of(participant.name)
             routed, _ = pack_routed(_routed_to(participant.name, routes))
             groups = usual if stayed else everything
             sent_groups[participant.name] = {**groups, **routed} if routed else groups

@@ -48,8 +48,16 @@ def member_config(
             "wandb": config.telemetry.wandb.model_copy(update={"mode": "off"}),
         }
     )
-    # A request may be given again for any round that the federation above can go back to.
-    keep = config.checkpoint.model_copy(update={"keep": rounds * config.checkpoint.keep + 1})
+    # A request may be given again for any round that the federation above can go back to. It is above that a
+    # model is evaluated.
+    every = config.checkpoint.permanent_every
+    kept = config.checkpoint.model_copy(
+        update={
+            "keep": rounds * config.checkpoint.keep + 1,
+            "permanent_every": None if every is None else rounds * every,
+            "keep_best": False,
+        }
+    )
     return config.model_copy(
         update={
             "run_dir": str(run_dir),
@@ -61,7 +69,7 @@ def member_config(
             "schedule": Component.model_validate(schedule),
             "federation": federation,
             "telemetry": telemetry,
-            "checkpoint": keep,
+            "checkpoint": kept,
             **node_sections(config, node),
         }
     )

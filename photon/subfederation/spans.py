@@ -1,13 +1,12 @@
 """Which rounds of its own a federation trains for each order of the one above: ``assignments.json``."""
 
 import json
-import shutil
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from photon.config.renamed import renamed
-from photon.files.atomic import write_text
+from photon.files.atomic import remove_directory, remove_leftovers, write_text
 from photon.link.messages import TrainRequest
 from photon.state.checkpoint import CheckpointStore
 
@@ -116,6 +115,7 @@ class Spans:
     def _forget(self) -> None:
         """Remove what earlier rounds have left; the description stays."""
         for name in ("checkpoints", "silos", "assignment"):
-            shutil.rmtree(self._run_dir / name, ignore_errors=True)
+            remove_leftovers(self._run_dir, name)
+            remove_directory(self._run_dir / name)
         for name in ("events.jsonl", "assignments.json"):
             (self._run_dir / name).unlink(missing_ok=True)

@@ -130,12 +130,20 @@ def current_history(events: Iterable[Event]) -> list[Event]:
     """Return the events that led to the present state of a run.
 
     A run that goes on from round r does later rounds again, so what was told of rounds after r before that
-    is no longer true. A run started afresh makes everything before it void.
+    is no longer true; unless the run then goes on from one of those, whose checkpoint was put back. A run
+    started afresh makes everything before it void.
     """
     history: list[Event] = []
+    undone: list[list[Event]] = []
     for event in events:
         if isinstance(event, RunStarted):
-            history = [] if event.resumed_from is None else _up_to(history, event.resumed_from)
+            if event.resumed_from is None:
+                history, undone = [], []
+            else:
+                undone.append(history)
+                reaching = (each for each in reversed(undone) if _last_round(each) >= event.resumed_from)
+                history = _up_to(next(reaching, history), event.resumed_from)
+                undone = [each for each in undone if _last_round(each) > event.resumed_from]
         history.append(event)
     return history
 
@@ -153,6 +161,10 @@ def elapsed_seconds(history: Iterable[Event]) -> list[float]:
         worked = max(worked, event.time - start)
         elapsed.append(worked)
     return elapsed
+
+
+def _last_round(history: list[Event]) -> int:
+    return next((event.round for event in reversed(history) if isinstance(event, RoundFinished)), 0)
 
 
 def _up_to(history: list[Event], last_round: int) -> list[Event]:

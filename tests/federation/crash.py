@@ -1,7 +1,9 @@
-"""Run a federation and kill this very process at a chosen moment."""
+"""Run a federation in a process that is killed: by itself at a chosen moment, or from outside at any."""
 
+import multiprocessing
 import os
 import signal
+from pathlib import Path
 from typing import Any
 
 from photon.config.schema import RunConfig
@@ -79,6 +81,20 @@ def while_a_silo_saves() -> None:
 
 
 POINTS = {f.__name__: f for f in (between_rounds, within_a_round, at_the_end_of_a_round, while_a_silo_saves)}
+
+
+def forking() -> Any:
+    """Return what starts processes from one that has imported what they need: that takes longer than runs."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.federation.crash", "photon.client_app", "photon.silo.service"])
+    return context
+
+
+def carry_on(config: RunConfig) -> None:
+    """Begin the run, or go on with it; for a process of its own that somebody else kills."""
+    prepared = prepare_run(config)
+    resume = bool(checkpoint.CheckpointStore(Path(str(prepared.run_dir)) / "checkpoints").rounds())
+    run_inprocess(prepared, answer, resume=resume)
 
 
 def train_until(point: str, config: RunConfig) -> None:

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import multiprocessing
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +18,9 @@ from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
 from tests.conftest import small_run
-from tests.federation.crash import POINTS, train_until
+from tests.federation.crash import POINTS, forking, train_until
 
 RUN = ["cohort=2", "rounds=4", "outer=diloco"]
-
-
-@pytest.fixture(scope="module")
-def spawner() -> Any:
-    """Starts processes from one that has imported what they need: that takes longer than their runs."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.federation.crash", "photon.client_app", "photon.silo.service"])
-    return context
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +33,11 @@ def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 def test_killed_and_resumed_equals_uninterrupted(
     point: str,
     uninterrupted: dict[str, Any],
-    spawner: Any,
     small_config: Callable[..., RunConfig],
     tmp_path: Path,
 ) -> None:
     config, run_dir = small_config(*RUN), tmp_path / "run"
-    killed = spawner.Process(target=train_until, args=(point, config))
+    killed = forking().Process(target=train_until, args=(point, config))
     killed.start()
     killed.join()
     assert killed.exitcode == -signal.SIGKILL
@@ -126,6 +116,8 @@ def flip_last_bit(file: Path) -> None:
             "damaged .params.safetensors is not what was written",
         ),
         (lambda folder: (folder / "blake3.json").write_text("["), "damaged"),
+        (lambda folder: (folder / "blake3.json").write_text("{}"), "damaged"),
+        (lambda folder: (folder / "blake3.json").unlink(), r"damaged \(.*blake3.json"),
         (
             lambda folder: (folder / "checkpoint.json").write_text(
                 json.dumps(json.loads((folder / "checkpoint.json").read_text()) | {"format": "other/9"})

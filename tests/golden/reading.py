@@ -53,6 +53,9 @@ def read_run(folder: Path) -> Record:
         if path.name == "events.jsonl":
             for server_round, figure, value in _events(path):
                 record.setdefault(server_round, {})[f"{where}: {figure}"] = value
+        elif path.name == "previous.safetensors":
+            # What the round before has as its own.
+            continue
         elif path.parent.name.startswith("round-") and path.suffix in (".safetensors", ".json"):
             found = _ROUND.search(path.parent.name)
             if found is None:
