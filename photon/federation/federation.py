@@ -14,6 +14,7 @@ from photon.federation.assignment import Assignment
 from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
 from photon.federation.collect import Collected, Failures, Intake, as_parameters, begin_secure_sum, receiver
 from photon.federation.exchange import exchange
+from photon.federation.guard import UndoneError, suspects, undone
 from photon.federation.ledger import advance, first_state
 from photon.federation.origin import adopted, first_params
 from photon.federation.sizes import judge_of
@@ -24,6 +25,7 @@ from photon.models.build import self_contained
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
 from photon.state.tensors import save_groups
 from photon.strategy.base import Participant, Reply
+from photon.strategy.contract import PARAMS
 from photon.telemetry.events import Evaluated, EventStream
 
 
@@ -110,24 +112,67 @@ class Federation:
                 after, aggregate, collected.reports, collected.traffic, now - begin, spent
             )
 
-        with self._checkpoints.writing(
-            after,
-            aggregate.params,
-            aggregate.outer,
-            aggregate.averaged,
-            finish,
-            self._at.requests.reference,
-            aggregate.kept,
-            with_previous=self._strategy.sends_previous,
-        ) as written:
-            if self._is_evaluated(server_round):
-                now = time.perf_counter()
-                evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
-                written.state.validation_loss = None if evaluated is None else evaluated.loss
-                clock["evaluate"] = time.perf_counter() - now
-                clock["checkpoint"] -= clock["evaluate"]
+        try:
+            with self._checkpoints.writing(
+                after,
+                aggregate.params,
+                aggregate.outer,
+                aggregate.averaged,
+                finish,
+                self._at.requests.reference,
+                aggregate.kept,
+                with_previous=self._strategy.sends_previous,
+            ) as written:
+                if self._is_evaluated(server_round):
+                    now = time.perf_counter()
+                    self._evaluate(written)
+                    clock["evaluate"] = time.perf_counter() - now
+                    clock["checkpoint"] -= clock["evaluate"]
+        except UndoneError as error:
+            return self._undo(after, collected, str(error))
         saved = self._checkpoints.load(server_round)
         self._events.checkpointed(saved, self.run_dir, clock["checkpoint"])
+        return saved
+
+    def _evaluate(self, written: Checkpoint) -> None:
+        """Let the silos evaluate a checkpoint that does not count yet, and note what they tell.
+
+        Raises
+        ------
+        UndoneError
+            If its model is worse than the last one was.
+        RunError
+            If it is, and the run is to stop then.
+        """
+        evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
+        if evaluated is None:
+            return
+        losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
+        guard = self.config.federation.guard
+        if (problem := written.state.progress.problem(losses, guard)) is not None:
+            if guard.action == "stop":
+                raise RunError(
+                    f"round {written.state.round} does not count: {problem} (federation.guard); look at its "
+                    "silos, or go on with federation.guard.action=undo in config.yaml"
+                )
+            raise UndoneError(problem)
+        written.state.validation_loss = evaluated.loss
+        written.state.progress = written.state.progress.after(losses)
+
+    def _undo(self, after: ServerState, collected: Collected, problem: str) -> Checkpoint:
+        """Let the last good model count again in the place of a round that has made it worse."""
+        good = self._checkpoints.evaluated() or self._checkpoints.load(after.round - 1)
+        sizes = {name: of[PARAMS] for name, of in collected.sizes.items() if PARAMS in of}
+        named = suspects({name: size for name, size in sizes.items() if name in collected.reports})
+        state = undone(self.config, good.state, after, {*named, *collected.rejected})
+        saved = self._checkpoints.repeat(good, state)
+        who = f"suspects, by the size of their updates: {', '.join(named)}" if named else "nobody stands out"
+        self._events.notice(
+            "warning",
+            f"round {after.round} is undone: {problem}; the model is that of round {good.state.round} again; "
+            f"{who}",
+        )
+        self._events.checkpointed(saved, self.run_dir, 0.0)
         return saved
 
     def _train(
@@ -220,8 +265,7 @@ class Federation:
         self._started(state, silos, resumed_from=None)
         with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
             if assignment is None:
-                evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
-                written.state.validation_loss = None if evaluated is None else evaluated.loss
+                self._evaluate(written)
         return self._checkpoints.load(state.round)
 
     def _go_on(self, silos: Sequence[SiloInfo]) -> Checkpoint:

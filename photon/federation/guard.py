@@ -1,63 +1,19 @@
-"""Whether a round has made the model worse, and what is done about it.
-
-The silos themselves say how good a model is. So it is the median of what each of them says, against what it
-said before: a silo that lies in its evaluation alone can undo no round, and keep none that was bad, as long
-as most of them are honest.
-"""
+"""What is done about a round that has made the model worse."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Collection, Mapping, Sequence
 
-from pydantic import BaseModel, ConfigDict, Field
+from photon.config.schema import RunConfig
+from photon.federation.ledger import rejected
+from photon.state.checkpoint import LedgerEntry, ServerState
 
-from photon.config.schema import GuardSection
-
-#: A rise is too much beyond so many times what earlier rounds have moved the loss by.
-FACTOR = 3.0
-#: Earlier changes that count.
-REMEMBERED = 10
 #: An update is suspect if it is so many times as large as is usual in its round.
 SUSPECT = 2.0
 
 
-class Progress(BaseModel):
-    """How the validation loss has moved, in evaluations of models that were kept.
-
-    Attributes
-    ----------
-    losses
-        Silo to the loss that it told last.
-    changes
-        Medians of the silos' changes from one evaluation to the next, the last ones.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-    losses: dict[str, float] = Field(default_factory=dict)
-    changes: list[float] = Field(default_factory=list)
-
-    def change(self, losses: Mapping[str, float]) -> float | None:
-        """Return by how much the loss has risen, by the median of the silos; None: nobody can compare."""
-        changes = [loss - self.losses[silo] for silo, loss in losses.items() if silo in self.losses]
-        # Of two, both must say so.
-        return statistics.median_low(changes) if changes else None
-
-    def after(self, losses: Mapping[str, float]) -> "Progress":
-        """Return the progress after one more evaluation."""
-        change = self.change(losses)
-        changes = self.changes if change is None else [*self.changes, change][-REMEMBERED:]
-        return Progress(losses={**self.losses, **losses}, changes=changes)
-
-    def most(self, guard: GuardSection) -> float:
-        """Return the largest rise that is let pass, in nats."""
-        usual = statistics.median(abs(change) for change in self.changes) if self.changes else 0.0
-        return max(guard.tolerance, FACTOR * usual)
-
-    def problem(self, losses: Mapping[str, float], guard: GuardSection) -> str | None:
-        """Return why a model is worse than the one before, or None."""
-        rise, most = self.change(losses), self.most(guard)
-        if guard.action == "off" or rise is None or rise <= most:
-            return None
-        return f"the validation loss rose by {rise:.3g} nats in the median of the silos; {most:.3g} may be"
+class UndoneError(Exception):
+    """A round has made the model worse, so it is not to count; the message says by how much."""
 
 
 def suspects(sizes: Mapping[str, float]) -> Sequence[str]:
@@ -73,3 +29,32 @@ def suspects(sizes: Mapping[str, float]) -> Sequence[str]:
     usual = statistics.median_low(sizes.values())
     found = {name: size for name, size in sizes.items() if size > SUSPECT * usual}
     return sorted(found, key=lambda name: -found[name])
+
+
+def undone(config: RunConfig, good: ServerState, after: ServerState, named: Collection[str]) -> ServerState:
+    """Return the state after a round that is undone: that of a good one, one round later.
+
+    Silos go on from what they had in the good round, because the ledger says so. The learning-rate schedule
+    goes on.
+
+    Parameters
+    ----------
+    good
+        Of the checkpoint whose model counts again.
+    after
+        As it would have been.
+    named
+        Participants whose replies count as rejected.
+    """
+    ledger = dict(good.ledger)
+    for name in named:
+        entry = ledger.get(name, LedgerEntry())
+        ledger[name] = rejected(entry, after.round, config.federation.admission)
+    return good.model_copy(
+        update={
+            "round": after.round,
+            "global_step": after.global_step,
+            "model_id": uuid.uuid4().hex,
+            "ledger": ledger,
+        }
+    )

@@ -71,7 +71,7 @@ def advance(
             sizes=dict(collected.sizes[name]),
         )
     for name in collected.rejected - set(reports):
-        ledger[name] = _rejected(ledger.get(name, LedgerEntry()), server_round, config.federation.admission)
+        ledger[name] = rejected(ledger.get(name, LedgerEntry()), server_round, config.federation.admission)
     return before.model_copy(
         update={
             "round": server_round,
@@ -92,7 +92,7 @@ def advance(
     )
 
 
-def _rejected(entry: LedgerEntry, server_round: int, admission: AdmissionSection) -> LedgerEntry:
+def rejected(entry: LedgerEntry, server_round: int, admission: AdmissionSection) -> LedgerEntry:
     """Return the entry of a participant whose reply was rejected; after too many in a row it is not drawn."""
     rejected = entry.rejected + 1
     if rejected != admission.quarantine_after:

@@ -25,6 +25,7 @@ from photon.errors import PhotonError, RunError
 from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, sync_file, sync_files
 from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
+from photon.state.progress import Progress
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 FORMAT = "photon-checkpoint/2"
@@ -86,6 +87,8 @@ class ServerState(BaseModel):
         What the key blocks are that travel to other federations.
     validation_loss
         Of the global parameters, over all silos that evaluate; None: they were not evaluated.
+    progress
+        What the silos have told of the models until now.
     vocabulary
         With restricted vocabularies the rows that were trained since the federation above gave its last
         request, as `photon.models.vocabulary.pack_vocabulary` writes them.
@@ -105,6 +108,7 @@ class ServerState(BaseModel):
     noise: NoiseScale = Field(default_factory=NoiseScale)
     routed: list[RoutedTag] = Field(default_factory=list)
     validation_loss: float | None = None
+    progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
@@ -320,9 +324,33 @@ class CheckpointStore:
         self._losses.pop(state.round, None)
         self._remove_old()
 
+    def repeat(self, good: Checkpoint, state: ServerState) -> Checkpoint:
+        """Write a checkpoint with the tensors of an earlier one and other numbers.
+
+        Raises
+        ------
+        RunError
+            If it is not what was to be written when it is read back.
+        """
+        with atomic_directory(self._path(state.round)) as folder:
+            for file in sorted(good.path.glob("*.safetensors")):
+                _link(file, folder / file.name)
+            sums = {file.name: hash_of_file(file) for file in sorted(folder.iterdir())}
+            _seal(folder, state.model_copy(update={"format": FORMAT}), sums)
+        self._losses.pop(state.round, None)
+        self._remove_old()
+        return self.load(state.round)
+
+    def evaluated(self) -> Checkpoint | None:
+        """Return the newest checkpoint whose model was evaluated, and is kept."""
+        newest = next((each for each in reversed(self.rounds()) if self._loss(each) is not None), None)
+        return None if newest is None else self.load(newest)
+
     def _remove_old(self) -> None:
         rounds = self.rounds()
         stay = set(rounds[-self._keep :])
+        # What a run can go back to if a later evaluation shows that the model has become worse.
+        stay |= set([each for each in rounds if self._loss(each) is not None][-1:])
         if self._permanent_every is not None:
             stay |= {each for each in rounds if each > 0 and each % self._permanent_every == 0}
         if self._keep_best:
