@@ -1,14 +1,19 @@
-"""``photon federation``: look at a federation of federations before it trains."""
+"""``photon federation``: look at a federation before it trains, and decide who belongs to it."""
+
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.tree import Tree
 
+from photon.config.folders import photon_home
 from photon.config.tree import TreeNode
+from photon.errors import PhotonError
 
 federation = typer.Typer(
     name="federation",
-    help="Federations of federations.",
+    help="Look at federations of federations, and decide whose name a silo's name is.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -61,3 +66,39 @@ def _plain(value: object) -> str:
 
 def _steps(steps: int) -> str:
     return f"{steps:,} local steps of its busiest silo"
+
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of the silo, as its data has it.")]
+
+
+@federation.command()
+def admit(
+    name: Name,
+    key: Annotated[
+        Path, typer.Argument(metavar="KEY", help="Its public key, NAME.pub of `photon keys node`.")
+    ],
+) -> None:
+    """Let a silo's name belong to a node key: no other node is given that silo's requests.
+
+    Run it on the aggregator's machine, before or after `flwr supernode register`. A name that was not
+    admitted belongs to the key with which it is first seen in a run.
+    """
+    from photon.federation.names import ADMITTED, fingerprint_of
+    from photon.federation.names import admit as let_in
+
+    try:
+        fingerprint = fingerprint_of(key.read_bytes())
+    except (OSError, PhotonError) as error:
+        raise PhotonError(f"{key}: {error}") from error
+    let_in(photon_home() / ADMITTED, name, fingerprint)
+    typer.echo(f"{name} belongs to {fingerprint}")
+
+
+@federation.command()
+def eject(name: Name) -> None:
+    """Keep the node key of a silo out of all runs from the next round on; its name is free again."""
+    from photon.federation.names import ADMITTED
+    from photon.federation.names import eject as keep_out
+
+    fingerprint = keep_out(photon_home() / ADMITTED, name)
+    typer.echo(f"{fingerprint} stays out; `flwr supernode unregister` also closes the SuperLink to it")

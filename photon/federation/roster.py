@@ -10,6 +10,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, exchange, time_to_live
+from photon.federation.names import Names
 from photon.link.messages import BODY, MAX_MEMBERS, Describe, SiloInfo, pack
 
 #: Seconds a node may take to describe its silos (it imports torch and opens its data).
@@ -30,16 +31,24 @@ class Roster:
         The run's configuration, as nodes get it.
     admission
         Judges what nodes say of their silos.
+    names
+        Whose name each is; None: all nodes are one's own, and each hosts all silos.
     on_problem
         Called with a line for the user when a node cannot describe itself.
     """
 
     def __init__(
-        self, grid: Grid, config: RunConfig, admission: Admission, on_problem: Callable[[str], None]
+        self,
+        grid: Grid,
+        config: RunConfig,
+        admission: Admission,
+        names: Names | None,
+        on_problem: Callable[[str], None],
     ) -> None:
         self._grid = grid
         self._config = config
         self._admission = admission
+        self._names = names
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
         self._problems: dict[int, str] = {}
@@ -54,9 +63,14 @@ class Roster:
         """Refresh, and return what went wrong and was not told before."""
         online = set(self._grid.get_node_ids())
         self._hosts = {node: silos for node, silos in self._hosts.items() if node in online}
+        lines: list[str] = []
+        for host, hosted in self._hosts.items():
+            # Somebody may have been ejected since.
+            self._hosts[host], strangers = self._own(host, hosted)
+            lines += [f"node {host}: {line}" for line in strangers]
         unknown = sorted(online - set(self._hosts))
         if not unknown:
-            return []
+            return lines
         messages = {
             str(node): Message(
                 RecordDict({BODY: pack(Describe(), self._config)}),
@@ -71,13 +85,14 @@ class Roster:
             return self._admission.described(reply)
 
         problems: dict[int, str] = {}
-        lines: list[str] = []
         for node, answer in exchange(self._grid, messages, receive, deadline=DESCRIBE_DEADLINE):
             if isinstance(answer, Failure):
                 problems[int(node)] = answer.reason
                 continue
             silos, turned_away = answer
+            silos, strangers = self._own(int(node), silos)
             self._hosts[int(node)], others = self._fitting(silos)
+            others += strangers
             lines += [f"node {node}: {line}" for line in turned_away + others]
             if silos == [] and turned_away:
                 problems[int(node)] = turned_away[0]
@@ -88,6 +103,31 @@ class Roster:
             if told.get(node) != reason and node not in self._hosts
         ]
         return failed + lines
+
+    def _own(self, node: int, silos: list[SiloInfo]) -> tuple[list[SiloInfo], list[str]]:
+        """Return the silos whose names are a node's own, and why the rest is turned away."""
+        if self._names is None:
+            return silos, []
+        key = next((one.public_key for one in self._grid.get_nodes() if one.node_id == node), b"")
+        problems: dict[str, str | None] = {}
+        for silo in silos:
+            other = next(
+                (
+                    at
+                    for at, hosted in self._hosts.items()
+                    if at != node and silo.name in {one.name for one in hosted}
+                ),
+                None,
+            )
+            problems[silo.name] = (
+                self._names.problem(silo.name, key)
+                if other is None
+                else f"node {other}, which is online, has that name"
+            )
+        return (
+            [silo for silo in silos if problems[silo.name] is None],
+            [f"silo {name} is turned away: {problem}" for name, problem in problems.items() if problem],
+        )
 
     def agree_on(self, reference: SiloInfo) -> None:
         """Turn away all silos whose text was not prepared as this one's, now and whenever they join."""

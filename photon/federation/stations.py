@@ -6,10 +6,12 @@ from pathlib import Path
 from flwr.serverapp import Grid
 
 from photon.components import build
+from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.federation.admission import Admission
 from photon.federation.evaluation import Evaluation
 from photon.federation.exchange import time_to_live
+from photon.federation.names import ADMITTED, Names
 from photon.federation.requests import RequestWriter
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
@@ -69,7 +71,9 @@ class Stations:
         link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
         events = RoundEvents(config, stream)
         admission = Admission(config, link)
-        roster = Roster(grid, sent, admission, lambda text: events.notice("warning", text))
+        deployed = config.federation.engine == "deployment"
+        names = Names(run_dir, photon_home() / ADMITTED) if deployed else None
+        roster = Roster(grid, sent, admission, names, lambda text: events.notice("warning", text))
         return cls(
             config=config,
             grid=grid,
