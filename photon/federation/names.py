@@ -1,8 +1,8 @@
 """Whose name a silo's name is: each belongs to one node key.
 
 A name belongs to the key that it was admitted with (``photon federation admit``), or else to that with which
-it was first seen in the run. Keys that were ejected stay out, whatever they call themselves. What a node's key
-is the SuperLink knows, because the node has proved to have it; the name is the node's own word.
+it was first seen in the run. Keys that were ejected stay out, whatever they call themselves. The SuperLink
+knows a node's key, because the node has proved to have it; the name is the node's own word.
 """
 
 import base64
