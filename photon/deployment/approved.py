@@ -248,7 +248,7 @@ class ApprovedCode:
     def _read(self, name: str, kind: type[_Kind]) -> _Kind | None:
         path = self.folder / name
         try:
-            for file in (self.folder, path):
+            for file in (self.state, self.folder, path):
                 status = file.stat()
                 if status.st_uid != os.geteuid() or status.st_mode & 0o022:
                     raise PhotonError(

@@ -10,7 +10,6 @@ import re
 import stat
 import tomllib
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -65,8 +64,11 @@ class Bundle:
         try:
             with zipfile.ZipFile(BytesIO(content)) as archive:
                 files = _contents(archive)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-            raise PhotonError(f"bundle: it is not a Flower app bundle ({error})") from error
+        except PhotonError:
+            raise
+        except Exception as error:
+            # Whatever a broken archive makes of Python's reader.
+            raise PhotonError(f"bundle: it is not a Flower app bundle ({type(error).__name__})") from error
         return cls(digest(content), *_names_in(files.get("pyproject.toml", b"")), files)
 
     def is_at(self, folder: Path) -> bool:
@@ -142,6 +144,8 @@ def _contents(archive: zipfile.ZipFile) -> dict[str, bytes]:
         name = entry.filename
         # Of systems without file types there are none; else a plain file, no link and no device.
         kind = stat.S_IFMT(entry.external_attr >> 16)
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise PhotonError(f"bundle: {name!a:.200} is packed in a way that Flower does not use")
         if kind not in (0, stat.S_IFREG) or not all(
             _PART.fullmatch(part) and part.strip(". ") for part in name.split("/")
         ):
@@ -167,7 +171,7 @@ def _names_in(pyproject: bytes) -> tuple[str, str, str]:
         app = f"{flower['publisher']}/{settings['project']['name']}"
         version, clientapp = settings["project"]["version"], flower["components"]["clientapp"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise PhotonError(f"bundle: its pyproject.toml names no Flower app ({error})") from error
+        raise PhotonError(f"bundle: its pyproject.toml names no Flower app ({error!a:.200})") from error
     for pattern, name in ((APP, app), (VERSION, version), (_REFERENCE, clientapp)):
         if not isinstance(name, str) or not pattern.fullmatch(name):
             raise PhotonError(f"bundle: its pyproject.toml says {name!a:.200}, which is no name of an app")

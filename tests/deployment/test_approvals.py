@@ -52,11 +52,13 @@ def zipped(entries: list[tuple[zipfile.ZipInfo, str | bytes]]) -> bytes:
     return made.getvalue()
 
 
-def with_entry(name: str, content: str | bytes = "", *, mode: int = 0, compressed: bool = False) -> bytes:
+def with_entry(
+    name: str, content: str | bytes = "", *, mode: int = 0, packing: int = zipfile.ZIP_STORED
+) -> bytes:
     """Return a bundle that has one entry more."""
     more = zipfile.ZipInfo(name)
     more.external_attr = mode << 16
-    more.compress_type = zipfile.ZIP_DEFLATED if compressed else zipfile.ZIP_STORED
+    more.compress_type = packing
     return zipped([(zipfile.ZipInfo("pyproject.toml"), PYPROJECT), (more, content)])
 
 
@@ -161,6 +163,10 @@ def test_an_unpacked_folder_is_not_believed(silo: ApprovedCode, tamper: Callable
     [
         (b"no zip at all", "not a Flower app bundle"),
         (packed()[:200], "not a Flower app bundle"),
+        (
+            packed().replace(b"PK\x05\x06", b"PK\x05\x06\0\0\0\0\1\0\1\0\xff\xff\xff\xff"),
+            "not a Flower app bundle",
+        ),
         (with_entry("../x.py"), "name of a plain file"),
         (with_entry("/etc/x.py"), "name of a plain file"),
         (with_entry("a/../../x.py"), "name of a plain file"),
@@ -169,7 +175,11 @@ def test_an_unpacked_folder_is_not_believed(silo: ApprovedCode, tamper: Callable
         (with_entry("a\nb.py"), "name of a plain file"),
         (with_entry("link.py", "/etc/passwd", mode=stat.S_IFLNK | 0o777), "name of a plain file"),
         (with_entry("pipe", mode=stat.S_IFIFO | 0o600), "name of a plain file"),
-        (with_entry("bomb.json", bytes(bundle.LARGEST), compressed=True), "unpacked it has more than"),
+        (with_entry("slow.py", "x", packing=zipfile.ZIP_LZMA), "packed in a way"),
+        (
+            with_entry("bomb.json", bytes(bundle.LARGEST), packing=zipfile.ZIP_DEFLATED),
+            "unpacked it has more than",
+        ),
         (bytes(bundle.LARGEST + 1), "bytes, more than"),
         (with_entry("pyproject.toml/x.py"), "a folder that is a file"),
         (packed(pyproject="[project]"), "names no Flower app"),
