@@ -62,6 +62,7 @@ def test_a_wheel_and_a_checkout_make_the_same_bundle(tmp_path: Path, monkeypatch
     for name in ("pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(checkout / name, package)
     monkeypatch.setattr(photon, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("os.fsync", lambda _: None)
     made = app_folder(tmp_path / "home")
     assert made.is_relative_to(tmp_path / "home")
     assert build_bundle(made) == build_bundle(checkout)
