@@ -11,6 +11,7 @@ from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.runs import export, report, summary, watch
+from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.walltime import app as walltime_app
 from photon.errors import PhotonError, RunError
@@ -30,6 +31,7 @@ OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
+app.add_typer(silo, name="silo")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)

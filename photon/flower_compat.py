@@ -3,11 +3,15 @@
 Checked against flwr 1.41; a new minor version starts its review here.
 """
 
+import argparse
 import itertools
+import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
 from flwr.supercore.primitives.asymmetric import (
@@ -22,7 +26,10 @@ from flwr.supercore.task_identity import TaskIdentity
 from photon.errors import PhotonError
 
 __all__ = [
+    "TASK_PROGRAMS",
+    "answer_task",
     "assign_message_id",
+    "build_bundle",
     "bytes_to_private_key",
     "bytes_to_public_key",
     "combine_shares",
@@ -43,6 +50,19 @@ if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 _serial = itertools.count(1)
+
+#: The programs that a SuperExec starts, by the kind of a task. A SuperNode is told the kind by the SuperLink.
+TASK_PROGRAMS = (
+    "flwr-agentapp",
+    "flwr-clientapp",
+    "flwr-connector",
+    "flwr-model",
+    "flwr-serverapp",
+    "flwr-simulation",
+)
+
+#: Flower's codes for a ClientApp that raised, and for a bundle that is not to be run.
+_CLIENT_APP_RAISED, _INVALID_BUNDLE = 2, 7
 
 
 def ensure_task_identity() -> None:
@@ -124,3 +144,87 @@ def parse_node_config(text: str) -> dict[str, str | int | float | bool]:
     if text.strip() and not settings:
         raise PhotonError(f"--node-config {text!r}: no key=value pair in it")
     return settings
+
+
+def build_bundle(folder: Path) -> bytes:
+    """Return the bundle that ``flwr run`` makes of a folder; the same files make the same bytes.
+
+    Raises
+    ------
+    PhotonError
+        If the folder holds no app.
+    """
+    import click
+    from flwr.cli.build import build_fab_from_disk
+
+    try:
+        bundle: bytes = build_fab_from_disk(folder)
+    except (click.ClickException, OSError, ValueError) as error:
+        raise PhotonError(f"{folder}: no Flower app ({' '.join(str(error).split())})") from error
+    return bundle
+
+
+def answer_task(arguments: list[str], choose: Callable[[bytes, str, str], Callable[..., Message]]) -> None:
+    """Do what ``flwr-clientapp`` does, without unpacking the bundle or running anything of it.
+
+    Parameters
+    ----------
+    arguments
+        Those that a SuperExec starts the program with.
+    choose
+        Returns the ClientApp for a bundle's content, and the name and version that the SuperLink gives it. A
+        `PhotonError` of it is the reply.
+    """
+    from flwr.supercore.app_utils import start_parent_process_monitor
+    from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+    from flwr.supercore.interceptors import RuntimeTokenHttpInterceptor, RuntimeVersionHttpInterceptor
+    from flwr.supercore.retry import make_simple_http_retry_invoker
+    from flwr.supercore.runtime import RuntimeHttpClient
+    from flwr.supercore.tls import validate_and_resolve_root_certificates
+    from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    for option in ("--runtime-api-address", "--token"):
+        parser.add_argument(option, required=True)
+    parser.add_argument("--parent-pid", type=int, required=True)
+    parser.add_argument("--root-certificates")
+    parser.add_argument("--insecure", action="store_true")
+    given = parser.parse_args(arguments)
+    start_parent_process_monitor(given.parent_pid)
+    retries = make_simple_http_retry_invoker()
+    client = RuntimeHttpClient.from_server_address(
+        server_address=given.runtime_api_address,
+        insecure=given.insecure,
+        root_certificates=validate_and_resolve_root_certificates(given.root_certificates, given.insecure),
+        interceptors=[
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"),
+            RuntimeTokenHttpInterceptor(given.token),
+        ],
+        retry_invoker=retries,
+    )
+    heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+    heartbeat.start()
+    context, outcome = None, ("failed", "it ended without a reply")
+    try:
+        message, context, run, bundle = pull_task_input(client)
+        reply = _reply(message, context, lambda: choose(bundle.content, run.fab_id, run.fab_version))
+        push_message(client, reply, context)
+        outcome = "completed", ""
+    finally:
+        # A SuperNode that is gone is not waited for.
+        retries.max_tries = 1
+        push_task_output(client, context, *outcome)
+        if heartbeat.is_running:
+            heartbeat.stop()
+        client.close()
+
+
+def _reply(message: Message, context: Context, choose: Callable[[], Callable[..., Message]]) -> Message:
+    try:
+        return choose()(message=message, context=context)
+    except PhotonError as error:
+        sys.stderr.write(f"photon: refused: {error}\n")
+        return Message(Error(_INVALID_BUNDLE, str(error)), reply_to=message)
+    except Exception as error:
+        traceback.print_exc()
+        return Message(Error(_CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)

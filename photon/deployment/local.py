@@ -223,7 +223,7 @@ class LocalFederation(BaseModel):
         )
 
     def supernode(self, silo: str) -> Program:
-        """Return a silo's SuperNode."""
+        """Return a silo's SuperNode, which runs this very Photon and nothing that a run brings."""
         own = self.silo_folder(silo)
         if silo in self.gateways:
             what = f'federation="{self.gateways[silo]}"'
@@ -233,7 +233,7 @@ class LocalFederation(BaseModel):
         key = ["--auth-supernode-private-key", str(self.node_key(silo))] if self.secure else []
         return self._program(
             silo,
-            *("flower-supernode", "--superlink", self.address, *self._trust(), *key),
+            *("photon", "silo", "run", "--superlink", self.address, *self._trust(), *key),
             *("--host", HOST, "--port", str(self.silos[silo]), "--node-config", node_config),
         )
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import photon
@@ -9,9 +10,17 @@ from photon.config.folders import conf_dir, photon_home
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory
 
+#: What a wheel has inside the package, and a checkout beside it.
+_BESIDE = ("pyproject.toml", "LICENSE", "README.md")
 
-def app_folder() -> Path:
+
+def app_folder(home: Path | None = None) -> Path:
     """Return the checkout, or, for an installed wheel, a copy of the package as a Flower app.
+
+    Parameters
+    ----------
+    home
+        Where copies lie; None: in the folder of what runs share.
 
     Raises
     ------
@@ -25,14 +34,24 @@ def app_folder() -> Path:
     if not (package / "pyproject.toml").is_file():
         raise PhotonError(f"{package}: the installation is incomplete (no pyproject.toml); reinstall photon")
     # Two installations may bear one version, and what is there may be of another one.
-    folder = photon_home() / "app" / f"{photon.__version__}-{_digest(package)}"
+    folder = (home or photon_home()) / "app" / f"{photon.__version__}-{_digest(package)}"
     if not folder.is_dir():
         with atomic_directory(folder) as app:
-            shutil.copytree(package, app / "photon", ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(package, app / "photon", ignore=_left_out(package))
             shutil.copytree(conf_dir(), app / "conf", dirs_exist_ok=True)
-            for name in ("pyproject.toml", "LICENSE", "README.md"):
+            for name in _BESIDE:
                 shutil.copy(package / name, app / name)
     return folder
+
+
+def _left_out(package: Path) -> Callable[[str, list[str]], set[str]]:
+    """Return what `shutil.copytree` leaves out, so that the app is the one that a checkout is."""
+
+    def ignore(folder: str, names: list[str]) -> set[str]:
+        beside = {*_BESIDE, "conf"} if Path(folder) == package else set()
+        return {"__pycache__", *beside} & set(names)
+
+    return ignore
 
 
 def _digest(package: Path) -> str:

@@ -96,7 +96,7 @@ def test_two_operators_who_follow_the_page_train_together(tmp_path: Path) -> Non
         "$AGGREGATOR:8000": f"$AGGREGATOR:{port}",
         "aggregator.example.org": "127.0.0.1",
         "--host 0.0.0.0 --port 8000": f"--host 127.0.0.1 --port {port}",
-        "flower-supernode ": f"flower-supernode --port {free_port()} ",
+        "photon silo run ": f"photon silo run --port {free_port()} ",
         "rounds=8 local_steps=64": "rounds=2 local_steps=2 model.recipe.warmup_steps=1 training.threads=1",
         "--vocab-size 8192": "--vocab-size 300",
     }

@@ -125,7 +125,7 @@ def test_a_killed_supernode_is_started_again(
             "flower-superlink",
             "flower-superexec",
             "flwr supernode register",
-            "flower-supernode",
+            "photon silo run",
         ):
             assert command in said
         assert federation.status(folder)

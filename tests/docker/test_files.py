@@ -164,11 +164,12 @@ def test_flower_understands_the_commands() -> None:
     from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode as supernode
 
     for name, parser in {"superlink": superlink(), "superexec": superexec(), "silo-1": supernode()}.items():
-        program, *arguments = SERVICES[name]["command"]
-        assert program == f"flower-{name.replace('silo-1', 'supernode')}"
-        parsed = vars(parser.parse_args(arguments))
+        program = ["photon", "silo", "run"] if name == "silo-1" else [f"flower-{name}"]
+        command = SERVICES[name]["command"]
+        assert command[: len(program)] == program
+        parsed = vars(parser.parse_args(command[len(program) :]))
         assert not parsed.get("insecure")
-    node = vars(supernode().parse_args(LONE_SILO["command"][1:]))
+    node = vars(supernode().parse_args(LONE_SILO["command"][3:]))
     settings = read_settings(parse_config_args([node["node_config"]]))
     assert settings.data_dir == Path("/data")
     assert settings.state_dir == Path("/state/silo")

@@ -1,5 +1,6 @@
 """The folder that an installed Photon gives to Flower."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import photon
 from photon.engine.app_folder import app_folder
 from photon.errors import PhotonError
+from photon.flower_compat import build_bundle
 
 
 @pytest.fixture
@@ -49,3 +51,18 @@ def test_an_incomplete_installation_says_so(installed: Path) -> None:
     (installed / "pyproject.toml").unlink()
     with pytest.raises(PhotonError, match="incomplete"):
         app_folder()
+
+
+def test_a_wheel_and_a_checkout_make_the_same_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silos know it by its hash, and organisations install in different ways."""
+    checkout = app_folder()
+    package = tmp_path / "site-packages" / "photon"
+    shutil.copytree(checkout / "photon", package)
+    shutil.copytree(checkout / "conf", package / "conf")
+    for name in ("pyproject.toml", "LICENSE", "README.md"):
+        shutil.copy(checkout / name, package)
+    monkeypatch.setattr(photon, "__file__", str(package / "__init__.py"))
+    monkeypatch.setattr("os.fsync", lambda _: None)
+    made = app_folder(tmp_path / "home")
+    assert made.is_relative_to(tmp_path / "home")
+    assert build_bundle(made) == build_bundle(checkout)
