@@ -258,6 +258,8 @@ def test_a_silo_that_is_asked_twice_reads_its_text_once(
     assert SiloCounts(Path(node["state-dir"]), "alpha").used()["run"].tokens == tokens
 
 
+# A worker is shown by default to answer as this process does, in tests/silo/test_worker.py; what, here above.
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the worker needs Unix sockets")
 def test_a_deployed_silos_worker_sums_as_this_process_does(
     small_config: Make, node: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
