@@ -3,6 +3,7 @@
 import gc
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,11 +19,16 @@ from photon.preflight import preflight
 
 SEQUENCE_LENGTH = 16
 
+# Rewriting the assertions of all tests takes each worker seconds; what is written down is rewritten once.
+sys.dont_write_bytecode = False
+
 
 def pytest_collection_finish() -> None:
     """Leave all that is loaded by now out of later garbage collections: each would look at it again."""
     gc.collect()
     gc.freeze()
+    # Runs make many objects, and few that refer to each other in circles.
+    gc.set_threshold(7_000, 10, 10)
 
 
 #: A model of a few thousand parameters; short rounds; nothing written that a test does not look at.

@@ -1,8 +1,10 @@
 """The command line: exit codes, sweeps, and a run as a newcomer starts it."""
 
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,30 @@ PHOTON = str(Path(sys.executable).parent / "photon")
 
 def photon(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([PHOTON, *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.fixture
+def photon_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Call ``photon`` in this process, which has imported torch, and return exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+
+    def call(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["photon", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capfd.readouterr().err
+
+    yield call
+    # Hydra gives each run of a sweep a log of its own.
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.mark.parametrize(
@@ -31,16 +57,10 @@ def photon(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_bad_input_is_one_line_and_exit_code_2(
     arguments: list[str],
     message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    photon_here: Callable[..., tuple[int, str]],
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["photon", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 2
-    said = capsys.readouterr().err
+    code, said = photon_here(*arguments)
+    assert code == 2
     assert message in said
     assert "Traceback" not in said
 
@@ -74,25 +94,24 @@ def test_a_sweep_trains_every_combination_and_compares_them(corpus: Path, tmp_pa
     assert all(run in report for run in runs)
 
 
-def test_a_sweep_with_a_wrong_value_trains_nothing(corpus: Path, tmp_path: Path) -> None:
-    done = photon("train", "-m", *SMALL, f"data.path={corpus}", "outer=fedavg,dilocco", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "did you mean 'diloco'" in done.stderr
+def test_a_sweep_with_a_wrong_value_trains_nothing(
+    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus}", "outer=fedavg,dilocco")
+    assert code == 2
+    assert "did you mean 'diloco'" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_of_a_sweep_that_fails_is_named_and_the_others_are_compared(
-    corpus: Path, tmp_path: Path
+    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
 ) -> None:
-    done = photon(
-        *("train", "-m", *SMALL, f"data.path={corpus}", "rounds=1", "cohort=99,2"),
-        cwd=tmp_path,
-    )
+    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus}", "rounds=1", "cohort=99,2")
     (sweep,) = (tmp_path / "runs").iterdir()
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "0-cohort=99: cohort=99 is larger" in done.stderr
-    assert f"1 of 2 runs failed: runs/{sweep.name}/0-cohort=99" in done.stderr
+    assert code == 1
+    assert "Traceback" not in said
+    assert "0-cohort=99: cohort=99 is larger" in said
+    assert f"1 of 2 runs failed: runs/{sweep.name}/0-cohort=99" in said
     assert "1-cohort=2" in (sweep / "report.html").read_text()
 
 

@@ -60,7 +60,6 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
 def _check_override(override: str) -> None:
     """Check that an override can be read and is one; Hydra's own words for it help nobody."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     if override.startswith("-"):
@@ -68,7 +67,7 @@ def _check_override(override: str) -> None:
             f"{override}: no such option; overrides look like key=value, see `photon train --help`"
         )
     try:
-        parsed = OverridesParser.create().parse_override(override)
+        parsed = _parsed(override)
     except HydraException as error:
         raise PhotonError(
             f"{override!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or other signs "
@@ -80,6 +79,14 @@ def _check_override(override: str) -> None:
     check_override(override, group, value)
     if not group or (group_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
         raise PhotonError(no_option(group, "null" if value is None else value))
+
+
+# A sweep composes each of its values with all the other overrides, and parsing these takes a fifth of that.
+@lru_cache(maxsize=256)
+def _parsed(override: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    return OverridesParser.create().parse_override(override)
 
 
 def _register_resolvers() -> None:

@@ -23,8 +23,6 @@ from photon.deployment.local import CONNECTION, LocalFederation, Program
 from photon.engine.processes import flower_settings, stop_tree
 from photon.errors import PhotonError, RunError
 from photon.flower_compat import parse_node_config
-from photon.silo.site import read_settings
-from photon.subfederation.gateway import read_gateway
 from photon.telemetry.summary import counted
 
 ONLINE_SECONDS = 120.0
@@ -64,6 +62,10 @@ def up(
     RunError
         If it does not come up.
     """
+    # Here, because they import torch: to look at a federation, or to take it down, should not take seconds.
+    from photon.silo.site import read_settings
+    from photon.subfederation.gateway import read_gateway
+
     if _running(folder):
         raise PhotonError(f"{folder}: a federation is running there; stop it with federation.sh down")
     source = PreparedData.open(data or _embedded())

@@ -66,7 +66,8 @@ def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
     return _param_shapes(config.text, vocab_size)
 
 
-@lru_cache(maxsize=2)
+# In a tree every federation has a text of its own.
+@lru_cache(maxsize=8)
 def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
     model = model_of(config, vocab_size, "meta")

@@ -249,7 +249,11 @@ def test_bf16_link_halves_the_bytes_and_still_learns(run_small: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "more", [(), ("+transition.step=2", "+transition.lr_scale=0.25", "+transition.zero=[exp_avg]")]
+    "more",
+    [
+        pytest.param((), marks=pytest.mark.slow),
+        ("+transition.step=2", "+transition.lr_scale=0.25", "+transition.zero=[exp_avg]"),
+    ],
 )
 def test_two_processes_of_a_silo_train_as_one(
     more: tuple[str, ...], run_small: Run, lone_corpus: Path, tmp_path: Path

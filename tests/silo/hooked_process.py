@@ -1,12 +1,20 @@
-"""A process of a group whose strategy adds to the steps what its first argument names."""
+"""A process of a group that builds all anew for each job; a folder's name says what its strategy adds.
+
+So tests of what is computed share two processes: starting them takes far longer than their steps.
+"""
 
 import sys
+from functools import cache
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import nn
 
 from photon.silo import group_process, runtime
+from photon.strategy.base import strategy_of
+from photon.training.device_job import load_job, serve
 from photon.training.groups import StateGroups
 from photon.training.hooks import StepHooks
 
@@ -47,7 +55,20 @@ class Controlled(Proximal):
 
 METHODS: dict[str, type[Proximal]] = {"term": Proximal, "correct": Controlled}
 
+
+def work(folder: Path) -> None:
+    """Do a job as the first job of new processes."""
+
+    def chosen(config: Any) -> Any:
+        method = METHODS.get(folder.name)
+        return strategy_of(config) if method is None else SimpleNamespace(local=method())
+
+    runtime.strategy_of = group_process.strategy_of = chosen
+    job = load_job(folder)
+    group_process._Member(job).train(job, folder)
+
+
 if __name__ == "__main__":
-    strategy = SimpleNamespace(local=METHODS[sys.argv[1]]())
-    runtime.strategy_of = group_process.strategy_of = lambda config: strategy
-    sys.exit(group_process.main())
+    # They meet once; what they are to train can change.
+    group_process.join_group = cache(group_process.join_group)
+    sys.exit(serve(work))

@@ -1,9 +1,10 @@
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,9 @@ from photon.objective.configured import objective_of
 from photon.silo.runtime import as_trained
 from photon.state.tensors import save_groups
 from photon.training.device_job import GroupJob, GroupState
-from photon.training.devices import ProcessGroup, stop_group, train_in_group
+from photon.training.devices import GroupResult, ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
-from photon.training.loop import LocalTrainer, TrainingDiverged, build_optimizer
+from photon.training.loop import LocalTrainer, TrainingDiverged, TrainResult, build_optimizer
 from photon.training.schedule import build_schedule
 from tests.conftest import composed
 from tests.silo.hooked_process import Controlled, Proximal
@@ -57,12 +58,15 @@ def group_is_stopped() -> Iterator[None]:
     stop_group()
 
 
-def group_pids() -> set[int]:
+GROUP_PROGRAM = command("photon.silo.group_process")
+
+
+def group_pids(program: Sequence[str] = GROUP_PROGRAM) -> set[int]:
     """Return the processes of the group that this process keeps."""
     return {
         child.pid
         for child in psutil.Process().children()
-        if "photon.silo.group_process" in child.cmdline() and child.status() != psutil.STATUS_ZOMBIE
+        if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[1:] == list(program)[1:]
     }
 
 
@@ -106,12 +110,20 @@ def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **chan
 
 def fit_in_two(task: GroupJob, folder: Path, *state: object, processes: int = 2, **groups: object):
     return train_in_group(
-        task,
-        GroupState(*state, **groups),
-        processes=processes,
-        folder=folder,
-        program=command("photon.silo.group_process"),
+        task, GroupState(*state, **groups), processes=processes, folder=folder, program=GROUP_PROGRAM
     )
+
+
+@pytest.fixture
+def fit_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GroupResult]:
+    """Train in two processes that build everything anew for each job, and are there for all tests' jobs."""
+    monkeypatch.setattr(GroupJob, "fixed", lambda job: "any")
+
+    def fit(task: GroupJob, folder: Path, *state: object, **groups: object) -> GroupResult:
+        program = [sys.executable, "-m", "tests.silo.hooked_process"]
+        return train_in_group(task, GroupState(*state, **groups), processes=2, folder=folder, program=program)
+
+    return fit
 
 
 class OneProcess:
@@ -163,26 +175,6 @@ def own(parallel: str, micro: int | None = None) -> list[str]:
     return [f"training.parallel={parallel}", *([f"training.micro_batch_size={micro}"] if micro else [])]
 
 
-@pytest.mark.parametrize(
-    ("parallel", "micro"), [pytest.param("ddp", 1, marks=pytest.mark.slow), ("fsdp", None)]
-)
-def test_two_processes_continue_like_one(tmp_path, parallel, micro):
-    one = OneProcess()
-    one.train(2)
-    state = one.state()
-    task = job(tmp_path, *own(parallel, micro), position=8, global_step=2)
-    trained = fit_in_two(task, tmp_path / "job", *state)
-
-    expected = one.train(3)
-    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
-    assert expected.gradient_norm > 0.5  # the clip is at work
-    assert trained.position == one.stream.position == 20
-    assert trained.result.tokens == expected.tokens
-    assert trained.result.learning_rate == expected.learning_rate
-    for field in ("loss", "loss_last", "gradient_norm"):
-        assert getattr(trained.result, field) == pytest.approx(getattr(expected, field), rel=1e-5)
-
-
 @pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_the_same_processes_take_the_next_job_and_forget_the_last(tmp_path, parallel):
     one = OneProcess()
@@ -206,18 +198,8 @@ def test_the_same_processes_take_the_next_job_and_forget_the_last(tmp_path, para
     assert (tmp_path / "second" / "rank-1.log").exists()
 
 
-def test_a_softmax_over_some_tokens_is_the_same_in_two_processes(tmp_path):
-    few, windows = torch.arange(VOCABULARY) < 7, random_windows() % 7
-    one = OneProcess(windows=windows)
-    params = one.state()[0]
-    trained = fit_in_two(job(tmp_path, windows=windows, rows=pack_vocabulary(few)), tmp_path / "job", params)
-    expected = one.train(3, rows=few)
-    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
-    assert trained.result.loss == pytest.approx(expected.loss, rel=1e-5)
-
-
-@pytest.mark.parametrize("why", ["a process died", pytest.param("another job", marks=pytest.mark.slow)])
-def test_a_group_that_no_longer_serves_is_replaced(tmp_path, why):
+@pytest.mark.slow
+def test_another_job_is_not_done_by_processes_that_were_built_for_the_last(tmp_path):
     params = OneProcess().state()[0]
 
     def fit(*overrides):
@@ -225,17 +207,69 @@ def test_a_group_that_no_longer_serves_is_replaced(tmp_path, why):
         return trained.params, group_pids()
 
     first, pids = fit()
-    if why == "another job":
-        other, others = fit("optimizer=sgd", "optimizer.lr=0.1")
-        assert not torch.equal(other["transformer.wte.weight"], first["transformer.wte.weight"])
-    else:
-        os.kill(min(pids), signal.SIGKILL)
-        wait_until_gone({min(pids)})
-        again, others = fit()
-        assert all(torch.equal(again[name], first[name]) for name in params)
+    other, others = fit("optimizer=sgd", "optimizer.lr=0.1")
+    assert not torch.equal(other["transformer.wte.weight"], first["transformer.wte.weight"])
     assert len(others) == 2
     assert not others & pids
     wait_until_gone(pids)
+
+
+#: Processes that train nothing: who is kept, and who is replaced, is decided by the one that starts them.
+IDLE = """
+import json, os, pathlib, shutil, sys
+for line in sys.stdin:
+    folder, rank = pathlib.Path(json.loads(line)), os.environ["RANK"]
+    (folder / f"rank-{rank}.log").touch()
+    if rank == "0":
+        shutil.copytree(folder, folder / "trained")
+        shutil.copy(folder.parent / "result.json", folder / "trained")
+    os.write(1, b"done\\n")
+"""
+
+
+@pytest.fixture
+def fit_idly(tmp_path: Path) -> Callable[..., set[int]]:
+    """Give a job to processes that train nothing, and return which did it."""
+    program = [sys.executable, "-c", IDLE]
+    result = TrainResult(1, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    (tmp_path / "result.json").write_text(json.dumps({"position": 4, "result": vars(result)}))
+    params = {"w": torch.ones(2)}
+
+    def fit(*overrides: str) -> set[int]:
+        task, state = job(tmp_path, *overrides, steps=1), GroupState(params)
+        trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=program)
+        assert torch.equal(trained.params["w"], params["w"])
+        return group_pids(program)
+
+    return fit
+
+
+@pytest.mark.parametrize("why", ["a process died", "another job"])
+def test_a_group_that_no_longer_serves_is_replaced(fit_idly, why):
+    pids = fit_idly()
+    assert fit_idly() == pids
+    if why == "another job":
+        others = fit_idly("optimizer=sgd", "optimizer.lr=0.1")
+    else:
+        os.kill(min(pids), signal.SIGKILL)
+        wait_until_gone({min(pids)})
+        others = fit_idly()
+    assert len(others) == 2
+    assert not others & pids
+    wait_until_gone(pids)
+
+
+def test_a_process_that_dies_as_the_job_is_handed_over_is_replaced(fit_idly, monkeypatch):
+    """A dying process counts as alive until its last thread is gone."""
+    pids = fit_idly()
+    os.kill(min(pids), signal.SIGKILL)
+    wait_until_gone({min(pids)})
+    asked = iter([True])
+    alive = ProcessGroup.alive.fget
+    monkeypatch.setattr(ProcessGroup, "alive", property(lambda group: next(asked, None) or alive(group)))
+    others = fit_idly()
+    assert len(others) == 2
+    assert min(pids) not in others
 
 
 PARENT = """
@@ -255,7 +289,9 @@ if sys.argv[2] == "stay":
 """
 
 
-@pytest.mark.parametrize("way", ["killed", pytest.param("ends", marks=pytest.mark.slow)])
+# A worker that is killed takes its group with it by default, too: see tests/silo/test_worker.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["killed", "ends"])
 def test_the_processes_end_with_the_one_that_started_them(tmp_path, way):
     save_groups(tmp_path / "start.safetensors", {"params": OneProcess().state()[0]})
     (tmp_path / "job.json").write_text(job(tmp_path, steps=1).model_dump_json())
@@ -303,37 +339,45 @@ def test_jobs_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, changes, 
     assert not (tmp_path / "job").exists()
 
 
-def test_a_process_that_dies_as_the_job_is_handed_over_is_replaced(tmp_path, monkeypatch):
-    """A dying process counts as alive until its last thread is gone."""
-    params = OneProcess().state()[0]
-
-    def fit():
-        return fit_in_two(job(tmp_path, steps=1), tmp_path / "job", params)
-
-    fit()
-    pids = group_pids()
-    os.kill(min(pids), signal.SIGKILL)
-    wait_until_gone({min(pids)})
-    asked = iter([True])
-    alive = ProcessGroup.alive.fget
-    monkeypatch.setattr(ProcessGroup, "alive", property(lambda group: next(asked, None) or alive(group)))
-    fit()
-    assert min(pids) not in group_pids()
+# --- two processes compute what one does -------------------------------------------------------------------
 
 
-# --- what objective and strategy add, in two processes ---------------------------------------------------
+@pytest.mark.parametrize(("parallel", "micro"), [("ddp", 1), ("fsdp", None)])
+def test_two_processes_continue_like_one(tmp_path, fit_anew, parallel, micro):
+    one = OneProcess()
+    one.train(2)
+    state = one.state()
+    task = job(tmp_path, *own(parallel, micro), position=8, global_step=2)
+    trained = fit_anew(task, tmp_path / "job", *state)
+
+    expected = one.train(3)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert expected.gradient_norm > 0.5  # the clip is at work
+    assert trained.position == one.stream.position == 20
+    assert trained.result.tokens == expected.tokens
+    assert trained.result.learning_rate == expected.learning_rate
+    for field in ("loss", "loss_last", "gradient_norm"):
+        assert getattr(trained.result, field) == pytest.approx(getattr(expected, field), rel=1e-5)
+
+
+def test_a_softmax_over_some_tokens_is_the_same_in_two_processes(tmp_path, fit_anew):
+    few, windows = torch.arange(VOCABULARY) < 7, random_windows() % 7
+    one = OneProcess(windows=windows)
+    params = one.state()[0]
+    trained = fit_anew(job(tmp_path, windows=windows, rows=pack_vocabulary(few)), tmp_path / "job", params)
+    expected = one.train(3, rows=few)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert trained.result.loss == pytest.approx(expected.loss, rel=1e-5)
 
 
 TOY = ["objective._target_=tests.objective.toy.Masked", "+objective.below=5"]
 
 
-@pytest.mark.parametrize(
-    ("parallel", "micro"), [("ddp", 1), ("ddp", None), pytest.param("fsdp", 1, marks=pytest.mark.slow)]
-)
-def test_a_masked_loss_in_two_processes_is_that_of_the_whole_batch(tmp_path, parallel, micro):
+@pytest.mark.parametrize(("parallel", "micro"), [("ddp", 1), ("ddp", None), ("fsdp", 1)])
+def test_a_masked_loss_in_two_processes_is_that_of_the_whole_batch(tmp_path, fit_anew, parallel, micro):
     one = OneProcess(*TOY)
     task = job(tmp_path, *TOY, *own(parallel, micro))
-    trained = fit_in_two(task, tmp_path / "job", one.state()[0])
+    trained = fit_anew(task, tmp_path / "job", one.state()[0])
     counts = [int((batch[:, 1:] < 5).sum()) for batch in stream(seed=3).next_batch(4)["tokens"].split(2)]
     assert counts[0] != counts[1], "the processes have different shares"
     expected = one.train(3)
@@ -343,34 +387,29 @@ def test_a_masked_loss_in_two_processes_is_that_of_the_whole_batch(tmp_path, par
     assert trained.result.figures == pytest.approx(expected.figures, rel=1e-5)
 
 
-def test_unequal_processes_have_the_mean_of_all_items_not_of_means(tmp_path):
+def test_unequal_processes_have_the_mean_of_all_items_not_of_means(tmp_path, fit_anew):
     """One item costs 1, three cost 2: 7/4, where the mean of the processes' means is 3/2."""
     windows = np.array([[1, 0, 0], [2, 2, 2]], dtype=np.uint16)
     target = "objective._target_=tests.objective.toy.Costs"
     changes = ["training.batch_size=2", "training.clip_norm=null", "model.sequence_length=3"]
     task = job(tmp_path, target, *changes, windows=windows, batch_size=2, steps=1)
     params = OneProcess(target, *changes).state()[0]
-    assert fit_in_two(task, tmp_path / "job", params).result.loss == 1.75
+    assert fit_anew(task, tmp_path / "job", params).result.loss == 1.75
 
 
 #: Adam makes whole steps of what a term leaves of rounding.
 SGD = ["optimizer=sgd", "optimizer.lr=0.1", "optimizer.momentum=0.9"]
 
 
-def hooked(name: str) -> list[str]:
-    return [sys.executable, "-m", "tests.silo.hooked_process", name]
-
-
 def control_of(params):
     return {name: torch.full_like(tensor, 0.3) for name, tensor in params.items()}
 
 
-def test_a_term_in_two_processes_is_that_of_one(tmp_path):
+def test_a_term_in_two_processes_is_that_of_one(tmp_path, fit_anew):
     one, bare = OneProcess(*SGD), OneProcess(*SGD)
     params = one.state()[0]
-    state = GroupState(params, context={"received": params})
     task = job(tmp_path, *SGD, *own("ddp", 1), steps=4)
-    trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("term"))
+    trained = fit_anew(task, tmp_path / "term", params, context={"received": params})
     expected = one.train(4, hooks=Proximal().hooks({"received": params}, {}))
     bare.train(4)
     assert_state_equal(one, trained.params, trained.groups, trained.scalars)
@@ -381,14 +420,13 @@ def test_a_term_in_two_processes_is_that_of_one(tmp_path):
 
 
 @pytest.mark.parametrize(("parallel", "micro"), [("ddp", 1), ("fsdp", None), ("fsdp", 1)])
-def test_gradients_are_corrected_in_two_processes_as_in_one(tmp_path, parallel, micro):
+def test_gradients_are_corrected_in_two_processes_as_in_one(tmp_path, fit_anew, parallel, micro):
     one = OneProcess()
     params = one.state()[0]
     zeros = {name: torch.zeros_like(tensor) for name, tensor in params.items()}
     context = {"received": params, "control": control_of(params)}
-    state = GroupState(params, context=context, collected={"raw": zeros})
     task = job(tmp_path, *own(parallel, micro), steps=4)
-    trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("correct"))
+    trained = fit_anew(task, tmp_path / "correct", params, context=context, collected={"raw": zeros})
     collected = {"raw": {name: torch.zeros_like(tensor) for name, tensor in params.items()}}
     expected = one.train(4, hooks=Controlled().hooks(context, collected))
     assert_state_equal(one, trained.params, trained.groups, trained.scalars)
@@ -398,9 +436,9 @@ def test_gradients_are_corrected_in_two_processes_as_in_one(tmp_path, parallel, 
     assert trained.collected["raw"].keys() == params.keys()
 
 
-def test_a_term_over_sharded_parameters_is_refused_in_one_line(tmp_path):
+def test_a_term_over_sharded_parameters_is_refused_in_one_line(tmp_path, fit_anew):
+    """The last of those that share two processes, because a refusal ends them."""
     params = OneProcess().state()[0]
-    state = GroupState(params, context={"received": params})
     task = job(tmp_path, *own("fsdp"))
     with pytest.raises(PhotonError, match=r"^training.parallel=fsdp: .*; set training.parallel=ddp$"):
-        train_in_group(task, state, processes=2, folder=tmp_path / "job", program=hooked("term"))
+        fit_anew(task, tmp_path / "term", params, context={"received": params})

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -29,6 +30,7 @@ from photon.node import answer
 from photon.silo import worker_client
 from photon.silo.worker_client import LOG, SOCKET, ask_worker, find_worker, has_worker
 from photon.training.groups import read_params
+from tests.conftest import small_run
 
 pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the worker needs Unix sockets")
 
@@ -37,18 +39,34 @@ pytestmark = pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="the work
 LONG = 100_000
 
 
-@pytest.fixture
-def config(small_config: Callable[..., RunConfig]) -> RunConfig:
-    return small_config("federation=deployment", "training.batch_size=4")
+@pytest.fixture(scope="module")
+def config(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    run_dir = tmp_path_factory.mktemp("config") / "run"
+    return small_run("federation=deployment", "training.batch_size=4", data=corpus, run_dir=run_dir)
 
 
-@pytest.fixture
-def node(corpus: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
-    folder = tmp_path / "state"
+@contextmanager
+def node_below(folder: Path, corpus: Path) -> Iterator[dict[str, str]]:
     yield {"data-dir": str(corpus), "state-dir": str(folder)}
     for process in workers(folder):
         process.kill()
         process.wait(10)
+
+
+@pytest.fixture
+def node(corpus: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+    with node_below(tmp_path / "state", corpus) as settings:
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def busy_node(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Return one node for all who only need a worker that trains: it imports torch, for seconds.
+
+    Each asks for a run of its own. One who ends the worker starts the next one's.
+    """
+    with node_below(tmp_path_factory.mktemp("busy") / "state", corpus) as settings:
+        yield settings
 
 
 def workers(folder: Path) -> list[psutil.Process]:
@@ -141,7 +159,8 @@ def test_the_silo_app_imports_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(config, node, tmp_path):
+def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(config, busy_node, tmp_path):
+    node = busy_node
     alone = {**node, "state-dir": str(tmp_path / "alone")}
     begin = time.monotonic()
     first = ask_worker("train", train_message(config), node, WORKER)
@@ -168,7 +187,50 @@ def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(co
     assert modes == {".": 0o700, SOCKET: 0o600, LOG: 0o600}
 
 
-def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its_place(config, node):
+def test_work_that_nobody_waits_for_is_given_up(config, busy_node):
+    node = busy_node
+    greeting(node)
+    worker = the_worker(node)
+    log = Path(node["state-dir"]) / LOG
+    begun = log.read_text().count("train: begun")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(Path(node["state-dir"]) / SOCKET))
+        with connection.makefile("rwb") as stream:
+            read_frame(stream)
+            request = {"message_type": "train", "node_config": node}
+            endless = train_message(lasting(config), run_id="given-up", steps=LONG)
+            write_frame(stream, Frame(request, endless))
+            wait_until(lambda: log.read_text().count("train: begun") > begun)
+    wait_until(lambda: worker_client.is_gone(worker))
+    reply = ask_worker("train", train_message(config, run_id="given-up"), node, WORKER)
+    assert unpack(reply, TrainReport).position == 12
+
+
+def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config, busy_node, tmp_path):
+    node = busy_node
+    alone = {**node, "state-dir": str(tmp_path / "alone")}
+    position = unpack(answer("train", train_message(config, run_id="killed"), alone), TrainReport).position
+    expected = answer("train", second_round(config, position, run_id="killed"), alone)
+    ask_worker("train", train_message(config, run_id="killed"), node, WORKER)
+    worker = the_worker(node)
+    log = Path(node["state-dir"]) / LOG
+    begun = log.read_text().count("train: begun")
+    endless = second_round(lasting(config), position, run_id="killed", steps=LONG, global_step=LONG)
+    with ThreadPoolExecutor() as pool:
+        long = pool.submit(ask_worker, "train", endless, node, WORKER)
+        wait_until(lambda: log.read_text().count("train: begun") > begun)
+        busy = worker.cpu_times().user
+        wait_until(lambda: worker.cpu_times().user > busy + 1.0)  # at its local steps by now
+        worker.kill()
+        with pytest.raises(PhotonError, match=rf"process {worker.pid} ended while .* train .*{LOG}.*begun$"):
+            long.result(20)
+    reply = ask_worker("train", second_round(config, position, run_id="killed"), node, WORKER)
+    assert_same_training(reply, expected)
+    assert the_worker(node).pid != worker.pid
+
+
+def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its_place(config, busy_node):
+    node = busy_node
     bodiless = RecordDict({BODY: ConfigRecord({"config": config.text})})
     with pytest.raises(PhotonError, match=r"^message: it has no photon body"):
         ask_worker("train", bodiless, node, WORKER)
@@ -182,43 +244,6 @@ def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its
     wait_until(lambda: worker_client.is_gone(worker))
     assert greeting(node) != worker.pid
     assert "Traceback" in (Path(node["state-dir"]) / LOG).read_text()
-
-
-def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config, node, tmp_path):
-    alone = {**node, "state-dir": str(tmp_path / "alone")}
-    position = unpack(answer("train", train_message(config), alone), TrainReport).position
-    expected = answer("train", second_round(config, position), alone)
-    ask_worker("train", train_message(config), node, WORKER)
-    worker = the_worker(node)
-    log = Path(node["state-dir"]) / LOG
-    endless = second_round(lasting(config), position, steps=LONG, global_step=LONG)
-    with ThreadPoolExecutor() as pool:
-        long = pool.submit(ask_worker, "train", endless, node, WORKER)
-        wait_until(lambda: log.read_text().count("train: begun") == 2)
-        busy = worker.cpu_times().user
-        wait_until(lambda: worker.cpu_times().user > busy + 1.0)  # at its local steps by now
-        worker.kill()
-        with pytest.raises(PhotonError, match=rf"process {worker.pid} ended while .* train .*{LOG}.*begun$"):
-            long.result(20)
-    reply = ask_worker("train", second_round(config, position), node, WORKER)
-    assert_same_training(reply, expected)
-    assert the_worker(node).pid != worker.pid
-
-
-def test_work_that_nobody_waits_for_is_given_up(config, node):
-    greeting(node)
-    worker = the_worker(node)
-    log = Path(node["state-dir"]) / LOG
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(str(Path(node["state-dir"]) / SOCKET))
-        with connection.makefile("rwb") as stream:
-            read_frame(stream)
-            request = {"message_type": "train", "node_config": node}
-            write_frame(stream, Frame(request, train_message(lasting(config), steps=LONG)))
-            wait_until(lambda: "train: begun" in log.read_text())
-    wait_until(lambda: worker_client.is_gone(worker))
-    reply = ask_worker("train", train_message(config), node, WORKER)
-    assert unpack(reply, TrainReport).position == 12
 
 
 def test_what_is_no_message_does_not_disturb_the_worker(node):

@@ -76,6 +76,8 @@ def test_without_the_term_it_is_photon_bit_for_bit(run_small: Run, small_config:
     assert method.hooks({}, {}) is NO_HOOKS
 
 
+# What hooks of a strategy do in two devices is shown by default for SCAFFOLD, which has all of them.
+@pytest.mark.slow
 def test_two_devices_train_as_one(run_small: Run) -> None:
     chosen = ("strategy=fedprox", f"strategy.mu={MU}", "cohort=2", "rounds=2", *SGD, *FLAT)
     one = run_small(*chosen, name="one")

@@ -129,7 +129,7 @@ def test_a_rounding_link_moves_no_row_that_nobody_has(train: Callable[..., Path]
     assert not momentum[nobody].any(), "a pseudo-gradient of zero"
 
 
-@pytest.mark.parametrize("strategy", ["worldlm", "fedper"])
+@pytest.mark.parametrize("strategy", ["worldlm", pytest.param("fedper", marks=pytest.mark.slow)])
 def test_silos_with_every_token_train_as_with_whole_embeddings(
     train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, data: Path, strategy: str
 ) -> None:
