@@ -265,7 +265,7 @@ def _check_nodes(config: RunConfig) -> None:
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)
-            _check_quorum(node)
+            _check_participants(rules, node)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
@@ -281,7 +281,7 @@ def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
         raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
     alone = config.federation.model_copy(update={"tree": None})
     privacy = config.border_privacy(node) if node.privacy is not None else config.privacy
-    own = {**sections, "federation": alone, "privacy": privacy}
+    own = {**sections, "cohort": node.cohort, "federation": alone, "privacy": privacy}
     return preflight(config.model_copy(update=own))
 
 
@@ -296,8 +296,14 @@ def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
         raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
 
 
-def _check_quorum(node: TreeNode) -> None:
+def _check_participants(rules: RunConfig, node: TreeNode) -> None:
     children = len(node.children)
     most = min(node.cohort or children, children) + (node.data is not None)
     if node.quorum is not None and node.quorum > most:
         raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")
+    least = strategy_of(rules).least_cohort
+    if node.children and least > most:
+        raise PhotonError(
+            f"strategy.fold.liars: needs {least} participants in a round, and there are {most}; lower it, or "
+            "set another fold in the node's strategy"
+        )

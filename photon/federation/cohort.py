@@ -79,6 +79,13 @@ def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]
             f"federation.quorum={config.federation.quorum} is larger than the "
             f"{len(participants)} participants; lower it"
         )
+    # Within another federation a round goes on with those of its silos that are there.
+    drawn = len(draw_cohort(config, strategy, silos, 1, {}))
+    if drawn < strategy.least_cohort and config.federation.parent is None:
+        raise PhotonError(
+            f"strategy.fold.liars: needs {strategy.least_cohort} participants in a round, and there are "
+            f"{drawn}; lower it, or wait for more (federation.silos, federation.wait_for_silos)"
+        )
     names = [silo.name for silo in silos]
     server_silo = config.federation.server_silo
     if server_silo is not None and server_silo not in names:

@@ -8,14 +8,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from pydantic import ValidationError
 
 from photon.components import build
 from photon.config.compose import parse
-from photon.config.schema import RunConfig
+from photon.config.explain import explain_validation
+from photon.config.schema import RunConfig, Section
 from photon.config.tree import RoutedTag
+from photon.errors import PhotonError
 from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
@@ -25,6 +28,7 @@ from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.outer import OuterStep
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
+Settings = TypeVar("Settings", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,8 @@ class Aggregate:
     outer, outer_scalars
         State of the outer optimizer.
     weights
-        Share of each folded participant in the mean; they sum to 1. Empty where sums were added.
+        Share of each folded participant in the mean; they sum to 1. Empty where no weighted mean was taken:
+        of sums, and by robust folds that go by coordinates or norms.
     figures
         Further figures of the round, under ``figure/of what`` names.
     kept
@@ -144,6 +149,8 @@ class Strategy(ABC):
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.
     sends_previous: bool = False
+    #: Fewest participants of a cohort with which its fold keeps what it promises.
+    least_cohort: int = 1
     #: How silos train a sparse model; None: a dense one.
     sparse: SparseTraining | None = None
 
@@ -213,6 +220,26 @@ def _strategy(config_text: str) -> Strategy:
     config = parse(config_text)
     strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
     return strategy
+
+
+def settings_of(kind: type[Settings], values: dict[str, Any] | None, where: str) -> Settings:
+    """Return an argument of a strategy that is a mapping, checked.
+
+    Parameters
+    ----------
+    where
+        Its name.
+
+    Raises
+    ------
+    PhotonError
+        For an unknown key or a value that does not fit.
+    """
+    try:
+        return kind.model_validate(values or {})
+    except ValidationError as error:
+        problem = explain_validation(error, kind.model_fields)
+        raise PhotonError(f"strategy.{where}.{problem}") from error
 
 
 def sparse_training(config: RunConfig) -> SparseTraining | None:

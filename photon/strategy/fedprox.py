@@ -10,7 +10,7 @@ before it is clipped. With μ = 0 the term is absent, and a run is Photon's bit 
 import math
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
@@ -32,7 +32,7 @@ class FedProx(Photon):
         The run's configuration.
     mu
         μ, the weight of the term.
-    weighting, local_state, sync
+    weighting, local_state, sync, fold
         As in `Photon`.
     """
 
@@ -44,10 +44,11 @@ class FedProx(Photon):
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
         sync: dict[str, int] | None = None,
+        fold: dict[str, Any] | None = None,
     ) -> None:
         if not 0 <= mu < math.inf:
             raise ValueError(f"mu={mu}: expected 0 or more")
-        super().__init__(config, weighting=weighting, local_state=local_state, sync=sync)
+        super().__init__(config, weighting=weighting, local_state=local_state, sync=sync, fold=fold)
         self.mu = mu
 
     @cached_property

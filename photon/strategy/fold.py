@@ -1,12 +1,36 @@
 """Streaming, order-independent folding of silo replies."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
 from photon.link.encoding import SparseTensor
 
 Groups = Mapping[str, Mapping[str, torch.Tensor | SparseTensor]]
+
+
+@dataclass(frozen=True)
+class Folded:
+    """What the replies of a round came to.
+
+    Attributes
+    ----------
+    groups
+        The folded state groups.
+    replies
+        How many were folded.
+    weights
+        As in `photon.strategy.base.Aggregate`, and so are ``figures``.
+    seconds
+        That it took.
+    """
+
+    groups: dict[str, dict[str, torch.Tensor]]
+    replies: int
+    weights: dict[str, float]
+    seconds: float = 0.0
+    figures: Mapping[str, float] = field(default_factory=dict)
 
 
 class WeightedMean:

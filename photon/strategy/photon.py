@@ -5,22 +5,26 @@
 With SGD of learning rate 1 this is FedAvg, the recipe of the Photon papers; with Nesterov momentum it is
 DiLoCo; with Adam it is FedAdam. Under a sync plan states of the local optimizer are averaged too, each at
 its own period: all in every round is Local Adam, and longer periods are DES-LOC.
+
+A robust fold takes the place of the means where silos may lie.
 """
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal, get_args
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
 from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy, settings_of
 from photon.strategy.contract import PARAMS, RECEIVED, SHARED, Contract, Leaving, Role
-from photon.strategy.fold import WeightedMean
+from photon.strategy.fold import Folded, Groups, WeightedMean
 from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
+from photon.strategy.robust import Fold, check_fold, fold_robustly
 from photon.strategy.sync import SyncPlan
 from photon.training.states import is_refreshing, optimizer_groups, optimizer_shapes
 
@@ -42,6 +46,8 @@ class Photon(Strategy):
         ``"sync"``: they are averaged over the silos as ``sync`` says.
     sync
         State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
+    fold
+        Keys of `Fold`: how replies are folded where some may lie; None: by their mean.
     """
 
     folds_updates: ClassVar[bool] = True
@@ -53,6 +59,7 @@ class Photon(Strategy):
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
         sync: dict[str, int] | None = None,
+        fold: dict[str, Any] | None = None,
     ) -> None:
         if weighting not in ("tokens", "uniform"):
             raise ValueError(f"weighting={weighting!r}: expected tokens or uniform")
@@ -63,6 +70,9 @@ class Photon(Strategy):
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
+        self.fold = settings_of(Fold, fold, "fold")
+        check_fold(self.fold, config, weighting, local_state)
+        self.holds_replies, self.least_cohort = self.fold.is_robust, self.fold.least_cohort
         self.refreshes = is_refreshing(config.optimizer)
         self.sends_previous = self.refreshes and local_state != "reset"
         self.plan: SyncPlan | None = None
@@ -78,7 +88,7 @@ class Photon(Strategy):
         own = type(self)
         as_here = own.aggregate_train is Photon.aggregate_train and own.weight is Photon.weight
         dense = self.sparse is None and self.local_state != "sync"
-        return as_here and dense and self.weighting == "uniform"
+        return as_here and dense and self.weighting == "uniform" and not self.fold.is_robust
 
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract over all parameters, and the states of the local optimizer under a sync plan."""
@@ -168,14 +178,34 @@ class Photon(Strategy):
     def aggregate_train(
         self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
     ) -> Aggregate:
-        """Average the parameters and step the outer optimizer."""
+        """Fold the replies and step the outer optimizer."""
+        folded = self._robustly(checkpoint, replies) if self.fold.is_robust else self._averaged(replies)
+        groups = folded.groups
+        begin = time.perf_counter()
+        params, step, outer, scalars = self.step_outer(server_round, checkpoint, groups.pop(PARAMS))
+        shared = {group: groups.pop(group) for group in list(groups) if group.startswith(SHARED)}
+        return Aggregate(
+            params=params,
+            averaged=groups,
+            outer=outer,
+            outer_scalars=scalars,
+            step=step,
+            weights=folded.weights,
+            fold_seconds=folded.seconds,
+            outer_seconds=time.perf_counter() - begin,
+            figures=folded.figures,
+            kept=self.fold_shared(checkpoint, shared, folded.replies) if shared else {},
+        )
+
+    def _averaged(self, replies: Iterator[Reply]) -> Folded:
+        """Take the weighted mean of replies, one at a time."""
         mean = WeightedMean()
         weights: dict[str, float] = {}
         fold_seconds = 0.0
         for reply in replies:
             begin = time.perf_counter()
             weight = self.weight(reply)
-            groups = reply.groups if reply.update is None else reply.groups | {"params": reply.update}
+            groups = _trained(reply)
             mean.add(groups, weight, self.rows(reply))
             weights[reply.participant] = weight
             fold_seconds += time.perf_counter() - begin
@@ -183,21 +213,17 @@ class Photon(Strategy):
             del reply, groups
         if mean.nbytes > LARGE_BYTES:
             release_freed()  # the replies
+        shares = {name: weight / mean.total_weight for name, weight in weights.items()}
+        return Folded(mean.result(), len(weights), shares, fold_seconds)
+
+    def _robustly(self, checkpoint: Checkpoint, replies: Iterator[Reply]) -> Folded:
+        """Fold replies by a robust rule, which looks at all of them together."""
+        held = list(replies)
         begin = time.perf_counter()
-        averaged = mean.result()
-        params, step, groups, scalars = self.step_outer(server_round, checkpoint, averaged.pop(PARAMS))
-        shared = {group: averaged.pop(group) for group in list(averaged) if group.startswith(SHARED)}
-        return Aggregate(
-            params=params,
-            averaged=averaged,
-            outer=groups,
-            outer_scalars=scalars,
-            step=step,
-            weights={name: weight / mean.total_weight for name, weight in weights.items()},
-            fold_seconds=fold_seconds,
-            outer_seconds=time.perf_counter() - begin,
-            kept=self.fold_shared(checkpoint, shared, len(weights)) if shared else {},
-        )
+        sends_update = held[0].update is not None
+        sent = {} if sends_update else {PARAMS: checkpoint.load_params()}
+        folded = fold_robustly({reply.participant: _trained(reply) for reply in held}, self.fold, sent)
+        return replace(folded, seconds=time.perf_counter() - begin)
 
     def fold_shared(self, checkpoint: Checkpoint, means: StateGroups, replies: int) -> StateGroups:
         """Return what is kept of the method's groups that came with replies, for the next round.
@@ -212,3 +238,8 @@ class Photon(Strategy):
             How many were folded.
         """
         return means
+
+
+def _trained(reply: Reply) -> Groups:
+    """Return what a reply brings to the fold: ``params`` may be an update."""
+    return reply.groups if reply.update is None else {**reply.groups, PARAMS: reply.update}

@@ -20,7 +20,7 @@ with zero, as all did.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -51,11 +51,19 @@ class Scaffold(Photon):
         The run's configuration.
     local_state
         As in `Photon`, but for ``sync``.
+    fold
+        As in `Photon`, of parameters and control variates, each by themselves.
     """
 
     silos_only = "which has no control variate of its own; use strategy=photon"
 
-    def __init__(self, config: RunConfig, *, local_state: Literal["keep", "reset"] = "keep") -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        local_state: Literal["keep", "reset"] = "keep",
+        fold: dict[str, Any] | None = None,
+    ) -> None:
         if config.privacy.on or config.privacy.secure_aggregation:
             raise ValueError(
                 "privacy: control variates leave without noise or masks, and are mean gradients; use another "
@@ -63,7 +71,7 @@ class Scaffold(Photon):
             )
         if config.link.states:
             raise ValueError("link.states: what codecs lose of control variates adds up; set link.states=[]")
-        super().__init__(config, weighting="uniform", local_state=local_state)
+        super().__init__(config, weighting="uniform", local_state=local_state, fold=fold)
 
     @cached_property
     def local(self) -> LocalMethod:

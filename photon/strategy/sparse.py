@@ -52,8 +52,8 @@ class Sparse(Photon):
         ``"global"``: the largest of all prunable weights stay; ``"layer"``: those of each layer.
     ramp_rounds
         Rounds over which the share rises to ``sparsity``; 0: none.
-    weighting, local_state
-        As in `Photon`.
+    weighting, local_state, fold
+        As in `Photon`. A weight that a silo has pruned is a zero to the fold.
     """
 
     folds_updates: ClassVar[bool] = False
@@ -71,6 +71,7 @@ class Sparse(Photon):
         ramp_rounds: int = 0,
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
+        fold: dict[str, Any] | None = None,
     ) -> None:
         if local_state == "sync":
             raise ValueError("local_state=sync: moments of pruned weights are not averaged; set keep")
@@ -79,7 +80,7 @@ class Sparse(Photon):
                 "link.uplink_payload=update: what is sparse are the weights; set "
                 "link.uplink_payload=parameters"
             )
-        super().__init__(config, weighting=weighting, local_state=local_state)
+        super().__init__(config, weighting=weighting, local_state=local_state, fold=fold)
         self.sparse: SparseTraining = SparseTraining(
             sparsity,
             method=self.method,
@@ -118,7 +119,7 @@ class Sparse(Photon):
         aggregate = super().aggregate_train(server_round, checkpoint, _watched(replies, supports))
         densities = {f"density/{name}": density(aggregate.params, [name]) for name in names}
         densities["density/all"] = density(aggregate.params, names)
-        return replace(aggregate, figures=densities | supports.figures())
+        return replace(aggregate, figures={**aggregate.figures, **densities, **supports.figures()})
 
 
 class PrunedWeights(LocalMethod):

@@ -1,7 +1,7 @@
 """SparsyFed (2504.05153): weights that cannot grow again, pruned activations, one global prune a round."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from photon.config.schema import RunConfig
 from photon.models.sparse import Scope
@@ -14,7 +14,7 @@ class SparsyFed(Sparse):
 
     Parameters
     ----------
-    config, sparsity, layers, scope, ramp_rounds, weighting, local_state
+    config, sparsity, layers, scope, ramp_rounds, weighting, local_state, fold
         As in `Sparse`.
     beta
         β; above 1 a pruned weight gets no gradient. 1 is the plain layer.
@@ -34,6 +34,7 @@ class SparsyFed(Sparse):
         ramp_rounds: int = 0,
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
+        fold: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(
             config,
@@ -43,5 +44,6 @@ class SparsyFed(Sparse):
             ramp_rounds=ramp_rounds,
             weighting=weighting,
             local_state=local_state,
+            fold=fold,
         )
         self.sparse = replace(self.sparse, beta=beta, activations="measured" if activation_pruning else "off")

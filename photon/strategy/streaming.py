@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -60,7 +60,7 @@ class StreamingDiLoCo(Photon):
         α, the share of the global fragment in what a silo goes on from (the paper's 1 − α).
     pattern
         Which numbered blocks are in a fragment: ``"strided"``: every P-th; ``"sequential"``: neighbours.
-    weighting
+    weighting, fold
         As in `Photon`.
     """
 
@@ -74,6 +74,7 @@ class StreamingDiLoCo(Photon):
         mixing: float = 1.0,
         pattern: Pattern = "strided",
         weighting: Literal["tokens", "uniform"] = "uniform",
+        fold: dict[str, Any] | None = None,
     ) -> None:
         if pattern not in get_args(Pattern):
             raise ValueError(f"pattern={pattern!r}: expected {', '.join(get_args(Pattern))}")
@@ -83,7 +84,7 @@ class StreamingDiLoCo(Photon):
             raise ValueError(f"mixing={mixing}: expected above 0 and at most 1")
         if fragments == 1 and mixing != 1:
             raise ValueError(f"mixing={mixing}: a silo that receives all parameters starts from them; set 1")
-        super().__init__(config, weighting=weighting)
+        super().__init__(config, weighting=weighting, fold=fold)
         if self.refreshes:
             raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
         self.fragments = fragments

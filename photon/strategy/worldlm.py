@@ -16,17 +16,15 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from photon.config.explain import explain_validation
 from photon.config.schema import RunConfig, Section
 from photon.config.tree import RoutedTag
-from photon.errors import PhotonError
 from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.attention import Attention, attend, entropy, similarities
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, settings_of
 from photon.strategy.contract import LOCAL, PARAMS, Contract, Leaving, Role
 from photon.strategy.key_layers import (
     INITIAL,
@@ -98,6 +96,8 @@ class WorldLM(Photon):
         What a child counts by: ``"uniform"``, the ``"leaves"`` below it, or its ``"samples"`` of the round.
     local_state
         As in `Photon`.
+    fold
+        As in `Photon`, of the backbone; key layers are aggregated as ``up`` says.
     """
 
     folds_updates: ClassVar[bool] = False
@@ -116,6 +116,7 @@ class WorldLM(Photon):
         schedule: Literal["sequential", "parallel"] = "sequential",
         backbone_weights: Literal["uniform", "leaves", "samples"] = "uniform",
         local_state: LocalState = "keep",
+        fold: dict[str, Any] | None = None,
     ) -> None:
         if not 0 <= key_fraction <= 1:
             raise ValueError(f"key_fraction={key_fraction}: expected 0 to 1")
@@ -129,18 +130,28 @@ class WorldLM(Photon):
             raise ValueError(f"down={down!r}: expected {', '.join(get_args(Down))}")
         if up not in get_args(Up):
             raise ValueError(f"up={up!r}: expected {', '.join(get_args(Up))}")
-        super().__init__(config, weighting="uniform", local_state=local_state)
+        super().__init__(config, weighting="uniform", local_state=local_state, fold=fold)
+        if self.fold.is_robust and backbone_weights != "uniform":
+            raise ValueError(
+                f"backbone_weights={backbone_weights}: fold.rule={self.fold.rule} counts children alike; set "
+                "uniform"
+            )
+        if self.fold.is_robust and embeddings == "restricted":
+            raise ValueError(
+                f"embeddings=restricted: fold.rule={self.fold.rule} compares whole replies, and children "
+                "train rows of their own; set embeddings=backbone or fold.rule=mean"
+            )
         if self.refreshes:
             raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
         self.schedule = schedule
         self.backbone_weights = backbone_weights
         self.up = up
         self.restricts = embeddings == "restricted"
-        self.attention = _section(Attention, attention, "attention")
+        self.attention = settings_of(Attention, attention, "attention")
         self.upward = self.attention
         if up == "mean":
             self.upward = self.attention.model_copy(update={"tau": math.inf, "include_self_up": False})
-        self.routed = _section(Routed, routed, "routed")
+        self.routed = settings_of(Routed, routed, "routed")
         self.layers = KeyLayers(
             key_fraction,
             key_blocks if isinstance(key_blocks, str) else tuple(key_blocks),
@@ -160,11 +171,11 @@ class WorldLM(Photon):
 
     @property
     def folds_mean(self) -> bool:
-        """Whether children count the same: then the mean is all that it needs of the backbone's updates.
+        """Whether the plain mean of the backbone's updates is all that it needs: children count the same.
 
         With restricted vocabularies they do not: the mean of a row that one child alone has is that child's.
         """
-        return self.backbone_weights == "uniform" and not self.restricts
+        return self.backbone_weights == "uniform" and not self.restricts and not self.fold.is_robust
 
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract in which key layers are looked at one by one, or stay with the children.
@@ -253,7 +264,7 @@ class WorldLM(Photon):
             # Momentum and decay of the outer optimizer would move them.
             aggregate.params[name] = choose_rows(rows, aggregate.params[name], params[name])
         if not parts.keys or self.up == "none":
-            return replace(aggregate, figures=sizes)
+            return replace(aggregate, figures={**aggregate.figures, **sizes})
         initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
         figures = {
             f"routed/{route.routed_block.block}/{route.routed_block.origin}>{route.child}": route.similarity
@@ -289,7 +300,7 @@ class WorldLM(Photon):
             aggregate,
             kept={**earlier, **kept, **packed, **beside},
             routed=tags,
-            figures={**sizes, **figures},
+            figures={**aggregate.figures, **sizes, **figures},
         )
 
     def _apart(
@@ -390,11 +401,3 @@ def _routed_to(child: str, routes: Sequence[_Route]) -> list[RoutedBlock]:
 
 def _only(tensors: Tensors, names: Sequence[str]) -> dict[str, torch.Tensor]:
     return {name: tensors[name] for name in names}
-
-
-def _section(kind: type[Any], values: dict[str, Any] | None, where: str) -> Any:
-    try:
-        return kind.model_validate(values or {})
-    except ValidationError as error:
-        problem = explain_validation(error, kind.model_fields)
-        raise PhotonError(f"strategy.{where}.{problem}") from error
