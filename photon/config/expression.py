@@ -1,8 +1,8 @@
 """Regular expressions of a configuration, which may come from another organisation.
 
-They are those of RE2, which takes time in proportion to the text whatever the expression is: Python's own take
-longer than anybody waits for some that a few characters write. What RE2 leaves out is looking around and going
-back to an earlier group.
+They are those of RE2, which takes time in proportion to the text whatever the expression is: Python's own
+take longer than anybody waits for some that are written in a few characters. RE2
+cannot look around, nor go back to an earlier group.
 """
 
 from functools import lru_cache

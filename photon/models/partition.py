@@ -64,8 +64,8 @@ def partition(
     Raises
     ------
     PhotonError
-        If an expression is none, fits no parameter, or one that is to be restricted, or the model has no numbered
-        blocks.
+        If an expression is none, fits no parameter, or one that is to be restricted, or the model has no
+        numbered blocks.
     """
     if isinstance(key_blocks, str):
         keys = _key_blocks(params, key_fraction, key_blocks)

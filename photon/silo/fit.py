@@ -46,7 +46,7 @@ def fit(
         If there is to be a group, and the strategy or the objective cannot train in one.
     """
     if config.training.processes == 1:
-        return _fit_here(request, start, groups, SiloData(data, request.members), config)
+        return _fit_here(request, start, groups, SiloData(data, request.members), config, site)
     if chooses(config):
         raise PhotonError("training.processes: the objective chooses its windows in one process; set it to 1")
     if (reason := strategy_of(config).local.one_device_only) is not None:
@@ -55,7 +55,12 @@ def fit(
 
 
 def _fit_here(
-    request: TrainRequest, start: Start, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
+    request: TrainRequest,
+    start: Start,
+    groups: Mapping[str, Tensors],
+    data: SiloData,
+    config: RunConfig,
+    site: SiloSite,
 ) -> GroupResult:
     """Train in this process, on the runtime that it keeps."""
     runtime, method = runtime_of(config, data.vocab_size), strategy_of(config).local
@@ -69,7 +74,7 @@ def _fit_here(
         write_optimizer(runtime.model, runtime.optimizer, start.optimizer, start.scalars)
     context, collected = _placed(start.context, runtime.device), _placed(start.collected, runtime.device)
     method.begin(runtime.model, runtime.optimizer, context)
-    stream, figures = batches(request, runtime.model, groups, data, config)
+    stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
     result = trainer(runtime, config, request.batch_size).train(
         stream,
         global_step=request.global_step,

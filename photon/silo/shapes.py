@@ -8,7 +8,9 @@ import torch
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.files.memory import memory_bytes
 from photon.link.messages import TrainRequest
+from photon.models.bounded import bounded_model
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, role_of
@@ -62,12 +64,19 @@ def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping
 
 
 def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
-    """Return the shape of every parameter of the run's model."""
+    """Return the shape of every parameter of the run's model.
+
+    Raises
+    ------
+    PhotonError
+        If it has more parts than any model, or its parameters do not fit this machine's memory.
+    """
     return _param_shapes(config.text, vocab_size)
 
 
 @lru_cache(maxsize=2)
 def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
-    model = model_of(config, vocab_size, "meta")
+    with bounded_model(memory_bytes() // 4):
+        model = model_of(config, vocab_size, "meta")
     return {name: parameter.shape for name, parameter in model.named_parameters()}
