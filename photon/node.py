@@ -74,8 +74,11 @@ def answer(
         return _answer(message_type, content, node_config, islands or answer, outermost)
     except RefusedError as refusal:
         return RecordDict({BODY: pack_refusal(refusal)})
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise PhotonError(f"{message_type}: there is not enough memory here for what is asked") from error
+    except (MemoryError, RuntimeError) as error:
+        # Torch has a type of its own for a GPU's memory, and none for that of a machine.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise PhotonError(f"{message_type}: there is not enough memory here for what is asked") from error
+        raise
 
 
 def _answer(

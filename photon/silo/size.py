@@ -15,9 +15,10 @@ from photon.errors import PhotonError
 _FIELDS = (
     ("max_vocabulary", re.compile(r"vocab|_words|_token|_id$|_index$")),
     ("max_sequence_length", re.compile(r"position|_len$|length|window|ctx")),
-    ("max_width", re.compile(r"size|dim|embd|width|hidden|inner|rank|channel|_topk")),
+    ("max_layers", re.compile(r"layers|blocks|stack|(^|_)depth(_|$)")),
+    ("max_width", re.compile(r"size|dim|embd|width|inner|rank|channel|_topk")),
     ("max_experts", re.compile(r"expert|head")),
-    ("max_layers", re.compile(r"layer|block|depth|stack|^n_|^num_|^number_")),
+    ("max_layers", re.compile(r"layer|block|^n_|^num_|^number_")),
 )
 #: These are numbers to compute with, not of things.
 _NUMBERS = re.compile(r"theta|seed|scal|factor")
