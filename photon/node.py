@@ -30,7 +30,7 @@ from photon.preflight import preflight, preflight_gateway
 from photon.silo import secure
 from photon.silo.shapes import check_request, contract_of, evaluated_shapes
 from photon.silo.site import SiloSite, find_site, read_settings
-from photon.state.silo import SiloCounts, counting
+from photon.silo.use import count_use
 from photon.strategy.contract import Contract
 from photon.subfederation.branch import with_border
 from photon.subfederation.nodes import Node, node_of
@@ -74,6 +74,11 @@ def answer(
         return _answer(message_type, content, node_config, islands or answer, outermost)
     except RefusedError as refusal:
         return RecordDict({BODY: pack_refusal(refusal)})
+    except (MemoryError, RuntimeError) as error:
+        # Torch has a type of its own for a GPU's memory, and none for that of a machine.
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise PhotonError(f"{message_type}: there is not enough memory here for what is asked") from error
+        raise
 
 
 def _answer(
@@ -88,14 +93,16 @@ def _answer(
     request = read_request(message_type, content)
     body, silo = request.body, request.silo
 
-    # 2. The configuration, by schema alone: nothing is imported or built.
+    # 2. The configuration, by schema alone: nothing is imported, built, or read from this disk.
     run = parse(request.config)
 
-    # 3. Policy on names, before what they name is imported; and which node this is, by the node config.
+    # 3. Policy on names and sizes, before anything is imported; and which node this is, by the node config.
     settings = read_settings(node_config)
     site, config = find_site(node_config, with_border(run, silo))
     policy = site.policy
     policy.check_names(silo or "the node", config)
+    if from_elsewhere := outermost and settings.island is None and not settings.simulated:
+        policy.check_components(silo or "the node", config)
     within = partial(answer, outermost=False)
     node = node_of(settings, site, config, request, node_config, within, islands)
     if silo is not None:
@@ -105,6 +112,8 @@ def _answer(
     preflight(run)
     if node.rules is not None:
         preflight_gateway(config, node.rules)
+    if from_elsewhere and (node.is_federation or not isinstance(body, Describe)):
+        policy.check_model(config)
     if node.inside is not None:
         preflight(node.inside)
     if isinstance(body, Describe):
@@ -115,14 +124,14 @@ def _answer(
     # 5. Contract: what may arrive and leave, which the request does not say.
     policy.check_run(body.silo, config, node.vocab_size)
     if isinstance(body, EvaluateRequest):
-        policy.check_evaluation(body.silo)
+        policy.check_evaluation(body.silo, config.evaluation.sequences if from_elsewhere else None)
         return _reply(node.evaluate(body, _read(content, site, evaluated_shapes(config, node.vocab_size))))
     policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
 
     # 6. and 7. What it costs each silo whose text it touches, against limits and counts; and it is counted.
-    if outermost and settings.island is None:
-        _count(body, node, site)
+    if outermost and settings.island is None and not node.has_answered(body):
+        count_use(body, node.cost(body), site, config, told=not node.is_federation)
 
     # 8. The tensors are read, and the node works.
     came = _read(content, site, contract.arriving)
@@ -166,27 +175,6 @@ def _check_contract(request: TrainRequest, node: Node, site: SiloSite, config: R
 def _read(content: RecordDict, site: SiloSite, shapes: Shapes) -> dict[str, dict[str, torch.Tensor]]:
     """Return the tensors that came with a message, which have these shapes."""
     return dense_groups(site.link.receive(content, shapes))
-
-
-def _count(request: TrainRequest, node: Node, site: SiloSite) -> None:
-    """Judge what a request does with the text of each silo, and count it, unless its reply is kept.
-
-    It is counted before the node works, so a crash counts twice, and never not at all.
-
-    Raises
-    ------
-    RefusedError
-        If it goes beyond a limit for one of them; it then counts for none.
-    """
-    if node.has_answered(request):
-        return
-    costs = node.cost(request)
-    with counting(site.state):
-        for silo, cost in costs.items():
-            uses = SiloCounts(site.state, silo).used().values()
-            site.policy.check_cost(silo, cost, sum(use.tokens for use in uses))
-        for silo, cost in costs.items():
-            SiloCounts(site.state, silo).add(request.run_id, cost.tokens, cost.releases)
 
 
 def _reply(body: Body) -> RecordDict:

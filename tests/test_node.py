@@ -292,10 +292,11 @@ def test_what_the_policy_does_not_name_is_not_imported(
     assert f"refused by {getattr(body, 'silo', 'the node')}'s policy: " in refusal(
         body, change(**edit), node(rules)
     )
+    assert "is not registered there" in refusal(body, change(**edit), node())
     assert not stranger.exists()
     with pytest.raises(PhotonError):
-        answer(kind_of(body), message(body, change(**edit)), node({}))
-    assert stranger.exists(), "without the rule it is, so the test above could fail"
+        answer(kind_of(body), message(body, change(**edit)), node({"modules": ["a_stranger"]}))
+    assert stranger.exists(), "where the policy names it, it is: so the test above could fail"
 
 
 # --- which participants a node has ------------------------------------------------------------------------

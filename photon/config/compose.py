@@ -21,6 +21,7 @@ from photon.config.explain import (
     group_options,
     no_option,
 )
+from photon.config.reader import UNREADABLE, read_received, unreadable
 from photon.config.renamed import check_names, check_override, translated
 from photon.config.schema import Loader, RunConfig, known_keys
 from photon.errors import PhotonError
@@ -55,7 +56,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
             composed = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise PhotonError(explain_hydra_error(error)) from error
-    return validate(resolved(composed))
+    return validate(_own(resolved(composed)))
 
 
 def _check_override(override: str) -> None:
@@ -110,23 +111,32 @@ def split_overrides(text: str) -> list[str]:
 
 @lru_cache(maxsize=8)
 def parse(text: str) -> RunConfig:
-    """Read a resolved configuration back from its YAML text.
+    """Read a resolved configuration back from its YAML text, which may have come from another organisation.
 
     The result is kept: every message brings the same text, and reading it costs more than a small round.
 
     Raises
     ------
     PhotonError
-        If the text is not YAML or does not fit the schema.
+        If the text is not YAML, is of a kind that is not taken from elsewhere (`photon.config.reader`), or
+        does not fit the schema.
     """
-    return validate(_values(text))
+    return validate(read_received(text))
 
 
-def _values(text: str) -> Any:
+def _own(values: Any) -> Any:
+    """Put the tree in the place of the file that it may be in; only who writes a configuration names one."""
+    federation = values.get("federation") if isinstance(values, dict) else None
+    if not isinstance(federation, dict) or not isinstance(path := federation.get("tree"), str):
+        return values
+    where = f"federation.tree={path}"
     try:
-        return yaml.load(text, Loader=Loader)
-    except yaml.YAMLError as error:
-        raise PhotonError(f"config: not a valid configuration ({first_line(error)})") from error
+        tree: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, *UNREADABLE) as error:
+        raise PhotonError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(tree, dict):
+        raise PhotonError(f"{where}: expected a mapping of federations and silos")
+    return {**values, "federation": {**federation, "tree": tree}}
 
 
 def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
@@ -154,7 +164,7 @@ def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
             OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
     except OmegaConfBaseException as error:
         raise PhotonError(f"{key}: unknown key{nearest(key, set(known_keys()))}") from error
-    return validate(resolved(base))
+    return validate(_own(resolved(base)))
 
 
 def load(path: Path) -> RunConfig:
@@ -162,8 +172,14 @@ def load(path: Path) -> RunConfig:
     if not path.is_file():
         raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
     try:
-        return validate(translated(_values(path.read_text(encoding="utf-8"))))
-    except (PhotonError, UnicodeDecodeError) as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
+    except UnicodeDecodeError as error:
+        raise PhotonError(f"{path}: {error}") from error
+    except UNREADABLE as error:
+        raise PhotonError(f"{path}: {unreadable(error)}") from error
+    try:
+        return validate(_own(translated(values)))
+    except PhotonError as error:
         raise PhotonError(f"{path}: {error}") from error
 
 

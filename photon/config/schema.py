@@ -13,9 +13,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
 
+#: Codecs of one list, and entries of `link.uplink_by_name`.
+MAX_CODECS, MAX_NAMED = 16, 100
 #: Of products of float32 matrices, in the words of `torch.set_float32_matmul_precision`.
 MatmulPrecision = Literal["highest", "high", "medium"]
 
@@ -25,19 +29,17 @@ class Loader(yaml.CSafeLoader):
 
 
 class Dumper(yaml.CSafeDumper):
-    """Writes what :class:`Loader` reads back as the same value."""
+    """Writes what :class:`Loader` reads back as the same value, all of it written out."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write a value in full wherever it stands."""
+        return True
 
 
 for _one in (Loader, Dumper):
     _one.add_implicit_resolver(
         "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
-
-
-class Section(BaseModel):
-    """A group of keys; an unknown key or a value of the wrong type is an error."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Component(BaseModel):
@@ -147,6 +149,12 @@ class TransitionSection(Section):
         False, description="Also count the local optimizer's steps, which correct its bias, from 0 again."
     )
 
+    @model_validator(mode="after")
+    def _possible(self) -> "TransitionSection":
+        if "_target_" in self.optimizer:
+            raise ValueError("transition.optimizer._target_: the optimizer stays the run's; remove it")
+        return self
+
 
 class EvaluationSection(Section):
     """Validation of the global model on every silo."""
@@ -170,39 +178,6 @@ class CheckpointSection(Section):
     keep_best: bool = Field(
         False,
         description="Keep the checkpoint with the lowest validation loss, however old it is.",
-    )
-
-
-class AdmissionSection(Section):
-    """What a reply must be to count, beside what every reply must be."""
-
-    norm_factor: float | None = Field(
-        20.0,
-        gt=1,
-        description="Reject an update so many times as large as is usual: as the median of its round, "
-        "and of what was accepted before; null: whatever its size.",
-    )
-    quarantine_after: int | None = Field(
-        3,
-        ge=1,
-        description="Rejected replies in a row after which a silo is not drawn for a while; null: never.",
-    )
-    quarantine_rounds: int = Field(10, ge=1, description="Rounds for which it is not drawn then.")
-
-
-class GuardSection(Section):
-    """What happens when a round has made the model worse on validation text."""
-
-    action: Literal["undo", "stop", "off"] = Field(
-        "undo",
-        description="undo: the model is put back to what it was, suspects are named, and the run goes on; "
-        "stop: the run stops before the round counts; off: nothing.",
-    )
-    tolerance: float = Field(
-        0.5,
-        gt=0,
-        description="Smallest rise of the validation loss in nats, by the median of the silos, that is too "
-        "much; it may be more where earlier rounds have moved the loss by more.",
     )
 
 
@@ -268,7 +243,10 @@ class FederationSection(Section):
     @classmethod
     def _read_tree(cls, tree: object) -> dict[str, Any] | None:
         if isinstance(tree, str):
-            tree = _tree_file(Path(tree))
+            raise PhotonError(
+                f"federation.tree={tree}: a file, and a configuration that came from elsewhere names none; "
+                "write the tree out"
+            )
         return None if tree is None else plain_tree(read_tree(tree))
 
     @property
@@ -326,19 +304,25 @@ class StoreSection(Section):
 class NamedCodecs(Section):
     """Codecs of the parameters of some names."""
 
-    names: str = Field(description="Regular expression that is found somewhere in the parameter's name.")
-    codecs: list[CodecSection] = Field(description="Applied in order; []: they are sent as they are.")
+    names: str = Field(
+        description="Regular expression (RE2) that is found somewhere in the parameter's name."
+    )
+    codecs: list[CodecSection] = Field(
+        max_length=MAX_CODECS, description="Applied in order; []: they are sent as they are."
+    )
 
 
 class LinkSection(Section):
     """How state groups travel."""
 
     uplink: list[CodecSection] = Field(
-        description="Codecs of the parameters, or their update, from silo to server; applied in order."
+        max_length=MAX_CODECS,
+        description="Codecs of the parameters, or their update, from silo to server; applied in order.",
     )
     uplink_by_name: list[NamedCodecs] = Field(
+        max_length=MAX_NAMED,
         description="Parameters with codecs of their own in place of `uplink`: `{names: …, codecs: […]}`; "
-        "the first expression that is found in a parameter's name counts."
+        "the first expression that is found in a parameter's name counts.",
     )
     uplink_payload: Literal["parameters", "update"] = Field(
         description="What `uplink` is applied to: the trained parameters, or the received minus the trained "
@@ -348,15 +332,17 @@ class LinkSection(Section):
         description="A silo adds what `uplink` lost in a round to its next update (`uplink_payload: update`)."
     )
     downlink: list[CodecSection] = Field(
-        description="Codecs of the parameters, or their change, from server to silo; applied in order."
+        max_length=MAX_CODECS,
+        description="Codecs of the parameters, or their change, from server to silo; applied in order.",
     )
     downlink_payload: Literal["parameters", "update"] = Field(
         description="What `downlink` is applied to: the parameters, or their change since the round before, "
         "for silos that were in it (others get all of them as they are)."
     )
     states: list[CodecSection] = Field(
+        max_length=MAX_CODECS,
         description="Codecs of all other state groups, in both directions; applied to their values. Second "
-        "moments need a wide range: Cast, or Float8 with float8_e5m2."
+        "moments need a wide range: Cast, or Float8 with float8_e5m2.",
     )
     transport: Literal["inline", "store", "auto"] = Field(
         description="inline: inside messages; store: by reference through `link.store`; auto: through the "
@@ -566,17 +552,6 @@ class RunConfig(Section):
         copy = super().model_copy(update=update, deep=deep)
         copy.__dict__.pop("text", None)
         return copy
-
-
-def _tree_file(path: Path) -> dict[str, Any]:
-    try:
-        tree: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise PhotonError(f"federation.tree={path}: cannot be read ({reason})") from error
-    if not isinstance(tree, dict):
-        raise PhotonError(f"federation.tree={path}: expected a mapping of federations and silos")
-    return tree
 
 
 def known_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:

@@ -22,6 +22,8 @@ from photon.errors import PhotonError
 
 #: What silos and federations may be called; it becomes the name of a folder.
 SILO_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$"
+#: What a file of ``conf/`` may be called that a node names: no path, and nothing that Hydra resolves.
+OPTION_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 #: Routed layers that a message may bring.
 MAX_ROUTED = 1000
 #: The node that the run itself is.
@@ -194,6 +196,10 @@ def _node(name: Any, value: Any, where: str, above: tuple[int, ...]) -> TreeNode
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         raise PhotonError(f"{where}.{key}={problem['input']!r}: {problem['msg']}") from error
+    for key in ("outer", "link"):
+        option = getattr(node, key)
+        if isinstance(option, str) and not re.fullmatch(OPTION_NAME, option):
+            raise PhotonError(f"{where}.{key}={option!r}: not the name of a file in conf/{key}")
     if node.is_silo and (extra := [key for key in settings if key != "privacy"]):
         raise PhotonError(f"{where}.{extra[0]}: a silo has no children; give it some, or remove the key")
     return node

@@ -5,7 +5,8 @@ import statistics
 import uuid
 from collections.abc import Collection
 
-from photon.config.schema import AdmissionSection, RunConfig
+from photon.config.admission import AdmissionSection
+from photon.config.schema import RunConfig
 from photon.errors import RunError
 from photon.federation.collect import Collected
 from photon.link.messages import SiloInfo, TrainReport

@@ -1,10 +1,28 @@
-"""Give memory back to the system."""
+"""How much memory there is, and giving it back to the system."""
 
 import ctypes
 import sys
+from functools import lru_cache
+from pathlib import Path
+
+import psutil
 
 #: Bytes of a model from which it is worth handing back what one phase of a round leaves for the next.
 LARGE_BYTES = 256 * 2**20
+
+
+#: Where a container's bound on memory is told.
+_BOUND = Path("/sys/fs/cgroup/memory.max")
+
+
+@lru_cache(maxsize=1)
+def memory_bytes() -> int:
+    """Return how much memory this machine has, or the container that this process is in."""
+    total = int(psutil.virtual_memory().total)
+    try:
+        return min(total, int(_BOUND.read_text()))
+    except (OSError, ValueError):
+        return total
 
 
 def release_freed() -> None:

@@ -13,7 +13,6 @@ follows, so all of it is checked before anything of that size is allocated.
 import hashlib
 import itertools
 import math
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ import torch
 from pydantic import Field
 
 from photon.components import nearest
+from photon.config.expression import Expression
 from photon.errors import PhotonError
 from photon.files.hashing import hash_of
 from photon.link.messages import Body
@@ -232,7 +232,7 @@ class Pipelines:
 
     params: Sequence[Codec] = ()
     states: Sequence[Codec] = ()
-    named: Sequence[tuple[re.Pattern[str], Sequence[Codec]]] = ()
+    named: Sequence[tuple[Expression, Sequence[Codec]]] = ()
 
     def of(self, group: str, name: str) -> Sequence[Codec]:
         """Return the codecs of a tensor of a state group."""

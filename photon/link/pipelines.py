@@ -1,9 +1,9 @@
 """The codecs that a run's configuration names, built and checked."""
 
-import re
 from collections.abc import Collection, Sequence
 
 from photon.components import build
+from photon.config.expression import expression
 from photon.config.schema import CodecSection, LinkSection
 from photon.errors import PhotonError
 from photon.link.encoding import Codec, Pipelines, check_pipeline
@@ -19,7 +19,7 @@ def uplink_pipelines(link: LinkSection) -> Pipelines:
     """
     params = _codecs(link.uplink, "link.uplink")
     named = [
-        (_expression(entry.names), _codecs(entry.codecs, "link.uplink_by_name"))
+        (expression(entry.names, "link.uplink_by_name"), _codecs(entry.codecs, "link.uplink_by_name"))
         for entry in link.uplink_by_name
     ]
     if link.error_feedback:
@@ -50,17 +50,10 @@ def check_names(link: LinkSection, params: Collection[str]) -> None:
         For the first that is not.
     """
     for entry in link.uplink_by_name:
-        if params and not any(_expression(entry.names).search(name) for name in params):
+        if params and not any(expression(entry.names, "link.uplink_by_name").search(name) for name in params):
             raise PhotonError(
                 f"link.uplink_by_name: {entry.names!r} fits no parameter; there are such as {min(params)}"
             )
-
-
-def _expression(names: str) -> re.Pattern[str]:
-    try:
-        return re.compile(names)
-    except re.error as error:
-        raise PhotonError(f"link.uplink_by_name: {names!r} is no regular expression ({error})") from error
 
 
 def _check_contracts(codecs: Sequence[Codec], where: str) -> None:

@@ -81,12 +81,21 @@ def read_request(message_type: MessageType, content: RecordDict) -> NodeRequest:
         body = unpack(content, EvaluateRequest)
     else:
         raise PhotonError(f"message: {message_type!r} is no type of message")
+    _check_values(body)
+    return NodeRequest(body, config)
+
+
+def _check_values(body: Question | TrainRequest | EvaluateRequest) -> None:
+    """Check names and numbers that become keys and counts of what a silo keeps."""
     for name in ("run_id", "model_id"):
         if len(getattr(body, name, "")) > MAX_ID:
             raise PhotonError(f"message: {name}: longer than {MAX_ID} characters")
+        if not getattr(body, name, "").isprintable():
+            raise PhotonError(f"message: {name}: has a sign that is not printed")
+    if isinstance(body, TrainRequest) and not body.run_id:
+        raise PhotonError("message: run_id: empty; a run has a name")
     for name in _COUNTED:
         if getattr(body, name, 0) > MAX_NUMBER:
             raise PhotonError(f"message: {name}: larger than {MAX_NUMBER:,}")
     if isinstance(body, TrainRequest) and len(set(body.members)) < len(body.members):
         raise PhotonError("message: members: a silo is named twice")
-    return NodeRequest(body, config)

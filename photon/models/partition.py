@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from photon.config.expression import expression
 from photon.errors import PhotonError
 
 #: Number of a transformer block in a parameter's name.
@@ -63,15 +64,16 @@ def partition(
     Raises
     ------
     PhotonError
-        If an expression fits no parameter, or one that is to be restricted, or the model has no numbered
-        blocks.
+        If an expression is none, fits no parameter, or one that is to be restricted, or the model has no
+        numbered blocks.
     """
     if isinstance(key_blocks, str):
         keys = _key_blocks(params, key_fraction, key_blocks)
     else:
         keys = set()
         for pattern in key_blocks:
-            found = {name for name in params if re.search(pattern, name)}
+            wanted = expression(pattern, "strategy.key_blocks")
+            found = {name for name in params if wanted.search(name)}
             if not found:
                 raise PhotonError(
                     f"strategy.key_blocks: {pattern!r} fits no parameter; there are such as {min(params)}"

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from photon.config.expression import expression
 from photon.errors import PhotonError
 
 Activations = Literal["off", "measured", "constant"]
@@ -212,10 +213,8 @@ def _prunable_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn
         return {n: m for n, m in weights.items() if not isinstance(m, nn.Embedding) and m is not head}
     found: dict[str, nn.Module] = {}
     for pattern in layers:
-        try:
-            fitting = {name: module for name, module in weights.items() if re.search(pattern, name)}
-        except re.error as error:
-            raise PhotonError(f"strategy.layers: {pattern!r} is no regular expression ({error})") from error
+        wanted = expression(pattern, "strategy.layers")
+        fitting = {name: module for name, module in weights.items() if wanted.search(name)}
         if not fitting:
             raise PhotonError(
                 f"strategy.layers: {pattern!r} fits no weight; there are {', '.join(sorted(weights)[:6])}, …"

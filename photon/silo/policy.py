@@ -16,9 +16,12 @@ import yaml
 from pydantic import Field, ValidationError
 
 from photon.config.explain import explain_validation
-from photon.config.schema import PrivacySection, RunConfig, Section
+from photon.config.schema import PrivacySection, RunConfig
+from photon.config.section import Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainRequest
+from photon.silo.names import check_components
+from photon.silo.size import check_architecture, sizes_of
 from photon.strategy.base import sparse_training, strategy_of
 from photon.strategy.contract import Contract
 
@@ -38,12 +41,27 @@ class Cost:
         What they are taken on.
     releases
         Updates that are trained on it.
+    start
+        Window of the text that it begins with.
+    available
+        Windows of the text that there are; None: nobody here knows.
+    idle
+        Steps in which the learning rate is next to nothing: what they are taken on is not in the update.
     """
 
     steps: int
     windows: int
     tokens: int
     releases: int
+    start: int = 0
+    available: int | None = None
+    idle: int = 0
+
+    @property
+    def behind(self) -> int:
+        """Different windows behind the update, at least."""
+        taken = self.windows * (self.steps - self.idle) // self.steps if self.steps else self.windows
+        return taken if self.available is None else min(taken, self.available)
 
 
 class PrivacyRule(Section):
@@ -66,7 +84,11 @@ class PrivacyRule(Section):
 
 
 class SiloPolicy(Section):
-    """The rules of a silo; one that is not set allows everything."""
+    """The rules of a silo; one that is null allows everything.
+
+    With a policy there is a least number of windows behind an update, and runs read on where they were. What
+    bounds the size of things has a value even without one.
+    """
 
     strategies: list[str] | None = Field(
         None, description="Strategies to take part in, by class (Photon) or by dotted path."
@@ -80,7 +102,37 @@ class SiloPolicy(Section):
     optimizers: list[str] | None = Field(
         None, description="Local optimizers to run, by class (AdamW) or by dotted path."
     )
+    modules: list[str] = Field(
+        [],
+        description="Modules of which components are taken, beside Photon's, torch's and those that "
+        "installed packages have registered: optimizers, schedules, strategies, objectives and codecs.",
+    )
     max_parameters: int | None = Field(None, ge=1, description="Largest model to train, in parameters.")
+    max_layers: int = Field(256, ge=1, description="Most layers of a model, and of blocks like them.")
+    max_width: int = Field(2**17, ge=1, description="Largest width in a model.")
+    max_experts: int = Field(1024, ge=1, description="Most experts, and most heads, of a layer.")
+    max_vocabulary: int = Field(2**20, ge=1, description="Most rows of an embedding.")
+    max_sequence_length: int = Field(2**20, ge=2, description="Longest sequences and most positions.")
+    max_batch_size: int = Field(2**14, ge=1, description="Most sequences of a local step.")
+    min_local_steps: int | None = Field(None, ge=1, description="Fewest local steps of an update.")
+    min_round_windows: int | None = Field(
+        8,
+        ge=1,
+        description="Fewest different windows (sequences of text) behind an update, a sum or a validation "
+        "loss; null: one is enough.",
+    )
+    min_round_tokens: int | None = Field(None, ge=1, description="Fewest tokens behind an update or a sum.")
+    min_repeat_rounds: int | None = Field(
+        None,
+        ge=1,
+        description="Fewest updates between two on the same place of the text. A round that is asked for "
+        "again as it was is no second one.",
+    )
+    chosen_positions: bool = Field(
+        False,
+        description="Whether the aggregator may choose the place in the text where a run goes on. Otherwise "
+        "it begins at the first window, and goes on where one of its rounds began or ended.",
+    )
     max_local_steps: int | None = Field(None, ge=1, description="Most local steps in a round.")
     max_round_tokens: int | None = Field(None, ge=1, description="Most tokens to train in a round.")
     max_run_tokens: int | None = Field(
@@ -122,6 +174,30 @@ class SiloPolicy(Section):
             if allowed is not None and not set(found) & set(allowed):
                 raise _refused(silo, rule, "[" + ", ".join(allowed) + "]", found[0])
 
+    def check_components(self, silo: str, config: RunConfig) -> None:
+        """Check what a run that came from elsewhere would have imported, and how large what it asks for is.
+
+        Raises
+        ------
+        RefusedError
+            If a component is not registered here, or a number is beyond a limit.
+        """
+        named = [*(self.strategies or ()), *(self.objectives or ()), *(self.optimizers or ())]
+        check_components(silo, config, self.modules, [name for name in named if "." in name])
+        for rule, where, size in sizes_of(config):
+            if size > (limit := getattr(self, rule)):
+                raise _refused(silo, rule, f"{limit:,}", f"{where:.200}={size:,}")
+
+    def check_model(self, config: RunConfig) -> None:
+        """Check that a model that came from elsewhere is described in full.
+
+        Raises
+        ------
+        PhotonError
+            If it is to be read or fetched.
+        """
+        check_architecture(config)
+
     def check_stand_in(self, silo: str, what: str) -> None:
         """Check that the silo may answer as another participant than itself: pooled, or as a branch.
 
@@ -151,8 +227,6 @@ class SiloPolicy(Section):
             raise _refused(silo, "privacy", "noise on every coordinate", "a sparse model")
         if noisy and strategy_of(config).local.restricts_rows:
             raise _refused(silo, "privacy", "noise on what leaves", "the vocabulary, which has none")
-        if self.max_parameters is None:
-            return
         # Here, because scripts/federation.sh reads policies and needs no models otherwise.
         from photon.silo.shapes import param_shapes
 
@@ -188,7 +262,7 @@ class SiloPolicy(Section):
             raise _refused(silo, "privacy", "parameters alone", f"the state groups {', '.join(groups)}")
 
     def check_cost(self, silo: str, cost: Cost, used: int) -> None:
-        """Check what a request would do with the text of a silo.
+        """Check how much a request would do with the text of a silo, and how little.
 
         Parameters
         ----------
@@ -204,20 +278,84 @@ class SiloPolicy(Section):
         RefusedError
             If it goes beyond a limit.
         """
+        if cost.steps:
+            self._at_least(silo, "min_local_steps", cost.steps - cost.idle, "{:,} local steps")
+        self._at_least(silo, "min_round_windows", cost.behind, "an update on {:,} window(s)")
+        tokens = cost.tokens * cost.behind // max(1, cost.windows)
+        self._at_least(silo, "min_round_tokens", tokens, "an update on {:,} tokens")
         self._at_most(silo, "max_local_steps", cost.steps, "{:,} local steps")
         self._at_most(silo, "max_round_tokens", cost.tokens, "{:,} tokens in a round")
         self._at_most(silo, "max_run_tokens", used + cost.tokens, "{:,} tokens so far, in all runs counted")
 
-    def check_evaluation(self, silo: str) -> None:
-        """Check an evaluate request.
+    def check_place(self, silo: str, problem: str | None) -> None:
+        """Check where in the text a request begins.
+
+        Parameters
+        ----------
+        problem
+            Why its place is the aggregator's choice; None: it is not.
 
         Raises
         ------
         RefusedError
-            If validation figures may not leave.
+            If it is, and may not be.
+        """
+        if problem is not None and not self.chosen_positions:
+            raise _refused(silo, "chosen_positions", "false", problem)
+
+    def check_repeat(self, silo: str, updates: int | None) -> None:
+        """Check how long ago the same text was trained on.
+
+        Parameters
+        ----------
+        updates
+            Updates since then; None: it was not, or the same round is asked for again.
+
+        Raises
+        ------
+        RefusedError
+            If it was too short a while ago.
+        """
+        if updates is not None:
+            self._at_least(silo, "min_repeat_rounds", updates, "the same text after {:,} updates")
+
+    def check_chosen(self, silo: str, windows: int) -> None:
+        """Check what an objective has chosen to train on in a round.
+
+        Parameters
+        ----------
+        windows
+            Different windows.
+
+        Raises
+        ------
+        RefusedError
+            If they are too few.
+        """
+        self._at_least(silo, "min_round_windows", windows, "an update on {:,} chosen window(s)")
+
+    def check_evaluation(self, silo: str, windows: int | None = None) -> None:
+        """Check an evaluate request.
+
+        Parameters
+        ----------
+        windows
+            Validation windows that it asks for; None: all.
+
+        Raises
+        ------
+        RefusedError
+            If validation figures may not leave, or would be of too little text.
         """
         if not self.share_validation:
             raise _refused(silo, "share_validation", "false", "a loss on validation text")
+        if windows is not None:
+            self._at_least(silo, "min_round_windows", windows, "a loss on {:,} window(s)")
+
+    def _at_least(self, silo: str, rule: str, value: int, what: str) -> None:
+        limit = getattr(self, rule)
+        if limit is not None and value < limit:
+            raise _refused(silo, rule, f"{limit:,}", what.format(value))
 
     def _at_most(self, silo: str, rule: str, value: int, what: str) -> None:
         limit = getattr(self, rule)
@@ -225,8 +363,12 @@ class SiloPolicy(Section):
             raise _refused(silo, rule, f"{limit:,}", what.format(value))
 
 
+#: Of a silo without one: there are bounds on the size of things alone.
+NO_POLICY = SiloPolicy(min_round_windows=None, chosen_positions=True)
+
+
 def read_policy(path: Path | None) -> SiloPolicy:
-    """Read a silo's policy; without a file everything is allowed.
+    """Read a silo's policy; without a file there are bounds on size alone.
 
     Raises
     ------
@@ -235,7 +377,7 @@ def read_policy(path: Path | None) -> SiloPolicy:
         wrong value.
     """
     if path is None:
-        return SiloPolicy()
+        return NO_POLICY
     try:
         values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -123,13 +123,22 @@ class SiloNode:
 
         One of no steps reads all of it once.
         """
+        manifest = self.site.prepared().manifest
+        texts = {member: manifest.silos[member].train for member in request.members}
         if request.steps == 0:
-            silos = self.site.prepared().manifest.silos
-            texts = {member: silos[member].train for member in request.members}
-            return {silo: Cost(0, text.sequences, text.tokens, releases=1) for silo, text in texts.items()}
+            return {
+                silo: Cost(0, text.sequences, text.tokens, releases=1, available=text.sequences)
+                for silo, text in texts.items()
+            }
         windows = request.steps * request.batch_size
-        tokens = windows * self.site.prepared().manifest.sequence_length
-        cost = Cost(request.steps, windows, tokens, releases=1)
+        cost = Cost(
+            request.steps,
+            windows,
+            windows * manifest.sequence_length,
+            releases=1,
+            start=request.position,
+            available=sum(text.sequences for text in texts.values()),
+        )
         return dict.fromkeys(request.members, cost)
 
     def train(

@@ -8,7 +8,9 @@ import torch
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.files.memory import memory_bytes
 from photon.link.messages import TrainRequest
+from photon.models.bounded import bounded_model
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, role_of
@@ -35,7 +37,7 @@ def contract_of(
 def check_request(request: TrainRequest, config: RunConfig) -> None:
     """Check that a request asks for what its configuration says.
 
-    How many steps it asks for is left to the policy: a silo may be given fewer than the configuration says.
+    A silo may be given fewer steps than the configuration says; how few and how many is left to the policy.
 
     Raises
     ------
@@ -47,6 +49,8 @@ def check_request(request: TrainRequest, config: RunConfig) -> None:
     if request.round > config.rounds:
         raise PhotonError(f"the request is of round {request.round}, and the run has {config.rounds}")
     if (request.steps > 0) != ((most := steps_of(config, request.round)) > 0):
+        raise PhotonError(f"the request asks for {request.steps} steps, and a round of this run has {most}")
+    if request.steps > most:
         raise PhotonError(f"the request asks for {request.steps} steps, and a round of this run has {most}")
     # One participant on the text of several silos has a larger one, by how many there are.
     if len(request.members) == 1 and request.batch_size != config.training.batch_size:
@@ -62,7 +66,13 @@ def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping
 
 
 def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
-    """Return the shape of every parameter of the run's model."""
+    """Return the shape of every parameter of the run's model.
+
+    Raises
+    ------
+    PhotonError
+        If it has more parts than any model, or its parameters do not fit this machine's memory.
+    """
     return _param_shapes(config.text, vocab_size)
 
 
@@ -70,5 +80,6 @@ def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
 @lru_cache(maxsize=8)
 def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
-    model = model_of(config, vocab_size, "meta")
+    with bounded_model(memory_bytes() // 4):
+        model = model_of(config, vocab_size, "meta")
     return {name: parameter.shape for name, parameter in model.named_parameters()}

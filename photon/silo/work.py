@@ -14,8 +14,13 @@ from photon.errors import PhotonError
 from photon.link.messages import TrainRequest
 from photon.objective.base import Objective, Work
 from photon.objective.configured import objective_of
+from photon.silo.policy import SiloPolicy
 from photon.strategy.contract import PARAMS
 from photon.training.groups import StateGroups, Tensors
+from photon.training.schedule import build_schedule
+
+#: Steps whose learning rates are looked at, and the share of the highest from which one counts.
+MOST_STEPS, LEAST_RATE = 4096, 0.01
 
 
 def chooses(config: RunConfig) -> bool:
@@ -23,8 +28,37 @@ def chooses(config: RunConfig) -> bool:
     return type(objective_of(config)).prepare is not Objective.prepare
 
 
+def idle_steps(config: RunConfig, first: int, steps: int) -> int:
+    """Return in how many steps the learning rate is next to nothing, compared with the others of a round.
+
+    A schedule of the run's could leave one step of many, and so a gradient of few windows.
+
+    Parameters
+    ----------
+    first
+        Global step of the first.
+    """
+    schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+    transition = config.transition
+
+    def rate(step: int) -> float:
+        after = transition is not None and step >= transition.step
+        return schedule(step) * (transition.lr_scale if transition is not None and after else 1.0)
+
+    # Where there are very many, the first tell enough of them.
+    rates = [rate(first + index) for index in range(min(steps, MOST_STEPS))]
+    highest = max(rates, default=0.0)
+    learning = sum(one >= LEAST_RATE * highest for one in rates)
+    return steps - learning
+
+
 def batches(
-    request: TrainRequest, model: nn.Module, groups: Mapping[str, Tensors], data: SiloData, config: RunConfig
+    request: TrainRequest,
+    model: nn.Module,
+    groups: Mapping[str, Tensors],
+    data: SiloData,
+    config: RunConfig,
+    policy: SiloPolicy,
 ) -> tuple[BatchStream, Mapping[str, float]]:
     """Return the batches of a round, and figures of how they were chosen.
 
@@ -34,11 +68,15 @@ def batches(
         The model with the parameters that the round starts from.
     groups
         What came with the request.
+    policy
+        What the silo accepts.
 
     Raises
     ------
+    RefusedError
+        If the objective has chosen fewer windows than the policy asks for.
     PhotonError
-        If what the objective has chosen does not fit the text.
+        If what it has chosen does not fit the text.
     """
     windows = data.windows("train")
     seed = stream_seed(config.seed, request.members)
@@ -49,6 +87,8 @@ def batches(
     chosen = work.windows.cpu().numpy()
     if chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= total:
         raise PhotonError(f"objective: what it has chosen is not one or more of {total} windows")
+    for silo in request.members:
+        policy.check_chosen(silo, len(np.unique(chosen)))
     arrays = {name: [array.cpu().numpy()] for name, array in work.arrays.items()}
     try:
         return BatchStream(

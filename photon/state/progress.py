@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from photon.config.schema import GuardSection
+from photon.config.admission import GuardSection
 
 #: A rise is too much beyond so many times what earlier rounds have moved the loss by.
 FACTOR = 3.0

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from photon.config.renamed import renamed
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, write_text
+from photon.state.places import MAX_PLACES, Place
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What is counted for a run.
@@ -44,13 +45,19 @@ class Use:
         Tokens that were trained.
     releases
         Updates that were trained on it.
+    places
+        Where in it, the newest last.
     """
 
     tokens: int = 0
     releases: int = 0
+    places: tuple[Place, ...] = ()
 
 
 USES = TypeAdapter(dict[str, Use])
+
+#: Runs that are told apart, the newest; those before are counted together, under a name that no run has.
+MAX_RUNS, EARLIER = 1000, ""
 
 
 @dataclass(frozen=True)
@@ -233,8 +240,13 @@ class SiloCounts:
             uses = {run: Use(tokens=count) for run, count in tokens.items()}
         return uses
 
-    def add(self, run_id: str, tokens: int, releases: int) -> None:
+    def add(self, run_id: str, tokens: int, releases: int, place: Place | None = None) -> None:
         """Count what a silo's text is about to be used for.
+
+        Parameters
+        ----------
+        place
+            Where in it; None: that is not remembered.
 
         Raises
         ------
@@ -242,11 +254,44 @@ class SiloCounts:
             If the count cannot be read or written.
         """
         uses = self.used()
-        before = uses.get(run_id, Use())
-        uses[run_id] = Use(before.tokens + tokens, before.releases + releases)
+        before = uses.pop(run_id, Use())
+        places = before.places
+        if place is not None:
+            number = sum(use.releases for use in uses.values()) + before.releases + releases
+            kept = [one for one in places if not one.is_again(place)]
+            places = (*kept, replace(place, updates=number))[-MAX_PLACES:]
+        uses[run_id] = Use(before.tokens + tokens, before.releases + releases, places)
+        uses = _with_earlier(uses)
         with _written(self._folder):
             # Flushed: the update may have left before a power cut takes what was written here.
             write_text(self._folder / COUNTS, USES.dump_json(uses).decode())
+
+
+def _with_earlier(uses: dict[str, Use]) -> dict[str, Use]:
+    """Count the oldest runs together where there are very many; a run was used last if it comes last."""
+    runs = [run for run in uses if run != EARLIER]
+    old = [uses[run] for run in (EARLIER, *runs[:-MAX_RUNS]) if run in uses]
+    if len(runs) <= MAX_RUNS:
+        return uses
+    together = Use(sum(use.tokens for use in old), sum(use.releases for use in old))
+    return {EARLIER: together, **{run: uses[run] for run in runs[-MAX_RUNS:]}}
+
+
+def uses_of_silos(state: Path) -> dict[str, dict[str, Use]]:
+    """Return what was counted at a node: silo to run to use.
+
+    Parameters
+    ----------
+    state
+        The node's state folder.
+
+    Raises
+    ------
+    PhotonError
+        If a count cannot be read.
+    """
+    files = (file for name in (COUNTS, "tokens.json") for file in state.glob(f"*/{name}"))
+    return {silo: SiloCounts(state, silo).used() for silo in sorted({file.parent.name for file in files})}
 
 
 @contextmanager

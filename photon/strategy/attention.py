@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from photon.config.schema import Section
+from photon.config.section import Section
 from photon.models.partition import flatten
 
 Score = Literal["dot", "cosine", "delta_cosine", "projection"]

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from photon.components import build
 from photon.config.compose import parse
 from photon.config.explain import explain_validation
-from photon.config.schema import RunConfig, Section
+from photon.config.schema import RunConfig
+from photon.config.section import Section
 from photon.config.tree import RoutedTag
 from photon.errors import PhotonError
 from photon.link.encoding import SparseTensor

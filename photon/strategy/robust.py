@@ -33,7 +33,8 @@ from typing import Literal
 import torch
 from pydantic import Field, model_validator
 
-from photon.config.schema import RunConfig, Section
+from photon.config.schema import RunConfig
+from photon.config.section import Section
 from photon.link.encoding import SparseTensor
 from photon.link.pipelines import uplink_pipelines
 from photon.link.sparsify import RandomK, TopK

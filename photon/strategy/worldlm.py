@@ -18,7 +18,8 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from pydantic import Field
 
-from photon.config.schema import RunConfig, Section
+from photon.config.schema import RunConfig
+from photon.config.section import Section
 from photon.config.tree import RoutedTag
 from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary

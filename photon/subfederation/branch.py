@@ -94,12 +94,19 @@ class BranchNode(FederationNode):
         Steps and batch are those of the configuration, by which a federation trains.
         """
         local_steps, batch_size = self.config.local_steps, self.config.training.batch_size
-        length = self.site.prepared().manifest.sequence_length
+        manifest = self.site.prepared().manifest
         costs = {}
         for silo, (rounds, pace) in _rounds_below(self._node, self._node.rounds or 1).items():
             steps = rounds * pace * local_steps
             windows = steps * batch_size
-            costs[silo] = Cost(steps, windows, windows * length, releases=rounds)
+            costs[silo] = self._cost(
+                request,
+                steps,
+                windows,
+                manifest.sequence_length,
+                releases=rounds,
+                available=manifest.silos[silo].train.sequences,
+            )
         return costs
 
 

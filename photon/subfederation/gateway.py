@@ -132,7 +132,7 @@ class GatewayNode(FederationNode):
         rounds = self._settings.node.rounds or self.config.federation.inner_rounds
         steps = rounds * max(self.config.local_steps, before or 0)
         windows = steps * self.config.training.batch_size * (self._settings.silos or 1)
-        return {self.name: Cost(steps, windows, windows * self.member.described.sequence_length, releases=1)}
+        return {self.name: self._cost(request, steps, windows, self.member.described.sequence_length)}
 
 
 def drive(settings: GatewaySettings) -> Drive:

@@ -142,8 +142,9 @@ class IslandsNode(FederationNode):
         # A round of the islands has at least one step.
         steps = max(request.steps, rounds)
         windows = steps * request.batch_size * islands
-        tokens = windows * self.site.prepared().manifest.sequence_length
-        return {self.name: Cost(steps, windows, tokens, releases=1)}
+        manifest = self.site.prepared().manifest
+        available = manifest.silos[self.name].train.sequences
+        return {self.name: self._cost(request, steps, windows, manifest.sequence_length, available=available)}
 
 
 def drive(node_config: NodeConfig, settings: NodeSettings, answer: Answer) -> Drive:

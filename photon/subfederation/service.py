@@ -67,6 +67,35 @@ class FederationNode(ABC):
     def cost(self, request: TrainRequest) -> dict[str, Cost]:
         """Return what a request does with the text of each silo below it, at most."""
 
+    def _cost(
+        self,
+        request: TrainRequest,
+        steps: int,
+        windows: int,
+        length: int,
+        *,
+        releases: int = 1,
+        available: int | None = None,
+    ) -> Cost:
+        """Return the cost of all its rounds, which go on where its own disk says.
+
+        Parameters
+        ----------
+        steps, windows
+            Of a silo, in all rounds of the request.
+        length
+            Tokens of a window.
+        """
+        spans = self.member.spans
+        return Cost(
+            steps,
+            windows,
+            windows * length,
+            releases=releases,
+            start=spans.begins(request) * windows // spans.rounds,
+            available=available,
+        )
+
     @property
     def inside(self) -> RunConfig:
         """Configuration of its own rounds."""

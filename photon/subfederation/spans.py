@@ -42,13 +42,18 @@ class Spans:
         Those of its own rounds.
     rounds
         Own rounds for each round of the federation above.
+
+    Attributes
+    ----------
+    rounds
+        As above.
     """
 
     def __init__(self, run_dir: Path, checkpoints: CheckpointStore, rounds: int) -> None:
         self._run_dir = run_dir
         self._file = run_dir / "assignments.json"
         self._checkpoints = checkpoints
-        self._rounds = rounds
+        self.rounds = rounds
 
     @property
     def requests(self) -> int:
@@ -74,12 +79,18 @@ class Spans:
             self._checkpoints.discard_after(begins)
         self.privatised_file(request.round).unlink(missing_ok=True)
         span = Span(
-            run_id=request.run_id, model_id=request.model_id, begins=begins, ends=begins + self._rounds
+            run_id=request.run_id, model_id=request.model_id, begins=begins, ends=begins + self.rounds
         )
         kept = {at: one for at, one in noted.rounds.items() if at < request.round}
         noted = _Noted(rounds={**kept, request.round: span}, requests=noted.requests + 1)
         write_text(self._file, noted.model_dump_json(indent=1) + "\n", flush=False)
         return span, lost
+
+    def begins(self, request: TrainRequest) -> int:
+        """Return the own round that a request would go on from; 0: it would begin anew."""
+        last = self._noted().rounds.get(request.last_round)
+        known = last is not None and last.run_id == request.run_id and self.has(last.ends)
+        return last.ends if last is not None and known and request.last_round > 0 else 0
 
     def end_of(self, run_id: str, server_round: int) -> int:
         """Return the own round in which one of the federation above ended; 0: there is none."""

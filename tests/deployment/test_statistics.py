@@ -31,7 +31,10 @@ def test_deployed_silos_sum_as_one_process_does(
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     monkeypatch.setenv("PYTHONPATH", path)
-    with Deployment(tmp_path / "fed", corpus, secure=False, silos=["alpha", "beta"]) as deployment:
+    (tmp_path / "toys.yaml").write_text("modules: [tests.objective.toy]\n")
+    toys = f'policy="{tmp_path / "toys.yaml"}"'
+    silos = ["alpha", "beta"]
+    with Deployment(tmp_path / "fed", corpus, secure=False, silos=silos, node_config=toys) as deployment:
         deployment.up()
         run = deployment.submit(RUN)
         assert run.wait() == COMPLETED, run.log()

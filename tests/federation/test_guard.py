@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from photon.config.schema import GuardSection, RunConfig
+from photon.config.admission import GuardSection
+from photon.config.schema import RunConfig
 from photon.errors import RunError
 from photon.federation.guard import suspects
 from photon.federation.run import prepare_run, run_federation

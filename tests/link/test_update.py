@@ -74,7 +74,10 @@ def test_parameters_have_codecs_by_name() -> None:
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [("h.0.typo", "'h.0.typo' fits no parameter; there are such as "), ("(", "'.' is no regular expression")],
+    [
+        ("h.0.typo", "'h.0.typo' fits no parameter; there are such as "),
+        ("(", "'.' is no regular expression of RE2"),
+    ],
 )
 def test_a_wrong_expression_is_refused(
     names: str, message: str, run_small: Callable[..., dict[str, Any]]

@@ -44,6 +44,8 @@ from tests.federation.test_federation import TamperingGrid, with_report
 from tests.objective.toy import Sums
 from tests.silo.test_worker import workers
 
+#: A policy under which a silo takes what these tests bring.
+TOYS = "modules: [tests.objective.toy]\n"
 SUMS = ["strategy=sums", "objective._target_=tests.objective.toy.Sums", "rounds=2"]
 SILOS = ["alpha", "beta", "gamma"]
 #: Where processes that a test starts find the objective.
@@ -239,7 +241,9 @@ def message(config: RunConfig, body: TrainRequest, **groups: dict[str, torch.Ten
 
 @pytest.fixture
 def node(corpus: Path, tmp_path: Path) -> dict[str, str]:
-    return {"data-dir": str(corpus), "state-dir": str(tmp_path / "state")}
+    (tmp_path / "toys.yaml").write_text(TOYS)
+    folders = {"data-dir": str(corpus), "state-dir": str(tmp_path / "state")}
+    return {**folders, "policy": str(tmp_path / "toys.yaml")}
 
 
 def test_a_silo_that_is_asked_twice_reads_its_text_once(
@@ -302,7 +306,7 @@ def test_a_silos_policy_judges_what_is_read_and_what_leaves(
     small_config: Make, node: dict[str, str], tmp_path: Path, rule: str, says: str
 ) -> None:
     policy = tmp_path / "policy.yaml"
-    policy.write_text(rule)
+    policy.write_text(TOYS + rule)
     config = small_config(*SUMS, "federation=deployment")
     reply = answer("train", message(config, request()), {**node, "policy": str(policy)})
     with pytest.raises(PhotonError, match=says):
@@ -380,7 +384,9 @@ def test_sums_may_be_compressed_without_loss(small_config: Make, corpus: Path, t
 
 def test_islands_say_that_they_have_no_sums(small_config: Make, lone_corpus: Path, tmp_path: Path) -> None:
     config = small_config(*SUMS, "federation=deployment")
+    (tmp_path / "toys.yaml").write_text(TOYS)
     node = {"data-dir": str(lone_corpus), "state-dir": str(tmp_path / "state"), "islands": 2}
+    node["policy"] = str(tmp_path / "toys.yaml")
     with pytest.raises(PhotonError, match="alone is a federation, which has no shared/sums of its own"):
         answer("train", message(config, request(silo="alone", members=["alone"])), node)
 

@@ -12,7 +12,7 @@ from photon.config.schema import RunConfig
 from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_federation
-from photon.silo.policy import SiloPolicy
+from photon.silo.policy import NO_POLICY
 from photon.silo.site import SiloSite, find_site
 from photon.state.checkpoint import CheckpointStore
 
@@ -25,7 +25,7 @@ def test_a_deployed_silo_names_its_own_folders(small_config: Make) -> None:
     given = small_config()
     site, config = find_site(OWN | {"store-url": "s3://bucket/run"}, given)
     assert site == SiloSite(
-        Path("/data"), Path("/state"), store="s3://bucket/run", policy=SiloPolicy(), privacy=given.privacy
+        Path("/data"), Path("/state"), store="s3://bucket/run", policy=NO_POLICY, privacy=given.privacy
     )
     assert config == given
 
@@ -34,9 +34,7 @@ def test_a_simulated_silo_lives_in_the_run(small_config: Make, corpus: Path, tmp
     given = small_config()
     site, _ = find_site(SIMULATED, given)
     own = tmp_path / "run" / "silos"
-    assert site == SiloSite(
-        corpus, own, store=None, policy=SiloPolicy(), privacy=given.privacy, simulated=True
-    )
+    assert site == SiloSite(corpus, own, store=None, policy=NO_POLICY, privacy=given.privacy, simulated=True)
 
 
 @pytest.mark.parametrize("node_config", [{}, {"state-dir": "/state"}])
