@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.serverapp import Grid
@@ -12,20 +11,16 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
 from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
-from photon.federation.collect import Collected, Failures, Intake, as_parameters, begin_secure_sum, receiver
-from photon.federation.exchange import exchange
-from photon.federation.guard import UndoneError, suspects, undone
+from photon.federation.collect import collect
+from photon.federation.guard import Guard, UndoneError
+from photon.federation.intake import Collected
 from photon.federation.ledger import advance, first_state
-from photon.federation.origin import adopted, first_params
-from photon.federation.sizes import judge_of
-from photon.federation.spool import Spool
+from photon.federation.origin import adopted, first_params, with_own
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.models.build import self_contained
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
-from photon.state.tensors import save_groups
 from photon.strategy.base import Participant, Reply
-from photon.strategy.contract import PARAMS
 from photon.telemetry.events import Evaluated, EventStream
 
 
@@ -54,6 +49,7 @@ class Federation:
         )
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
+        self._guard = Guard(config, self._checkpoints, self._events)
 
     def run(self, *, resume: bool, assignment: Assignment | None = None) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
@@ -98,7 +94,7 @@ class Federation:
         collected = Collected()
         if self.config.federation.server_silo is not None and self._strategy.schedule == "sequential":
             checkpoint = self._train_server_silo(server_round, checkpoint, collected)
-        replies = self._train(server_round, checkpoint, cohort, collected)
+        replies = self._collect(checkpoint, cohort, collected)
         aggregate = self._strategy.aggregate_train(server_round, checkpoint, replies)
         self._at.requests.settle(collected.reports)
         after = advance(self.config, before, collected, aggregate)
@@ -125,88 +121,21 @@ class Federation:
             ) as written:
                 if self._is_evaluated(server_round):
                     now = time.perf_counter()
-                    self._evaluate(written)
+                    self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
                     clock["evaluate"] = time.perf_counter() - now
                     clock["checkpoint"] -= clock["evaluate"]
         except UndoneError as error:
-            return self._undo(after, collected, str(error))
+            saved = self._guard.undo(after, collected, str(error))
+            self._events.checkpointed(saved, self.run_dir, clock["checkpoint"] + time.perf_counter())
+            return saved
         saved = self._checkpoints.load(server_round)
         self._events.checkpointed(saved, self.run_dir, clock["checkpoint"])
         return saved
 
-    def _evaluate(self, written: Checkpoint) -> None:
-        """Let the silos evaluate a checkpoint that does not count yet, and note what they tell.
-
-        Raises
-        ------
-        UndoneError
-            If its model is worse than the last one was.
-        RunError
-            If it is, and the run is to stop then.
-        """
-        evaluated = self._at.evaluation.of(written, self._sent_config, own=True)
-        if evaluated is None:
-            return
-        losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
-        guard = self.config.federation.guard
-        if (problem := written.state.progress.problem(losses, guard)) is not None:
-            if guard.action == "stop":
-                raise RunError(
-                    f"round {written.state.round} does not count: {problem} (federation.guard); look at its "
-                    "silos, or go on with federation.guard.action=undo in config.yaml"
-                )
-            raise UndoneError(problem)
-        written.state.validation_loss = evaluated.loss
-        written.state.progress = written.state.progress.after(losses)
-
-    def _undo(self, after: ServerState, collected: Collected, problem: str) -> Checkpoint:
-        """Let the last good model count again in the place of a round that has made it worse."""
-        good = self._checkpoints.evaluated() or self._checkpoints.load(after.round - 1)
-        sizes = {name: of[PARAMS] for name, of in collected.sizes.items() if PARAMS in of}
-        named = suspects({name: size for name, size in sizes.items() if name in collected.reports})
-        state = undone(self.config, good.state, after, {*named, *collected.rejected})
-        saved = self._checkpoints.repeat(good, state)
-        who = f"suspects, by the size of their updates: {', '.join(named)}" if named else "nobody stands out"
-        self._events.notice(
-            "warning",
-            f"round {after.round} is undone: {problem}; the model is that of round {good.state.round} again; "
-            f"{who}",
-        )
-        self._events.checkpointed(saved, self.run_dir, 0.0)
-        return saved
-
-    def _train(
-        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
+    def _collect(
+        self, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
     ) -> Iterator[Reply]:
-        """Send requests to a cohort; return the replies that count, which come in cohort order."""
-        at, federation = self._at, self.config.federation
-        failures = Failures(federation, self._events, server_round, len(cohort))
-        requests = at.requests.train_requests(server_round, checkpoint, cohort)
-        secure = begin_secure_sum(at, self._sent_config, requests, cohort, collected.traffic, failures)
-        if secure is not None:
-            requests = secure.agree()
-            cohort = [participant for participant in cohort if participant.name in requests]
-        sent = at.requests.write(server_round, checkpoint, cohort, requests, self._sent_config)
-        receive = receiver(at, sent, collected, secure, checkpoint.state.sequence_length)
-        answers = exchange(
-            at.grid,
-            sent.messages,
-            receive,
-            deadline=federation.deadline,
-            straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
-        )
-        intake = Intake(
-            sent=sent,
-            collected=collected,
-            failures=failures,
-            events=self._events,
-            judge=judge_of(self.config, checkpoint),
-            spool=Spool(self.run_dir / "replies"),
-            secure=secure,
-            foldable=None if self._strategy.folds_updates else partial(as_parameters, checkpoint=checkpoint),
-            holds=self._strategy.holds_replies,
-        )
-        return intake.replies(answers)
+        return collect(self._at, self._sent_config, checkpoint, cohort, collected)
 
     def _train_server_silo(
         self, server_round: int, checkpoint: Checkpoint, collected: Collected
@@ -216,12 +145,8 @@ class Federation:
         participants = self._strategy.participants(self._at.roster.silos())
         own = [participant for participant in participants if participant.name == name]
         try:
-            for reply in self._train(server_round, checkpoint, own, collected):
-                start = self.run_dir / "own.safetensors"
-                params = {**checkpoint.load_params(), **reply.groups["params"]}
-                save_groups(start, {"params": params})
-                before = checkpoint.received or Received(start)
-                return replace(checkpoint, received=replace(before, params=start))
+            for reply in self._collect(checkpoint, own, collected):
+                return with_own(self.run_dir, checkpoint, reply.groups["params"])
         except RunError as error:
             told = f"round {server_round}: nothing was trained on own text: {error}"
             self._events.notice("warning", told)
@@ -265,7 +190,7 @@ class Federation:
         self._started(state, silos, resumed_from=None)
         with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
             if assignment is None:
-                self._evaluate(written)
+                self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
         return self._checkpoints.load(state.round)
 
     def _go_on(self, silos: Sequence[SiloInfo]) -> Checkpoint:

@@ -5,8 +5,13 @@ import uuid
 from collections.abc import Collection, Mapping, Sequence
 
 from photon.config.schema import RunConfig
+from photon.errors import RunError
+from photon.federation.intake import Collected
 from photon.federation.ledger import rejected
-from photon.state.checkpoint import LedgerEntry, ServerState
+from photon.federation.round_events import RoundEvents
+from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
+from photon.strategy.contract import PARAMS
+from photon.telemetry.events import Evaluated
 
 #: An update is suspect if it is so many times as large as is usual in its round.
 SUSPECT = 2.0
@@ -58,3 +63,60 @@ def undone(config: RunConfig, good: ServerState, after: ServerState, named: Coll
             "ledger": ledger,
         }
     )
+
+
+class Guard:
+    """Looks at each model that was evaluated, and puts the last good one back where one is worse.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    checkpoints
+        Of the run.
+    events
+        Where it is told.
+    """
+
+    def __init__(self, config: RunConfig, checkpoints: CheckpointStore, events: RoundEvents) -> None:
+        self._config = config
+        self._checkpoints = checkpoints
+        self._events = events
+
+    def check(self, written: Checkpoint, evaluated: Evaluated | None) -> None:
+        """Note what silos tell of the model of a checkpoint that does not count yet.
+
+        Raises
+        ------
+        UndoneError
+            If it is worse than the last one was.
+        RunError
+            If it is, and the run is to stop then.
+        """
+        if evaluated is None:
+            return
+        losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
+        guard = self._config.federation.guard
+        if (problem := written.state.progress.problem(losses, guard)) is not None:
+            if guard.action == "stop":
+                raise RunError(
+                    f"round {written.state.round} does not count: {problem} (federation.guard); look at its "
+                    "silos, or go on with federation.guard.action=undo in config.yaml"
+                )
+            raise UndoneError(problem)
+        written.state.validation_loss = evaluated.loss
+        written.state.progress = written.state.progress.after(losses)
+
+    def undo(self, after: ServerState, collected: Collected, problem: str) -> Checkpoint:
+        """Let the last good model count again in the place of a round that has made it worse."""
+        good = self._checkpoints.evaluated() or self._checkpoints.load(after.round - 1)
+        sizes = {name: of[PARAMS] for name, of in collected.sizes.items() if PARAMS in of}
+        named = suspects({name: size for name, size in sizes.items() if name in collected.reports})
+        state = undone(self._config, good.state, after, {*named, *collected.rejected})
+        who = f"suspects, by the size of their updates: {', '.join(named)}" if named else "nobody stands out"
+        self._events.notice(
+            "warning",
+            f"round {after.round} is undone: {problem}; the model is that of round {good.state.round} again; "
+            f"{who}",
+        )
+        return self._checkpoints.repeat(good, state)

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from photon.config.admission import AdmissionSection
 from photon.config.schema import RunConfig
 from photon.errors import RunError
-from photon.federation.collect import Collected
+from photon.federation.intake import Collected
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.vocabulary import joined_vocabulary
 from photon.objective.configured import steps_of

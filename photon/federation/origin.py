@@ -1,6 +1,7 @@
 """Where a run starts: from the seed, or from what came from the federation above."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,8 +10,8 @@ from photon.config.schema import RunConfig
 from photon.federation.assignment import Assignment
 from photon.link.pipelines import check_names
 from photon.objective.configured import model_of
-from photon.state.checkpoint import Checkpoint
-from photon.state.tensors import StateGroups, load_groups
+from photon.state.checkpoint import Checkpoint, Received
+from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import Strategy
 from photon.strategy.contract import PARAMS, check_promises
 from photon.training.groups import read_params
@@ -63,3 +64,11 @@ def adopted(
         checkpoint.load_params(), checkpoint.load_kept(), groups, assignment.routed
     )
     return assignment.adopt(run_dir, checkpoint, params), figures
+
+
+def with_own(run_dir: Path, checkpoint: Checkpoint, trained: Mapping[str, torch.Tensor]) -> Checkpoint:
+    """Return a checkpoint from which the round goes on after the federation has trained on its own text."""
+    start = run_dir / "own.safetensors"
+    save_groups(start, {PARAMS: {**checkpoint.load_params(), **trained}})
+    before = checkpoint.received or Received(start)
+    return replace(checkpoint, received=replace(before, params=start))

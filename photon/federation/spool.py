@@ -12,6 +12,9 @@ from photon.link.encoding import SparseTensor
 from photon.state.tensors import load_groups, save_groups
 from photon.strategy.base import Reply
 
+#: Folder of a run in which replies wait.
+REPLIES = "replies"
+
 Tensors = Mapping[str, torch.Tensor | SparseTensor]
 
 
@@ -28,13 +31,18 @@ class Spool:
 
     def __init__(self, folder: Path, limit: int = HELD_BYTES) -> None:
         self._folder = folder
+        self._limit = limit
         self._left = limit
         self._files = 0
-        self.clear()
 
-    def clear(self) -> None:
-        """Remove what lies on the disk; tensors that are mapped from there stay what they are."""
+    def emptied(self) -> "Spool":
+        """Remove what lies on the disk, and return the spool, for replies of another round.
+
+        Tensors that are mapped from there stay what they are.
+        """
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._left = self._limit
+        return self
 
     def keep(self, reply: Reply) -> Reply:
         """Return a reply with the same tensors, which take no memory once the limit is reached.

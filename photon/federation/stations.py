@@ -15,6 +15,7 @@ from photon.federation.names import ADMITTED, Names
 from photon.federation.requests import RequestWriter
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
+from photon.federation.spool import REPLIES, Spool
 from photon.link.transport import ServerLink
 from photon.strategy.base import Strategy
 from photon.telemetry.events import EventStream
@@ -44,6 +45,8 @@ class Stations:
         Lets silos evaluate a model.
     events
         Tells what happens.
+    spool
+        Where replies wait for others.
     """
 
     config: RunConfig
@@ -55,6 +58,7 @@ class Stations:
     admission: Admission
     evaluation: Evaluation
     events: RoundEvents
+    spool: Spool
 
     @classmethod
     def of(
@@ -84,4 +88,5 @@ class Stations:
             admission=admission,
             evaluation=Evaluation(grid, roster, link, admission, events),
             events=events,
+            spool=Spool(run_dir / REPLIES),
         )

@@ -35,6 +35,14 @@ def as_figure(value: float) -> float | None:
     return value if abs(value) <= MAX_FIGURE else None
 
 
+def as_loss(value: float) -> float:
+    """Return a measured validation loss as it may be told: one beyond the bound, or no number, as the bound.
+
+    So whoever looks at the models of a run sees that one of them is ruined.
+    """
+    return value if value <= MAX_LOSS else MAX_LOSS
+
+
 def _printable(text: str) -> str:
     if one_line(text) != text:
         raise ValueError(f"is no line of at most {MAX_TEXT} printable characters")

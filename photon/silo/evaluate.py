@@ -6,6 +6,7 @@ import torch
 
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
+from photon.link.bounded import as_loss
 from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss
 from photon.objective.configured import objective_of
 from photon.silo.kept import kept_of, silo_store
@@ -41,7 +42,7 @@ def evaluate(
             precision=runtime.precision,
             limit=config.evaluation.sequences,
         )
-        return NodeLoss(loss=measured.loss, tokens=measured.count)
+        return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)
 
     received = evaluated(groups[PARAMS])
     per_node = {}

@@ -1,0 +1,9 @@
+"""What every section of a configuration, and of a policy, is."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A group of keys; an unknown key or a value of the wrong type is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
