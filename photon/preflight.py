@@ -40,6 +40,9 @@ from photon.telemetry.listener import ListenerRun
 from photon.training.schedule import build_schedule
 from photon.training.transition import check_transition
 
+#: Nodes of a tree that differ in what they set for themselves.
+MAX_SETTINGS = 100
+
 
 def preflight(config: RunConfig) -> RunConfig:
     """Check that a configuration can run, and return it.
@@ -259,9 +262,19 @@ def _check_nodes(config: RunConfig) -> None:
         For an unknown key, option or value, or what needs silos in the place of federations.
     """
     root = config.federation.root
-    for node in [] if root is None else root.walk():
+    nodes = [] if root is None else list(root.walk())
+    # Nodes that set nothing else are checked once: each check parses a configuration.
+    settings = [node.model_dump_json(include={"outer", "link", "strategy", "privacy"}) for node in nodes]
+    if len(set(settings)) > MAX_SETTINGS:
+        raise PhotonError(
+            f"federation.tree: more than {MAX_SETTINGS} nodes that each have settings of their own; let them "
+            "share some"
+        )
+    checked: dict[str, RunConfig] = {}
+    for node, own in zip(nodes, settings, strict=True):
         try:
-            rules = _check_rules(config, node)
+            rules = checked[own] if own in checked else _check_rules(config, node)
+            checked[own] = rules
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)

@@ -13,7 +13,7 @@ from photon.errors import PhotonError
 
 #: Values within values, and values in all. Real configurations have a dozen levels and some hundred values; a
 #: tree of federations adds two levels for each of its own.
-MAX_DEPTH, MAX_VALUES = 64, 50_000
+MAX_DEPTH, MAX_VALUES = 64, 20_000
 #: Largest whole number of a configuration; seeds are the largest.
 MAX_NUMBER = 2**63
 #: What reading a value may raise, such as that of a date or of a number of thousands of digits.

@@ -114,6 +114,7 @@ class SiloPolicy(Section):
     max_vocabulary: int = Field(2**20, ge=1, description="Most rows of an embedding.")
     max_sequence_length: int = Field(2**20, ge=2, description="Longest sequences and most positions.")
     max_batch_size: int = Field(2**14, ge=1, description="Most sequences of a local step.")
+    max_processes: int = Field(16, ge=1, description="Most processes that train together.")
     min_local_steps: int | None = Field(None, ge=1, description="Fewest local steps of an update.")
     min_round_windows: int | None = Field(
         8,

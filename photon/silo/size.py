@@ -71,6 +71,7 @@ def sizes_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
         yield "max_vocabulary", "model.vocab_size", model.vocab_size
     yield "max_batch_size", "training.batch_size", config.training.batch_size
     yield "max_batch_size", "evaluation.batch_size", config.evaluation.batch_size
+    yield "max_processes", "training.processes", config.training.processes
     for where, name, value in _fields(model.architecture or {}, "model.architecture"):
         if isinstance(value, list | tuple):
             # One entry a layer, of whatever a layer has.

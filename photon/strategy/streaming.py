@@ -215,6 +215,11 @@ def split_parameters(params: Mapping[str, torch.Size], fragments: int, pattern: 
     PhotonError
         If a fragment would be empty.
     """
+    too_many = PhotonError(
+        f"strategy.fragments={fragments}: the model has too few blocks and embeddings; lower it"
+    )
+    if fragments > len(params):
+        raise too_many  # before there is a list of so many
     blocks = {name: int(found[1]) for name in params if (found := re.search(r"\.(\d+)\.", name))}
     count = max(blocks.values(), default=-1) + 1
     parts: list[list[str]] = [[] for _ in range(fragments)]
@@ -230,9 +235,7 @@ def split_parameters(params: Mapping[str, torch.Size], fragments: int, pattern: 
     for name in sorted(rest, key=lambda one: (-params[one].numel(), one)):
         put(name, sizes.index(min(sizes)))
     if not all(parts):
-        raise PhotonError(
-            f"strategy.fragments={fragments}: the model has too few blocks and embeddings; lower it"
-        )
+        raise too_many
     return [sorted(part) for part in parts]
 
 

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from photon.config.schema import RunConfig
 from photon.config.section import Section
-from photon.config.tree import RoutedTag
+from photon.config.tree import MAX_ROUTED, RoutedTag
 from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint
@@ -49,7 +49,9 @@ _CHILD = LOCAL + "child:"
 class Routed(Section):
     """Key blocks that travel to other federations."""
 
-    n_res: int = Field(1, ge=0, description="Most blocks per key block on an edge and in a round; 0: none.")
+    n_res: int = Field(
+        1, ge=0, le=MAX_ROUTED, description="Most blocks per key block on an edge and in a round; 0: none."
+    )
     select: Literal["least_similar", "least_attention"] = Field(
         "least_similar", description="Which blocks travel: by similarity, or by their weight in attention."
     )

@@ -33,6 +33,7 @@ from photon.state.places import MAX_PLACES, Place, chosen, updates_since
 from photon.state.silo import MAX_RUNS, USES, SiloCounts, Use, uses_of_silos
 
 Make = Callable[..., RunConfig]
+STREAMING = "photon.strategy.streaming.StreamingDiLoCo"
 ARCHITECTURE = ("model", "architecture")
 
 
@@ -110,7 +111,7 @@ TEXTS = {
     "depth of lists": ("a: " + "[" * 20_000, "more than 64 deep"),
     "depth of mappings": ("a: " + "{a: " * 60_000, "more than 64 deep"),
     "depth of lines": ("\n".join(" " * i + "a:" for i in range(900)), "more than 64 deep"),
-    "width": ("a: [" + ",".join("1" * 400_000) + "]", "more than 50,000 values"),
+    "width": ("a: [" + ",".join("1" * 400_000) + "]", "more than 20,000 values"),
     "a tag of Python": ("a: !!python/object/apply:os.system [x]", "the tag tag:yaml.org,2002:python/object"),
     "a tag of YAML": ("a: !!binary AAAA", "the tag tag:yaml.org,2002:binary"),
     "digits": ("rounds: " + "9" * 6000, "not a valid configuration (Exceeds the limit"),
@@ -285,6 +286,11 @@ MODELS = [
     ({("model", "sequence_length"): 10**9}, "max_sequence_length=1,048,576"),
     ({("training", "batch_size"): 10**9}, "max_batch_size=16,384"),
     ({("evaluation", "batch_size"): 10**9}, "max_batch_size=16,384"),
+    ({("training", "processes"): 64, ("training", "batch_size"): 64}, "max_processes=16"),
+    (
+        {("strategy",): {"_target_": STREAMING, "fragments": 10**9}},
+        "strategy.fragments=1000000000: the model",
+    ),
     ({ARCHITECTURE: {"model_type": "llama", "num_hidden_layers": 20_000}}, "max_layers=256"),
     ({ARCHITECTURE: {"model_type": "mixtral", "num_local_experts": 10**6}}, "max_experts=1,024"),
     ({ARCHITECTURE: {"model_type": "xlm", "emb_dim": 2048, "max_position_embeddings": 10**6}}, "one by one"),
@@ -347,7 +353,6 @@ REQUESTS = [
     ({"steps": 2**60}, "steps: larger than"),
     ({"batch_size": 10**9}, "batches of 1000000000, and those of this run have 4"),
     ({"steps": 0}, "asks for 0 steps"),
-    ({"steps": 3}, "asks for 3 steps, and a round of this run has 2"),
     ({"round": 101}, "of round 101, and the run has 100"),
     ({"silo": "counts.lock"}, "pooling=true"),
     ({"members": ["nobody"]}, "pooling=true"),
@@ -562,3 +567,12 @@ def test_a_damaged_count_is_no_count_of_zero(content: bytes, ask: Any, node: Any
     with pytest.raises(PhotonError, match="the silo's count cannot be read; put it back"):
         ask(node({}), model_id="n")
     assert file.read_bytes() == content
+
+
+def test_a_wide_tree_is_checked_in_bounded_time(ask: Any, node: Any) -> None:
+    own = {
+        f"n{i}": {"children": {f"c{i}": None}, "outer": {"_target_": "torch.optim.SGD", "lr": i + 1.0}}
+        for i in range(101)
+    }
+    with pytest.raises(PhotonError, match="more than 100 nodes that each have settings of their own"):
+        ask(node(), {("federation", "tree"): own})
