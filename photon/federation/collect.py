@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
@@ -12,7 +13,7 @@ from photon.federation.exchange import Failure, StragglerTimeout, exchange
 from photon.federation.pace import learnt_timeout
 from photon.federation.requests import Sent
 from photon.federation.round_events import RoundEvents, Traffic
-from photon.federation.secure import SecureSum
+from photon.federation.secure import OpenedSums, SecureSum
 from photon.federation.stations import Stations
 from photon.link.messages import BODY, Body, TrainReport, TrainRequest, pack
 from photon.link.records import count_bytes, dense_groups
@@ -128,7 +129,18 @@ def begin_secure_sum(
 
         return dict(exchange(at.grid, messages, receive, deadline=config.federation.deadline))
 
-    return SecureSum(config.privacy, requests, ask, failures.add)
+    # As many rounds as a run may go back by.
+    opened = OpenedSums(Path(str(config.run_dir)) / "opened.json", keep=config.checkpoint.keep + 1)
+    federations = [name for name in requests if at.roster.is_federation(name)]
+    return SecureSum(
+        config.privacy,
+        requests,
+        ask,
+        failures.add,
+        lambda text: at.events.notice("warning", text),
+        opened,
+        federations,
+    )
 
 
 def receiver(
@@ -215,6 +227,7 @@ def collect(
     if secure is not None:
         # Of each the mean of all, whose mean it is; beside what it has sent without a mask.
         mean = secure.mean()
+        secure.check_norm(mean, collected.reports)
         for answer in waiting:
             yield made(replace(answer, update={**mean, **(answer.update or {})}))
 
