@@ -169,3 +169,5 @@ def _accept(
         return Failure("refused", str(error))
     except PhotonError as error:
         return Failure("rejected", str(error))
+    except MemoryError:
+        return Failure("rejected", "its reply takes more memory than there is")
