@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_private_key,
@@ -32,8 +31,6 @@ __all__ = [
     "build_bundle",
     "bytes_to_private_key",
     "bytes_to_public_key",
-    "combine_shares",
-    "create_shares",
     "decrypt",
     "encrypt",
     "ensure_task_identity",

@@ -128,6 +128,7 @@ def _answer(
         return _reply(node.evaluate(body, _read(content, site, evaluated_shapes(config, node.vocab_size))))
     policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
+    secure.prepare(body, site, config, is_federation=node.is_federation)
 
     # 6. and 7. What it costs each silo whose text it touches, against limits and counts; and it is counted.
     if outermost and settings.island is None and not node.has_answered(body):
@@ -141,7 +142,7 @@ def _answer(
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
     contract.check_reply(trained)
     if body.masking is not None:
-        trained = secure.mask(body, body.masking, trained, site, config, contract.masked)
+        trained = secure.mask(body, trained, site, config, contract.masked)
     kept = node.kept_file(body) if body.masking is None else None
     reply = site.link.send(trained, content, kept)
     reply[BODY] = pack(report)

@@ -208,7 +208,7 @@ def test_an_order_that_is_welcome_takes_the_steps_in_their_order(
         ("check_run", {"max_parameters": 100}, {}, {}),
         ("check_train_request", {"min_cohort": 4}, {}, {}),
         ("check_train_request", {"secure_aggregation": True}, {}, {}),
-        ("_check_contract", {}, {}, {"masking": Masking(attempt="a" * 32, shares={})}),
+        ("_check_contract", {}, {}, {"masking": Masking(attempt="a" * 32, silos=[])}),
         ("check_cost", {"max_local_steps": 1}, {}, {}),
         ("check_cost", {"max_run_tokens": TOKENS - 1}, {}, {}),
         ("receive", {}, {"model": {"sequence_length": SEQUENCE_LENGTH + 1}}, {}),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
@@ -13,7 +14,7 @@ from photon.federation.failures import Failures
 from photon.federation.intake import Collected, Intake, as_parameters
 from photon.federation.requests import Sent
 from photon.federation.round_events import Traffic
-from photon.federation.secure import SecureSum
+from photon.federation.secure import OpenedSums, SecureSum
 from photon.federation.sizes import judge_of
 from photon.federation.stations import Stations
 from photon.link.messages import BODY, Body, TrainRequest, pack
@@ -95,7 +96,18 @@ def begin_secure_sum(
 
         return dict(exchange(at.grid, messages, receive, deadline=config.federation.deadline))
 
-    return SecureSum(config.privacy, requests, ask, failures.add)
+    # As many rounds as a run may go back by.
+    opened = OpenedSums(Path(str(config.run_dir)) / "opened.json", keep=config.checkpoint.keep + 1)
+    federations = [name for name in requests if at.roster.is_federation(name)]
+    return SecureSum(
+        config.privacy,
+        requests,
+        ask,
+        failures.add,
+        lambda text: at.events.notice("warning", text),
+        opened,
+        federations,
+    )
 
 
 def receiver(

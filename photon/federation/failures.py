@@ -10,6 +10,10 @@ from photon.federation.round_events import RoundEvents
 from photon.state.checkpoint import LedgerEntry
 
 
+class UndoneError(Exception):
+    """A round is not to count, although enough replies were in; the message says why."""
+
+
 class Failures:
     """Counts the participants that fail in a round, and ends the run when it cannot count any more.
 

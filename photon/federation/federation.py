@@ -12,7 +12,7 @@ from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
 from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
 from photon.federation.collect import collect
-from photon.federation.guard import Guard, UndoneError
+from photon.federation.guard import Guard
 from photon.federation.intake import Collected
 from photon.federation.ledger import advance, first_state
 from photon.federation.origin import adopted, first_params, with_own
@@ -84,6 +84,16 @@ class Federation:
 
     def _round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Do the round after a checkpoint, and return the one that it ends with."""
+        return self._guard.counted(checkpoint.state, lambda collected: self._counted(checkpoint, collected))
+
+    def _counted(self, checkpoint: Checkpoint, collected: Collected) -> Checkpoint:
+        """Do the round after a checkpoint, and return the one that it ends with if it is to count.
+
+        Raises
+        ------
+        UndoneError
+            If it is not.
+        """
         begin, before = time.perf_counter(), checkpoint.state
         server_round = before.round + 1
         self._at.roster.refresh()
@@ -91,7 +101,6 @@ class Federation:
         cohort = draw_cohort(self.config, self._strategy, silos, server_round, before.ledger)
         checkpoint = replace(checkpoint, participants=len(self._strategy.participants(silos)))
         self._events.round_started(before, cohort)
-        collected = Collected()
         if self.config.federation.server_silo is not None and self._strategy.schedule == "sequential":
             checkpoint = self._train_server_silo(server_round, checkpoint, collected)
         replies = self._collect(checkpoint, cohort, collected)
@@ -108,26 +117,21 @@ class Federation:
                 after, aggregate, collected.reports, collected.traffic, now - begin, spent
             )
 
-        try:
-            with self._checkpoints.writing(
-                after,
-                aggregate.params,
-                aggregate.outer,
-                aggregate.averaged,
-                finish,
-                self._at.requests.reference,
-                aggregate.kept,
-                with_previous=self._strategy.sends_previous,
-            ) as written:
-                if self._is_evaluated(server_round):
-                    now = time.perf_counter()
-                    self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
-                    clock["evaluate"] = time.perf_counter() - now
-                    clock["checkpoint"] -= clock["evaluate"]
-        except UndoneError as error:
-            saved = self._guard.undo(after, collected, str(error))
-            self._events.checkpointed(saved, self.run_dir, clock["checkpoint"] + time.perf_counter())
-            return saved
+        with self._checkpoints.writing(
+            after,
+            aggregate.params,
+            aggregate.outer,
+            aggregate.averaged,
+            finish,
+            self._at.requests.reference,
+            aggregate.kept,
+            with_previous=self._strategy.sends_previous,
+        ) as written:
+            if self._is_evaluated(server_round):
+                now = time.perf_counter()
+                self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
+                clock["evaluate"] = time.perf_counter() - now
+                clock["checkpoint"] -= clock["evaluate"]
         saved = self._checkpoints.load(server_round)
         self._events.checkpointed(saved, self.run_dir, clock["checkpoint"])
         return saved

@@ -2,23 +2,21 @@
 
 import statistics
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from photon.config.schema import RunConfig
 from photon.errors import RunError
+from photon.federation.failures import UndoneError
 from photon.federation.intake import Collected
 from photon.federation.ledger import rejected
 from photon.federation.round_events import RoundEvents
+from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
 from photon.strategy.contract import PARAMS
 from photon.telemetry.events import Evaluated
 
 #: An update is suspect if it is so many times as large as is usual in its round.
 SUSPECT = 2.0
-
-
-class UndoneError(Exception):
-    """A round has made the model worse, so it is not to count; the message says by how much."""
 
 
 def suspects(sizes: Mapping[str, float]) -> Sequence[str]:
@@ -36,7 +34,7 @@ def suspects(sizes: Mapping[str, float]) -> Sequence[str]:
     return sorted(found, key=lambda name: -found[name])
 
 
-def undone(config: RunConfig, good: ServerState, after: ServerState, named: Collection[str]) -> ServerState:
+def undone(config: RunConfig, good: ServerState, before: ServerState, named: Collection[str]) -> ServerState:
     """Return the state after a round that is undone: that of a good one, one round later.
 
     Silos go on from what they had in the good round, because the ledger says so. The learning-rate schedule
@@ -46,19 +44,20 @@ def undone(config: RunConfig, good: ServerState, after: ServerState, named: Coll
     ----------
     good
         Of the checkpoint whose model counts again.
-    after
-        As it would have been.
+    before
+        That the round that does not count began with.
     named
         Participants whose replies count as rejected.
     """
+    server_round = before.round + 1
     ledger = dict(good.ledger)
     for name in named:
         entry = ledger.get(name, LedgerEntry())
-        ledger[name] = rejected(entry, after.round, config.federation.admission)
+        ledger[name] = rejected(entry, server_round, config.federation.admission)
     return good.model_copy(
         update={
-            "round": after.round,
-            "global_step": after.global_step,
+            "round": server_round,
+            "global_step": before.global_step + steps_of(config, server_round),
             "model_id": uuid.uuid4().hex,
             "ledger": ledger,
         }
@@ -90,33 +89,69 @@ class Guard:
         ------
         UndoneError
             If it is worse than the last one was.
-        RunError
-            If it is, and the run is to stop then.
         """
         if evaluated is None:
             return
         losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
-        guard = self._config.federation.guard
-        if (problem := written.state.progress.problem(losses, guard)) is not None:
-            if guard.action == "stop":
-                raise RunError(
-                    f"round {written.state.round} does not count: {problem} (federation.guard); look at its "
-                    "silos, or go on with federation.guard.action=undo in config.yaml"
-                )
+        if (problem := written.state.progress.problem(losses, self._config.federation.guard)) is not None:
             raise UndoneError(problem)
         written.state.validation_loss = evaluated.loss
         written.state.progress = written.state.progress.after(losses)
 
-    def undo(self, after: ServerState, collected: Collected, problem: str) -> Checkpoint:
-        """Let the last good model count again in the place of a round that has made it worse."""
-        good = self._checkpoints.evaluated() or self._checkpoints.load(after.round - 1)
+    def counted(self, before: ServerState, do: Callable[[Collected], Checkpoint]) -> Checkpoint:
+        """Do a round, and return the checkpoint that it ends with, or that which takes its place.
+
+        Parameters
+        ----------
+        before
+            The state that the round begins with.
+        do
+            Does it, and notes what its replies bring; raises UndoneError if it is not to count.
+
+        Raises
+        ------
+        RunError
+            If it is not to count, and the run is to stop then.
+        """
+        collected = Collected()
+        try:
+            return do(collected)
+        except UndoneError as error:
+            saved = self.undo(before, collected, str(error))
+            self._events.checkpointed(saved, self._checkpoints.folder.parent, 0.0)
+            return saved
+
+    def undo(self, before: ServerState, collected: Collected, problem: str) -> Checkpoint:
+        """Let the last good model count again in the place of a round that is not to count.
+
+        Parameters
+        ----------
+        before
+            The state that the round began with.
+        collected
+            What its replies brought.
+        problem
+            Why it is not to count.
+
+        Raises
+        ------
+        RunError
+            If the run is to stop then.
+        """
+        server_round = before.round + 1
+        if self._config.federation.guard.action != "undo":
+            raise RunError(
+                f"round {server_round} does not count: {problem}; look at its silos, or go on with "
+                "federation.guard.action=undo in config.yaml"
+            )
+        good = self._checkpoints.evaluated() or self._checkpoints.load(before.round)
         sizes = {name: of[PARAMS] for name, of in collected.sizes.items() if PARAMS in of}
         named = suspects({name: size for name, size in sizes.items() if name in collected.reports})
-        state = undone(self._config, good.state, after, {*named, *collected.rejected})
+        state = undone(self._config, good.state, before, {*named, *collected.rejected})
         who = f"suspects, by the size of their updates: {', '.join(named)}" if named else "nobody stands out"
         self._events.notice(
             "warning",
-            f"round {after.round} is undone: {problem}; the model is that of round {good.state.round} again; "
-            f"{who}",
+            f"round {server_round} is undone: {problem}; the model is that of round {good.state.round} "
+            f"again; {who}",
         )
         return self._checkpoints.repeat(good, state)

@@ -99,6 +99,8 @@ class Intake:
                 self._fail(name, Failure("rejected", problem))
         # Of each the mean of all, whose mean it is; beside what it has sent without a mask.
         mean = self.secure.mean() if self.secure is not None else None
+        if mean is not None and self.secure is not None:
+            self.secure.check_norm(mean, {name: reply.report for name, reply in waiting.items()})
         for name in list(waiting):
             reply = waiting.pop(name)
             if mean is not None:

@@ -178,6 +178,10 @@ class Roster:
         found = {silo.name: silo for silos in self._hosts.values() for silo in silos}
         return [found[name] for name in sorted(found)]
 
+    def is_federation(self, name: str) -> bool:
+        """Tell whether an online silo is a federation."""
+        return any(silo.federation for silo in self.silos() if silo.name == name)
+
     def message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         """Return a message to the node that hosts all of ``members``.
 

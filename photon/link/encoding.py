@@ -7,7 +7,9 @@ takes all that has been made so far. So a payload is::
     side of the first codec | side of the second | ... | values of the last
 
 The receiver knows the shapes it expects. From a shape and the codecs' arguments every length in a payload
-follows, so all of it is checked before anything of that size is allocated.
+follows, so all of it is checked before anything of that size is allocated. No codec comes twice, and one of
+bytes comes last: so no payload stands for more than a small multiple of its tensor, and decoding takes no
+more than three and a half times the tensor in float32.
 """
 
 import hashlib
@@ -15,7 +17,7 @@ import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -45,6 +47,13 @@ CODECS: dict[str, type["Codec"]] = {}
 
 #: No tensor has more elements; what a header multiplies stays far from overflow.
 MAX_ELEMENTS = 2**48
+#: Nor has it more dimensions, or more codecs applied to it.
+MAX_DIMENSIONS, MAX_CODECS = 16, 16
+
+
+def is_possible(shape: Sequence[int]) -> bool:
+    """Return whether a shape is one of a tensor, however little memory its elements would take."""
+    return all(size >= 0 for size in shape) and math.prod(max(1, size) for size in shape) <= MAX_ELEMENTS
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -77,9 +86,9 @@ class Encoding(Body):
         Hash of the payload.
     """
 
-    shape: list[int] = Field(max_length=16)
+    shape: list[int] = Field(max_length=MAX_DIMENSIONS)
     dtype: str
-    codecs: list[CodecEntry] = Field(min_length=1, max_length=16)
+    codecs: list[CodecEntry] = Field(min_length=1, max_length=MAX_CODECS)
     blake3: str
 
 
@@ -250,13 +259,16 @@ def generator(text: str) -> np.random.Generator:
 
 
 def check_pipeline(codecs: Sequence[Codec], where: str) -> None:
-    """Check that every codec can take what the one before it gives.
+    """Check that every codec can take what the one before it gives, and that none comes twice.
 
     Raises
     ------
     PhotonError
         For the first that cannot.
     """
+    names = [codec.name for codec in codecs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PhotonError(f"{where}: {twice[0]} comes more than once; once does what can be done")
     for before, after in itertools.pairwise(codecs):
         if not after.on_bytes and not before.gives_values:
             raise PhotonError(
@@ -343,18 +355,52 @@ def unpack(packed: Packed, where: str, expected: Sequence[int] | None = None) ->
     Raises
     ------
     PhotonError
-        If a codec is unknown, or shape, lengths, hash or content do not add up.
+        If a codec is unknown, or shape, lengths, hash or content do not add up, or it does not fit in memory.
     """
-    if expected is not None:
-        claimed = packed.data.shape if packed.encoding is None else packed.encoding.shape
-        if list(claimed) != list(expected):
-            raise PhotonError(f"link: {where} has shape {tuple(claimed)}, expected {tuple(expected)}")
+    check_claim(packed.data.shape, packed.data.dtype, packed.encoding, where, expected)
     if packed.encoding is None:
         return packed.data
     try:
         return _unpack(packed.data, packed.encoding)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
         # Arguments and content come from elsewhere: what a codec refuses is the sender's fault.
+        why = str(error) or "there is not enough memory for it"
+        raise PhotonError(f"link: {where} cannot be decoded ({why})") from error
+
+
+def check_claim(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    encoding: Encoding | None,
+    where: str,
+    expected: Sequence[int] | None,
+) -> None:
+    """Check what is said of a tensor that travels, before there is any of it.
+
+    Parameters
+    ----------
+    shape, dtype
+        Of what travels: the tensor itself, or a payload.
+    encoding, where, expected
+        As in `unpack`.
+
+    Raises
+    ------
+    PhotonError
+        If the tensor would not have the expected shape, or the payload not the length that this needs.
+    """
+    claimed = shape if encoding is None else encoding.shape
+    if expected is not None and list(claimed) != list(expected):
+        raise PhotonError(f"link: {where} has shape {tuple(claimed)}, expected {tuple(expected)}")
+    if encoding is None:
+        return
+    try:
+        needed = _needed(_steps(encoding))
+        if dtype != torch.uint8 or len(shape) != 1:
+            raise ValueError("the payload is not made of bytes")
+        if shape[0] != needed:
+            raise ValueError(f"it has {shape[0]} bytes, its codecs and its shape need {needed}")
+    except (TypeError, ValueError, OverflowError) as error:
         raise PhotonError(f"link: {where} cannot be decoded ({error})") from error
 
 
@@ -382,23 +428,24 @@ class _Step(NamedTuple):
 
 def _unpack(data: torch.Tensor, encoding: Encoding) -> torch.Tensor | SparseTensor:
     steps = _steps(encoding)
-    if data.dtype != torch.uint8 or data.dim() != 1:
-        raise ValueError("the payload is not made of bytes")
-    sides = sum(step.after.side for step in steps if not step.codec.on_bytes)
-    last = steps[-1].after
-    needed = _nbytes(last) + (0 if steps[-1].codec.on_bytes else sides)
-    if data.numel() != needed:
-        raise ValueError(f"it has {data.numel()} bytes, its codecs and its shape need {needed}")
     if hash_of(data.numpy().data) != encoding.blake3:
         raise ValueError("its BLAKE3 hash is not the one that was sent; it was damaged on its way")
-    while steps and steps[-1].codec.on_bytes:
+    if steps[-1].codec.on_bytes:
         step = steps.pop()
         undone = step.codec.decode(data, data[:0], step.before.shape, torch.uint8)
         assert isinstance(undone, torch.Tensor)
         data = undone
+        del undone
+    sides = sum(step.after.side for step in steps)
     pieces = list(data.split([*(step.after.side for step in steps), data.numel() - sides]))
     final = steps[-1].after if steps else Layout(tuple(encoding.shape), DTYPES[encoding.dtype])
-    values: torch.Tensor | SparseTensor = _view(pieces.pop(), final)
+    last = _view(pieces.pop(), final)
+    if last.data_ptr() != data.data_ptr() + sides:
+        # They were copied; what was decompressed is not kept for the rest of it.
+        pieces = [piece.clone() for piece in pieces]
+    del data
+    values: torch.Tensor | SparseTensor = last
+    del last
     for step in reversed(steps):
         if isinstance(values, SparseTensor):
             values = values.dense()
@@ -406,18 +453,27 @@ def _unpack(data: torch.Tensor, encoding: Encoding) -> torch.Tensor | SparseTens
     return values
 
 
+def _needed(steps: Sequence[_Step]) -> int:
+    """Return the length of what codecs leave."""
+    last = steps[-1]
+    sides = 0 if last.codec.on_bytes else sum(step.after.side for step in steps)
+    return _nbytes(last.after) + sides
+
+
 def _steps(encoding: Encoding) -> list[_Step]:
     """Follow the shapes through the codecs, and check them, without touching the payload."""
     dtype = DTYPES.get(encoding.dtype)
     if dtype is None or not dtype.is_floating_point:
         raise ValueError(f"its type {encoding.dtype!r} is none that is encoded")
-    if any(size < 1 for size in encoding.shape) or math.prod(encoding.shape) > MAX_ELEMENTS:
+    if 0 in encoding.shape or not is_possible(encoding.shape):
         raise ValueError(f"its shape {encoding.shape} is impossible")
     layout = Layout(tuple(encoding.shape), dtype)
     pending = 0
-    steps = []
+    steps: list[_Step] = []
     for entry in encoding.codecs:
         codec = _codec(entry)
+        if any(step.codec.name == codec.name for step in steps):
+            raise ValueError(f"{codec.name} comes twice")
         if codec.on_bytes:
             layout, pending = Layout((_nbytes(layout) + pending,), torch.uint8), 0
         elif not layout.dtype.is_floating_point:
@@ -428,6 +484,10 @@ def _steps(encoding: Encoding) -> list[_Step]:
     return steps
 
 
+#: What a header may have for an argument of a type; 1 is no truth value, and 1.0 no whole number.
+_JSON_TYPES: dict[Any, tuple[type, ...]] = {int: (int,), float: (int, float), bool: (bool,), str: (str,)}
+
+
 def _codec(entry: CodecEntry) -> Codec:
     kind = CODECS.get(entry.codec)
     if kind is None:
@@ -436,6 +496,10 @@ def _codec(entry: CodecEntry) -> Codec:
         raise ValueError(
             f"codec {entry.codec} of version {entry.version}, this photon has {kind.version}; update photon"
         )
+    for one in fields(kind):  # type: ignore[arg-type]
+        types = _JSON_TYPES.get(one.type)
+        if types and one.name in entry.arguments and type(entry.arguments[one.name]) not in types:
+            raise ValueError(f"{entry.codec}: {one.name} is of another type")
     return kind(**entry.arguments)
 
 

@@ -1,5 +1,6 @@
 """A codec that loses nothing."""
 
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,6 +9,9 @@ import torch
 import zstandard
 
 from photon.link.encoding import Codec, Encoded, Layout
+
+#: Bytes of the smallest window that a frame can have, RFC 8878.
+_LEAST_WINDOW = 1024
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,12 @@ class Zstd(Codec):
         return Encoded(torch.frombuffer(bytearray(frame), dtype=torch.uint8), length=len(frame))
 
     def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
-        """Return ``length`` bytes."""
-        if not length:
-            raise ValueError("the length of its frame is missing")
+        """Return ``length`` bytes, at most what Zstandard makes of bytes that cannot be compressed."""
+        (size,) = shape
+        # ZSTD_COMPRESSBOUND of zstd.h.
+        most = size + (size >> 8) + (max(0, 2**17 - size) >> 11)
+        if length is None or not 0 < length <= most:
+            raise ValueError(f"a frame of {length} bytes for {size}")
         return Layout((length,), torch.uint8)
 
     def decode(
@@ -56,13 +63,22 @@ class Zstd(Codec):
         frame = values.numpy().data
         try:
             # The frame claims how much to allocate: believe it only where it is what must come out.
-            if zstandard.get_frame_parameters(frame).content_size != size:
+            claimed = zstandard.get_frame_parameters(frame)
+            if claimed.content_size != size or claimed.window_size > max(size, _LEAST_WINDOW):
                 raise ValueError(f"its frame does not hold {size} bytes")
-            data = zstandard.ZstdDecompressor().decompress(frame, max_output_size=size)
+            data = zstandard.ZstdDecompressor().decompress(
+                frame, max_output_size=size, allow_extra_data=False
+            )
         except zstandard.ZstdError as error:
             raise ValueError(f"its frame is damaged: {error}") from error
-        flat = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        whole = size // self.width * self.width
+        with warnings.catch_warnings():
+            # The bytes are read-only; so is what is made from them, by contract.
+            warnings.simplefilter("ignore", UserWarning)
+            flat = torch.from_numpy(np.frombuffer(data, dtype=np.uint8))
         if self.width == 1:
             return flat
-        return torch.cat((flat[:whole].view(self.width, -1).T.reshape(-1), flat[whole:]))
+        whole = size // self.width * self.width
+        out = torch.empty_like(flat)
+        out[:whole].view(-1, self.width).copy_(flat[:whole].view(self.width, -1).T)
+        out[whole:] = flat[whole:]
+        return out

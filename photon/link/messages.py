@@ -6,7 +6,7 @@ They travel as one JSON string in a ``ConfigRecord``, beside the records of the 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError
 
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
@@ -31,6 +31,13 @@ from photon.link.bounded import (
 
 if TYPE_CHECKING:
     from photon.config.schema import RunConfig
+
+#: A number modulo the order of P-384.
+Scalar = Annotated[str, StringConstraints(pattern="^[0-9a-f]{96}$")]
+#: Silos of a secure sum, at most.
+MAX_SECURE = 2**16
+#: Characters of a public key, and of a share that was encrypted.
+MAX_KEY, MAX_TOKEN = 1000, 4000
 
 #: Groups of a request that are sent once.
 MAX_FIXED = 4
@@ -105,10 +112,15 @@ class AdvertiseKeys(Body):
 
 
 class PublicKeys(Body):
-    """A silo's public keys of one attempt, PEM: for what is sent to it, and for the masks that it shares."""
+    """A silo's public keys of one attempt, PEM, all of P-384.
 
-    sharing: str = Field(max_length=1000)
-    masking: str = Field(max_length=1000)
+    For what is sent to it, for the masks that it shares, and for the mask of its own: the last two are also
+    what shares of their private keys are checked against.
+    """
+
+    sharing: str = Field(max_length=MAX_KEY)
+    masking: str = Field(max_length=MAX_KEY)
+    own: str = Field(max_length=MAX_KEY)
 
 
 class ShareKeys(Body):
@@ -121,20 +133,73 @@ class ShareKeys(Body):
     attempt: str
     silo: SiloName
     threshold: int = Field(ge=2)
-    keys: dict[SiloName, PublicKeys]
+    keys: dict[SiloName, PublicKeys] = Field(max_length=MAX_SECURE)
+
+
+class Dealing(Body):
+    """What all may know of a secret that was split; `photon.privacy.sharing` says what it is.
+
+    Attributes
+    ----------
+    commitments
+        Holder to what its share was bound to.
+    blind
+        Public key of the polynomial that hides the secret in the proof, PEM.
+    proof
+        Coefficients, from the constant one on.
+    """
+
+    commitments: dict[SiloName, Sha256] = Field(max_length=MAX_SECURE)
+    blind: str = Field(max_length=MAX_KEY)
+    proof: list[Scalar] = Field(max_length=MAX_SECURE)
 
 
 class EncryptedShares(Body):
-    """Receiver to what only it can read."""
+    """Receiver to what only it can read; and what the shares of the two secrets are checked against."""
 
-    shares: dict[SiloName, str]
+    shares: dict[SiloName, Annotated[str, StringConstraints(max_length=MAX_TOKEN)]] = Field(
+        max_length=MAX_SECURE
+    )
+    own: Dealing
+    masking: Dealing
+
+
+class Expected(Body):
+    """What one share must agree with, made of a `Dealing`."""
+
+    commitment: Sha256
+    challenge: Scalar
+    response: Scalar
+
+
+class HandedShare(Body):
+    """What one silo has for another, encrypted for it, and what the shares inside must agree with."""
+
+    token: str = Field(max_length=MAX_TOKEN)
+    own: Expected
+    masking: Expected
+
+
+class CheckShares(Body):
+    """Hand a silo what the others have for it, by sender, and ask which of it cannot be used."""
+
+    kind: Literal["check_shares"] = "check_shares"
+    attempt: str
+    silo: SiloName
+    shares: dict[SiloName, HandedShare] = Field(max_length=MAX_SECURE)
+
+
+class Complaints(Body):
+    """Answer to :class:`CheckShares`: senders whose shares cannot be read, or do not agree."""
+
+    senders: list[SiloName] = Field(max_length=MAX_SECURE)
 
 
 class Masking(Body):
-    """What a train request brings for masks: the attempt, and sender to share, encrypted for this silo."""
+    """What a train request brings for masks: the attempt, and all silos that mask their updates in it."""
 
     attempt: str
-    shares: dict[SiloName, str]
+    silos: list[SiloName] = Field(max_length=MAX_SECURE)
 
 
 class Unmask(Body):
@@ -152,10 +217,10 @@ class Unmask(Body):
 
 
 class Shares(Body):
-    """Answer to :class:`Unmask`: base64 shares, of survivors' masks and of dropped silos' keys."""
+    """Answer to :class:`Unmask`: shares, of survivors' own masks and of dropped silos' keys."""
 
-    masks: dict[SiloName, str]
-    keys: dict[SiloName, str]
+    masks: dict[SiloName, Scalar] = Field(max_length=MAX_SECURE)
+    keys: dict[SiloName, Scalar] = Field(max_length=MAX_SECURE)
 
 
 class TrainRequest(Body):
@@ -308,7 +373,11 @@ class EvaluateReport(Body):
     per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
-class Query(RootModel[Annotated[Describe | AdvertiseKeys | ShareKeys | Unmask, Field(discriminator="kind")]]):
+class Query(
+    RootModel[
+        Annotated[Describe | AdvertiseKeys | ShareKeys | CheckShares | Unmask, Field(discriminator="kind")]
+    ]
+):
     """What a message of Flower's category ``query`` may ask for."""
 
 

@@ -131,21 +131,26 @@ class _Blocks(Codec):
     ) -> torch.Tensor:
         """Decode block by block."""
         count, scales = _numel(shape), _floats(side)
-        out = torch.empty(count)
+        out = torch.empty(count, dtype=dtype)
         for part in _slices(count, self._step):
             size = part.stop - part.start
             begin = part.start * self.bits // 8
-            packed = values[begin : begin + packed_bytes(size, self.bits)]
-            code = _blocked(unpack_bits(packed, self.bits, size), self.block)
-            first = part.start // self.block
-            scale = scales[first : first + len(code), None]
-            if code.numel() == size:
-                self._values(code, scale, out[part].view(code.shape))
-            else:
-                padded = torch.empty(code.shape)
-                self._values(code, scale, padded)
-                out[part] = padded.view(-1)[:size]
-        return out.to(dtype).view(shape)
+            code = unpack_bits(values[begin : begin + packed_bytes(size, self.bits)], self.bits, size)
+            first, whole = part.start // self.block, size // self.block
+            # Whole blocks, and what is left: no row is longer than the tensor, however long a block is.
+            middle = whole * self.block
+            if whole:
+                self._fill(code[:middle].view(whole, -1), scales[first : first + whole], out[part][:middle])
+            if middle < size:
+                self._fill(code[None, middle:], scales[first + whole :][:1], out[part][middle:])
+        return out.view(shape)
+
+    def _fill(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the values of codes (m, n) with scales (m,) to ``out`` (m · n,), of any type."""
+        values = out.view(code.shape) if out.dtype == torch.float32 else torch.empty(code.shape)
+        self._values(code, scale[:, None], values)
+        if out.dtype != torch.float32:
+            out.copy_(values.view(-1))
 
     @property
     def _step(self) -> int:
@@ -163,7 +168,7 @@ class _Blocks(Codec):
 
     @abstractmethod
     def _values(self, code: torch.Tensor, scale: torch.Tensor, out: torch.Tensor) -> None:
-        """Write to ``out`` (m, block), float32, the values of codes (m, block), uint8, and scales (m, 1)."""
+        """Write to ``out`` (m, n), float32, the values of codes (m, n), uint8, and scales (m, 1)."""
 
 
 @dataclass(frozen=True)
@@ -350,7 +355,7 @@ def _positive(scale: torch.Tensor) -> torch.Tensor:
 
 
 def _floats(side: torch.Tensor) -> torch.Tensor:
-    return side.clone().view(torch.float32)
+    return (side.clone() if side.data_ptr() % 4 or side.storage_offset() % 4 else side).view(torch.float32)
 
 
 def _by_table(

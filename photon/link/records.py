@@ -20,12 +20,14 @@ import photon.link.codecs  # noqa: F401  it fills the registry that names are lo
 from photon.errors import PhotonError
 from photon.link.encoding import (
     DTYPES,
+    MAX_DIMENSIONS,
     Encoding,
     Packed,
     PackedGroups,
     Pipelines,
     SparseTensor,
     dtype_name,
+    is_possible,
     pack_groups,
     unpack,
 )
@@ -99,8 +101,9 @@ def decode_groups(records: RecordDict, expected: Shapes | None = None) -> Decode
         groups[group] = {}
         for name, array in arrays.items():
             where = f"{group}/{name}"
+            shape = expected_shape(expected, group, name)
             packed = Packed(_to_tensor(array, where), entries.get(name))
-            groups[group][name] = unpack(packed, where, expected_shape(expected, group, name))
+            groups[group][name] = unpack(packed, where, shape)
     return groups
 
 
@@ -174,8 +177,8 @@ def _to_tensor(array: Array, where: str) -> torch.Tensor:
     if array.stype != RAW or array.dtype not in DTYPES:
         raise PhotonError(f"link: {where} has an unknown encoding ({array.stype}, {array.dtype})")
     dtype = DTYPES[array.dtype]
-    if any(size < 0 for size in array.shape):
-        raise PhotonError(f"link: {where} has the impossible shape {array.shape}")
+    if len(array.shape) > MAX_DIMENSIONS or not is_possible(array.shape):
+        raise PhotonError(f"link: {where} has an impossible shape")
     expected = math.prod(array.shape) * dtype.itemsize
     if len(array.data) != expected:
         raise PhotonError(

@@ -12,6 +12,7 @@ from photon.link import BODY
 from photon.link.answer import MessageType
 from photon.link.messages import (
     AdvertiseKeys,
+    CheckShares,
     Describe,
     EvaluateRequest,
     Query,
@@ -32,7 +33,7 @@ MAX_NUMBER = 2**48
 _COUNTED = ("round", "global_step", "steps", "batch_size", "last_round", "position", "cohort")
 
 #: What a message of the category ``query`` asks.
-Question = Describe | AdvertiseKeys | ShareKeys | Unmask
+Question = Describe | AdvertiseKeys | ShareKeys | CheckShares | Unmask
 
 
 @dataclass(frozen=True)

@@ -68,10 +68,19 @@ class TopK(Codec):
         """Return the values at their places."""
         size = torch.Size(shape)
         count, chunks = values.numel(), size.numel() // self.chunk
-        indices = unpack_bits(side, self._bits, count).to(torch.int64)
-        indices[: chunks * self.k] += (torch.arange(chunks) * self.chunk).repeat_interleave(self.k)
-        indices[chunks * self.k :] += chunks * self.chunk
-        if count > 1 and not bool((indices[1:] > indices[:-1]).all()):
+        indices = torch.empty(count, dtype=torch.int64)
+        # Whole bytes at a time, and in place: there may be as many places as there are values.
+        for begin in range(0, count, SLICE):
+            end = min(begin + SLICE, count)
+            packed = side[begin * self._bits // 8 :][: packed_bytes(end - begin, self._bits)]
+            indices[begin:end] = unpack_bits(packed, self._bits, end - begin)
+            # The chunk that each is in; all that follow the whole ones are in the last.
+            chunk = torch.arange(begin, end).div_(self.k, rounding_mode="floor").clamp_(max=chunks)
+            indices[begin:end] += chunk.mul_(self.chunk)
+        if not all(
+            bool((indices[begin + 1 :][:SLICE] > indices[begin:-1][:SLICE]).all())
+            for begin in range(0, count, SLICE)
+        ):
             raise ValueError("its places are not ascending")
         if int(indices[-1]) >= size.numel():
             raise ValueError("a place is beyond the end")
@@ -129,9 +138,11 @@ class RandomK(Codec):
         """Draw a seed, and take what it names."""
         seed = draw.integers(0, 2**64, size=1, dtype=np.uint64)
         flat = values.detach().reshape(-1)
-        indices, lengths = self._places(seed, flat.numel())
+        indices = self._places(seed, flat.numel())
         chosen = flat[indices]
         if self.scaled:
+            lengths = torch.full(chosen.shape, self.stride)
+            lengths[-1] = flat.numel() - (len(lengths) - 1) * self.stride
             chosen = chosen * lengths.to(chosen.dtype)
         return Encoded(chosen, torch.from_numpy(seed.view(np.uint8)))
 
@@ -144,21 +155,22 @@ class RandomK(Codec):
     ) -> SparseTensor:
         """Return the values at the places that the seed names."""
         size = torch.Size(shape)
-        indices, _ = self._places(side.numpy().copy().view(np.uint64), size.numel())
+        indices = self._places(side.numpy().copy().view(np.uint64), size.numel())
         return SparseTensor(size, indices, values)
 
-    def _places(
-        self, seed: "np.ndarray[tuple[int], np.dtype[np.uint64]]", count: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the drawn index and the length of every run."""
-        runs = np.arange(-(-count // self.stride), dtype=np.uint64)
-        lengths = np.minimum(self.stride, count - runs.astype(np.int64) * self.stride).astype(np.uint64)
-        z = seed + (runs + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        places = ((z ^ (z >> np.uint64(31))) >> np.uint64(32)) * lengths >> np.uint64(32)
-        indices = runs * np.uint64(self.stride) + places
-        return torch.from_numpy(indices.astype(np.int64)), torch.from_numpy(lengths.astype(np.int64))
+    def _places(self, seed: "np.ndarray[tuple[int], np.dtype[np.uint64]]", count: int) -> torch.Tensor:
+        """Return the drawn index of every run."""
+        indices = torch.empty(-(-count // self.stride), dtype=torch.int64)
+        for begin in range(0, len(indices), SLICE):
+            runs = np.arange(begin, min(begin + SLICE, len(indices)), dtype=np.uint64)
+            lengths = np.minimum(self.stride, count - runs.astype(np.int64) * self.stride).astype(np.uint64)
+            z = seed + (runs + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            places = ((z ^ (z >> np.uint64(31))) >> np.uint64(32)) * lengths >> np.uint64(32)
+            drawn = (runs * np.uint64(self.stride) + places).astype(np.int64)
+            indices[begin : begin + len(drawn)] = torch.from_numpy(drawn)
+        return indices
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from photon.link.encoding import (
     Packed,
     PackedGroups,
     SparseTensor,
+    check_claim,
     dtype_name,
+    is_possible,
     pack_groups,
     payloads_of,
     unpack,
@@ -58,6 +60,8 @@ from photon.state.tensors import Places, places
 TICKET = "ticket"
 #: Every tensor begins at a multiple of this many bytes, so that it can be used where it is mapped.
 ALIGNMENT = 64
+#: Bytes of an object that are no tensor's, at most: alignment, and the header of a file that a silo has kept.
+MAX_GAPS = 2**24
 #: Bytes that are hashed and written at a time.
 CHUNK = 4 * 2**20
 #: A presigned request of S3 is good for a week at most.
@@ -239,10 +243,10 @@ class ServerLink:
             raise PhotonError(f"link: the reply refers to {stored.key!r}, which it was not asked to write")
         if stored.nbytes > ticket.limit:
             raise PhotonError(f"link: the reply has {stored.nbytes} bytes, the server takes {ticket.limit}")
-        _check(stored)
+        _check(stored, expected)
         if self._signing is not None:
             self._signing.finish_upload(stored.key, self._uploads[stored.key], stored.etags or [])
-        return _read(stored, self._store.reading(stored.key, stored.nbytes, self._spool), expected)
+        return _read(stored, self._store.reading(stored.key, stored.nbytes, self._spool))
 
     def collect(self, run_id: str, finished_round: int | None) -> None:
         """Remove what lies in the store for rounds up to ``finished_round``; with None, for all of the run.
@@ -300,11 +304,11 @@ class SiloLink:
         stored = _reference(records)
         if stored is None:
             return decode_groups(records, expected)
-        _check(stored)
+        _check(stored, expected)
         if stored.url is None:
-            return _read(stored, self._store().reading(stored.key, stored.nbytes, self._spool), expected)
+            return _read(stored, self._store().reading(stored.key, stored.nbytes, self._spool))
         self._check_url(stored.url)
-        return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool), expected)
+        return _read(stored, read_presigned(stored.url, stored.nbytes, self._spool))
 
     def send(self, groups: PackedGroups, request: RecordDict, kept: Path | None = None) -> RecordDict:
         """Return the records of the reply to ``request``, which takes the way that the request came.
@@ -438,57 +442,58 @@ def _write(store: Store, key: str, groups: PackedGroups) -> StoredObject:
     return StoredObject(key=key, nbytes=nbytes, groups=layout)
 
 
-def _check(stored: StoredObject) -> None:
-    """Check that the tensors of a reference add up to its object, before anything is read or allocated."""
-    end = 0
-    for where, tensor in sorted(_tensors(stored), key=lambda entry: (entry[1].offset, entry[1].nbytes)):
+def _check(stored: StoredObject, expected: Shapes | None) -> None:
+    """Check that the tensors of a reference are what is expected, and add up to its object.
+
+    Nothing is read or allocated before.
+    """
+    end = gaps = 0
+    for group, name, tensor in sorted(_tensors(stored), key=lambda entry: (entry[2].offset, entry[2].nbytes)):
+        where = f"{group}/{name}"
         dtype = DTYPES.get(tensor.dtype)
         if dtype is None:
             raise PhotonError(f"link: {where} has the unknown type {tensor.dtype!r}")
-        if any(not 0 <= size < 2**48 for size in tensor.shape):
+        if not is_possible(tensor.shape):
             raise PhotonError(f"link: {where} has the impossible shape {tensor.shape}")
-        expected = math.prod(tensor.shape) * dtype.itemsize
-        if tensor.nbytes != expected:
+        check_claim(tensor.shape, dtype, tensor.encoding, where, expected_shape(expected, group, name))
+        needed = math.prod(tensor.shape) * dtype.itemsize
+        if tensor.nbytes != needed:
             raise PhotonError(
                 f"link: {where} has {tensor.nbytes} bytes, but its shape {tensor.shape} of {tensor.dtype} "
-                f"needs {expected}"
+                f"needs {needed}"
             )
         if tensor.offset < end or tensor.offset % dtype.itemsize:
             raise PhotonError(
                 f"link: {where} cannot begin at {tensor.offset}; the tensor before it ends at {end}"
             )
+        gaps += tensor.offset - end
         end = tensor.offset + tensor.nbytes
+    if gaps > MAX_GAPS:
+        raise PhotonError(f"link: {gaps} bytes of {stored.key} are no tensor's, beyond {MAX_GAPS}")
     if end != stored.nbytes:
         raise PhotonError(
             f"link: {stored.key} is said to have {stored.nbytes} bytes, its tensors end at {end}"
         )
 
 
-def _read(stored: StoredObject, file: BinaryIO, expected: Shapes | None) -> Decoded:
+def _read(stored: StoredObject, file: BinaryIO) -> Decoded:
     """Verify every tensor of an object whose reference was checked, map the file and undo the codecs.
 
     The tensors to which no codec was applied are private maps of the file: they take no memory that the
     system cannot take back.
     """
-    shapes = {
-        (group, name): expected_shape(expected, group, name)
-        for group, tensors in stored.groups.items()
-        for name in tensors
-    }
     with file:
-        for where, tensor in _tensors(stored):
+        for group, name, tensor in _tensors(stored):
             if _hash_of_part(file, tensor) != tensor.blake3:
                 raise PhotonError(
-                    f"link: {where} in {stored.key} is not what was sent (its BLAKE3 hash differs); it was "
-                    "damaged or changed in the store"
+                    f"link: {group}/{name} in {stored.key} is not what was sent (its BLAKE3 hash differs); "
+                    "it was damaged or changed in the store"
                 )
         mapped = mmap.mmap(file.fileno(), stored.nbytes, access=mmap.ACCESS_COPY) if stored.nbytes else None
     return {
         group: MappedTensors(
             {
-                name: unpack(
-                    Packed(_view(mapped, tensor), tensor.encoding), f"{group}/{name}", shapes[group, name]
-                )
+                name: unpack(Packed(_view(mapped, tensor), tensor.encoding), f"{group}/{name}")
                 for name, tensor in tensors.items()
             },
             mapped,
@@ -541,10 +546,8 @@ def _view(mapped: mmap.mmap | None, tensor: StoredTensor) -> torch.Tensor:
     return torch.frombuffer(mapped, dtype=dtype, count=count, offset=tensor.offset).reshape(tensor.shape)
 
 
-def _tensors(stored: StoredObject) -> Iterator[tuple[str, StoredTensor]]:
-    for group, tensors in stored.groups.items():
-        for name, tensor in tensors.items():
-            yield f"{group}/{name}", tensor
+def _tensors(stored: StoredObject) -> Iterator[tuple[str, str, StoredTensor]]:
+    return ((group, name, one) for group, tensors in stored.groups.items() for name, one in tensors.items())
 
 
 # --- records ------------------------------------------------------------------------------------------
@@ -583,9 +586,6 @@ def _parsed(kind: Callable[..., Any], text: object) -> Any:
         raise PhotonError(
             f"link: the message's reference is malformed ({where}: {problem['msg']})"
         ) from error
-
-
-# --- small things -------------------------------------------------------------------------------------
 
 
 def _folder(run_id: str, server_round: int) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 
 #: Bits of the ring.
 RING_BITS = 32
@@ -77,6 +77,25 @@ class Quantizer:
                 )
             encoded[name] = np.array(np.rint((values + self._limit) / self.step), dtype=np.uint32)
         return encoded
+
+    def check_sum(self, total: Integers, count: int) -> None:
+        """Check that a sum is one of ``count`` updates' integers.
+
+        Then each coordinate of its mean lies in [−R, R], whatever was added by somebody who lies.
+
+        Raises
+        ------
+        RunError
+            If a coordinate is beyond what so many can reach.
+        """
+        most = count * self._levels
+        for name, values in total.items():
+            if int(values.max(initial=0)) > most:
+                raise RunError(
+                    f"secure aggregation: the sum of {name} is beyond what {count} updates within "
+                    f"privacy.range={self._limit:g} can reach: one of them is not what it should be, and "
+                    "masks hide which; the round does not count"
+                )
 
     def decode_mean(self, total: Integers, count: int) -> dict[str, torch.Tensor]:
         """Return the mean of ``count`` updates from the sum of their integers, float32."""

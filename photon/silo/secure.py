@@ -5,12 +5,11 @@ must remember of an attempt lies in its state folder, for its owner alone, until
 sum.
 
 Three things a silo never does: mask two updates with the same keys, hand in shares both of a silo's own mask
-and of its key, and help to unmask two sums of one round over different silos, whose difference would be
-somebody's update.
+and of its key, and help to unmask two sums with one update in them over different silos, whose difference
+would be somebody's update (`photon.silo.opened`).
 """
 
 import base64
-import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -22,40 +21,46 @@ from pydantic import BaseModel, ValidationError
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.files.atomic import write_bytes
-from photon.flower_compat import (
-    bytes_to_private_key,
-    bytes_to_public_key,
-    create_shares,
-    decrypt,
-    encrypt,
-    generate_key_pairs,
-    generate_shared_key,
-    private_key_to_bytes,
-    public_key_to_bytes,
-)
+from photon.flower_compat import decrypt, encrypt, generate_shared_key
 from photon.link.encoding import Packed, PackedGroups, unpack
 from photon.link.messages import (
     AdvertiseKeys,
+    CheckShares,
+    Complaints,
     EncryptedShares,
-    Masking,
+    HandedShare,
     PublicKeys,
+    Scalar,
     ShareKeys,
     Shares,
     TrainRequest,
     Unmask,
 )
 from photon.privacy.masking import Quantizer, add_mask
+from photon.privacy.sharing import (
+    context_of,
+    deal,
+    fits,
+    mask_key,
+    new_secret,
+    private_of,
+    public_of,
+    read_public,
+    scalar,
+)
+from photon.silo.kept import reply_file
+from photon.silo.opened import Opened, round_key, silos_key, update_key
 from photon.silo.site import SiloSite
 
 
 class _Share(BaseModel):
-    """What one silo entrusts to another: its shares of the seed of its own mask, and of its key (base64)."""
+    """What one silo entrusts to another: its shares of the secrets of its own mask and of its masking key."""
 
     attempt: str
     sender: str
     receiver: str
-    seed: str
-    key: str
+    own: Scalar
+    masking: Scalar
 
 
 class _Attempt(BaseModel):
@@ -63,61 +68,47 @@ class _Attempt(BaseModel):
 
     Attributes
     ----------
-    sharing_key, masking_key
-        Private keys, PEM.
-    seed
-        Of its own mask, base64.
+    sharing, masking, own
+        Its private keys.
     keys
         Everybody's public keys, once they are handed out.
-    kept
-        Its own shares of its own secrets.
-    received
-        Sender to share.
-    opened
-        The survivors of the sum of this round that it has helped to unmask, in this attempt or before.
+    shares
+        Sender to share, of those that are as they should be, and its own.
+    silos
+        Those that mask, once it has masked its update.
+    update, this_round
+        What tells that update, in hexadecimal.
     done
-        Whether it was this attempt; the secrets are then gone.
+        Whether it has helped to unmask the sum; the secrets are then gone.
     """
 
     attempt: str
-    run_id: str
-    model_id: str
-    round: int
-    sharing_key: str = ""
-    masking_key: str = ""
-    seed: str = ""
+    run_id: str = ""
+    round: int = 0
+    sharing: str = ""
+    masking: str = ""
+    own: str = ""
     threshold: int = 0
     keys: dict[str, PublicKeys] = {}
-    kept: _Share | None = None
-    received: dict[str, _Share] = {}
-    masked: bool = False
-    opened: list[str] | None = None
+    shares: dict[str, _Share] = {}
+    checked: bool = False
+    silos: list[str] = []
+    update: str = ""
     done: bool = False
 
 
 def advertise_keys(request: AdvertiseKeys, site: SiloSite) -> PublicKeys:
     """Begin an attempt with new keys, and forget the one before."""
-    path = _path(request.silo, site)
-    before = _read(path)
-    this_round = (request.run_id, request.model_id, request.round)
-    same_round = before is not None and (before.run_id, before.model_id, before.round) == this_round
-    sharing, masking = generate_key_pairs(), generate_key_pairs()
-    _write(
-        path,
-        _Attempt(
-            attempt=request.attempt,
-            run_id=request.run_id,
-            model_id=request.model_id,
-            round=request.round,
-            sharing_key=private_key_to_bytes(sharing[0]).decode(),
-            masking_key=private_key_to_bytes(masking[0]).decode(),
-            seed=_text(os.urandom(32)),
-            opened=before.opened if before and same_round else None,
-        ),
+    attempt = _Attempt(
+        attempt=request.attempt,
+        run_id=request.run_id,
+        round=request.round,
+        sharing=scalar(new_secret()),
+        masking=scalar(new_secret()),
+        own=scalar(new_secret()),
     )
-    return PublicKeys(
-        sharing=public_key_to_bytes(sharing[1]).decode(), masking=public_key_to_bytes(masking[1]).decode()
-    )
+    _write(_path(request.silo, site), attempt)
+    return _public(attempt)
 
 
 def share_keys(request: ShareKeys, site: SiloSite) -> EncryptedShares:
@@ -138,32 +129,88 @@ def share_keys(request: ShareKeys, site: SiloSite) -> EncryptedShares:
             f"secure aggregation: a threshold of {request.threshold} of {len(names)} silos is not a "
             "majority; set privacy.threshold"
         )
-    own = _public(attempt)
-    if request.keys.get(request.silo) != own or len({k.masking for k in request.keys.values()}) < len(names):
+    apart = {key for keys in request.keys.values() for key in (keys.sharing, keys.masking, keys.own)}
+    if request.keys.get(request.silo) != _public(attempt) or len(apart) < 3 * len(names):
         raise PhotonError(
             f"secure aggregation: the keys that {request.silo} was given are not those advertised"
         )
-    seeds = create_shares(_bytes(attempt.seed), request.threshold, len(names))
-    keys = create_shares(attempt.masking_key.encode(), request.threshold, len(names))
-    private = bytes_to_private_key(attempt.sharing_key.encode())
+    own, of_own = deal(
+        int(attempt.own, 16), request.threshold, names, context_of(request.attempt, request.silo, "own")
+    )
+    masking, of_masking = deal(
+        int(attempt.masking, 16),
+        request.threshold,
+        names,
+        context_of(request.attempt, request.silo, "masking"),
+    )
     tokens = {}
-    for name, seed, key in zip(names, seeds, keys, strict=True):
+    for name in names:
         share = _Share(
-            attempt=request.attempt, sender=request.silo, receiver=name, seed=_text(seed), key=_text(key)
+            attempt=request.attempt,
+            sender=request.silo,
+            receiver=name,
+            own=scalar(own[name]),
+            masking=scalar(masking[name]),
         )
         if name == request.silo:
-            attempt.kept = share
+            attempt.shares = {name: share}
             continue
-        channel = generate_shared_key(private, bytes_to_public_key(request.keys[name].sharing.encode()))
+        channel = _channel(attempt.sharing, request.keys[name].sharing, name)
         tokens[name] = encrypt(channel, share.model_dump_json().encode()).decode()
     attempt.threshold, attempt.keys = request.threshold, dict(request.keys)
     _write(path, attempt)
-    return EncryptedShares(shares=tokens)
+    return EncryptedShares(shares=tokens, own=of_own, masking=of_masking)
+
+
+def check_shares(request: CheckShares, site: SiloSite) -> Complaints:
+    """Keep the shares that others have for this silo, and tell whose are not what they should be.
+
+    Raises
+    ------
+    PhotonError
+        If the silo has not shared its own, has been asked before, or a sender is unknown.
+    """
+    path, attempt = _current(request.silo, request.attempt, site)
+    if not attempt.keys or attempt.checked:
+        raise PhotonError(f"secure aggregation: it is not the time to hand {request.silo} shares")
+    if not set(request.shares) <= set(attempt.keys) - {request.silo}:
+        raise PhotonError(f"secure aggregation: {request.silo} was handed shares of silos without keys")
+    complaints = []
+    for sender, handed in request.shares.items():
+        channel = _channel(attempt.sharing, attempt.keys[sender].sharing, sender)
+        share = _opened(channel, handed, sender, request.silo, request.attempt)
+        if share is None:
+            complaints.append(sender)
+        else:
+            attempt.shares[sender] = share
+    attempt.checked = True
+    _write(path, attempt)
+    return Complaints(senders=complaints)
+
+
+def prepare(request: TrainRequest, site: SiloSite, config: RunConfig, *, is_federation: bool) -> None:
+    """See to it that what is trained, or was, may be in the sum that a request is for.
+
+    A round that was in a sum over other silos is trained anew where that comes with fresh noise: the reply
+    that is kept is given up.
+
+    Raises
+    ------
+    PhotonError
+        If it would come out as it was.
+    """
+    if request.masking is None:
+        return
+    before = Opened(site.state / request.silo).last(round_key(request.run_id, request.round))
+    if before is None or before == silos_key(request.masking.silos):
+        return
+    if is_federation or not _has_fresh_noise(site):
+        raise _over_others(request.silo)
+    reply_file(request, site, config).unlink(missing_ok=True)
 
 
 def mask(
     request: TrainRequest,
-    masking: Masking,
     reply: PackedGroups,
     site: SiloSite,
     config: RunConfig,
@@ -184,29 +231,35 @@ def mask(
     Raises
     ------
     PhotonError
-        If the silo has masked before in this attempt, too few shared their keys, or a share is not genuine.
+        If the request brings no masking, the silo has masked before in this attempt, too few mask, it lacks
+        a share of one of them, or its update was in a sum over others.
     """
-    path, attempt = _current(request.silo, masking.attempt, site)
-    if attempt.masked:
-        raise PhotonError(f"secure aggregation: {request.silo} has already masked an update with these keys")
-    if not set(masking.shares) < set(attempt.keys) or len(masking.shares) + 1 < attempt.threshold:
+    masking, silo = request.masking, request.silo
+    assert masking is not None, "the configuration asks for it"
+    path, attempt = _current(silo, masking.attempt, site)
+    silos = set(masking.silos)
+    if attempt.silos:
+        raise PhotonError(f"secure aggregation: {silo} has already masked an update with these keys")
+    if (request.run_id, request.round) != (attempt.run_id, attempt.round):
+        raise PhotonError("secure aggregation: the keys of this attempt were made for another round")
+    if silo not in silos or not silos <= set(attempt.shares) or len(silos) < max(2, attempt.threshold):
         raise PhotonError(
-            f"secure aggregation: the shares of {len(masking.shares)} others are not enough to unmask the sum"
+            f"secure aggregation: the shares of {len(silos & set(attempt.shares))} of {len(silos)} silos are "
+            "not enough to unmask the sum"
         )
-    private = bytes_to_private_key(attempt.sharing_key.encode())
-    for sender, token in masking.shares.items():
-        channel = generate_shared_key(private, bytes_to_public_key(attempt.keys[sender].sharing.encode()))
-        attempt.received[sender] = _opened(channel, token, sender, request.silo, masking.attempt)
     update = {name: _tensor(packed, name) for name, packed in reply["params"].items() if name in masked}
+    key = update_key(update)
+    if Opened(site.state / silo).last(key) not in (None, silos_key(silos)):
+        raise _over_others(silo)
     total = Quantizer(config.privacy.range, len(attempt.keys)).encode(update)
     # Kept before anything leaves: these keys are used up.
-    attempt.masked = True
+    attempt.silos, attempt.update = sorted(silos), key.hex()
     _write(path, attempt)
-    add_mask(total, _bytes(attempt.seed))
-    masking_key = bytes_to_private_key(attempt.masking_key.encode())
-    for other in attempt.received:
-        shared = generate_shared_key(masking_key, bytes_to_public_key(attempt.keys[other].masking.encode()))
-        add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < request.silo)
+    add_mask(total, mask_key(int(attempt.own, 16)))
+    for other in attempt.silos:
+        if other != silo:
+            shared = _channel(attempt.masking, attempt.keys[other].masking, other)
+            add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < silo)
     integers = {name: Packed(torch.from_numpy(values.view(np.int32))) for name, values in total.items()}
     return {**reply, "params": {**reply["params"], **integers}}
 
@@ -218,41 +271,44 @@ def unmask(request: Unmask, site: SiloSite) -> Shares:
     ------
     PhotonError
         If it was told before, if a silo is both a survivor and dropped, or if the sum would be over too few
-        silos, or over others than an earlier sum of the same round.
+        silos, or over others than an earlier sum that the same update is in.
     """
     path, attempt = _current(request.silo, request.attempt, site)
     survivors, dropped = set(request.survivors), set(request.dropped)
-    if not attempt.masked or attempt.kept is None or request.silo not in survivors:
+    if not attempt.silos or request.silo not in survivors:
         raise PhotonError(f"secure aggregation: {request.silo} has sent nothing that could be unmasked")
-    if survivors & dropped or survivors | dropped != {request.silo, *attempt.received}:
+    if survivors & dropped or survivors | dropped != set(attempt.silos):
         raise PhotonError("secure aggregation: survivors and dropped silos are not those that shared keys")
     if len(survivors) < attempt.threshold:
         raise PhotonError(
             f"secure aggregation: a sum over {len(survivors)} silos is below the threshold of "
             f"{attempt.threshold}"
         )
-    if attempt.opened is not None and set(attempt.opened) != survivors:
-        raise PhotonError(
-            "secure aggregation: a sum of this round was unmasked before, over other silos; the difference "
-            f"would be somebody's update. It takes these again: {', '.join(attempt.opened)}"
-        )
-    shares = {**attempt.received, request.silo: attempt.kept}
+    opened = Opened(site.state / request.silo)
+    tells = {"update": bytes.fromhex(attempt.update), "round": round_key(attempt.run_id, attempt.round)}
+    binding = ["update"] if _has_fresh_noise(site) else ["update", "round"]
+    if any(opened.last(tells[what]) not in (None, silos_key(survivors)) for what in binding):
+        raise _over_others(request.silo)
+    # Remembered before anything is told.
+    opened.add(list(tells.values()), survivors)
     told = Shares(
-        masks={name: shares[name].seed for name in request.survivors},
-        keys={name: shares[name].key for name in request.dropped},
+        masks={name: attempt.shares[name].own for name in request.survivors},
+        keys={name: attempt.shares[name].masking for name in request.dropped},
     )
-    _write(
-        path,
-        _Attempt(
-            attempt=attempt.attempt,
-            run_id=attempt.run_id,
-            model_id=attempt.model_id,
-            round=attempt.round,
-            opened=sorted(survivors),
-            done=True,
-        ),
-    )
+    _write(path, _Attempt(attempt=attempt.attempt, done=True))
     return told
+
+
+def _has_fresh_noise(site: SiloSite) -> bool:
+    """Tell whether what is trained again leaves with noise that was never used."""
+    return site.privacy.noise_multiplier > 0 and site.privacy.seed is None
+
+
+def _over_others(silo: str) -> PhotonError:
+    return PhotonError(
+        f"secure aggregation: this update of {silo} was in a sum over other silos before, and the difference "
+        "would be somebody's update; resume the run with all silos of that sum (docs/privacy.md)"
+    )
 
 
 def _current(silo: str, attempt: str, site: SiloSite) -> tuple[Path, _Attempt]:
@@ -265,22 +321,37 @@ def _current(silo: str, attempt: str, site: SiloSite) -> tuple[Path, _Attempt]:
     return path, found
 
 
-def _opened(channel: bytes, token: str, sender: str, receiver: str, attempt: str) -> _Share:
+def _channel(private: str, public: str, other: str) -> bytes:
+    """Return the key that a silo has in common with another."""
     try:
-        share = _Share.model_validate_json(decrypt(channel, token.encode()))
-    except (InvalidToken, ValidationError, ValueError) as error:
-        raise PhotonError(f"secure aggregation: what {sender} shared cannot be read") from error
-    if (share.sender, share.receiver, share.attempt) != (sender, receiver, attempt):
-        raise PhotonError(f"secure aggregation: what {sender} shared is not meant for {receiver}, or not now")
-    return share
+        return generate_shared_key(private_of(int(private, 16)), read_public(public))
+    except ValueError as error:
+        raise PhotonError(f"secure aggregation: the key of {other}: {error}") from error
+
+
+def _opened(channel: bytes, handed: HandedShare, sender: str, receiver: str, attempt: str) -> _Share | None:
+    """Return what a sender has for this silo; None: it is not what it should be."""
+    try:
+        share = _Share.model_validate_json(decrypt(channel, handed.token.encode()))
+    except (InvalidToken, ValidationError, ValueError):
+        return None
+    # The channel between two is the same in both directions, so the letter says whose it is.
+    meant = (share.sender, share.receiver, share.attempt) == (sender, receiver, attempt)
+    agrees = all(
+        fits(int(value, 16), expected, receiver, context_of(attempt, sender, what))
+        for what, value, expected in (
+            ("own", share.own, handed.own),
+            ("masking", share.masking, handed.masking),
+        )
+    )
+    return share if meant and agrees else None
 
 
 def _public(attempt: _Attempt) -> PublicKeys:
-    sharing, masking = (
-        public_key_to_bytes(bytes_to_private_key(key.encode()).public_key()).decode()
-        for key in (attempt.sharing_key, attempt.masking_key)
+    sharing, masking, own = (
+        public_of(int(secret, 16)) for secret in (attempt.sharing, attempt.masking, attempt.own)
     )
-    return PublicKeys(sharing=sharing, masking=masking)
+    return PublicKeys(sharing=sharing, masking=masking, own=own)
 
 
 def _tensor(packed: Packed, name: str) -> torch.Tensor:
@@ -304,11 +375,3 @@ def _read(path: Path) -> _Attempt | None:
 
 def _write(path: Path, attempt: _Attempt) -> None:
     write_bytes(path, attempt.model_dump_json().encode(), mode=0o600)
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _bytes(text: str) -> bytes:
-    return base64.b64decode(text)

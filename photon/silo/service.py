@@ -16,6 +16,7 @@ from photon.link.encoding import PackedGroups
 from photon.link.messages import (
     AdvertiseKeys,
     Body,
+    CheckShares,
     EvaluateReport,
     EvaluateRequest,
     ShareKeys,
@@ -37,7 +38,7 @@ from photon.strategy.contract import Contract
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 #: What the participants of a secure sum are asked.
-KeyQuestion = AdvertiseKeys | ShareKeys | Unmask
+KeyQuestion = AdvertiseKeys | ShareKeys | CheckShares | Unmask
 
 
 class SiloNode:
@@ -165,4 +166,6 @@ def answer_keys(question: KeyQuestion, site: SiloSite) -> Body:
         return secure.advertise_keys(question, site)
     if isinstance(question, ShareKeys):
         return secure.share_keys(question, site)
+    if isinstance(question, CheckShares):
+        return secure.check_shares(question, site)
     return secure.unmask(question, site)

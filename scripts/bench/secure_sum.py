@@ -19,13 +19,12 @@ import torch
 from photon.config.compose import compose
 from photon.federation.secure import SecureSum
 from photon.link.encoding import Packed
-from photon.link.messages import AdvertiseKeys, Body, ShareKeys, TrainRequest, Unmask
+from photon.link.messages import Body, TrainRequest
 from photon.privacy.masking import Quantizer
 from photon.silo import secure
 from photon.silo.policy import SiloPolicy
+from photon.silo.service import answer_keys
 from photon.silo.site import SiloSite
-
-ANSWERS = {AdvertiseKeys: secure.advertise_keys, ShareKeys: secure.share_keys, Unmask: secure.unmask}
 
 
 def main() -> None:
@@ -58,7 +57,7 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
             answers = {}
             for name, body in bodies.items():
                 begin = time.perf_counter()
-                answers[name] = ANSWERS[type(body)](body, site)
+                answers[name] = answer_keys(body, site)  # type: ignore[arg-type]
                 seconds[type(body).__name__] += time.perf_counter() - begin
                 sizes += len(body.model_dump_json()) + len(answers[name].model_dump_json())
             return answers
@@ -66,11 +65,11 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
         requests = {
             name: TrainRequest(
                 run_id="run", model_id="model", round=1, silo=name, members=[name], global_step=0, steps=1,
-                batch_size=1, local_state="keep", last_round=0, position=0, cohort=silos,
+                batch_size=1, last_round=0, position=0, cohort=silos,
             )
             for name in names
         }  # fmt: skip
-        server = SecureSum(config.privacy, requests, ask, lambda name, failure: None)
+        server = SecureSum(config.privacy, requests, ask, lambda name, failure: None, print)
         agreed = server.agree()
         expected = torch.zeros(parameters, dtype=torch.float64)
         for number, name in enumerate(names[dropped:]):
@@ -80,7 +79,7 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
             assert masking is not None
             sizes += len(masking.model_dump_json())
             start = time.perf_counter()
-            reply = secure.mask(agreed[name], masking, {"params": {"w": Packed(update)}}, site, config)
+            reply = secure.mask(agreed[name], {"params": {"w": Packed(update)}}, site, config, {"w"})
             seconds["mask"] += time.perf_counter() - start
             start = time.perf_counter()
             server.add(name, {"w": reply["params"]["w"].data})
@@ -92,7 +91,7 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
     quantizer = Quantizer(config.privacy.range, silos)
     error = float((mean.double() - expected).abs().max()) / quantizer.step
     left = silos - dropped
-    keys = (seconds["AdvertiseKeys"] + seconds["ShareKeys"]) / silos
+    keys = (seconds["AdvertiseKeys"] + seconds["ShareKeys"] + seconds["CheckShares"]) / silos
     print(
         f"{silos:5}  {dropped:7}  {quantizer.bits:4}  {keys:12.3f}  {seconds['mask'] / left:12.2f}"
         f"  {seconds['Unmask'] / left:14.3f}  {seconds['server']:9.2f}  {sizes // silos:14,}  {error:10.2f}"

@@ -91,6 +91,16 @@ def test_failures_are_named_and_counted_once() -> None:
     assert answers["d"].kind == "unavailable"
 
 
+def test_a_reply_that_takes_too_much_memory_is_its_senders_fault() -> None:
+    def receive(participant: str, _: Message) -> str:
+        if participant == "a":
+            raise MemoryError
+        return participant
+
+    answers = dict(exchange(ScriptedGrid(list("ab")), messages("ab"), receive, deadline=5))
+    assert answers == {"a": Failure("rejected", "its reply takes more memory than there is"), "b": "b"}
+
+
 def test_a_silent_node_ends_at_the_deadline_and_the_rest_counts() -> None:
     grid = ScriptedGrid(["b", "c"])
     begin = time.monotonic()

@@ -16,12 +16,13 @@ from photon.engine.inprocess import InProcessGrid
 from photon.errors import PhotonError, RunError
 from photon.federation.run import prepare_run, run_federation
 from photon.federation.secure import threshold_of
+from photon.link.encoding import Packed
 from photon.link.messages import BODY
 from photon.link.records import decode_groups
 from photon.privacy.masking import Quantizer
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import Event, SiloFailed, SiloFinished
+from photon.telemetry.events import Event, Notice, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.conftest import write_corpus
 
@@ -185,6 +186,7 @@ def test_worldlm_learns_the_sum_of_the_backbones_and_each_key_layer(
     [
         ([("advertise_keys", "beta")], ["alpha", "gamma", "omega"]),
         ([("share_keys", "beta")], ["alpha", "gamma", "omega"]),
+        ([("check_shares", "beta")], ["alpha", "gamma", "omega"]),
         # After its keys were shared: its masks on the others' updates are taken off.
         ([('"masking":{', "beta")], ["alpha", "gamma", "omega"]),
         # After it has sent its masked update: that is in the sum.
@@ -260,6 +262,82 @@ def test_a_resumed_round_masks_what_was_trained_with_new_keys(
     first, second = masked(grids[0]), masked(grids[1])
     assert len(first) == len(second) == 4
     assert not set(first) & set(second)
+
+
+def damage(run_dir: Path, *rounds: int) -> None:
+    for server_round in rounds:
+        file = run_dir / "checkpoints" / f"round-{server_round:06d}" / "params.safetensors"
+        file.write_bytes(file.read_bytes()[:-1] + b"?")
+
+
+def test_a_run_that_goes_back_opens_the_same_sums_again(federate: Federate, tmp_path: Path) -> None:
+    run = [*SECURE, "rounds=2", "checkpoint.keep=3"]
+    federate(*run, lost=[('"round":1,', "omega")])
+    first = {
+        server_round: {
+            name: tensor.clone() for name, tensor in params(tmp_path / "run", server_round).items()
+        }
+        for server_round in (1, 2)
+    }
+    check_sum(tmp_path / "run", ["alpha", "beta", "gamma"], 1, cohort=3)
+    damage(tmp_path / "run", 1, 2)
+    # omega is there again, and left out of the first round: what it has trained stays its own.
+    summary, _ = federate(*run, resume=True)
+    assert summary["status"] == "finished"
+    for server_round, before in first.items():
+        after = params(tmp_path / "run", server_round)
+        assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    notices = [event.message for event in events_of(tmp_path / "run", Notice)]
+    assert any("round 1: its sum was unmasked before" in message for message in notices)
+
+
+@pytest.mark.parametrize("noise", [True, False])
+def test_a_repeated_round_without_one_of_its_silos_needs_fresh_noise(
+    federate: Federate, tmp_path: Path, noise: bool
+) -> None:
+    run = [*SECURE, "checkpoint.keep=3"]
+    run += ["privacy.clip_norm=0.1", "privacy.noise_multiplier=1"] if noise else []
+    federate(*run)
+    before = {name: tensor.clone() for name, tensor in update_of(tmp_path / "run", "alpha").items()}
+    damage(tmp_path / "run", 1)
+    away = [('"round":1,', "omega")]
+    if noise:
+        summary, _ = federate(*run, resume=True, lost=away)
+        after = update_of(tmp_path / "run", "alpha")
+        assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
+        releases = json.loads((tmp_path / "run" / "silos" / "alpha" / "releases.json").read_text())
+        assert [count for count, _ in releases.values()] == [2]
+        check_sum(tmp_path / "run", ["alpha", "beta", "gamma"], cohort=3)
+    else:
+        with pytest.raises(RunError, match=r"this update of .* was in a sum over other silos before"):
+            federate(*run, resume=True, lost=away)
+        summary, _ = federate(*run, resume=True)
+        check_sum(tmp_path / "run", list(SILOS))
+    assert summary["status"] == "finished"
+
+
+@pytest.mark.parametrize("how", ["type", "shape", "missing"])
+def test_a_masked_update_that_is_none_costs_its_silo_alone(
+    federate: Federate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    from photon.silo import secure
+
+    mask = secure.mask
+
+    def garbage(request: Any, *rest: Any) -> Any:
+        reply = mask(request, *rest)
+        if request.silo != "beta":
+            return reply
+        name, packed = next(iter(reply["params"].items()))
+        changed = {"type": packed.data.float(), "shape": packed.data.reshape(-1)[1:], "missing": None}[how]
+        others = {key: value for key, value in reply["params"].items() if key != name}
+        return {"params": others if changed is None else {name: Packed(changed), **others}}
+
+    monkeypatch.setattr(secure, "mask", garbage)
+    federate(*SECURE)
+    failed = events_of(tmp_path / "run", SiloFailed)
+    assert [(event.silo, event.kind) for event in failed] == [("beta", "rejected")]
+    check_sum(tmp_path / "run", ["alpha", "gamma", "omega"])
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ PIPELINES: dict[str, list[Codec]] = {
     "bitmask zstd": [Bitmask(), Zstd(width=4)],
     "powersgd": [PowerSGD(rank=3), Cast("bfloat16")],
     "zstd": [Zstd(width=4)],
-    "bf16 zstd": [Cast("bfloat16"), Zstd(width=2), Zstd()],
+    "bf16 zstd": [Cast("bfloat16"), Zstd(width=2)],
 }
 SHAPES: list[tuple[int, ...]] = [(), (1,), (7,), (256,), (4096,), (4097,), (64, 64), (3, 5, 7), (100, 333)]
 
@@ -318,7 +318,9 @@ def test_impossible_settings_are_refused(make: Callable[[], Codec]) -> None:
 
 
 def test_codecs_in_an_impossible_order_are_refused() -> None:
-    check_pipeline([TopK(), Cast("bfloat16"), Zstd(), Zstd()], "link.uplink")
+    check_pipeline([TopK(), Cast("bfloat16"), Zstd()], "link.uplink")
+    with pytest.raises(PhotonError, match=r"link.uplink: zstd comes more than once"):
+        check_pipeline([TopK(), Zstd(), Zstd(level=5)], "link.uplink")
     with pytest.raises(PhotonError, match="topk works on values, and int leaves none"):
         check_pipeline([Int(8), TopK()], "link.uplink")
 

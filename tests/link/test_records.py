@@ -91,6 +91,8 @@ def encoding(codec: str = "cast", version: int = 1, arguments: object = None) ->
         (set_array(Array("float32", (4,), RAW, b"123")), "holds 3 bytes.*needs 16"),
         (set_array(Array("float32", (2**40,), RAW, b"1234")), "needs"),
         (set_array(Array("float32", (-4,), RAW, b"")), "impossible shape"),
+        (set_array(Array("float32", (0, 2**62, 2**62), RAW, b"")), "impossible shape"),
+        (set_array(Array("float32", (1,) * 70, RAW, b"1234")), "impossible shape"),
         (set_array(Array("object", (1,), RAW, b"12345678")), "unknown encoding"),
         (set_array(Array("float32", (1,), "numpy.ndarray", b"1234")), "unknown encoding"),
         (set_header("{"), "cannot be read"),
@@ -104,6 +106,8 @@ def encoding(codec: str = "cast", version: int = 1, arguments: object = None) ->
         (set_header(header({"w": encoding(version=9)})), "version 9"),
         (set_header(header({"w": encoding(arguments={})})), "cannot be decoded"),
         (set_header(header({"w": encoding(arguments={"dtype": "int8"})})), "cannot be decoded"),
+        (set_header(header({"w": encoding(arguments={"dtype": 1})})), "dtype is of another type"),
+        (set_header("[" * 10**5), "cannot be read"),
     ],
 )
 def test_malformed_records_are_refused(change: Callable[[RecordDict], None], message: str) -> None:

@@ -23,6 +23,7 @@ from photon.config.compose import compose
 from photon.config.schema import CodecSection, LinkSection, StoreSection
 from photon.errors import PhotonError, RunError
 from photon.link import store as store_module
+from photon.link import transport
 from photon.link.encoding import pack_groups
 from photon.link.pipelines import uplink_pipelines
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
@@ -364,6 +365,48 @@ def test_a_reference_that_does_not_add_up_is_refused(
     with pytest.raises(PhotonError, match=message) as refused:
         sides.silo.receive(changed(request, change))
     assert "\n" not in str(refused.value)
+
+
+def test_what_is_not_expected_is_refused_before_it_is_read(
+    sides: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a silo, which downloads as much as it is told."""
+    request, _ = sides.request(groups())
+    shapes = {group: {name: t.shape for name, t in tensors.items()} for group, tensors in groups().items()}
+    assert_equal(sides.silo.receive(request, shapes), groups())
+    monkeypatch.setattr(transport, "_read", lambda *_: pytest.fail("it was read"))
+
+    def encoded(reference: dict[str, Any], **claims: Any) -> None:
+        codecs = [{"codec": "zstd", "version": 1, "arguments": {"level": 1, "width": 1}, "length": 2**40}]
+        claimed = {"shape": [3, 5], "dtype": "float32", "codecs": codecs, "blake3": "0" * 64} | claims
+        weight(reference).update(shape=[60], dtype="uint8", encoding=claimed)
+
+    for change, message in (
+        (lambda r: r["groups"]["params"].update(stranger=weight(r)), "params/stranger was not expected"),
+        (lambda r: weight(r).update(shape=[5, 3]), r"shape \(5, 3\), expected \(3, 5\)"),
+        (lambda r: encoded(r, shape=[2**20]), r"expected \(3, 5\)"),
+        (encoded, "a frame of 1099511627776 bytes for 60"),
+        (
+            lambda r: encoded(r, codecs=[{"codec": "bitmask", "version": 1, "arguments": {}, "length": 15}]),
+            "need 62",
+        ),
+    ):
+        with pytest.raises(PhotonError, match=message):
+            sides.silo.receive(changed(request, change), shapes)
+    last = max(
+        (t for tensors in json.loads(request[HEADER]["object"])["groups"].values() for t in tensors.values()),
+        key=lambda t: t["offset"],
+    )
+
+    def far(reference: dict[str, Any]) -> None:
+        for tensors in reference["groups"].values():
+            for tensor in tensors.values():
+                if tensor["offset"] == last["offset"]:
+                    tensor["offset"] = 2**40
+                    reference["nbytes"] = 2**40 + tensor["nbytes"]
+
+    with pytest.raises(PhotonError, match=r"are no tensor's, beyond 16777216"):
+        sides.silo.receive(changed(request, far), shapes)
 
 
 def test_malformed_headers_are_refused(sides: Sides) -> None:

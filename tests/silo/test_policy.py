@@ -80,7 +80,7 @@ def test_an_update_without_masks_is_refused() -> None:
         RefusedError, match="secure_aggregation=true, and the request asks for an update without"
     ):
         SiloPolicy(secure_aggregation=True).check_train_request(ORDER)
-    masking = Masking(attempt="a" * 32, shares={})
+    masking = Masking(attempt="a" * 32, silos=[])
     SiloPolicy(secure_aggregation=True).check_train_request(ORDER.model_copy(update={"masking": masking}))
 
 
