@@ -41,6 +41,8 @@ class LyingGrid(InProcessGrid):
         lie = self._lies.get(asked.get("round", -1))
         if message.metadata.message_type != self._kind or asked.get("silo") != LIAR or lie is None:
             return reply
+        if reply.has_error():
+            return reply
         body = read_body(reply.content)
         other = lie.change(body, reply.content, message)
         if other is not None:

@@ -63,8 +63,8 @@ def test_a_round_that_does_harm_is_undone_and_its_liar_is_kept_out(
     assert last.loss < told_losses[2] - 0.1
     assert "alpha" not in [event for event in events if isinstance(event, RoundStarted)][-1].cohort
 
-    unguarded = small_config(*LONG, "federation.guard.action=off", name="unguarded")
-    ruined = _run(unguarded, "train", dict.fromkeys(range(3, ROUNDS + 1), FLIPPED))
+    unguarded = small_config(*LONG, "rounds=3", "federation.guard.action=off", name="unguarded")
+    ruined = _run(unguarded, "train", {3: FLIPPED})
     assert [e for e in ruined if isinstance(e, Evaluated)][-1].perplexity > 2 * last.perplexity
 
 
