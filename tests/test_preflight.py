@@ -39,13 +39,14 @@ TREE = {"children": ["alpha", "gamma"]}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too few values": ({"optimizer.betas": [0.9]}, "optimizer.betas=[0.9]: too few values"),
     "no codec": (
-        {"link.states": [{"_target_": "os.system", "command": "id"}]},
-        "link.states._target_=os.system is not a codec; see docs/contributing.md for what fits",
+        {"link.states": [{"_target_": "photon.link.pipelines.check_names", "link": "id"}]},
+        "link.states._target_=photon.link.pipelines.check_names is not a codec; see "
+        "docs/contributing.md for what fits",
     ),
     "no listener": (
-        {"telemetry.listeners": [{"_target_": "os.system", "command": "id"}]},
-        "telemetry.listeners.0._target_=os.system is not a listener, whose first argument is a ListenerRun; "
-        "see docs/contributing.md for what fits",
+        {"telemetry.listeners": [{"_target_": "photon.telemetry.log.read_events", "path": "id"}]},
+        "telemetry.listeners.0._target_=photon.telemetry.log.read_events is not a listener, whose first "
+        "argument is a ListenerRun; see docs/contributing.md for what fits",
     ),
     "unknown argument": (
         {"strategy.weightin": "uniform"},
