@@ -183,8 +183,8 @@ def limits_of(asked: Mapping[str, Asked], share: float) -> dict[str, Limits | No
     factor = share / (1 - share)
     return {
         name: Limits(
-            tokens=max(1, int(factor * (tokens - one.tokens))),
-            leaves=max(1, int(factor * (leaves - one.leaves))),
+            tokens=max(1, round(factor * (tokens - one.tokens))),
+            leaves=max(1, round(factor * (leaves - one.leaves))),
         )
         for name, one in asked.items()
     }
