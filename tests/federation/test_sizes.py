@@ -46,10 +46,8 @@ def test_what_is_measured_is_the_move_of_a_parameter_in_a_step() -> None:
     assert found.sizes == pytest.approx(
         {"params": 3 / math.sqrt(3 * 4), "own": 5 / math.sqrt(2), "exp_avg_sq": 0.5}
     )
-    update = {
-        "w": SparseTensor(torch.Size([3]), torch.tensor([1]), torch.tensor([3.0])),
-        "own.w": SENT["own.w"],
-    }
+    three = SparseTensor(torch.Size([3]), torch.tensor([1]), torch.tensor([3.0]))
+    update: dict[str, torch.Tensor | SparseTensor] = {"w": three, "own.w": SENT["own.w"]}
     sparse = measure({"params": update}, CONTRACT, SENT, update=True, masked=False, steps=1)
     assert sparse.norm == pytest.approx(3.0)
     masked = measure({"params": trained}, CONTRACT, SENT, update=True, masked=True, steps=1)
@@ -131,12 +129,8 @@ def test_a_clipped_update_is_no_longer_than_the_bound_and_the_noise(lossy: bool)
 
 @pytest.mark.parametrize("payload", ["parameters", "update"])
 def test_an_update_that_was_not_clipped_is_rejected(payload: str, small_config: Make, tmp_path: Path) -> None:
-    more = (
-        "privacy.clip_norm=0.05",
-        f"link.uplink_payload={payload}",
-        "federation.admission.norm_factor=null",
-    )
-    config = small_config("cohort=3", "rounds=2", *more)
+    more = ("privacy.clip_norm=0.05", f"link.uplink_payload={payload}")
+    config = small_config("cohort=3", "rounds=2", "federation.admission.norm_factor=null", *more)
     lie = tensors("scaled", "", scaled(20.0 if payload == "update" else 1.02))
     run_federation(prepare_run(config), LyingGrid("train", {2: lie}), resume=False, live=False)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
