@@ -83,15 +83,15 @@ class OpenedSums:
         self._path = path
         self._keep = keep
 
-    def of(self, server_round: int) -> list[str] | None:
-        """Return the silos of a round's sum; None: it was not unmasked."""
-        return self._read().get(str(server_round))
+    def of(self, request: TrainRequest) -> list[str] | None:
+        """Return the silos of the sum of a request's round; None: it was not unmasked."""
+        return self._read().get(f"{request.run_id}/{request.round}")
 
-    def add(self, server_round: int, silos: Collection[str]) -> None:
+    def add(self, request: TrainRequest, silos: Collection[str]) -> None:
         """Remember a sum that is about to be unmasked."""
-        rounds = {**self._read(), str(server_round): sorted(silos)}
-        newest = sorted(rounds, key=int)[-self._keep :]
-        write_text(self._path, json.dumps({name: rounds[name] for name in newest}))
+        key = f"{request.run_id}/{request.round}"
+        others = [(name, told) for name, told in self._read().items() if name != key]
+        write_text(self._path, json.dumps(dict([*others, (key, sorted(silos))][-self._keep :])))
 
     def _read(self) -> dict[str, list[str]]:
         try:
@@ -141,9 +141,10 @@ class SecureSum:
         federations: Collection[str] = (),
     ) -> None:
         self._attempt = uuid.uuid4().hex
-        self._round = next(iter(requests.values())).round
         self._memory = opened
-        self._before = opened.of(self._round) if opened else None
+        self._first = next(iter(requests.values()))
+        self._round = self._first.round
+        self._before = opened.of(self._first) if opened else None
         if self._before and set(self._before) < set(requests):
             warn(
                 f"round {self._round}: its sum was unmasked before, and is over the same silos again: "
@@ -232,7 +233,7 @@ class SecureSum:
                 f"{', '.join(dropped)}, from which none has come now; resume the run when they are back"
             )
         if self._memory is not None:
-            self._memory.add(self._round, survivors)
+            self._memory.add(self._first, survivors)
         answers = self._ask(
             {
                 name: Unmask(attempt=self._attempt, silo=name, survivors=survivors, dropped=dropped)
