@@ -169,7 +169,7 @@ class EvaluationSection(Section):
 class CheckpointSection(Section):
     """What is kept to go on from: after a crash, or back to an earlier round."""
 
-    keep: int = Field(ge=1, description="Newest checkpoints kept; every round makes one.")
+    keep: int = Field(ge=1, le=10_000, description="Newest checkpoints kept; every round makes one.")
     permanent_every: int | None = Field(
         None,
         ge=1,

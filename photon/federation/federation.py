@@ -18,7 +18,7 @@ from photon.federation.ledger import advance, first_state
 from photon.federation.origin import adopted, first_params, with_own
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
-from photon.models.build import self_contained
+from photon.models.build import self_contained, without_files
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
 from photon.strategy.base import Participant, Reply
 from photon.telemetry.events import Evaluated, EventStream
@@ -45,7 +45,10 @@ class Federation:
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", **config.checkpoint.model_dump())
         #: As nodes get it: who listens is the server's own, and need not be installed with them.
         self._sent_config = config.model_copy(
-            update={"telemetry": config.telemetry.model_copy(update={"listeners": None})}
+            update={
+                "telemetry": config.telemetry.model_copy(update={"listeners": None}),
+                "model": without_files(config.model),
+            }
         )
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events

@@ -264,7 +264,10 @@ class SecureSum:
             self._take_off(name, self._secret(good[name], self._keys[name].masking), survivors)
         # The range of integers is that which the silos took it from: all that were handed each other's keys.
         quantizer = Quantizer(self._privacy.range, len(self._keys))
-        quantizer.check_sum(self._total, len(survivors))
+        try:
+            quantizer.check_sum(self._total, len(survivors))
+        except RunError as error:
+            raise UndoneError(str(error)) from error
         return quantizer.decode_mean(self._total, len(survivors))
 
     def check_norm(self, mean: Mapping[str, torch.Tensor], reports: Mapping[str, TrainReport]) -> None:

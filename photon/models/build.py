@@ -135,6 +135,15 @@ def self_contained(model: ModelSection, vocab_size: int) -> ModelSection:
     )
 
 
+def without_files(model: ModelSection) -> ModelSection:
+    """Return the section with what it takes from files written out, before a tokenizer is known."""
+    if model.config_file is None and model.warm_start is None:
+        return model
+    # The size of the vocabulary is not known yet: it stays as it is set.
+    written = self_contained(model, model.vocab_size or 1)
+    return written.model_copy(update={"vocab_size": model.vocab_size})
+
+
 def parameter_count(model: nn.Module) -> int:
     """Return the number of parameters; a weight that is used twice (tied) counts once."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -94,7 +94,7 @@ class Quantizer:
                 raise RunError(
                     f"secure aggregation: the sum of {name} is beyond what {count} updates within "
                     f"privacy.range={self._limit:g} can reach: one of them is not what it should be, and "
-                    "masks hide which; the round does not count"
+                    "masks hide which"
                 )
 
     def decode_mean(self, total: Integers, count: int) -> dict[str, torch.Tensor]:

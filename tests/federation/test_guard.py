@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Array
 
 from photon.config.admission import GuardSection
 from photon.config.schema import RunConfig
 from photon.errors import RunError
 from photon.federation.guard import suspects
 from photon.federation.run import prepare_run, run_federation
+from photon.link.records import RAW
 from photon.state.checkpoint import CheckpointStore
 from photon.state.progress import Progress
 from photon.telemetry.events import Evaluated, Notice, RoundFinished, RoundStarted, SiloFinished
@@ -135,3 +137,22 @@ def test_where_the_loss_has_moved_by_more_it_may_rise_by_more() -> None:
 def test_suspects_are_those_with_far_larger_updates_than_most() -> None:
     assert suspects({"a": 1.0, "b": 2.5, "c": 1.1, "d": 9.0}) == ["d", "b"]
     assert suspects({"a": 1.0, "b": 100.0}) == []
+
+
+def test_a_lie_under_masks_undoes_its_round_and_does_not_end_the_run(
+    small_config: Make, tmp_path: Path
+) -> None:
+    def shifted(_: str, array: Array) -> Array:
+        # Of 30 bits a coordinate, more than any update has.
+        masked = torch.frombuffer(bytearray(array.data), dtype=torch.int32) + 2**28
+        return Array(array.dtype, tuple(array.shape), RAW, masked.numpy().tobytes())
+
+    secure = ("privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update")
+    config = small_config("cohort=3", "rounds=4", "local_steps=1", *secure)
+    events = _run(config, "train", {2: tensors("shifted", "", shifted)})
+    told = [event.message for event in events if isinstance(event, Notice) and "is undone" in event.message]
+    assert len(told) == 1
+    assert "masks hide which" in told[0]
+    assert [event.round for event in events if isinstance(event, RoundFinished)] == [1, 3, 4]
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    assert store.load(4).state.validation_loss is not None

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.exchange import Failure
+from photon.federation.failures import UndoneError
 from photon.federation.secure import OpenedSums, SecureSum, _left_out
 from photon.flower_compat import encrypt, public_key_to_bytes
 from photon.link.encoding import Packed
@@ -325,7 +326,7 @@ def test_the_sum_of_so_many_reaches_the_range_and_no_further(
     mean, _ = cohort.open()
     torch.testing.assert_close(mean, torch.full((50,), 8.0))
     forge(cohort, torch.from_numpy(most - honest) + torch.nn.functional.one_hot(torch.tensor(7), 50))
-    with pytest.raises(RunError, match=r"the sum of w is beyond what 5 updates within privacy.range=8"):
+    with pytest.raises(UndoneError, match=r"the sum of w is beyond what 5 updates within privacy.range=8"):
         cohort.open(server_round=2)
 
 
@@ -358,18 +359,18 @@ def test_a_mean_is_no_longer_than_reported_norms_and_the_clip_norm(
     server([]).check_norm(mean, reports)
     # Opposite updates may cancel, so less is fine.
     server([]).check_norm({"w": mean["w"] / 10}, reports)
-    with pytest.raises(RunError, match=r"they are reported to have one of 0.9 on average"):
+    with pytest.raises(UndoneError, match=r"they are reported to have one of 0.9 on average"):
         server([]).check_norm(mean, {**reports, LIAR: report(0.5)})
-    with pytest.raises(RunError, match=r"privacy.clip_norm and noise leave them one of 0.9"):
+    with pytest.raises(UndoneError, match=r"privacy.clip_norm and noise leave them one of 0.9"):
         server([], clip_norm=0.9).check_norm(mean, reports)
     server([], clip_norm=1.0).check_norm(mean, reports)
     # What a federation reports takes the place of the bound that it does not keep to.
     server([LIAR], clip_norm=0.9).check_norm(mean, {**reports, LIAR: report(1.4)})
-    with pytest.raises(RunError, match=r"privacy.clip_norm"):
+    with pytest.raises(UndoneError, match=r"privacy.clip_norm"):
         server([LIAR], clip_norm=0.9).check_norm(mean, reports)
     # 0.5 + (10 + 8) · 0.1 · 0.5 / √5, and more noise where a silo's own rule asks for it.
     noisy = {"clip_norm": 0.5, "noise_multiplier": 0.1}
-    with pytest.raises(RunError, match=r"leave them one of 0.902"):
+    with pytest.raises(UndoneError, match=r"leave them one of 0.902"):
         server([], **noisy).check_norm(mean, reports)
     own = {name: report(1.0, noise=0.2) for name in NAMES}
     server([], **noisy).check_norm(mean, own)
