@@ -1,5 +1,6 @@
 """Fixtures for whole runs: a small corpus of three silos and a model that trains in milliseconds."""
 
+import copy
 import gc
 import random
 import shutil
@@ -11,8 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from photon.config.compose import compose
+from photon.config import folders
+from photon.config.compose import _check_override, _parsed, _register_resolvers, compose, resolved, validate
 from photon.config.schema import RunConfig
 from photon.data.prepared import MANIFEST_NAME, SPLITS, PreparedData, silo_file
 from photon.preflight import preflight
@@ -58,8 +67,33 @@ SMALL_DEPLOYED = [o for o in SMALL if not o.startswith(("federation=", "data="))
 
 @cache
 def composed(*overrides: str) -> RunConfig:
-    """Compose overrides, the same ones but once: Hydra takes longer than a small run."""
-    return preflight(compose(overrides))
+    """Compose overrides, the same ones but once: Hydra takes as long as a small run.
+
+    Files of ``conf/`` are put together once for all who choose the same, which is most of it. Single keys are
+    set by what Hydra sets them with; tests/config/test_config.py compares.
+    """
+    folder = folders.conf_dir()
+    for override in overrides:
+        _check_override(override)
+    try:
+        parsed = [_parsed(override) for override in overrides]
+        is_choice = [(folder / o.key_or_group).is_dir() and not isinstance(o.value(), dict) for o in parsed]
+        choices = [override for override, chosen in zip(overrides, is_choice, strict=True) if chosen]
+        config = copy.deepcopy(_chosen(str(folder), *choices))
+        keys = [override for override, chosen in zip(parsed, is_choice, strict=True) if not chosen]
+        ConfigLoaderImpl._apply_overrides_to_config(keys, config)
+    except (HydraException, OmegaConfBaseException):
+        # It says what is wrong.
+        return preflight(compose(overrides))
+    return preflight(validate(resolved(config)))
+
+
+@cache
+def _chosen(folder: str, *choices: str) -> DictConfig:
+    _register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(folder, version_base="1.3"):
+        return hydra_compose("config", overrides=list(choices))
 
 
 def small_run(*overrides: str, data: Path, run_dir: Path) -> RunConfig:

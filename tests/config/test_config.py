@@ -9,6 +9,29 @@ from photon.config.folders import conf_dir
 from photon.errors import PhotonError
 from photon.federation.run import settings_from
 from photon.preflight import preflight
+from tests.conftest import SMALL, composed
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [
+            "strategy=desloc",
+            "~strategy.sync.exp_avg",
+            "outer=diloco",
+            "rounds=7",
+            "optimizer.betas=[0.8,0.9]",
+        ],
+        ["strategy=photon", "strategy.weighting=uniform", "strategy=local-adam", "local_steps=9"],
+        ["privacy=gaussian", "privacy.seed=3", "link=int8", "link.states=${link.uplink}", "cohort=null"],
+        ["+transition.step=8", "+transition.zero=[exp_avg]", "rounds=5"],
+        ["strategy=worldlm", "federation.tree={north: [alpha, beta]}", "cohort=null"],
+        ["strategy=fedprox", "strategy.local_state=sync", "strategy.sync={exp_avg: 8}", "run_dir=here"],
+    ],
+)
+def test_the_tests_own_short_cut_composes_what_users_get(overrides: list[str]) -> None:
+    chosen = [*SMALL, "data.path=elsewhere", *overrides]
+    assert composed(*chosen) == preflight(compose(chosen))
 
 
 @pytest.mark.parametrize(

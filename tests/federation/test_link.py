@@ -123,14 +123,13 @@ def test_what_silos_have_follows_the_model(run_small: Callable[..., dict[str, An
         assert event.group_bytes_down["params"] <= expected
 
 
-@pytest.mark.parametrize("cohort", [2, 3])
 def test_a_change_survives_a_kill_bit_for_bit(
-    cohort: int, run_small: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    run_small: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where silos miss rounds, and get all parameters after that."""
+    """Silos miss rounds, and get all parameters after that; others have what the last round changed."""
     from photon.federation import federation
 
-    options = [*CHANGE, f"cohort={cohort}", "rounds=4"]
+    options = [*CHANGE, "cohort=2", "rounds=4"]
     whole = run_small(*options, name="whole")
     writing = federation.CheckpointStore.writing
 

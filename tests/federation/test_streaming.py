@@ -81,7 +81,7 @@ def by_hand(
     return world
 
 
-@pytest.mark.parametrize(("cohort", "mixing"), [(3, 1.0), (3, 0.5), (2, 0.5)])
+@pytest.mark.parametrize(("cohort", "mixing"), [(3, 1.0), (2, 0.5)])
 def test_a_run_equals_local_loops_that_sync_fragments_by_hand(
     cohort: int, mixing: float, run_small: Run, small_config: Make, corpus: Path, tmp_path: Path
 ) -> None:

@@ -221,23 +221,26 @@ def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "sent"),
+    ("transport", "overrides", "sent"),
     [
-        (["strategy=photon"], lambda p: {"params": p}),
-        (["strategy=photon", "link=bf16"], lambda p: {"params": p // 2}),
-        (["strategy=local-adam"], lambda p: {"params": p, "exp_avg": p, "exp_avg_sq": p}),
-        (["strategy=mtdao"], lambda p: {"params": p, "exp_avg": p, "exp_avg_sq": p}),
-        (
-            ["strategy=mtdao", "optimizer.betas=[0.9,0.99,0.999]", "optimizer.weights=[0.1,0.8]"],
-            lambda p: {"params": p, "exp_avg": p, "exp_avg_2": p, "exp_avg_sq": p},
+        ("inline", ["strategy=photon"], lambda p: {"params": p}),
+        ("inline", ["strategy=photon", "link=bf16"], lambda p: {"params": p // 2}),
+        ("store", ["strategy=photon", "link=bf16"], lambda p: {"params": p // 2}),
+        ("inline", ["strategy=local-adam"], lambda p: {"params": p, "exp_avg": p, "exp_avg_sq": p}),
+        *(
+            (
+                transport,
+                ["strategy=mtdao", "optimizer.betas=[0.9,0.99,0.999]", "optimizer.weights=[0.1,0.8]"],
+                lambda p: {"params": p, "exp_avg": p, "exp_avg_2": p, "exp_avg_sq": p},
+            )
+            for transport in ("inline", "store")
         ),
     ],
 )
-@pytest.mark.parametrize("transport", ["inline", "store"])
 def test_the_bytes_of_each_group_are_four_times_its_elements(
+    transport: str,
     overrides: list[str],
     sent: Callable[[int], dict[str, int]],
-    transport: str,
     run_small: Run,
     tmp_path: Path,
 ) -> None:

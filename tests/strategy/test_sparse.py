@@ -73,8 +73,7 @@ def test_nothing_pruned_and_nothing_mapped_is_fedavg(trained: Callable[..., Path
     )
 
 
-@pytest.mark.parametrize("outer", ["fedavg", "diloco"])
-@pytest.mark.parametrize("local_state", ["keep", "reset"])
+@pytest.mark.parametrize(("outer", "local_state"), [("fedavg", "keep"), ("diloco", "reset")])
 def test_the_support_of_sparsyfed_only_shrinks(
     outer: str, local_state: str, trained: Callable[..., Path], names: list[str]
 ) -> None:
