@@ -47,7 +47,7 @@ class Photon(Strategy):
     sync
         State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
     fold
-        Keys of `Fold`: how replies are folded where some may lie; None: by their mean.
+        Keys of `photon.strategy.robust.Fold`: how replies are folded where some may lie; None: their mean.
     """
 
     folds_updates: ClassVar[bool] = True

@@ -108,13 +108,14 @@ def check_fold(fold: Fold, config: RunConfig, weighting: str, local_state: str) 
             f"{rule} looks at replies one by one, which privacy.secure_aggregation hides; set "
             "strategy.fold.rule=mean, or privacy.secure_aggregation=false"
         )
-    if fold.rule == "norm-bounded-mean" and local_state == "sync":
-        raise ValueError(
-            f"{rule}: bounded norms keep no second moment from being negative; with local_state=sync set "
-            "strategy.fold.rule=median or another"
-        )
-    if fold.rule in ("median", "trimmed-mean"):
+    by_coordinate = fold.rule in ("median", "trimmed-mean")
+    if by_coordinate:
         _check_dense(rule, config)
+    elif local_state == "sync":
+        raise ValueError(
+            f"{rule} keeps no second moment of a liar's from being negative; with local_state=sync set "
+            "strategy.fold.rule=median or trimmed-mean"
+        )
     cohort = min((size for size in (config.cohort, config.federation.silos) if size), default=None)
     if cohort is not None and cohort < fold.least_cohort:
         raise ValueError(
