@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,11 +14,19 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
+from flwr.app import RecordDict
+
+from photon.errors import PhotonError
+from photon.link import BODY
+from photon.link.messages import TrainReport, TrainRequest, pack, unpack
+from photon.link.records import decode_groups, encode_groups
 
 ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "scripts" / "studies"
 RESULTS = ROOT / "docs" / "results"
 PAGES = {
+    "attacks": "attacks.md",
     "convergence": "convergence.md",
     "link_codecs": "link.md",
     "sparse_images": "sparsity-images.md",
@@ -231,3 +240,73 @@ def test_pages_of_results_name_scripts_that_exist() -> None:
     }
     assert len(named) >= len(PAGES)
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+# --- attacks --------------------------------------------------------------------------------------------
+
+
+def test_liars_send_what_the_attack_says_and_report_its_norm(module: Callable[[str], ModuleType]) -> None:
+    attacks = module("attacks")
+    start = {"params": {"w": torch.tensor([1.0, 2.0, 3.0]), "b": torch.tensor(1.0)}}
+    update = {"w": torch.tensor([2.0, -1.0, 0.5]), "b": torch.tensor(-2.0)}
+
+    def answer(message_type: str, content: RecordDict, node_config: Any) -> RecordDict:
+        silo = unpack(content, TrainRequest).silo
+        scale = 1.0 if silo == "y" else 2.0
+        records = encode_groups({"params": {k: start["params"][k] + scale * update[k] for k in update}})
+        records[BODY] = pack(
+            TrainReport(
+                round=1,
+                silo=silo,
+                steps=1,
+                tokens=1,
+                position=0,
+                update_norm=1.0,
+                seconds={"load": 0.0, "training": 1.0, "save": 0.0, "total": 1.0},
+                state_lost=False,
+            )
+        )
+        return records
+
+    def sent(attack: str, silo: str) -> dict[str, torch.Tensor]:
+        content = encode_groups(start)
+        content[BODY] = pack(
+            TrainRequest(
+                run_id="run",
+                model_id="model",
+                round=1,
+                silo=silo,
+                members=[silo],
+                global_step=0,
+                steps=1,
+                batch_size=1,
+                last_round=0,
+                position=0,
+                cohort=3,
+            )
+        )
+        reply = liars[attack]("train", content, {})
+        params = decode_groups(reply)["params"]
+        moved = {key: params[key] - start["params"][key] for key in update}
+        norm = math.hypot(*(float(one.norm()) for one in moved.values()))
+        if silo != "honest":
+            assert unpack(reply, TrainReport).update_norm == pytest.approx(norm, rel=1e-5)
+        return moved
+
+    liars = {one: attacks.Liars(["y", "z"], one, 0, answer) for one in attacks.ATTACKS}
+    for attack, silo, factor in (
+        ("reversed × 10", "y", -10.0),
+        ("scaled × 30", "z", 60.0),
+        ("equal, reversed", "y", -1.0),
+        ("equal, reversed", "z", -1.0),  # as the first one, whose update is half as long
+        ("reversed × 10", "honest", 2.0),
+    ):
+        for key, moved in sent(attack, silo).items():
+            torch.testing.assert_close(moved, factor * update[key], rtol=1e-5, atol=1e-5)
+    noise, other = sent("noise × 10", "y"), sent("noise × 10", "z")
+    assert math.hypot(*map(torch.linalg.vector_norm, noise.values())) == pytest.approx(
+        10 * 9.25**0.5, rel=1e-4
+    )
+    assert not torch.allclose(2 * noise["w"], other["w"])
+    with pytest.raises(PhotonError, match="away"):
+        sent("liars away", "z")

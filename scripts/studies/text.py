@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from photon.data.documents import Document
+    from photon.link.answer import Answer
 
 #: Of every run, so that only what is compared differs and nothing is shown.
 COMMON = [
@@ -54,8 +55,16 @@ def temporary_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def federate(overrides: list[str], run_dir: Path) -> dict[str, Any] | None:
-    """Run a federation of ``COMMON`` and these overrides; return its summary, or None if it diverged."""
+def federate(
+    overrides: list[str], run_dir: Path, between: "Callable[[Answer], Answer] | None" = None
+) -> dict[str, Any] | None:
+    """Run a federation of ``COMMON`` and these overrides; return its summary, or None if it diverged.
+
+    Parameters
+    ----------
+    between
+        Makes of what answers for a node what answers in its place; None: nothing stands between.
+    """
     from photon.config.compose import compose
     from photon.engine.inprocess import run_inprocess
     from photon.errors import RunError
@@ -65,7 +74,7 @@ def federate(overrides: list[str], run_dir: Path) -> dict[str, Any] | None:
 
     config = prepare_run(preflight(compose([*COMMON, *overrides, f"run_dir={run_dir}"])))
     try:
-        return run_inprocess(config, answer, resume=False)
+        return run_inprocess(config, between(answer) if between else answer, resume=False)
     except RunError as error:
         if "diverged" not in str(error) and "finite" not in str(error):
             raise
