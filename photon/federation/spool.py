@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from photon.federation.exchange import HELD_BYTES
 from photon.link.encoding import SparseTensor
 from photon.state.tensors import load_groups, save_groups
 from photon.strategy.base import Reply
 
+#: Bytes of replies that wait in memory.
+WAITING_BYTES = 64 * 2**20
 #: Folder of a run in which replies wait.
 REPLIES = "replies"
 
@@ -29,7 +30,7 @@ class Spool:
         Bytes of replies that are held in memory.
     """
 
-    def __init__(self, folder: Path, limit: int = HELD_BYTES) -> None:
+    def __init__(self, folder: Path, limit: int = WAITING_BYTES) -> None:
         self._folder = folder
         self._limit = limit
         self._left = limit

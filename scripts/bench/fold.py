@@ -100,12 +100,15 @@ def compare_adding(report: Report, arguments: argparse.Namespace) -> None:
 
 def compare_rounds(report: Report, arguments: argparse.Namespace) -> None:
     """Time a round's replies from messages to the mean."""
+    import torch
     from flwr.app import Message
     from flwr.serverapp.strategy import FedAvg
 
-    from photon.federation.admission import problem_with, shapes_of
+    from photon.federation.admission import Asked, problem_with
+    from photon.federation.sizes import measure, too_large
     from photon.flower_compat import ensure_task_identity
     from photon.link.records import decode_groups
+    from photon.strategy.contract import Contract, Leaving
     from photon.strategy.fold import WeightedMean
 
     ensure_task_identity()
@@ -115,16 +118,23 @@ def compare_rounds(report: Report, arguments: argparse.Namespace) -> None:
         Message(flower_records(number, shapes), dst_node_id=1, message_type="train")
         for number in range(count)
     ]
-    expected = shapes_of(decode_groups(records[0]))
-    requests = [request_of(number) for number in range(count)]
+    expected = {name: tensor.shape for name, tensor in decode_groups(records[0])["params"].items()}
+    contract = Contract({"params": expected}, {"params": Leaving("parameters", expected)})
+    sent = {name: torch.full(shape, 0.5) for name, shape in expected.items()}
+    asked = [
+        Asked(request_of(number), contract, None, sent, None, SEQUENCE_LENGTH, 0, local_steps=1)
+        for number in range(count)
+    ]
     fedavg = FedAvg()
 
     def photon_round() -> None:
         mean = WeightedMean()
-        for request, record in zip(requests, records, strict=True):
+        for one, record in zip(asked, records, strict=True):
             groups = decode_groups(record)
-            problem = problem_with(report_on(request), groups, request, expected, SEQUENCE_LENGTH)
+            problem = problem_with(report_on(one.request), groups, one)
             assert problem is None, problem
+            found = measure(groups, contract, sent, update=False, masked=False, steps=1)
+            assert too_large(found) is None, found
             mean.add(groups, 1.0)
         check_mean(mean.result()["params"], count)
 
@@ -135,7 +145,7 @@ def compare_rounds(report: Report, arguments: argparse.Namespace) -> None:
 
     cases: dict[str, Callable[[], None]] = {
         "Flower: FedAvg.aggregate_train": flower_round,
-        "Photon: decode, check, fold": photon_round,
+        "Photon: decode, check, measure, fold": photon_round,
     }
     report.rates(
         f"{count} replies of {arguments.fold_mb} MiB from messages to the mean, one thread",

@@ -256,7 +256,7 @@ def make_checkpoint(run_dir: str, size_mb: int, outer: str) -> None:
     import torch
 
     from photon.config.compose import compose
-    from photon.state.checkpoint import CheckpointStore, ServerState
+    from photon.state.checkpoint import CheckpointStore, LedgerEntry, ServerState
     from photon.strategy.outer import OuterOptimizer
 
     params = {name: torch.full((n,), 0.5) for name, n in sorted(shapes_of_model(size_mb).items())}
@@ -271,7 +271,9 @@ def make_checkpoint(run_dir: str, size_mb: int, outer: str) -> None:
         outer_scalars=scalars,
         vocab_size=8192,
         sequence_length=SEQUENCE_LENGTH,
-        tokenizer_sha256="0",
+        tokenizer_sha256="0" * 64,
+        # By which the server knows how large an update is; those of the first round wait for each other.
+        ledger={"silo-000": LedgerEntry(last_round=1, position=1, sizes={"params": 0.5})},
     )
     CheckpointStore(Path(run_dir) / "checkpoints").save(state, params, groups)
 
@@ -312,7 +314,6 @@ def request_of(number: int) -> Any:
         global_step=0,
         steps=1,
         batch_size=1,
-        local_state="keep",
         last_round=0,
         position=0,
         cohort=1,
@@ -365,7 +366,7 @@ def scripted_grid(silos: int, content: Callable[[int], Any], *, photon: bool) ->
             unigram_loss=7.0,
             vocab_size=8192,
             sequence_length=SEQUENCE_LENGTH,
-            tokenizer_sha256="0",
+            tokenizer_sha256="0" * 64,
             device="none",
             roofline_flops=None,
         )

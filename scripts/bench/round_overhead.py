@@ -49,7 +49,10 @@ PARTS = {
     TRAINING: ["photon.training.loop.LocalTrainer.train"],
     "server: load and encode the model": ["photon.link.transport.ServerLink.send"],
     "server: decode the reply": ["photon.link.transport.ServerLink.receive"],
-    "server: check every value": ["photon.federation.admission.problem_with"],
+    "server: check every value": [
+        "photon.federation.admission.problem_with",
+        "photon.federation.admission.measure",
+    ],
     "server: fold": ["photon.strategy.fold.WeightedMean.add"],
     "server: outer step": ["photon.strategy.outer.OuterOptimizer.step"],
     (CHECKPOINT := "server: checkpoint, flushed"): [

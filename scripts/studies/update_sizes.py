@@ -24,8 +24,16 @@ if TYPE_CHECKING:
     from photon.config.schema import RunConfig
     from photon.state.checkpoint import Checkpoint
 
-ROUNDS = 8
-USUAL = ["cohort=null", f"rounds={ROUNDS}", "local_steps=16", "optimizer.lr=0.004"]
+ROUNDS = 6
+USUAL = [
+    "cohort=null",
+    f"rounds={ROUNDS}",
+    "local_steps=8",
+    "optimizer.lr=0.004",
+    f"evaluation.every={ROUNDS}",
+    "evaluation.sequences=8",
+    "model.recipe.warmup_steps=8",
+]
 #: Partition of the text, and overrides, by what is unusual about the silos.
 RUNS: dict[str, tuple[str, list[str]]] = {
     "text alike": ("iid:6", []),
@@ -37,7 +45,7 @@ RUNS: dict[str, tuple[str, list[str]]] = {
         "dirichlet:8:0.3",
         ["model.recipe.warmup_steps=0", "optimizer.lr=0.02"],
     ),
-    "a warm-up of four rounds": ("dirichlet:8:0.3", ["model.recipe.warmup_steps=64"]),
+    "a warm-up of four rounds": ("dirichlet:8:0.3", ["model.recipe.warmup_steps=32"]),
     "two of eight drawn, the others away": ("dirichlet:8:0.3", ["cohort=2"]),
     "one of eight drawn, the others away": ("dirichlet:8:0.3", ["cohort=1"]),
     "one local step a round": ("dirichlet:8:0.3", ["local_steps=1", "model.recipe.warmup_steps=2"]),
