@@ -1,7 +1,8 @@
 """The training of a round: requests go out, and the replies that count come back one at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from flwr.app import Message, RecordDict
 
 from photon.config.schema import RunConfig
 from photon.federation.admission import Asked
-from photon.federation.exchange import Failure, exchange
+from photon.federation.exchange import Failure, StragglerTimeout, exchange
 from photon.federation.failures import Failures
 from photon.federation.intake import Collected, Intake, as_parameters
 from photon.federation.requests import Sent
@@ -24,14 +25,36 @@ from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Limits, Participant, Reply
 
 
-def collect(
+@dataclass(frozen=True)
+class Ready:
+    """A round that can begin: what goes out, and what the answers pass.
+
+    Attributes
+    ----------
+    messages
+        Participant to message, in cohort order.
+    receive
+        Makes a reply, or a failure, of a message as it arrives.
+    straggler_timeout
+        How long to wait by earlier rounds; None: until the deadline.
+    intake
+        What the answers pass on their way to the fold.
+    """
+
+    messages: dict[str, Message]
+    receive: Callable[[str, Message], Reply | Failure]
+    straggler_timeout: StragglerTimeout | None
+    intake: Intake
+
+
+def ready(
     at: Stations,
     sent_config: RunConfig,
     checkpoint: Checkpoint,
     cohort: Sequence[Participant],
     collected: Collected,
-) -> Iterator[Reply]:
-    """Let a cohort train from a checkpoint; return the replies that count, which come in cohort order.
+) -> Ready:
+    """Prepare a cohort's training from a checkpoint.
 
     Parameters
     ----------
@@ -40,21 +63,14 @@ def collect(
     collected
         Takes what the replies bring beside their tensors.
     """
-    server_round, federation = checkpoint.state.round + 1, at.config.federation
-    failures = Failures(federation, at.events, server_round, len(cohort))
+    server_round = checkpoint.state.round + 1
+    failures = Failures(at.config.federation, at.events, server_round, len(cohort))
     requests = at.requests.train_requests(server_round, checkpoint, cohort)
     secure = begin_secure_sum(at, sent_config, requests, cohort, collected.traffic, failures)
     if secure is not None:
         requests = secure.agree()
         cohort = [participant for participant in cohort if participant.name in requests]
     sent = at.requests.write(server_round, checkpoint, cohort, requests, sent_config)
-    answers = exchange(
-        at.grid,
-        sent.messages,
-        receiver(at, sent, collected, secure, checkpoint.state.sequence_length),
-        deadline=federation.deadline,
-        straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
-    )
     intake = Intake(
         sent=sent,
         collected=collected,
@@ -66,7 +82,12 @@ def collect(
         foldable=None if at.strategy.folds_updates else partial(as_parameters, checkpoint=checkpoint),
         holds=at.strategy.holds_replies,
     )
-    return intake.replies(answers)
+    return Ready(
+        messages=sent.messages,
+        receive=receiver(at, sent, collected, secure, checkpoint.state.sequence_length),
+        straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
+        intake=intake,
+    )
 
 
 def begin_secure_sum(

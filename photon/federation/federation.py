@@ -11,14 +11,14 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
 from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
-from photon.federation.collect import collect
+from photon.federation.collect import ready
+from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
 from photon.federation.intake import Collected
 from photon.federation.ledger import advance, first_state
-from photon.federation.origin import adopted, first_params, with_own
+from photon.federation.origin import adopted, first_params, sent_config, with_own
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
-from photon.models.build import self_contained, without_files
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
 from photon.strategy.base import Participant, Reply
 from photon.telemetry.events import Evaluated, EventStream
@@ -44,12 +44,7 @@ class Federation:
         self.run_dir = run_dir
         self._checkpoints = CheckpointStore(run_dir / "checkpoints", **config.checkpoint.model_dump())
         #: As nodes get it: who listens is the server's own, and need not be installed with them.
-        self._sent_config = config.model_copy(
-            update={
-                "telemetry": config.telemetry.model_copy(update={"listeners": None}),
-                "model": without_files(config.model),
-            }
-        )
+        self._sent_config = sent_config(config)
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
@@ -87,7 +82,10 @@ class Federation:
 
     def _round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Do the round after a checkpoint, and return the one that it ends with."""
-        return self._guard.counted(checkpoint.state, lambda collected: self._counted(checkpoint, collected))
+        collected = Collected()
+        with self._guard.watching(checkpoint.state, collected) as undone:
+            return self._counted(checkpoint, collected)
+        return undone.checkpoint()
 
     def _counted(self, checkpoint: Checkpoint, collected: Collected) -> Checkpoint:
         """Do the round after a checkpoint, and return the one that it ends with if it is to count.
@@ -142,7 +140,16 @@ class Federation:
     def _collect(
         self, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
     ) -> Iterator[Reply]:
-        return collect(self._at, self._sent_config, checkpoint, cohort, collected)
+        """Let a cohort train from a checkpoint; return the replies that count."""
+        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected)
+        answers = exchange(
+            self._at.grid,
+            prepared.messages,
+            prepared.receive,
+            deadline=self.config.federation.deadline,
+            straggler_timeout=prepared.straggler_timeout,
+        )
+        return prepared.intake.replies(answers)
 
     def _train_server_silo(
         self, server_round: int, checkpoint: Checkpoint, collected: Collected
@@ -184,9 +191,7 @@ class Federation:
         silos = self._at.roster.silos()
         check_silos(self.config, self._strategy, silos)
         # Silos start from weights that the server sends.
-        self._sent_config = self._sent_config.model_copy(
-            update={"model": self_contained(self.config.model, silos[0].vocab_size)}
-        )
+        self._sent_config = sent_config(self.config, silos[0].vocab_size)
         return silos
 
     def _begin(self, silos: Sequence[SiloInfo], assignment: Assignment | None) -> Checkpoint:

@@ -2,7 +2,8 @@
 
 import statistics
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from photon.config.schema import RunConfig
 from photon.errors import RunError
@@ -64,6 +65,17 @@ def undone(config: RunConfig, good: ServerState, before: ServerState, named: Col
     )
 
 
+class Undone:
+    """What takes the place of a round that does not count."""
+
+    saved: Checkpoint | None = None
+
+    def checkpoint(self) -> Checkpoint:
+        """Return the checkpoint; there is one if the round was undone."""
+        assert self.saved is not None, "asked for after a round that was undone"
+        return self.saved
+
+
 class Guard:
     """Looks at each model that was evaluated, and puts the last good one back where one is worse.
 
@@ -98,28 +110,33 @@ class Guard:
         written.state.validation_loss = evaluated.loss
         written.state.progress = written.state.progress.after(losses)
 
-    def counted(self, before: ServerState, do: Callable[[Collected], Checkpoint]) -> Checkpoint:
-        """Do a round, and return the checkpoint that it ends with, or that which takes its place.
+    @contextmanager
+    def watching(self, before: ServerState, collected: Collected) -> Iterator["Undone"]:
+        """Let a block do a round; if it is not to count, another checkpoint takes its place.
 
         Parameters
         ----------
         before
             The state that the round begins with.
-        do
-            Does it, and notes what its replies bring; raises UndoneError if it is not to count.
+        collected
+            Takes what its replies bring.
+
+        Yields
+        ------
+        Undone
+            Has the other checkpoint, once the block has raised UndoneError.
 
         Raises
         ------
         RunError
-            If it is not to count, and the run is to stop then.
+            If the round is not to count, and the run is to stop then.
         """
-        collected = Collected()
+        undone = Undone()
         try:
-            return do(collected)
+            yield undone
         except UndoneError as error:
-            saved = self.undo(before, collected, str(error))
-            self._events.checkpointed(saved, self._checkpoints.folder.parent, 0.0)
-            return saved
+            undone.saved = self.undo(before, collected, str(error))
+            self._events.checkpointed(undone.saved, self._checkpoints.folder.parent, 0.0)
 
     def undo(self, before: ServerState, collected: Collected, problem: str) -> Checkpoint:
         """Let the last good model count again in the place of a round that is not to count.

@@ -9,12 +9,26 @@ import torch
 from photon.config.schema import RunConfig
 from photon.federation.assignment import Assignment
 from photon.link.pipelines import check_names
+from photon.models.build import self_contained, without_files
 from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint, Received
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import Strategy
 from photon.strategy.contract import PARAMS, check_promises
 from photon.training.groups import read_params
+
+
+def sent_config(config: RunConfig, vocab_size: int | None = None) -> RunConfig:
+    """Return a run's configuration as nodes get it: without listeners, and without names of files.
+
+    Parameters
+    ----------
+    vocab_size
+        Tokens of the silos' tokenizer; None: it is not known yet.
+    """
+    model = without_files(config.model) if vocab_size is None else self_contained(config.model, vocab_size)
+    telemetry = config.telemetry.model_copy(update={"listeners": None})
+    return config.model_copy(update={"telemetry": telemetry, "model": model})
 
 
 def first_params(

@@ -113,7 +113,7 @@ def sections(results: Results) -> Iterable[str]:
             name,
             f"{one['times']:.2f}",
             f"{one['times_state']:.2f}" if one["times_state"] else "",
-            one["failures"],
+            str(one["failures"]),
         ]
         for name in RUNS
         if (one := found.get(name)) is not None
