@@ -1,6 +1,5 @@
 """What a silo has given to whom, as it stands on its own disk."""
 
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,7 @@ def _used(folder: Path) -> dict[str, Any]:
     uses = SiloCounts(folder.parent, folder.name).used()
     touched = [folder / COUNTS, folder / "tokens.json", *folder.glob("round-[0-9]*")]
     return {
-        "runs": {run: asdict(use) for run, use in uses.items()},
+        "runs": {run: {"tokens": use.tokens, "releases": use.releases} for run, use in uses.items()},
         "last_active": max(_time_of(path) for path in touched if path.exists()),
     }
 

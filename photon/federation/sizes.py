@@ -231,6 +231,15 @@ def clip_problem(
     return f"its update has norm {norm:.4g}, and privacy.clip_norm={clip_norm:g} allows {most:.4g}"
 
 
+def believed_norm(told: float | None, computed: float, *, lossy: bool) -> float:
+    """Return the norm of an update for figures: the reported one if what came is like it, else the computed.
+
+    Codecs change an update after its norm is taken, and those that drop values by much.
+    """
+    room = 100.0 if lossy else 1.001
+    return told if told is not None and computed / room <= told <= computed * room else computed
+
+
 def too_large(measured: Measured) -> str | None:
     """Return what is beyond all bounds, or not finite, whatever is usual."""
     for group, size in measured.sizes.items():

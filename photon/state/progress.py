@@ -16,6 +16,8 @@ from photon.config.admission import GuardSection
 FACTOR = 3.0
 #: Earlier changes that count.
 REMEMBERED = 10
+#: Rounds in a row that are undone before one counts whatever it did: that is how this run is, then.
+PATIENCE = 3
 
 
 class Progress(BaseModel):
@@ -27,11 +29,14 @@ class Progress(BaseModel):
         Silo to the loss that it told last.
     changes
         Medians of the silos' changes from one evaluation to the next, the last ones.
+    undone
+        Rounds that were undone since.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     losses: dict[str, float] = Field(default_factory=dict)
     changes: list[float] = Field(default_factory=list)
+    undone: int = Field(default=0, ge=0)
 
     def change(self, losses: Mapping[str, float]) -> float | None:
         """Return by how much the loss has risen, by the median of the silos; None: nobody can compare."""
@@ -53,6 +58,6 @@ class Progress(BaseModel):
     def problem(self, losses: Mapping[str, float], guard: GuardSection) -> str | None:
         """Return why a model is worse than the one before, or None."""
         rise, most = self.change(losses), self.most(guard)
-        if guard.action == "off" or rise is None or rise <= most:
+        if guard.action == "off" or rise is None or rise <= most or self.undone >= PATIENCE:
             return None
         return f"the validation loss rose by {rise:.3g} nats in the median of the silos; {most:.3g} may be"

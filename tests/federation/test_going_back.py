@@ -83,10 +83,10 @@ def test_who_went_back_by_mistake_puts_the_checkpoints_back(
     with monkeypatch.context() as patch:
         draw = federation.draw_cohort
 
-        def stops(config: Any, strategy: Any, silos: Any, server_round: int) -> Any:
+        def stops(config: Any, strategy: Any, silos: Any, server_round: int, ledger: Any) -> Any:
             if server_round == 3:
                 raise RunError("stopped")
-            return draw(config, strategy, silos, server_round)
+            return draw(config, strategy, silos, server_round, ledger)
 
         patch.setattr(federation, "draw_cohort", stops)
         with pytest.raises(RunError, match="stopped"):

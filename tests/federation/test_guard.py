@@ -134,6 +134,20 @@ def test_where_the_loss_has_moved_by_more_it_may_rise_by_more() -> None:
     assert Progress().most(GUARD) == 0.5
 
 
+def test_a_run_that_becomes_worse_again_and_again_goes_on_after_three_rounds() -> None:
+    progress = Progress().after({"a": 5.0})
+    assert progress.model_copy(update={"undone": 2}).problem({"a": 9.0}, GUARD) is not None
+    given_in = progress.model_copy(update={"undone": 3})
+    assert given_in.problem({"a": 9.0}, GUARD) is None
+    assert given_in.after({"a": 9.0}).undone == 0
+
+
+def test_noise_that_makes_a_model_worse_is_nobodys_fault(run_small: Any) -> None:
+    noisy = run_small("privacy=gaussian", "rounds=1")
+    assert noisy["status"] == "finished"
+    assert noisy["perplexity"]["final"] > 3 * noisy["perplexity"]["initial"]
+
+
 def test_suspects_are_those_with_far_larger_updates_than_most() -> None:
     assert suspects({"a": 1.0, "b": 2.5, "c": 1.1, "d": 9.0}) == ["d", "b"]
     assert suspects({"a": 1.0, "b": 100.0}) == []

@@ -40,8 +40,8 @@ STATE_FIELDS = (
     *("round", "global_step", "tokens", "ledger", "outer_scalars", "averaged_rounds", "local_scalars"),
     *("noise", "routed", "vocabulary", "position", "scalars"),
 )
-#: What the server's ledger measures beside what it counts.
-MEASURED = ("steps_per_second", "arrival_seconds")
+#: What the server's ledger measures beside what it counts, and what its gate remembers.
+MEASURED = ("steps_per_second", "arrival_seconds", "sizes", "rejected", "quarantined_until")
 _ROUND = re.compile(r"round-(\d+)$")
 
 

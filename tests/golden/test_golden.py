@@ -176,10 +176,11 @@ def test_every_preset_is_in_the_table(table: Table) -> None:
     """Links of sparse strategies and privacy=off are what presets bring by themselves.
 
     Sums need an objective without steps, which the tests alone have: see tests/objective/test_statistics.py.
+    Robust folds are newer than all bases: see tests/strategy/test_robust.py.
     """
     said = {override for run in table.runs.values() for override in run.overrides}
     for section, implied in {
-        "strategy": {"sums"},
+        "strategy": {"sums", "robust"},
         "link": {"dense", "sparse"},
         "outer": {"fedavg", "diloco"},
         "optimizer": {"adamw", "qhadamw", "lordo"},

@@ -11,7 +11,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
-from photon.federation.admission import problem_with
+from photon.federation.admission import Asked, problem_with
 from photon.link.messages import TrainReport, TrainRequest
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore
@@ -290,7 +290,8 @@ def test_a_reply_must_tell_its_vocabulary() -> None:
 
     def problem(vocabulary: str | None, rows: int | None = 8) -> str | None:
         told = report.model_copy(update={"vocabulary": vocabulary})
-        return problem_with(told, params, request, contract, 16, rows=rows)
+        asked = Asked(request, contract, None, {}, None, 16, 0, local_steps=2)
+        return problem_with(told, params, asked, rows=rows)
 
     assert problem(pack_vocabulary(torch.ones(8, dtype=torch.bool))) is None
     assert problem(None) == "it tells no vocabulary; set strategy.embeddings alike at every node"
