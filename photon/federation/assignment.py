@@ -78,7 +78,7 @@ class Assignment(BaseModel):
         file = run_dir / _FOLDER / "assignment.json"
         try:
             return cls.model_validate(renamed().content(json.loads(file.read_text())))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PhotonError(
                 f"{file}: the federation above has left no readable assignment; its next request brings one"
             ) from error

@@ -98,7 +98,7 @@ class OpenedSums:
             return dict(json.loads(self._path.read_text()))
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise PhotonError(f"{self._path}: cannot be read ({error}); remove the file") from error
 
 

@@ -468,7 +468,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if isinstance(content, dict) and content.get("format", FORMAT) not in (FORMAT, EARLIER):
             raise PhotonError(f"{file}: format {content['format']}, this photon reads {FORMAT}")
         return Checkpoint(path, ServerState.model_validate(content))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PhotonError(
             f"{file}: damaged ({str(error).splitlines()[0]}); use an older checkpoint"
         ) from error
@@ -561,7 +561,7 @@ def _check_seal(checkpoint: Checkpoint) -> None:
         sums: dict[str, str] = json.loads(seal.read_text())
         wrong = [name for name, digest in sums.items() if hash_of_file(folder / name) != digest]
         wrong += sorted({"checkpoint.json", _PARAMS} - sums.keys())
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:
         raise PhotonError(

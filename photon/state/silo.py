@@ -138,7 +138,7 @@ class SiloStore:
                 groups=groups,
                 link=load_groups(path / "link.safetensors"),
             )
-        except (OSError, ValueError, TypeError, PhotonError):
+        except (OSError, ValueError, TypeError, RecursionError, PhotonError):
             return None
         return state if state.run_id == run_id else None
 
@@ -314,7 +314,7 @@ def _counted(path: Path, kind: TypeAdapter[dict[str, Counted]]) -> dict[str, Cou
         return kind.validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise PhotonError(
             f"{path}: the silo's count cannot be read; put it back, or remove the file to count anew"
         ) from error

@@ -192,7 +192,7 @@ def _noted(run_dir: Path) -> dict[str, str] | None:
     try:
         running = json.loads((run_dir / RUNNING).read_text())
         return {"run_id": str(running["run_id"]), "assignment": str(running["assignment"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

@@ -120,7 +120,7 @@ class Spans:
     def _noted(self) -> _Noted:
         try:
             return _Noted.model_validate(renamed().content(json.loads(self._file.read_text())))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return _Noted()
 
     def _forget(self) -> None:

@@ -372,7 +372,7 @@ def from_json(line: str) -> Event:
     shown = line.strip() if len(line) <= 120 else f"{line.strip()[:117]}..."
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PhotonError(f"not an event, since it is no JSON ({error}): {shown}") from None
     if not isinstance(content, dict) or not isinstance(content.get("event"), str):
         raise PhotonError(f'not an event, since it is no JSON object with an "event": {shown}')
