@@ -4,10 +4,14 @@ Both are functions of what the checkpoint's ledger holds, so a resumed run order
 never stopped.
 """
 
+import statistics
 from collections.abc import Collection, Mapping
 
 from photon.federation.exchange import StragglerTimeout
 from photon.state.checkpoint import LedgerEntry
+
+#: Times the median speed of a cohort that its fastest participant counts as, at most.
+FASTEST = 10.0
 
 
 def adaptive_local_steps(
@@ -17,7 +21,9 @@ def adaptive_local_steps(
 
         steps_k = clamp(round(H · s_k / max_j s_j), 1, H),   s: local steps per second when last accepted
 
-    A participant that was never accepted gets H: its speed is not known yet.
+    A participant that was never accepted gets H: its speed is not known yet. Speeds are the silos' own words,
+    so of three or more the fastest counts as ten times the median at most: one that claims a speed that
+    nobody has cannot have the others do next to nothing.
 
     Parameters
     ----------
@@ -27,6 +33,8 @@ def adaptive_local_steps(
     speeds = {name: ledger[name].steps_per_second for name in cohort if name in ledger}
     known = {name: speed for name, speed in speeds.items() if speed is not None}
     fastest = max(known.values(), default=0.0)
+    if len(known) >= 3:
+        fastest = min(fastest, FASTEST * statistics.median(known.values()))
     return {
         name: max(1, min(local_steps, round(local_steps * known[name] / fastest)))
         if name in known

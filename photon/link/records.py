@@ -38,6 +38,8 @@ HEADER = "link"
 FORMAT = 3
 #: Key of the header where the tensors lie in a store: how many bytes that are.
 STORED_BYTES = "stored-bytes"
+#: Bytes that a message may be said to have in a store.
+MAX_STORED = 2**50
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
 #: Group name to tensor name to the shape that a tensor must have.
@@ -155,7 +157,8 @@ def count_bytes(records: RecordDict) -> int:
 def _bytes_in_store(records: RecordDict) -> int:
     header = records.get(HEADER)
     count = header.get(STORED_BYTES) if isinstance(header, ConfigRecord) else None
-    return count if isinstance(count, int) else 0
+    # The sender's word, and what is rejected is counted, too.
+    return count if isinstance(count, int) and 0 <= count <= MAX_STORED else 0
 
 
 def _value_bytes(value: object) -> int:

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from photon.link.messages import BODY
-from photon.link.records import HEADER, RAW
+from photon.link.records import HEADER, RAW, STORED_BYTES
 
 #: What a lie may change: the body as read from JSON, the records, and the message that they are in.
 Change = Callable[[dict[str, Any], RecordDict, Message], Message | None]
@@ -149,6 +149,11 @@ def _encoding(**fields: Any) -> Callable[[RecordDict], None]:
     return do
 
 
+def _stored(records: RecordDict) -> None:
+    header = records.config_records[HEADER]
+    records[HEADER] = ConfigRecord({**dict(header.items()), STORED_BYTES: 2**60})
+
+
 def _reply(make: Callable[[Message], Message]) -> Change:
     return lambda _, __, message: make(message)
 
@@ -209,6 +214,7 @@ TRAIN = [
     _records("a tensor more", "not expected", _one_more),
     _records("a group in the header", "lacks the group", _header(lambda h: h["groups"].update(more={}))),
     _records("format", "format", _header(lambda h: h.update(format=10**30))),
+    _records("a store of 2^60 bytes", "reference", _stored),
     _records("no codecs", "codecs", _encoding()),
     _records(
         "an unknown codec", "decoded", _encoding(codecs=[{"codec": "x", "version": 1, "arguments": {}}])

@@ -43,6 +43,11 @@ def test_steps_follow_speed_within_their_bounds() -> None:
     assert adaptive_local_steps(64, ["new", "old"], {"old": entry()}) == {"new": 64, "old": 64}
 
 
+def test_one_that_claims_a_speed_that_nobody_has_changes_little() -> None:
+    ledger = {"liar": entry(1e9), "a": entry(10.0), "b": entry(11.0)}
+    assert adaptive_local_steps(64, list(ledger), ledger) == {"liar": 64, "a": 6, "b": 6}
+
+
 class SlowSilo(InProcessGrid):
     """Lets silos report speeds that differ by fixed factors; notes the requests."""
 
