@@ -21,7 +21,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from photon.config import folders
-from photon.config.compose import _check_override, _parsed, _register_resolvers, compose, resolved, validate
+from photon.config.compose import (
+    _check_override,
+    _own,
+    _parsed,
+    _register_resolvers,
+    compose,
+    resolved,
+    validate,
+)
 from photon.config.schema import RunConfig
 from photon.data.prepared import MANIFEST_NAME, SPLITS, PreparedData, silo_file
 from photon.preflight import preflight
@@ -85,7 +93,7 @@ def composed(*overrides: str) -> RunConfig:
     except (HydraException, OmegaConfBaseException):
         # It says what is wrong.
         return preflight(compose(overrides))
-    return preflight(validate(resolved(config)))
+    return preflight(validate(_own(resolved(config))))
 
 
 @cache
