@@ -62,7 +62,8 @@ def _policy(node_config: str) -> dict[str, Any]:
     from photon.silo.site import read_settings
 
     path = read_settings(parse_node_config(node_config)).policy
-    rules = read_policy(path).model_dump(exclude_unset=True)
+    # Without a file everything is accepted; rules that are on by default come with one.
+    rules = {} if path is None else read_policy(path).model_dump(exclude_none=True)
     return {"file": None if path is None else str(path), "rules": rules}
 
 

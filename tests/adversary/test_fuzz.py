@@ -1,6 +1,6 @@
 """Whatever a body, a checkpoint, a manifest or a silo's notes hold: a valid value, or one clean error.
 
-By default a few hundred mutations of each; ``pytest -m slow tests/adversary/test_fuzz.py`` takes 150,000 in all.
+By default a few hundred mutations of each; ``pytest -m slow tests/adversary/test_fuzz.py`` takes 150,000.
 """
 
 import json

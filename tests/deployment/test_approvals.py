@@ -284,7 +284,7 @@ def test_status_tells_what_was_given(silo: ApprovedCode) -> None:
     (told,) = json.loads(run(command, ["silo", "status", "--json", str(silo.state)]).stdout)
     assert told["silos"]["alpha"]["runs"]["first"] == {"tokens": 2_048, "releases": 1}
     assert told["silos"]["alpha"]["last_active"].startswith("20")
-    assert told["policy"]["file"] is None
+    assert told["policy"] == {"file": None, "rules": {}}
     assert [one["note"] for one in told["approved"]] == ["read by Ada"]
     shown = run(command, ["silo", "status", str(silo.state)]).stdout
     assert "3,072" in shown
