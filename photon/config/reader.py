@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from photon.config.explain import first_line
 from photon.config.schema import Loader
 from photon.errors import PhotonError
 
@@ -39,8 +40,7 @@ def read_received(text: str) -> Any:
 
 def unreadable(error: Exception) -> PhotonError:
     """Return what is said of a text that cannot be read."""
-    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-    return PhotonError(f"config: not a valid configuration ({first})")
+    return PhotonError(f"config: not a valid configuration ({first_line(error)})")
 
 
 def check_numbers(values: Any, where: str = "") -> None:

@@ -1,12 +1,13 @@
 """What a silo has given to whom, as it stands on its own disk."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from photon.deployment.approved import ApprovedCode
 from photon.errors import PhotonError
-from photon.state.silo import COUNTS, SiloCounts
+from photon.state.silo import COUNTS, Use, uses_of_silos
 
 
 def silo_status(state: Path) -> dict[str, Any]:
@@ -35,11 +36,7 @@ def silo_status(state: Path) -> dict[str, Any]:
     started = approved.started()
     return {
         "state_dir": str(state),
-        "silos": {
-            folder.name: _used(folder)
-            for folder in sorted(state.iterdir())
-            if (folder / COUNTS).is_file() or (folder / "tokens.json").is_file()
-        },
+        "silos": {silo: _used(state / silo, uses) for silo, uses in uses_of_silos(state).items()},
         "policy": None if started is None else _policy(started.node_config),
         "started": None if started is None else started.model_dump(),
         "approved": [one.model_dump() for one in approved.approvals()],
@@ -47,8 +44,7 @@ def silo_status(state: Path) -> dict[str, Any]:
     }
 
 
-def _used(folder: Path) -> dict[str, Any]:
-    uses = SiloCounts(folder.parent, folder.name).used()
+def _used(folder: Path, uses: Mapping[str, Use]) -> dict[str, Any]:
     touched = [folder / COUNTS, folder / "tokens.json", *folder.glob("round-[0-9]*")]
     return {
         "runs": {run: {"tokens": use.tokens, "releases": use.releases} for run, use in uses.items()},

@@ -417,17 +417,15 @@ def _show_private_key(path: Path, content: bytes) -> dict[str, str]:
 
 
 def _show_public_key(content: bytes, path: Path) -> dict[str, str]:
-    import base64
-    import hashlib
-
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
+
+    from photon.federation.names import openssh_fingerprint
 
     try:
         serialization.load_ssh_public_key(content)
     except (ValueError, UnsupportedAlgorithm):
         raise PhotonError(f"{path}: neither a certificate nor a key that `photon keys` makes") from None
-    kind, blob, *comment = content.split(maxsplit=2)
-    digest = base64.b64encode(hashlib.sha256(base64.b64decode(blob)).digest()).rstrip(b"=")
-    shown = {"type": kind.decode(), "fingerprint": f"SHA256:{digest.decode()}"}
+    kind, _, *comment = content.split(maxsplit=2)
+    shown = {"type": kind.decode(), "fingerprint": openssh_fingerprint(content)}
     return shown | ({"name": comment[0].decode().strip()} if comment else {})

@@ -74,10 +74,11 @@ class Intake:
     holds: bool
 
     def replies(self, answers: Iterator[tuple[str, Reply | Failure]]) -> Iterator[Reply]:
-        """Yield the replies that count, in cohort order.
+        """Yield the replies that count.
 
-        One that is as large as earlier ones were is folded at once. All others wait until every reply is in,
-        or late, and are then judged beside each other: in the first round all, later hardly any.
+        One that is as large as earlier ones were is folded at once, in cohort order. All others wait until
+        every reply is in, or late, are then judged beside each other, and come last, in cohort order, too: in
+        the first round all, later hardly any. So the order depends on what came and not on when.
 
         Under secure aggregation none of them is known by itself: all are yielded with the mean of all at the
         end.
@@ -105,7 +106,7 @@ class Intake:
             reply = waiting.pop(name)
             if mean is not None:
                 reply = replace(reply, update={**mean, **(reply.update or {})})
-            yield self._accepted(reply)
+            yield self._accepted(reply, waited=True)
             del reply
         self.spool.emptied()
 
@@ -114,13 +115,14 @@ class Intake:
             self.collected.rejected.add(name)
         self.failures.add(name, failure)
 
-    def _accepted(self, reply: Reply) -> Reply:
+    def _accepted(self, reply: Reply, *, waited: bool = False) -> Reply:
         down = self.sent.down[reply.participant]
         self.collected.reports[reply.participant] = reply.report
         self.collected.traffic.add(reply, *down)
         self.events.silo_finished(reply, *down)
         folded = reply if self.foldable is None else self.foldable(reply)
-        return self.spool.keep(folded) if self.holds else folded
+        # One that has waited lies in the spool already, unless something else was made of it.
+        return self.spool.keep(folded) if self.holds and not (waited and folded is reply) else folded
 
 
 def as_parameters(reply: Reply, checkpoint: Checkpoint) -> Reply:

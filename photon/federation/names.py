@@ -112,6 +112,11 @@ def fingerprint_of(key: bytes) -> str:
         text = loaded.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise PhotonError(f"this is no public key of a node ({error})") from error
+    return openssh_fingerprint(text)
+
+
+def openssh_fingerprint(text: bytes) -> str:
+    """Return the fingerprint of a public key that is a line of OpenSSH's form."""
     digest = hashlib.sha256(base64.b64decode(text.split()[1])).digest()
     return f"SHA256:{base64.b64encode(digest).rstrip(b'=').decode()}"
 

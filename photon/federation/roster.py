@@ -1,7 +1,7 @@
 """Which silos are online, and on which node each of them lives."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -124,10 +124,7 @@ class Roster:
                 if other is None
                 else f"node {other}, which is online, has that name"
             )
-        return (
-            [silo for silo in silos if problems[silo.name] is None],
-            [f"silo {name} is turned away: {problem}" for name, problem in problems.items() if problem],
-        )
+        return _parted(silos, problems)
 
     def agree_on(self, reference: SiloInfo) -> None:
         """Turn away all silos whose text was not prepared as this one's, now and whenever they join."""
@@ -142,10 +139,7 @@ class Roster:
         if self._reference is None:
             return silos, []
         problems = {silo.name: difference(self._reference, silo) for silo in silos}
-        return (
-            [silo for silo in silos if problems[silo.name] is None],
-            [f"silo {name} is turned away: {problem}" for name, problem in problems.items() if problem],
-        )
+        return _parted(silos, problems)
 
     def wait(self, silos: int | None, seconds: float, *, nodes_may_join: bool) -> None:
         """Wait until ``silos`` silos are online (None: any).
@@ -227,6 +221,16 @@ class Roster:
                 "pooled training needs simulation or federation=inprocess"
             )
         return nodes[names.index(members[0]) % len(nodes)]
+
+
+def _parted(
+    silos: Sequence[SiloInfo], problems: Mapping[str, str | None]
+) -> tuple[list[SiloInfo], list[str]]:
+    """Return the silos without a problem, and why the others are turned away."""
+    return (
+        [silo for silo in silos if problems[silo.name] is None],
+        [f"silo {name} is turned away: {problem}" for name, problem in problems.items() if problem],
+    )
 
 
 def difference(one: SiloInfo, other: SiloInfo) -> str | None:

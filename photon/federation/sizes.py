@@ -170,6 +170,15 @@ class Plausibility:
         """Return who is to be rejected of a round's replies, all of which are in, and why."""
         if self._factor is None:
             return {}
+        usual = self.usual(replies)
+        return {
+            name: problem
+            for name, sizes in replies.items()
+            if (problem := self._problem(sizes, usual)) is not None
+        }
+
+    def usual(self, replies: Mapping[str, Sizes]) -> dict[str, float]:
+        """Return what the sizes of a round's replies are compared with, by state group."""
         of_round: dict[str, list[float]] = {}
         for sizes in replies.values():
             for group, size in sizes.items():
@@ -182,11 +191,7 @@ class Plausibility:
             # A median of zero, as of control variates at first, says nothing.
             if medians and max(medians) > 0:
                 usual[group] = max(medians)
-        return {
-            name: problem
-            for name, sizes in replies.items()
-            if (problem := self._problem(sizes, usual)) is not None
-        }
+        return usual
 
     def _problem(self, sizes: Sizes, usual: Mapping[str, float]) -> str | None:
         for group, size in sizes.items():

@@ -67,7 +67,5 @@ Figure = Annotated[float, Field(ge=-MAX_FIGURE, le=MAX_FIGURE, allow_inf_nan=Fal
 Norm = Annotated[float, Field(ge=0, le=MAX_FIGURE, allow_inf_nan=False)]
 #: Mean loss over predictions on validation text, in nats.
 ValidationLoss = Annotated[float, Field(ge=0, le=MAX_LOSS, allow_inf_nan=False)]
-#: Time that something may have taken, by a clock, in seconds.
-Duration = Annotated[float, Field(ge=0, le=1e8, allow_inf_nan=False)]
 #: Time that something has really taken, by a clock: speeds are computed from it.
 Seconds = Annotated[float, Field(ge=1e-6, le=1e8, allow_inf_nan=False)]

@@ -9,20 +9,15 @@ its round and that of the ledger.
 """
 
 import argparse
-import statistics
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from unittest.mock import patch
 
 from results import Result, Results, Runs
 from study import Study
 from tables import table
 from text import SEQUENCE_LENGTH, SETTINGS, VOCABULARY, add_data, federate, prepared, temporary_folder
-
-if TYPE_CHECKING:
-    from photon.config.schema import RunConfig
-    from photon.state.checkpoint import Checkpoint
 
 ROUNDS = 6
 USUAL = [
@@ -66,8 +61,8 @@ def run(runs: Runs, arguments: argparse.Namespace) -> None:
 
 def _largest(partition: str, overrides: list[str], data: Path) -> Result:
     """Train, and return the largest size of an update beside what it is compared with, by kind of group."""
-    from photon.federation import collect
-    from photon.federation.sizes import FEWEST, Plausibility, Sizes, judge_of
+    from photon.federation import sizes as judged
+    from photon.federation.sizes import Plausibility, Sizes
     from photon.strategy.contract import PARAMS
 
     largest: dict[str, float] = {"times": 0.0, "times_state": 0.0}
@@ -79,28 +74,15 @@ def _largest(partition: str, overrides: list[str], data: Path) -> Result:
             return False
 
         def problems(self, replies: Mapping[str, Sizes]) -> dict[str, str]:
-            for group in {group for sizes in replies.values() for group in sizes}:
-                of = [sizes[group] for sizes in replies.values() if group in sizes]
-                usual = max(
-                    self._before.get(group, 0.0), statistics.median_low(of) if len(of) >= FEWEST else 0.0
-                )
-                if usual > 0:
-                    kind = "times" if group == PARAMS else "times_state"
-                    largest[kind] = max(largest[kind], max(of) / usual)
+            for group, usual in self.usual(replies).items():
+                kind = "times" if group == PARAMS else "times_state"
+                most = max(sizes[group] for sizes in replies.values() if group in sizes)
+                largest[kind] = max(largest[kind], most / usual)
             return super().problems(replies)
 
-    def measuring(config: "RunConfig", checkpoint: "Checkpoint") -> Plausibility:
-        judge = judge_of(config, checkpoint)
-        judge.__class__ = Measuring
-        return judge
-
     path = prepared(data / partition.replace(":", "-"), VOCABULARY, SEQUENCE_LENGTH, partition=partition)
-    with temporary_folder() as folder:
-        usual, collect.judge_of = collect.judge_of, measuring
-        try:
-            summary = federate([*SETTINGS, f"data.path={path}", *USUAL, *overrides], folder / "run")
-        finally:
-            collect.judge_of = usual
+    with temporary_folder() as folder, patch.object(judged, "Plausibility", Measuring):
+        summary = federate([*SETTINGS, f"data.path={path}", *USUAL, *overrides], folder / "run")
     assert summary is not None, "an honest run"
     return {**largest, "failures": summary["failures"], "perplexity": summary["perplexity"]["final"]}
 

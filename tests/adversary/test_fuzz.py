@@ -26,36 +26,9 @@ from photon.link.messages import (
 )
 from photon.state.checkpoint import CheckpointStore, open_checkpoint
 from photon.state.silo import SiloCounts, SiloStore
+from tests.samples import train_report, train_request
 
-REPORT = TrainReport(
-    round=1,
-    silo="alpha",
-    steps=4,
-    tokens=64,
-    position=4,
-    loss=1.0,
-    loss_last=1.0,
-    learning_rate=0.1,
-    gradient_norm=1.0,
-    update_norm=1.0,
-    seconds={"total": 1.0, "training": 1.0, "load": 0.0, "save": 0.0},
-    state_lost=False,
-    scalars={"step": 4.0},
-    diagnostics={"exp_avg_norm": 1.0},
-)
-REQUEST = TrainRequest(
-    run_id="r",
-    model_id="m",
-    round=1,
-    silo="alpha",
-    members=["alpha"],
-    global_step=0,
-    steps=4,
-    batch_size=2,
-    last_round=0,
-    position=0,
-    cohort=3,
-)
+REPORT = train_report(scalars={"step": 4.0}, diagnostics={"exp_avg_norm": 1.0})
 EVALUATED = EvaluateReport(
     round=1, silo="alpha", loss=1.0, tokens=10, per_node={"alpha": {"loss": 1.0, "tokens": 1}}
 )
@@ -63,7 +36,7 @@ DESCRIBED = {"silos": [{"name": "alpha", "train_tokens": 1, "tokenizer_sha256": 
 #: Kind of body to a text of it.
 BODIES: dict[Any, str] = {
     TrainReport: REPORT.model_dump_json(),
-    TrainRequest: REQUEST.model_dump_json(),
+    TrainRequest: train_request().model_dump_json(),
     EvaluateReport: EVALUATED.model_dump_json(),
     Described: json.dumps(DESCRIBED),
     Query: json.dumps(

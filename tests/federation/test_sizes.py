@@ -15,13 +15,14 @@ from photon.federation.run import prepare_run, run_federation
 from photon.federation.sizes import Plausibility, clip_problem, measure, too_large
 from photon.federation.spool import Spool
 from photon.link.encoding import SparseTensor
-from photon.link.messages import SiloInfo, TrainReport, TrainRequest
+from photon.link.messages import SiloInfo
 from photon.strategy.base import Limits, Reply
 from photon.strategy.contract import Contract, Leaving
 from photon.telemetry.events import SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from tests.adversary.harness import LyingGrid
 from tests.adversary.lies import scaled, tensors
+from tests.samples import train_report, train_request
 
 Make = Callable[..., RunConfig]
 SHAPES = {"w": torch.Size([3]), "own.w": torch.Size([2])}
@@ -141,19 +142,7 @@ def test_an_update_that_was_not_clipped_is_rejected(payload: str, small_config: 
 
 
 def _asked(steps: int, leaves: int = 1, pace: int = 1) -> Asked:
-    request = TrainRequest(
-        run_id="r",
-        model_id="m",
-        round=1,
-        silo="a",
-        members=["a"],
-        global_step=0,
-        steps=steps,
-        batch_size=2,
-        last_round=0,
-        position=0,
-        cohort=3,
-    )
+    request = train_request(steps=steps, batch_size=2)
     silo = SiloInfo(
         name="a",
         train_tokens=1,
@@ -190,17 +179,7 @@ def test_nobody_has_more_than_a_share_of_what_a_cohort_is_asked() -> None:
 
 
 def _reply(name: str, groups: dict[str, dict[str, torch.Tensor]], update: Any = None) -> Reply:
-    report = TrainReport(
-        round=1,
-        silo=name,
-        steps=1,
-        tokens=1,
-        position=1,
-        update_norm=1.0,
-        seconds={"total": 1.0, "training": 1.0, "load": 0.0, "save": 0.0},
-        state_lost=False,
-    )
-    return Reply(name, report, groups, 0, {}, update)
+    return Reply(name, train_report(silo=name), groups, 0, {}, update)
 
 
 def test_replies_that_are_too_large_for_memory_wait_on_the_disk(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.federation.admission import Asked, problem_with
-from photon.link.messages import TrainReport, TrainRequest
 from photon.models.vocabulary import pack_vocabulary, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.state.silo import SiloStore
@@ -21,6 +20,7 @@ from photon.telemetry.events import Diagnostics, RoundStarted, SiloFinished
 from photon.telemetry.log import read_events
 from photon.training.loop import LocalTrainer
 from tests.conftest import write_corpus
+from tests.samples import train_report, train_request
 from tests.subfederation.test_member import (
     TREE,
     configuring,
@@ -257,33 +257,7 @@ def test_embeddings_cannot_be_key_layers_and_restricted(train: Callable[..., Pat
 
 
 def test_a_reply_must_tell_its_vocabulary() -> None:
-    request = TrainRequest(
-        run_id="r",
-        model_id="m",
-        round=1,
-        silo="a",
-        members=["a"],
-        global_step=0,
-        steps=2,
-        batch_size=4,
-        last_round=0,
-        position=0,
-        cohort=2,
-    )
-    report = TrainReport(
-        round=1,
-        silo="a",
-        steps=2,
-        tokens=128,
-        position=8,
-        loss=1.0,
-        loss_last=1.0,
-        learning_rate=0.1,
-        gradient_norm=1.0,
-        update_norm=1.0,
-        seconds={"total": 1.0, "training": 1.0, "load": 0.0, "save": 0.0},
-        state_lost=False,
-    )
+    request, report = train_request(), train_report()
     params = {"params": {"w": torch.ones(8, 2)}}
     shapes = {"w": torch.Size((8, 2))}
     contract = Contract({"params": shapes}, {"params": Leaving("parameters", shapes)})
