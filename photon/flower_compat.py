@@ -211,8 +211,8 @@ def answer_task(arguments: list[str], choose: Callable[[bytes, str, str], Callab
         # A SuperNode that is gone is not waited for.
         retries.max_tries = 1
         push_task_output(client, context, *outcome)
-        if heartbeat.is_running:
-            heartbeat.stop()
+        # The heartbeat is not stopped: that would wait for it, and it asks a SuperNode that is gone for ever.
+        # Its thread ends with the process.
         client.close()
 
 

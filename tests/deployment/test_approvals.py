@@ -359,6 +359,25 @@ def test_a_refusal_is_a_reply(refused: bool, monkeypatch: pytest.MonkeyPatch) ->
         flower_compat.answer_task([*arguments, "--allow-runtime-dependency-installation"], choose)
 
 
+def test_a_program_whose_supernode_is_gone_waits_for_no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A heartbeat asks a SuperNode that is gone for ever; who waits for it stays for ever, too."""
+    monkeypatch.setattr("flwr.supercore.heartbeat.HeartbeatSender.start", lambda _: None)
+    monkeypatch.setattr("flwr.supercore.heartbeat.HeartbeatSender.is_running", True)
+    monkeypatch.setattr("flwr.supercore.heartbeat.HeartbeatSender.stop", lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr("flwr.supercore.app_utils.start_parent_process_monitor", lambda _: None)
+    said: list[str] = []
+    monkeypatch.setattr(run_clientapp, "push_task_output", lambda *told: said.append(told[2]))
+
+    def gone(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_clientapp, "pull_task_input", gone)
+    arguments = ["--runtime-api-address", "127.0.0.1:1", "--token", "t", "--insecure", "--parent-pid", "1"]
+    with pytest.raises(KeyboardInterrupt):
+        flower_compat.answer_task(arguments, lambda *_: pytest.fail("nothing came"))
+    assert said == ["failed"]
+
+
 def test_flowers_own_program_is_built_as_ours_expects() -> None:
     """Ours leaves out what unpacks and loads; a change of the original asks for another look at it."""
     used = set(run_clientapp.run_clientapp.__code__.co_names)
