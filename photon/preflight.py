@@ -139,8 +139,8 @@ def _try_components(config: RunConfig) -> None:
     _check_sums(config, strategy)
     if config.link.mean_over == "senders" and not strategy.folds_updates:
         raise PhotonError(
-            "link.mean_over=senders: the strategy folds parameters and not their updates, so every silo sends "
-            "every value; set link.mean_over=silos"
+            "link.mean_over=senders: the strategy folds parameters and not their updates, of which no silo "
+            "leaves out a value; set link.mean_over=silos"
         )
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(

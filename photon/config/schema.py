@@ -340,8 +340,8 @@ class LinkSection(Section):
     )
     mean_over: Literal["silos", "senders"] = Field(
         "silos",
-        description="silos: a value that a silo's update leaves out counts as zero; senders: the mean of each "
-        "value is taken over those silos that sent it (`uplink_payload: update`).",
+        description="silos: a value that a silo's update leaves out counts as zero; senders: the mean of "
+        "each value is taken over those silos that sent it (`uplink_payload: update`).",
     )
     downlink: list[CodecSection] = Field(
         max_length=MAX_CODECS,
@@ -371,8 +371,7 @@ class LinkSection(Section):
             raise ValueError("link.error_feedback=true needs link.uplink_payload=update")
         if self.error_decay != 1 and not self.error_feedback:
             raise ValueError(
-                f"link.error_decay={self.error_decay:g} needs link.error_feedback=true, without which nothing is "
-                "added"
+                f"link.error_decay={self.error_decay:g} needs link.error_feedback=true; nothing is added else"
             )
         if self.mean_over == "senders" and self.uplink_payload != "update":
             raise ValueError("link.mean_over=senders needs link.uplink_payload=update")

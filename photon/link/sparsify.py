@@ -102,11 +102,11 @@ class TopK(Codec):
 
 @dataclass(frozen=True)
 class TopKTiles(Codec):
-    """Send the largest values of every tile of a matrix, as `TopK` does of every chunk (SparseLoCo, 2508.15706).
+    """Send the largest values of every tile of a matrix, as `TopK` does of every chunk.
 
-    A tile has h rows and w columns, the largest divisors up to ``tile`` of the matrix's rows and columns. Tiles
-    come row by row, and so do the values in them; places count within a tile. A vector is one row. Of a tensor
-    of more dimensions all but the last count as rows.
+    These are the chunks of SparseLoCo (2508.15706). A tile has h rows and w columns, the largest divisors up
+    to ``tile`` of the matrix's rows and columns. Tiles come row by row, and so do the values in them; places
+    count within a tile. A vector is one row. Of a tensor of more dimensions all but the last count as rows.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class TopKTiles(Codec):
     def __post_init__(self) -> None:
         if not (1 <= self.tile <= LONGEST_SIDE and 1 <= self.k <= self.tile**2):
             raise ValueError(
-                f"k={self.k}, tile={self.tile}: expected 1 <= tile <= {LONGEST_SIDE} and 1 <= k <= tile * tile"
+                f"k={self.k}, tile={self.tile}: expected 1 <= tile <= {LONGEST_SIDE} and 1 <= k <= tile²"
             )
 
     def encode(
@@ -158,7 +158,7 @@ class TopKTiles(Codec):
         return SparseTensor(torch.Size(shape), cut.indices, cut.values)
 
     def _tiles(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
-        """Return how many tiles are below each other, their rows, how many are side by side, their columns."""
+        """Return tiles in a column of them, rows of each, tiles in a row of them, columns of each."""
         columns = shape[-1] if shape else 1
         rows = int(np.prod(shape[:-1], dtype=object))
         height, width = (self._side(length) for length in (rows, columns))

@@ -45,9 +45,9 @@ class WeightedMean:
     what it stands for. The caller adds replies in cohort order, which makes the result independent of the
     order of arrival. Memory: one accumulator, whatever the number of replies.
 
-    What a sparse update leaves out counts as zero, or not at all: with ``over_senders`` the mean of each value
-    of ``params`` is over the replies that hold it, Σ_{i sends} w_i x_i / Σ_{i sends} w_i, and zero where none
-    does.
+    What a sparse update leaves out counts as zero, or not at all: with ``over_senders`` the mean of each
+    value of ``params`` is over the replies that hold it, Σ_{i sends} w_i x_i / Σ_{i sends} w_i, and zero
+    where none does.
 
     A reply may count for some rows of a tensor alone. Each row then has a W_k of its own, so its mean is that
     of the replies that count for it; a row for which none does is as in the first reply.

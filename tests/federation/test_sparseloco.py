@@ -52,7 +52,7 @@ def two_bits(values: Array) -> Array:
 def test_a_run_is_the_formulas(
     run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Silos that miss rounds keep what they have lost; of a value that one of two sends the mean is that one's."""
+    """Silos that miss rounds keep what they have lost, and a value that one of two sends is that one's."""
     trained: dict[tuple[int, str], dict[str, Array]] = {}
 
     def watching(groups: Any, received: Any, link: Any, feedback: Any, *, seed: str) -> Any:
