@@ -268,9 +268,11 @@ def search_table(results: Results, method: str) -> Iterator[str]:
     if not known:
         return
     best = min(known, key=lambda point: known[point])
-    state = "" if tuned(results, method) else " (not finished)"
-    yield f"### {method}{state}"
+    yield f"### {method}"
     yield ""
+    if tuned(results, method) is None:
+        yield "Not finished: a neighbour of the best point has no line yet."
+        yield ""
     rates = sorted({point.rate for point in known})
     rows = []
     for step in sorted({(point.momentum, point.outer) for point in known}, key=str):

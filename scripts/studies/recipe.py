@@ -80,7 +80,7 @@ def train(data: Path, case: Case) -> Result:
     from photon.telemetry.events import Evaluated
     from photon.telemetry.log import read_events
 
-    rounds = STEPS * (SILOS // case.cohort if case.cohort else 1) // LOCAL_STEPS
+    rounds = rounds_of(case)
     settings = [
         *SETTINGS,
         QUICK,
@@ -101,6 +101,11 @@ def train(data: Path, case: Case) -> Result:
     curve = [event.perplexity for event in events if isinstance(event, Evaluated)]
     tokens = None if summary is None else summary["tokens"]
     return {**asdict(case), "tokens": tokens, "curve": curve, "perplexity": summary and curve[-1]}
+
+
+def rounds_of(case: Case) -> int:
+    """Return the rounds that take the tokens of all; the large batch is that of eight silos."""
+    return STEPS * (SILOS // case.cohort if case.cohort else 1) // LOCAL_STEPS
 
 
 def text_of(data: Path, text: str) -> Path:
