@@ -50,14 +50,17 @@ COHORTS = (4, 2, 1)
 TEXTS = {"iid": "dealt out evenly", "domain": "one domain each"}
 CENTRAL = "large batch"
 #: Length of the cosine: the large batch's steps times the ratio of the batches, these steps, or the run's.
+#: The run's has the stretched warm-up, but where the name says otherwise.
 SCHEDULES = {
     CENTRAL: ["schedule.steps=null"],
     "stretched": [f"schedule.tuned_batch_size={LARGE}", f"schedule.steps={STEPS}"],
     "unstretched": [f"schedule.tuned_batch_size={BATCH}", f"schedule.steps={STEPS}"],
-    "of the run": [f"schedule.tuned_batch_size={BATCH}", "schedule.steps=null"],
+    "of the run": ["schedule.steps=null", f"schedule.warmup_steps={WARMUP * LARGE // BATCH}"],
+    "of the run, short warm-up": ["schedule.steps=null"],
 }
-#: Where schedules and rates are compared.
+#: Where schedules and rates are compared, and those whose own best rate is looked for.
 COMPARED = 2
+TUNED = ("stretched", "of the run")
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,14 @@ def plan(results: Results) -> Iterator[Case]:
     for seed in SEEDS:
         for cohort in COHORTS:
             for text in TEXTS if seed == 0 else ("iid",):
-                for schedule in ("stretched", "of the run"):
+                for schedule in TUNED:
                     yield Case(schedule, cohort, text, rate, seed)
-        yield Case("unstretched", COMPARED, "iid", rate, seed)
+        for schedule in ("unstretched", "of the run, short warm-up"):
+            yield Case(schedule, COMPARED, "iid", rate, seed)
         if seed == 0:
-            yield from search(results, "of the run", COMPARED)
-            yield from search(results, "stretched", COMPARED)
-        for cohort, schedule in ((0, CENTRAL), (COMPARED, "of the run"), (COMPARED, "stretched")):
+            for schedule in TUNED:
+                yield from search(results, schedule, COMPARED)
+        for schedule, cohort in ((CENTRAL, 0), *((schedule, COMPARED) for schedule in TUNED)):
             own = tuned(results, schedule, cohort)
             if own is not None:
                 yield Case(schedule, cohort, "iid", own, seed)
@@ -198,7 +202,7 @@ def rates_table(results: Results) -> Iterator[str]:
     """Give a row to each schedule whose rate is tuned."""
     rows = []
     rates = sorted({one["rate"] for one in results})
-    for schedule, cohort in ((CENTRAL, 0), ("of the run", COMPARED), ("stretched", COMPARED)):
+    for schedule, cohort in ((CENTRAL, 0), *((schedule, COMPARED) for schedule in TUNED)):
         if known := tried(results, schedule, cohort):
             texts = {rate: perplexity(value) for rate, value in known.items()}
             best = min(known, key=lambda rate: known[rate])
@@ -231,9 +235,9 @@ def schedules_table(results: Results) -> Iterator[str]:
     if central is None:
         return
     rows = [[CENTRAL, f"{central:g}", figures(runs_of(results, CENTRAL, 0, "iid", central))]]
-    for schedule in ("stretched", "of the run", "unstretched"):
+    for schedule in ("stretched", "of the run", "of the run, short warm-up", "unstretched"):
         rates = {central}
-        if schedule != "unstretched" and (own := tuned(results, schedule, COMPARED)) is not None:
+        if schedule in TUNED and (own := tuned(results, schedule, COMPARED)) is not None:
             rates.add(own)
         for rate in sorted(rates):
             rows.append([schedule, f"{rate:g}", figures(runs_of(results, schedule, COMPARED, "iid", rate))])
@@ -247,7 +251,7 @@ def silos_table(results: Results) -> Iterator[str]:
     """Compare how many silos take part, on text that is alike and that is not."""
     central = tuned(results, CENTRAL, 0)
     rows = []
-    for schedule in ("stretched", "of the run"):
+    for schedule in TUNED:
         for cohort in COHORTS if central is not None else ():
             cells = [runs_of(results, schedule, cohort, text, central) for text in TEXTS]
             if any(cells):

@@ -1,4 +1,4 @@
-"""A finished run whose `rounds` are raised and that is resumed: what the page on recipes says of schedules."""
+"""A finished run whose `rounds` are raised and that is resumed: what the page on recipes says of it."""
 
 from collections.abc import Callable
 from typing import Any
