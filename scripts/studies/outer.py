@@ -5,9 +5,10 @@
 
 Every run is a whole federation in this process, as those of `convergence.py` are. A method's search begins at
 one point of a grid and tries the neighbours of the best known point: one step of any axis, and one step up in
-momentum with one down in the outer rate, or the other way round. It ends when all of them are worse; the grid
-is the same for all. What is tuned at H = 16 with 4 silos and seed 0 is then run with other seeds, with 8
-silos, on silos of one domain each, and with a larger model.
+momentum with one down in the outer rate, or the other way round. It ends when all of them are worse; the
+grid is the same for all. The two best points of a search, which has seed 0, are run with two other seeds,
+since a rate may suit one seed and not the next, and the better mean counts. That point is then run with 8
+silos, on silos of one domain each, at other periods, and with a larger model.
 """
 
 import math
@@ -100,6 +101,8 @@ PLACES = {
     "iid": Place("4 silos, the text dealt out evenly", TUNING, (0, 1, 2)),
     "iid-8": Place("8 silos, the text dealt out evenly", Cell(16, 8, 0), (0,)),
     "domains": Place("4 silos, one domain each", TUNING, (0, 1, 2), "domains"),
+    "period-8": Place("4 silos, the text dealt out evenly, H = 8", Cell(8, 4, 0), (0,)),
+    "period-64": Place("4 silos, the text dealt out evenly, H = 64", Cell(64, 4, 0), (0,)),
     "half": Place("4 silos, the text dealt out evenly, 192 steps", Cell(16, 4, 0, 192), (0,)),
     "large": Place(
         "4 silos, 2.6 million parameters, 192 steps",
@@ -187,23 +190,29 @@ def plan(results: Results) -> Iterator[Run]:
     for method in SEARCHED:
         yield Run(method, (), "iid", 0, next_point(results, method))
     points = {method: point for method in METHODS if (point := tuned(results, method))}
+    for method in points:
+        for point in finalists(results, method):
+            for seed in PLACES["iid"].seeds[1:]:
+                yield Run(method, (), "iid", seed, point)
     for method, variations in VARIATIONS.items():
         if method in points:
             for variation in variations:
                 yield Run(method, tuple(variation), "iid", 0, points[method])
     for seeds in zip_longest(*(place.seeds for place in PLACES.values())):
         for name, seed in zip(PLACES, seeds, strict=True):
-            for method, point in points.items() if seed is not None else ():
-                for rate in rates_of(name, point.rate):
-                    yield Run(method, (), name, seed, replace(point, rate=rate))
+            for method in points if seed is not None else ():
+                best = winner(results, method)
+                for rate in rates_of(name, best.rate) if best else ():
+                    yield Run(method, (), name, seed, replace(best, rate=rate))
 
 
 def rates_of(place: str, rate: float) -> list[float]:
-    """Return the rates to try at a place, by the one that is best where methods are tuned."""
-    if place != "large":
-        return [rate]
-    # A wider model wants lower ones.
-    return [RATES[RATES.index(rate) - lower] for lower in (2, 4)]
+    """Return the rates to try at a place, by the one that is best where methods are tuned.
+
+    Longer rounds and wider models want lower ones.
+    """
+    lower = {"large": (2, 4), "period-64": (0, 1)}.get(place, (0,))
+    return [RATES[RATES.index(rate) - steps] for steps in lower]
 
 
 # --- the search ------------------------------------------------------------------------------------
@@ -212,7 +221,7 @@ def rates_of(place: str, rate: float) -> list[float]:
 def tried(results: Results, method: str) -> dict[Point, float]:
     """Return the perplexity at each point where a method is tuned, infinite where the run diverged."""
     return {
-        Point(one["rate"], one["momentum"], one["outer"]): one["perplexity"] or math.inf
+        point_of(one): one["perplexity"] or math.inf
         for one in results
         if (one["method"], one["variation"], one["place"], one["seed"]) == (method, [], "iid", 0)
     }
@@ -233,6 +242,32 @@ def tuned(results: Results, method: str) -> Point | None:
         return METHODS[method].start
     point = next_point(results, method)
     return point if point in tried(results, method) else None
+
+
+def finalists(results: Results, method: str) -> list[Point]:
+    """Return the two best points of a method's search."""
+    known = tried(results, method) or {METHODS[method].start: math.inf}
+    return sorted(known, key=lambda point: known[point])[:2]
+
+
+def winner(results: Results, method: str) -> Point | None:
+    """Return the point whose mean over seeds is best; None as long as one of two has no line of some seed."""
+    means = {}
+    for point in finalists(results, method):
+        at = (method, [], "iid", point)
+        found = {
+            one["seed"]: one["perplexity"] or math.inf
+            for one in results
+            if (one["method"], one["variation"], one["place"], point_of(one)) == at
+        }
+        if len(found) < len(PLACES["iid"].seeds):
+            return None
+        means[point] = statistics.fmean(found.values())
+    return min(means, key=lambda point: means[point])
+
+
+def point_of(one: Result) -> Point:
+    return Point(one["rate"], one["momentum"], one["outer"])
 
 
 def neighbours(point: Point) -> Iterator[Point]:
@@ -284,19 +319,16 @@ def search_table(results: Results, method: str) -> Iterator[str]:
 
 
 def chosen(results: Results, place: str) -> dict[str, list[Result]]:
-    """Return by method the runs at a place, of all seeds, at the point that has the lowest mean."""
+    """Return by method the runs at a place, of all seeds, at the point of the best mean over most seeds."""
     found: dict[str, list[Result]] = {}
     for method in METHODS:
-        own = [
-            one
-            for one in results
-            if (one["method"], one["place"]) == (method, place) and not one["variation"] and one["perplexity"]
-        ]
-        points: dict[tuple[float, ...], list[Result]] = {}
-        for one in own:
-            points.setdefault((one["rate"], one["momentum"], one["outer"]), []).append(one)
+        points: dict[Point, list[Result]] = {}
+        for one in results:
+            at = (one["method"], one["place"], one["variation"])
+            if at == (method, place, []) and one["perplexity"]:
+                points.setdefault(point_of(one), []).append(one)
         if points:
-            found[method] = min(points.values(), key=mean_of)
+            found[method] = min(points.values(), key=lambda runs: (-len(runs), mean_of(runs)))
     return found
 
 
@@ -314,7 +346,7 @@ def place_table(results: Results, name: str) -> Iterator[str]:
     target = mean_of(found["DiLoCo"]) if "DiLoCo" in found else None
     rows = []
     for method, runs in sorted(found.items(), key=lambda item: mean_of(item[1])):
-        point = Point(runs[0]["rate"], runs[0]["momentum"], runs[0]["outer"])
+        point = point_of(runs[0])
         step = "–" if point.momentum is None else f"{point.momentum:g}, {point.outer:g}"
         every = ", ".join(perplexity(one["perplexity"]) for one in sorted(runs, key=lambda one: one["seed"]))
         up = statistics.fmean(one["curve"][-1]["bytes_up"] for one in runs) / 1e6
