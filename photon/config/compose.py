@@ -91,16 +91,12 @@ def _parsed(override: str) -> Any:
 
 
 def _register_resolvers() -> None:
-    """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own.
-
-    A whole factor is for what counts something, and a factor such as 2.0 for any number.
-    """
+    """Let ``conf/`` write ``${times:3,${local_steps}}``: interpolation has no arithmetic of its own."""
     from omegaconf import OmegaConf
 
-    def times(factor: float, value: Any) -> Any:
+    def times(factor: int, value: Any) -> Any:
         # What is no number is told of where it comes from.
-        numbers = (int,) if type(factor) is int else (int, float)
-        return factor * value if type(value) in numbers else value
+        return factor * value if type(value) in (int, float) else value
 
     OmegaConf.register_new_resolver("times", times, replace=True)
 
