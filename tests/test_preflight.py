@@ -68,7 +68,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "node of the tree": (
         {"federation.tree": {"north": TREE | {"outer": "dilco"}, "south": ["beta"]}},
         "federation.tree: north: outer=dilco: no such option; did you mean 'diloco'? "
-        "(there are: diloco, fedadam, fedavg, fedmom)",
+        "(there are: diloco, fedadam, fedavg, fedmom, muloco)",
     ),
     "rule of a node": (
         {"federation.tree": {"north": TREE | {"strategy": {"weightin": "uniform"}}, "south": ["beta"]}},
