@@ -14,6 +14,7 @@ from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS
+from photon.training.draws import draw_seed, seeded
 from photon.training.groups import Tensors, write_params
 
 
@@ -33,15 +34,17 @@ def evaluate(
 
     def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:
         write_params(runtime.model, params)
-        measured = objective_of(config).evaluate(
-            runtime.model,
-            data,
-            rows,
-            batch_size=config.evaluation.batch_size,
-            device=runtime.device,
-            precision=runtime.precision,
-            limit=config.evaluation.sequences,
-        )
+        # All rounds are measured on the same draws.
+        with seeded(draw_seed(config.seed, 0, request.silo, "evaluate"), runtime.device):
+            measured = objective_of(config).evaluate(
+                runtime.model,
+                data,
+                rows,
+                batch_size=config.evaluation.batch_size,
+                device=runtime.device,
+                precision=runtime.precision,
+                limit=config.evaluation.sequences,
+            )
         return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)
 
     received = evaluated(groups[PARAMS])

@@ -19,6 +19,7 @@ from photon.silo.work import batches, chooses
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
+from photon.training.draws import draw_seed, seeded
 from photon.training.groups import (
     StateGroups,
     Tensors,
@@ -74,15 +75,17 @@ def _fit_here(
     else:
         write_optimizer(runtime.model, runtime.optimizer, start.optimizer, start.scalars)
     context, collected = _placed(start.context, runtime.device), _placed(start.collected, runtime.device)
-    method.begin(runtime.model, runtime.optimizer, context)
-    stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
-    result = trainer(runtime, config, request.batch_size).train(
-        stream,
-        global_step=request.global_step,
-        steps=request.steps,
-        rows=start.rows,
-        hooks=method.hooks(context, collected),
-    )
+    loop = trainer(runtime, config, request.batch_size)
+    with seeded(draw_seed(config.seed, request.round, request.silo, "train"), runtime.device):
+        method.begin(runtime.model, runtime.optimizer, context)
+        stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
+        result = loop.train(
+            stream,
+            global_step=request.global_step,
+            steps=request.steps,
+            rows=start.rows,
+            hooks=method.hooks(context, collected),
+        )
     result = replace(result, figures={**result.figures, **figures})
     states, scalars = read_optimizer(runtime.model, runtime.optimizer)
     trained = read_params(runtime.model)

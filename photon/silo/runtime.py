@@ -34,12 +34,12 @@ class Runtime:
     schedule: Schedule
     device: torch.device
     precision: Precision
-    trainers: dict[int, LocalTrainer]
+    trainers: dict[tuple[int, int | str | None], LocalTrainer]
 
 
 def runtime_of(config: RunConfig, vocab_size: int) -> Runtime:
     """Return model, optimizer and loop for a configuration; the last one is kept."""
-    return _runtime(as_trained(config.text), vocab_size)
+    return _runtime(_as_built(config.text), vocab_size)
 
 
 @lru_cache(maxsize=16)
@@ -59,6 +59,14 @@ def as_trained(config_text: str) -> str:
         "federation": federation,
     }
     return config.model_copy(update=own).text
+
+
+@lru_cache(maxsize=16)
+def _as_built(config_text: str) -> str:
+    """Drop in what loops over one model differ: a run's first round probes for what the others are told."""
+    config = parse(as_trained(config_text))
+    training = config.training.model_copy(update={"micro_batch_size": None})
+    return config.model_copy(update={"training": training}).text
 
 
 def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
@@ -84,12 +92,11 @@ def _runtime(config_text: str, vocab_size: int) -> Runtime:
 
 def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTrainer:
     """Return the local loop for a batch size; it is made, and ``auto`` probed for, on first use."""
-    if batch_size not in runtime.trainers:
-        micro = config.training.micro_batch_size
-        if micro == "auto":
-            micro = _probe_micro_batch(runtime, config, batch_size)
+    asked = config.training.micro_batch_size
+    if (batch_size, asked) not in runtime.trainers:
+        micro = _probe_micro_batch(runtime, config, batch_size) if asked == "auto" else asked
         objective = objective_of(config)
-        runtime.trainers[batch_size] = LocalTrainer(
+        runtime.trainers[batch_size, asked] = LocalTrainer(
             runtime.model,
             runtime.optimizer,
             runtime.schedule,
@@ -103,7 +110,7 @@ def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTraine
             compile=config.training.compile,
             transition=config.transition,
         )
-    return runtime.trainers[batch_size]
+    return runtime.trainers[batch_size, asked]
 
 
 def _probe_micro_batch(runtime: Runtime, config: RunConfig, batch_size: int) -> int:

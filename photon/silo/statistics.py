@@ -18,6 +18,7 @@ from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.contract import PARAMS, Contract
 from photon.training.groups import StateGroups, write_params
+from photon.training.hardware import decided_here
 
 
 def sum_up(
@@ -75,6 +76,7 @@ def sum_up(
             "total": max(1e-6, summed - begin),
         },
         state_lost=False,
+        decided=decided_here(config.training),
     )
     reply, _ = encode_reply(sums, {}, config.link, {}, seed=seed)
     save_round(store, request, Stays(request.position), report, reply, {})

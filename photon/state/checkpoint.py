@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from photon.config.decided import Decided
 from photon.config.renamed import renamed
 from photon.config.tree import RoutedTag
 from photon.errors import PhotonError, RunError
@@ -85,6 +86,10 @@ class ServerState(BaseModel):
         Scalar states of the local optimizers, such as ``step``, after the last round.
     routed
         What the key blocks are that travel to other federations.
+    decided
+        Silo or participant to what its machine trains with in this run.
+    config
+        Text of the configuration that the run had by then; empty in those of earlier versions.
     validation_loss
         Of the global parameters, over all silos that evaluate; None: they were not evaluated.
     progress
@@ -107,12 +112,21 @@ class ServerState(BaseModel):
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
     routed: list[RoutedTag] = Field(default_factory=list)
+    decided: dict[str, Decided] = Field(default_factory=dict)
+    config: str = ""
     validation_loss: float | None = None
     progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
+
+    def decided_by(self, participant: str, members: Sequence[str]) -> Decided:
+        """Return what the machine of a participant has decided: as such, and for the silos that it is."""
+        found = self.decided.get(participant, Decided())
+        for member in members:
+            found = found.completed(self.decided.get(member))
+        return found
 
 
 @dataclass(frozen=True)
