@@ -185,23 +185,31 @@ def test_what_was_chosen_holds_for_the_run_and_for_its_repetition(
     )
 
 
+TREE = ["strategy=hierfavg", "federation.tree={n: [alpha, beta], s: [gamma]}"]
+
+
+@pytest.mark.parametrize("overrides", [[], TREE, ["strategy=centralized"]], ids=["silos", "tree", "pooled"])
 def test_a_silo_is_told_what_it_chose_before(
-    small_config: Callable[..., RunConfig], run_small: Run, stopwatch: Callable[[float], None], tmp_path: Path
+    overrides: list[str],
+    small_config: Callable[..., RunConfig],
+    run_small: Run,
+    stopwatch: Callable[[float], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
-    """As in a deployed run, whose configuration leaves the choice open; and below a node of a tree."""
-    tree = "federation.tree={n: [alpha, beta], s: [gamma]}"
-    overrides = ["strategy=hierfavg", "rounds=3", "cohort=null", tree, *AUTO]
+    """In a deployed run its configuration leaves the choice open for ever: silos are machines of their own."""
+    monkeypatch.setattr(federation, "settled", lambda config, *rest: config)
+    overrides = ["rounds=3", "cohort=null", *overrides, *AUTO]
     whole = run_small(*overrides, name="whole")
-    killed_in(small_config(*overrides, name="cut"), 3)
-    asked = yaml.safe_load((tmp_path / "cut" / "config.yaml").read_text())
-    asked["training"] |= {"precision": "auto", "threads": None, "device": "auto"}
-    (tmp_path / "cut" / "config.yaml").write_text(yaml.safe_dump(asked))
-    members = CheckpointStore(tmp_path / "cut" / "silos" / "n" / "checkpoints")
-    assert set(members.load(2).state.decided) == {"alpha", "beta"}
+    killed_in(small_config(*overrides, name="cut"), 2)
+    assert training_of(tmp_path / "cut")["precision"] == "auto"
     shutil.rmtree(tmp_path / "home")
     stopwatch(0.5)
-    resumed = run_inprocess(prepare_run(load(tmp_path / "cut" / "config.yaml")), answer, resume=True)
+    resumed = run_small(*overrides, name="cut", resume=True)
     assert resumed["weights_sha256"] == whole["weights_sha256"]
+    assert resumed["perplexity"] == whole["perplexity"]
+    shutil.rmtree(tmp_path / "home")
+    assert run_small(*overrides, name="other")["weights_sha256"] != whole["weights_sha256"]
 
 
 def test_the_size_of_micro_batches_is_probed_once(
