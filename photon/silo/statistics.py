@@ -79,7 +79,8 @@ def sum_up(
         decided=decided_here(config.training),
     )
     reply, _ = encode_reply(sums, {}, config.link, {}, seed=seed)
-    save_round(store, request, Stays(request.position), report, reply, {})
+    text = prepared.text_sha256(request.members)
+    save_round(store, request, Stays(request.position), report, reply, {}, text)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - summed, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})

@@ -55,6 +55,7 @@ def train(
     for_method = request_of(request, contract, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, request)
     start, received = start_from(kept, groups, request, for_method, data, config)
+    text = data.text_sha256(request.members)
     finish = strategy_of(config).local.finish(
         start, fit(request, start, groups, data, config, site), for_method
     )
@@ -74,6 +75,7 @@ def train(
         update_norm=distance(shared, start.reference),
         seconds=trained - begin,
         state_lost=state_lost,
+        text_changed=kept is not None and kept.text not in ("", text),
         privacy=privacy_report,
         diagnostics=diagnostics,
         rows=start.rows,
@@ -81,7 +83,7 @@ def train(
     )
     reply, feedback = encoded(leaves, start, received, kept.link if kept else {}, request, config)
     stays = Stays(finish.trained.position, finish.stays, finish.scalars)
-    save_round(store, request, stays, report, reply, feedback)
+    save_round(store, request, stays, report, reply, feedback, text)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})

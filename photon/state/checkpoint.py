@@ -27,13 +27,12 @@ from photon.files.atomic import atomic_directory, remove_directory, remove_lefto
 from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
+from photon.state.seal import SEAL, broken, is_sealed, seal
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 FORMAT = "photon-checkpoint/2"
 #: The form of earlier versions, which differs in names alone.
 EARLIER = "photon-checkpoint/1"
-#: The file with the hashes of a checkpoint's other files.
-_SEAL = "blake3.json"
 _PARAMS = "params.safetensors"
 #: The parameters of the round before, for strategies that send them.
 _PREVIOUS = "previous.safetensors"
@@ -555,8 +554,8 @@ def _seal(folder: Path, state: ServerState, sums: Mapping[str, str]) -> None:
         raise _unreadable(state.round, f"{where}: {problem['msg']}") from error
     if read.model_dump_json(indent=1) != text:
         raise _unreadable(state.round, f"{file.name} holds other numbers than it was given")
-    (folder / _SEAL).write_text(json.dumps({**sums, file.name: hash_of_file(file)}, indent=1))
-    for each in (file, folder / _SEAL):
+    seal(folder, sums)
+    for each in (file, folder / SEAL):
         sync_file(each)
 
 
@@ -568,14 +567,12 @@ def _check_seal(checkpoint: Checkpoint) -> None:
     PhotonError
         If a file of it is gone or holds something else.
     """
-    folder, seal = checkpoint.path, checkpoint.path / _SEAL
-    if checkpoint.state.format == EARLIER and not seal.is_file():
+    folder = checkpoint.path
+    if checkpoint.state.format == EARLIER and not is_sealed(folder):
         return
     try:
-        sums: dict[str, str] = json.loads(seal.read_text())
-        wrong = [name for name, digest in sums.items() if hash_of_file(folder / name) != digest]
-        wrong += sorted({"checkpoint.json", _PARAMS} - sums.keys())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        wrong = broken(folder, ("checkpoint.json", _PARAMS))
+    except (OSError, ValueError, RecursionError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:
         raise PhotonError(

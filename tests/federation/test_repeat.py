@@ -197,7 +197,7 @@ def test_a_silo_is_told_what_it_chose_before(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """In a deployed run its configuration leaves the choice open for ever: silos are machines of their own."""
+    """In a deployed run the configuration leaves the choice open for ever."""
     monkeypatch.setattr(federation, "settled", lambda config, *rest: config)
     overrides = ["rounds=3", "cohort=null", *overrides, *AUTO]
     whole = run_small(*overrides, name="whole")
