@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from photon.engine.signals import end_with_parent
 from photon.errors import PhotonError, RunError
+from photon.files.owner import refuse_if_going_on
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -37,6 +39,10 @@ def train(
 
         sweep(arguments, train_one)
         return
+    # At once: what follows imports for seconds.
+    for argument in arguments:
+        if argument.startswith("run_dir="):
+            refuse_if_going_on(Path(argument.removeprefix("run_dir=")))
     from photon.config.compose import compose
     from photon.preflight import preflight, preflight_file
 
@@ -57,6 +63,7 @@ def resume(
     ] = None,
 ) -> None:
     """Go on with a run that was stopped, from its newest checkpoint or from an earlier one that is kept."""
+    refuse_if_going_on(run_dir)
     from photon.engine.start import start
     from photon.preflight import preflight_file
 
@@ -75,6 +82,7 @@ def train_one(composed: Any) -> None:
 
     folder = HydraConfig.get().runtime.output_dir
     try:
+        end_with_parent()
         config = preflight(validate(resolved(composed)))
         if config.run_dir is None:
             config = config.model_copy(update={"run_dir": folder})
