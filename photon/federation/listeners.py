@@ -8,7 +8,7 @@ from photon.components import build, import_target
 from photon.config.schema import Component, RunConfig
 from photon.errors import PhotonError
 from photon.telemetry import display, log, wandb
-from photon.telemetry.events import Event, EventStream, Listener
+from photon.telemetry.events import Event, EventStream, Listener, Notice
 from photon.telemetry.listener import ListenerRun
 
 WHERE = "telemetry.listeners"
@@ -30,6 +30,17 @@ def listener_run(config: RunConfig, run_dir: Path, *, live: bool) -> ListenerRun
     """Return what the listeners of a run are told when they begin."""
     path = run_dir / log.EVENTS
     return ListenerRun(run_dir, config, live, log.read_events(path) if path.exists() else [])
+
+
+def mended(run_dir: Path) -> list[Notice]:
+    """Cut damaged lines out of a run's events, and return what is to be told of that."""
+    return [
+        Notice(
+            level="warning",
+            message=f"line {number} of {log.EVENTS} was damaged and is cut out; it is kept in {log.DAMAGED}",
+        )
+        for number in log.mend(run_dir / log.EVENTS)
+    ]
 
 
 def open_log(run: ListenerRun) -> EventStream:

@@ -162,8 +162,8 @@ class RoundEvents:
         if report.text_changed:
             self.notice(
                 "warning",
-                f"round {report.round}: {reply.participant} has other text than in its last round; it went on at "
-                "the same place of the new one",
+                f"round {report.round}: {reply.participant} has other text than in its last round; it goes "
+                "on at the same place of that",
             )
 
     def silo_failed(self, server_round: int, name: str, failure: Failure) -> None:

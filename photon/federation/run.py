@@ -14,12 +14,12 @@ from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
-from photon.federation.listeners import listener_run, open_log, open_others
+from photon.federation.listeners import listener_run, mended, open_log, open_others
 from photon.federation.results import finish
 from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import EventStream, RunInterrupted
+from photon.telemetry.events import EventStream, Notice, RunInterrupted
 from photon.telemetry.listener import ListenerRun
 
 
@@ -97,10 +97,12 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
 
     run_dir = check_run_dir(config, resume)
     try:
-        with _alone(run_dir), _listening(config, run_dir, live=live) as (run, stream):
+        with _alone(run_dir), _listening(config, run_dir, live=live) as (run, stream, cut):
             if not resume:
                 write_text(run_dir / "config.yaml", config.text)
             open_others(run, stream)
+            for notice in cut:
+                stream.emit(notice)
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
@@ -113,14 +115,23 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
 
 
 @contextmanager
-def _listening(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[tuple[ListenerRun, EventStream]]:
-    """Open the event log, and tell in it what ends the run before its time."""
+def _listening(
+    config: RunConfig, run_dir: Path, *, live: bool
+) -> Iterator[tuple[ListenerRun, EventStream, list[Notice]]]:
+    """Open the event log, and tell in it what ends the run before its time.
+
+    Yields
+    ------
+    tuple
+        What listeners are told; the stream; and what is to be told of damaged lines once they listen.
+    """
     from photon.federation.for_above import reason_of
 
+    cut = mended(run_dir)
     run = listener_run(config, run_dir, live=live)
     with closing(open_log(run)) as stream:
         try:
-            yield run, stream
+            yield run, stream, cut
         except BaseException as error:
             bad_input = isinstance(error, PhotonError)
             last = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)

@@ -14,7 +14,6 @@ from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS
-from photon.training.draws import draw_seed, seeded
 from photon.training.groups import Tensors, write_params
 
 
@@ -35,7 +34,7 @@ def evaluate(
     def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:
         write_params(runtime.model, params)
         # All rounds are measured on the same draws.
-        with seeded(draw_seed(config.seed, 0, request.silo, "evaluate"), runtime.device):
+        with runtime.seeded(config.seed, 0, request.silo, "evaluate"):
             measured = objective_of(config).evaluate(
                 runtime.model,
                 data,

@@ -19,7 +19,6 @@ from photon.silo.work import batches, chooses
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
-from photon.training.draws import draw_seed, seeded
 from photon.training.groups import (
     StateGroups,
     Tensors,
@@ -76,7 +75,7 @@ def _fit_here(
         write_optimizer(runtime.model, runtime.optimizer, start.optimizer, start.scalars)
     context, collected = _placed(start.context, runtime.device), _placed(start.collected, runtime.device)
     loop = trainer(runtime, config, request.batch_size)
-    with seeded(draw_seed(config.seed, request.round, request.silo, "train"), runtime.device):
+    with runtime.seeded(config.seed, request.round, request.silo, "train"):
         method.begin(runtime.model, runtime.optimizer, context)
         stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
         result = loop.train(

@@ -4,6 +4,7 @@ It is built once per process and lent to every silo that the process serves; not
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from photon.config.schema import Component, RunConfig
 from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
+from photon.training.draws import draw_seed, seeded
 from photon.training.groups import read_params, reset_optimizer, write_params
 from photon.training.hardware import DTYPES, resolve_device, set_up_torch
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
@@ -35,6 +37,10 @@ class Runtime:
     device: torch.device
     precision: Precision
     trainers: dict[tuple[int, int | str | None], LocalTrainer]
+
+    def seeded(self, seed: int, server_round: int, silo: str, purpose: str) -> AbstractContextManager[None]:
+        """Let a block draw from a seed of its own, as of `draw_seed`."""
+        return seeded(draw_seed(seed, server_round, silo, purpose), self.device)
 
 
 def runtime_of(config: RunConfig, vocab_size: int) -> Runtime:

@@ -1,8 +1,8 @@
 """The typed events of a run, and the stream that hands them to listeners.
 
 An event is one line of JSON in ``events.jsonl``: ``event`` (its name), ``time`` (unix seconds), ``clock``
-and the fields of its class. JSON knows no NaN and no infinity, so both are written as ``null``; where a number
-is required, ``null`` is read back as NaN, and where a figure may be missing it is read back as ``None``.
+and the fields of its class. JSON knows no NaN and no infinity, so both are written as ``null``; where a
+number is required, ``null`` is read back as NaN, and where a figure may be missing as ``None``.
 """
 
 import dataclasses
@@ -96,8 +96,8 @@ class SiloEvaluation(TypedDict):
 class Event:
     """What every event carries: ``time``, unix seconds at which it happened.
 
-    ``clock`` is the same moment in seconds of a clock that nobody sets, for what lies between two events of one
-    attempt; ``None`` where nobody has looked at it.
+    ``clock`` is the same moment in seconds of a clock that nobody sets, for the time between two events of
+    one attempt; ``None`` where nobody has looked at it.
     """
 
     time: float = dataclasses.field(default_factory=time.time)

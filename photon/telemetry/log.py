@@ -7,6 +7,7 @@ that is damaged readers get a warning, and a run that goes on writes that warnin
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -191,7 +192,7 @@ def elapsed_seconds(history: Iterable[Event]) -> list[float]:
 
 
 def seconds_between(earlier: Event, later: Event) -> float:
-    """Return the seconds from one event of an attempt to another, by the clock that nobody sets if it was read."""
+    """Return the seconds between two events of an attempt, by the clock that nobody sets if it was read."""
     if earlier.clock is not None and later.clock is not None:
         return later.clock - earlier.clock
     return later.time - earlier.time
@@ -265,8 +266,8 @@ def _event(path: Path, number: int, line: bytes, before: Event | None) -> tuple[
         return _parse(path, number, line), True
     except PhotonError:
         message = f"line {number} of {path.name} was damaged, and is left out"
-    when = {} if before is None else {"time": before.time, "clock": before.clock}
-    return Notice(level="warning", message=message, **when), False
+    notice = Notice(level="warning", message=message)
+    return notice if before is None else replace(notice, time=before.time, clock=before.clock), False
 
 
 def _parse(path: Path, number: int, line: bytes) -> Event:
