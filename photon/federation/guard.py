@@ -63,7 +63,7 @@ def undone(config: RunConfig, good: ServerState, before: ServerState, named: Col
             "progress": good.progress.model_copy(update={"undone": before.progress.undone + 1}),
             "ledger": ledger,
             "decided": before.decided,
-            "config": config.text,
+            "config": before.config,
         }
     )
 

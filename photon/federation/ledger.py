@@ -95,7 +95,6 @@ def advance(
             "local_scalars": _typical_scalars(reports.values()),
             "routed": list(aggregate.routed),
             "decided": decided,
-            "config": config.text,
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(
                 aggregate.step.pseudo_gradient_norm,
