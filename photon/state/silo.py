@@ -109,7 +109,7 @@ class SiloStore:
         The silo's own folder for this run.
     keep
         Rounds to keep, those that were written last: at least two, so that a lost reply can be trained again.
-        Those that they went on from stay, too: what follows a round may be rejected for many rounds.
+        The last accepted one stays, too, however many are rejected after it.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -205,7 +205,7 @@ class SiloStore:
             write_text(self.folder / name, json.dumps(counts), flush=False)
 
     def _remove_old(self, written: SiloState) -> None:
-        """Remove rounds beyond ``keep``, but for those that the ones that stay went on from.
+        """Remove rounds beyond ``keep``, but for those that the server may still have accepted last.
 
         Those of larger numbers are of an earlier run, or of rounds that were undone: they are older, and yet
         stay for a while, because whoever went back may have done so by mistake.
@@ -216,7 +216,9 @@ class SiloStore:
         others = [each for each in rounds if each not in stay]
         others.sort(key=lambda each: (self._path(each).stat().st_mtime_ns, each), reverse=True)
         kept = max(0, self._keep - len(stay))
-        needed = {written.accepted, *map(self._accepted, [*stay, *others[:kept]])}
+        # The server keeps a checkpoint less than there are rounds here, and may go back to any of them.
+        newest = [*reversed(stay), *others][: max(1, self._keep - 2)]
+        needed = set(map(self._accepted, newest))
         for old in others[kept:]:
             if old not in needed:
                 remove_directory(self._path(old))

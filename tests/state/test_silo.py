@@ -84,12 +84,20 @@ def test_what_a_round_went_on_from_stays_while_what_follows_is_rejected(tmp_path
 
     after(1, 0)
     for server_round in range(2, 8):
-        assert 1 in after(server_round, 1)
-    # The server may go back to round 6, from where round 1 is the last accepted one.
-    assert after(8, 7) == [1, 6, 7, 8]
-    assert after(9, 8) == [1, 7, 8, 9]
-    assert after(10, 9) == [7, 8, 9, 10]
-    assert after(11, 10) == [8, 9, 10, 11]
+        assert after(server_round, 1)[0] == 1
+    # The seventh is accepted, and nothing can go back to before it any more.
+    assert after(8, 7) == [6, 7, 8]
+    assert after(9, 8) == [7, 8, 9]
+
+
+def test_the_server_may_go_back_to_where_another_round_was_the_last_accepted_one(tmp_path: Path) -> None:
+    """It keeps one checkpoint less than a silo keeps rounds: here those of rounds 6 to 8."""
+    store = SiloStore(tmp_path / "alpha", keep=4)
+    for server_round, accepted in ((1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 2), (7, 2), (8, 7)):
+        store.save(replace(_state(server_round), accepted=accepted), {})
+    assert store.load("run", 2) is not None, "round 7 goes on from round 2"
+    store.save(replace(_state(9), accepted=8), {})
+    assert store.load("run", 2) is None
 
 
 @pytest.mark.parametrize(
