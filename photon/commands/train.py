@@ -1,5 +1,6 @@
 """``photon train`` and ``photon resume``: start a run, a sweep, or go on with a run."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -76,19 +77,23 @@ def train_one(composed: Any) -> None:
     """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
     from hydra.core.hydra_config import HydraConfig
 
+    from photon.commands.sweep import JOB, SWEEPER
     from photon.config.compose import resolved, validate
     from photon.engine.start import start
     from photon.preflight import preflight
 
     folder = HydraConfig.get().runtime.output_dir
-    try:
+    Path(folder, JOB).write_text("")
+    if os.environ.get(SWEEPER) != str(os.getpid()):
+        # A job of joblib's goes on otherwise when the sweep is killed.
         end_with_parent()
+    try:
         config = preflight(validate(resolved(composed)))
         if config.run_dir is None:
             config = config.model_copy(update={"run_dir": folder})
         start(config, answer, resume=False)
     except (PhotonError, RunError) as error:
-        said = f"photon: {folder}: {error}"
+        said = f"photon: {folder}: {str(error).removeprefix(f'{folder}: ')}"
         Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -11,13 +11,18 @@ from types import FrameType
 
 #: Ctrl-C, a service manager, a closed terminal.
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: Seconds after which an interruption that was not heard comes again.
+_AGAIN_SECONDS = 1.0
 #: Seconds between looks at whether the parent is still there.
 _LOOK_SECONDS = 1.0
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Treat whatever asks this process to end as Ctrl-C, once: what it then puts in order is not disturbed.
+    """Treat whatever asks this process to end as Ctrl-C, until it is heard.
+
+    Code of others may swallow an interruption: that of a callback, or an import that catches everything. It
+    then comes again. What is put in order after one is not disturbed by another.
 
     A signal that is ignored stays ignored: ``nohup`` and background jobs of scripts ask for that. In a thread
     other than the main one nothing changes, as Python hands signals to the main thread alone.
@@ -25,21 +30,33 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in _ASKING}
-    taken = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    before = {number: signal.getsignal(number) for number in (*_ASKING, signal.SIGALRM)}
+    taken = [number for number in _ASKING if before[number] not in (signal.SIG_IGN, None)]
 
     def interrupt(_: int, __: FrameType | None) -> None:
-        for number in taken:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
+        signal.signal(signal.SIGALRM, interrupt)
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+        if not _is_heard():
+            raise KeyboardInterrupt
 
     for number in taken:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
+        if signal.getsignal(signal.SIGALRM) is interrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before[signal.SIGALRM])
         for number in taken:
             signal.signal(number, before[number])
+
+
+def _is_heard() -> bool:
+    """Return whether this thread deals with an interruption, in a handler or on its way out."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def end_with_parent() -> None:
