@@ -8,7 +8,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.roster import difference
 from photon.link.messages import SiloInfo
-from photon.state.checkpoint import LedgerEntry
+from photon.state.checkpoint import Checkpoint, LedgerEntry
 from photon.strategy.base import Participant, Strategy
 
 
@@ -99,4 +99,19 @@ def check_silos(config: RunConfig, strategy: Strategy, silos: Sequence[SiloInfo]
             f"the data's sequence length {reference.sequence_length} is longer than the model's "
             f"(model.sequence_length={config.model.sequence_length}); prepare the data with "
             "--sequence-length, or raise model.sequence_length and the architecture's positions"
+        )
+
+
+def check_same_data(checkpoint: Checkpoint, silos: Sequence[SiloInfo]) -> None:
+    """Check that silos have the text that a run began with.
+
+    Raises
+    ------
+    PhotonError
+        If they have not.
+    """
+    if silos[0].tokenizer_sha256 != checkpoint.state.tokenizer_sha256:
+        raise PhotonError(
+            f"{checkpoint.path}: the run began with another tokenizer than the silos have now; "
+            "put the original data back"
         )

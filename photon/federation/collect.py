@@ -1,7 +1,7 @@
 """The training of a round: requests go out, and the replies that count come back one at a time."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +45,6 @@ class Ready:
     receive: Callable[[str, Message], Reply | Failure]
     straggler_timeout: StragglerTimeout | None
     intake: Intake
-
-    def replies(self, at: Stations) -> Iterator[Reply]:
-        """Send what goes out, and return the replies that count as they come."""
-        answers = exchange(
-            at.grid,
-            self.messages,
-            self.receive,
-            deadline=at.config.federation.deadline,
-            straggler_timeout=self.straggler_timeout,
-        )
-        return self.intake.replies(answers)
 
 
 def ready(

@@ -10,13 +10,13 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
-from photon.federation.cohort import check_silos, draw_cohort, reference_of
+from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
 from photon.federation.collect import ready
+from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
 from photon.federation.intake import Collected
 from photon.federation.ledger import advance, first_state, with_decided
 from photon.federation.origin import adopted, first_params, sent_config, settled, with_own
-from photon.federation.resumed import changes, check_same_data
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
@@ -144,7 +144,15 @@ class Federation:
         self, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
     ) -> Iterator[Reply]:
         """Let a cohort train from a checkpoint; return the replies that count."""
-        return ready(self._at, self._sent_config, checkpoint, cohort, collected).replies(self._at)
+        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected)
+        answers = exchange(
+            self._at.grid,
+            prepared.messages,
+            prepared.receive,
+            deadline=self.config.federation.deadline,
+            straggler_timeout=prepared.straggler_timeout,
+        )
+        return prepared.intake.replies(answers)
 
     def _train_server_silo(
         self, server_round: int, checkpoint: Checkpoint, collected: Collected
@@ -217,8 +225,6 @@ class Federation:
         self._checkpoints.set_aside_after(before, self._checkpoints.aside_for(before))
         check_same_data(checkpoint, silos)
         self._settle(checkpoint.state)
-        if changed := changes(checkpoint, self._sent_config):
-            self._events.notice("info", f"the run goes on with another configuration: {changed}")
         state = checkpoint.state.model_copy(update={"config": self._sent_config.text})
         checkpoint = replace(checkpoint, state=state)
         self._clean_store(checkpoint.state, all_rounds=True)

@@ -4,7 +4,7 @@ What a checkpoint and silos hold was made by a model, optimizers and a strategy.
 as what it is not, so a run that was given others does not go on. All else may change, and is told.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from photon.config.compose import parse
@@ -12,7 +12,6 @@ from photon.config.decided import agreed
 from photon.config.schema import Component, RunConfig
 from photon.errors import PhotonError
 from photon.federation.origin import sent_config
-from photon.link.messages import SiloInfo
 from photon.objective.configured import objective_of
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Strategy, strategy_of
@@ -23,59 +22,37 @@ _BACK = "change it back, or start anew"
 _NOT_TOLD = ("run_dir", "data.path", "telemetry.", "federation.connection")
 
 
-def check_changed(checkpoint: Checkpoint, config: RunConfig) -> None:
-    """Check that a run can go on from a checkpoint with a configuration that may have been changed since.
+def compared(checkpoint: Checkpoint, config: RunConfig) -> str | None:
+    """Compare a configuration that may have been changed with the one that a checkpoint was written under.
 
     Parameters
     ----------
     config
         The configuration as it is now.
 
+    Returns
+    -------
+    str or None
+        What was changed, in words; None: nothing, or nobody can tell.
+
     Raises
     ------
     PhotonError
-        If what the checkpoint, or the silos, hold was made by another model, optimizer or strategy.
-    """
-    before = _before(checkpoint)
-    if before is None or config.federation.parent is not None:
-        return
-    now = sent_config(config, checkpoint.state.vocab_size)
-    if problem := _problem(before, now, checkpoint):
-        raise PhotonError(f"{checkpoint.path.parent.parent / 'config.yaml'}: {problem}")
-
-
-def changes(checkpoint: Checkpoint, config: RunConfig) -> str | None:
-    """Return what was changed since a checkpoint was written, in words; None: nothing.
-
-    Parameters
-    ----------
-    config
-        The configuration that silos are sent now.
+        If the run cannot go on: what the checkpoint, or the silos, hold was made by another model, optimizer
+        or strategy.
     """
     before = _before(checkpoint)
     if before is None or config.federation.parent is not None:
         return None
+    now = sent_config(config, checkpoint.state.vocab_size)
+    if problem := _problem(before, now, checkpoint):
+        raise PhotonError(f"{checkpoint.path.parent.parent / 'config.yaml'}: {problem}")
     if (decided := agreed(checkpoint.state.decided.values())) is not None:
-        before, config = (
-            one.model_copy(update={"training": decided.applied_to(one.training)}) for one in (before, config)
+        before, now = (
+            one.model_copy(update={"training": decided.applied_to(one.training)}) for one in (before, now)
         )
-    told = _differences(before.model_dump(by_alias=True), config.model_dump(by_alias=True))
+    told = _differences(before.model_dump(by_alias=True), now.model_dump(by_alias=True))
     return "; ".join(one for one in told if not one.startswith(_NOT_TOLD)) or None
-
-
-def check_same_data(checkpoint: Checkpoint, silos: Sequence[SiloInfo]) -> None:
-    """Check that silos have the text that a run began with.
-
-    Raises
-    ------
-    PhotonError
-        If they have not.
-    """
-    if silos[0].tokenizer_sha256 != checkpoint.state.tokenizer_sha256:
-        raise PhotonError(
-            f"{checkpoint.path}: the run began with another tokenizer than the silos have now; "
-            "put the original data back"
-        )
 
 
 def _before(checkpoint: Checkpoint) -> RunConfig | None:

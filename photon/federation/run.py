@@ -19,6 +19,7 @@ from photon.federation.results import finish
 from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
+from photon.telemetry.events import Notice
 
 
 def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
@@ -101,6 +102,9 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             open_others(run, stream)
             for notice in cut:
                 stream.emit(notice)
+            if resume and (changed := _changed(config, run_dir)):
+                told = f"the run goes on with another configuration: {changed}"
+                stream.emit(Notice(level="info", message=told))
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
@@ -130,7 +134,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     if resume and not has_run:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
     if resume:
-        _check_changed(config, run_dir)
+        _changed(config, run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):
@@ -142,10 +146,16 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     return run_dir
 
 
-def _check_changed(config: RunConfig, run_dir: Path) -> None:
-    """Check a changed configuration against the newest checkpoint that says what the run was."""
+def _changed(config: RunConfig, run_dir: Path) -> str | None:
+    """Return what was changed of the configuration since the newest checkpoint that can be read, in words.
+
+    Raises
+    ------
+    PhotonError
+        If the run cannot go on like that.
+    """
     # Here, because it brings transformers, which a new run on another engine does without.
-    from photon.federation.resumed import check_changed
+    from photon.federation.resumed import compared
 
     store = CheckpointStore(run_dir / "checkpoints")
     for server_round in reversed(store.rounds()):
@@ -156,8 +166,8 @@ def _check_changed(config: RunConfig, run_dir: Path) -> None:
         except PhotonError:
             # A damaged one is passed over, or named, where the run goes on from it.
             continue
-        check_changed(checkpoint, config)
-        return
+        return compared(checkpoint, config)
+    return None
 
 
 def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) -> None:

@@ -12,7 +12,7 @@ from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
-from photon.federation.resumed import changes
+from photon.federation.resumed import compared
 from photon.federation.run import check_run_dir, prepare_run
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
@@ -169,7 +169,7 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_it(run_small: Run, t
     run_small("rounds=2")
     checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints").load(2)
     earlier = checkpoint.state.model_copy(update={"config": ""})
-    assert changes(type(checkpoint)(checkpoint.path, earlier), parse(checkpoint.state.config)) is None
+    assert compared(type(checkpoint)(checkpoint.path, earlier), parse(checkpoint.state.config)) is None
 
 
 def test_a_silo_with_the_state_of_another_optimizer_says_so(small_config: Callable[..., RunConfig]) -> None:
