@@ -4,7 +4,7 @@ from photon.config.schema import RunConfig
 from photon.link.messages import SiloInfo
 from photon.silo.site import SiloSite
 from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
-from photon.training.precision import CLEARLY_FASTER, bf16_speedup_of_machine, resolve_precision
+from photon.training.precision import CLEARLY_FASTER, bf16_speedup_on_cpu, resolve_precision
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
@@ -15,7 +15,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)
     if config.training.precision == "auto" and device.type == "cpu":
-        measured = f"{bf16_speedup_of_machine():.2f}"
+        measured = f"{bf16_speedup_on_cpu():.2f}"
         name += f" (auto: bf16 is {measured} times as fast as fp32, and taken from {CLEARLY_FASTER} on)"
     shares = site.policy.share_validation
     return [

@@ -18,8 +18,10 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 #: How much faster bf16 must be on a CPU to be chosen.
 CLEARLY_FASTER = 1.2
-#: Passes of each format that are timed at least, and seconds of CPU time for all of them.
-_LEAST_PASSES, _PROBE_SECONDS = 15, 0.5
+#: Passes of each format that are timed, at least and at most, and seconds of CPU time for all of them.
+_LEAST_PASSES, _MOST_PASSES, _PROBE_SECONDS = 15, 500, 0.5
+#: Shortest time that is told apart from none.
+_TICK = 1e-6
 
 
 def resolve_precision(requested: str, device: torch.device) -> Precision:
@@ -47,7 +49,7 @@ def resolve_precision(requested: str, device: torch.device) -> Precision:
         raise PhotonError(f"precision={requested} is unknown; use auto, fp32, bf16 or fp16")
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and bf16_speedup_of_machine() >= CLEARLY_FASTER:
+    if device.type == "cpu" and bf16_speedup_on_cpu() >= CLEARLY_FASTER:
         return "bf16"
     return "fp32"
 
@@ -66,7 +68,7 @@ def _check_device(precision: str, device: torch.device) -> None:
 
 
 @cache
-def bf16_speedup_of_machine() -> float:
+def bf16_speedup_on_cpu() -> float:
     """Return how much faster bf16 is on this machine's CPU, measured once and remembered for good.
 
     What was measured lies in ``machine.json`` of Photon's home, so that all processes and all runs on a
@@ -81,12 +83,12 @@ def bf16_speedup_of_machine() -> float:
         with FileLock(file.with_suffix(".lock")):
             measured = _remembered(file)
             if (known := measured.get(_machine())) is None:
-                known = bf16_speedup_on_cpu()
+                known = measure_bf16_speedup()
                 content = {"bf16_speedup": {**measured, _machine(): known}}
                 write_text(file, json.dumps(content, indent=1) + "\n")
             return known
     except OSError:
-        return bf16_speedup_on_cpu()
+        return measure_bf16_speedup()
 
 
 def _remembered(file: Path) -> dict[str, float]:
@@ -108,7 +110,7 @@ def _machine() -> str:
     return f"{name or platform.processor() or platform.machine()}, {capability}, torch {torch.__version__}"
 
 
-def bf16_speedup_on_cpu() -> float:
+def measure_bf16_speedup() -> float:
     """Measure how much faster a small layer trains in bf16 than in fp32 on this CPU.
 
     In one thread and by its own CPU time, which other work on the machine hardly changes. Both formats run
@@ -131,12 +133,14 @@ def bf16_speedup_on_cpu() -> float:
             _timed_pass(layers, inputs, bf16=bf16)  # The first pass of each compiles kernels.
         fp32: list[float] = []
         bf16s: list[float] = []
-        while len(fp32) < _LEAST_PASSES or sum(fp32) + sum(bf16s) < _PROBE_SECONDS:
+        for passes in range(_MOST_PASSES):
+            if passes >= _LEAST_PASSES and sum(fp32) + sum(bf16s) >= _PROBE_SECONDS:
+                break
             fp32.append(_timed_pass(layers, inputs, bf16=False))
             bf16s.append(_timed_pass(layers, inputs, bf16=True))
     finally:
         torch.set_num_threads(threads)
-    return statistics.median(fp32) / statistics.median(bf16s)
+    return max(_TICK, statistics.median(fp32)) / max(_TICK, statistics.median(bf16s))
 
 
 def _timed_pass(layers: torch.nn.Module, inputs: torch.Tensor, *, bf16: bool) -> float:

@@ -131,17 +131,17 @@ def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Calla
     """Let the probe find what a test says, in a home of the test's own."""
     monkeypatch.setenv("PHOTON_HOME", str(tmp_path / "home"))
     found = [2.0]
-    monkeypatch.setattr(precision, "bf16_speedup_on_cpu", lambda: found[0])
+    monkeypatch.setattr(precision, "measure_bf16_speedup", lambda: found[0])
 
     def says(speedup: float) -> None:
         """Find this from now on, in a new process."""
         found[0] = speedup
-        precision.bf16_speedup_of_machine.cache_clear()
+        precision.bf16_speedup_on_cpu.cache_clear()
         disturb()
 
     says(2.0)
     yield says
-    precision.bf16_speedup_of_machine.cache_clear()
+    precision.bf16_speedup_on_cpu.cache_clear()
 
 
 def training_of(run_dir: Path) -> dict[str, Any]:
