@@ -111,11 +111,13 @@ class TrainingSection(Section):
 
     batch_size: int = Field(ge=1, description="Sequences per local step.")
     micro_batch_size: int | Literal["auto"] | None = Field(
-        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probe."
+        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probed "
+        "once a run."
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
+        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
+        "on the machine's CPU, or by the GPU's capability."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
@@ -387,8 +389,8 @@ class PrivacySection(Section):
     delta: float = Field(gt=0, lt=1, description="The δ for which the summary gives ε.")
     seed: int | None = Field(
         ge=0,
-        description="Seed of the noise, for experiments that must be repeatable; null: the operating "
-        "system's randomness, without which there is no privacy.",
+        description="Seed of the noise, for experiments alone; null: the operating system's randomness, "
+        "without which there is no privacy.",
     )
     secure_aggregation: bool = Field(
         description="Silos mask their updates, so that the server learns the sum of the cohort's alone."
