@@ -4,12 +4,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from photon.config.floats import untagged
 from photon.errors import PhotonError
 
 
@@ -118,7 +119,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise PhotonError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(fields, dict):
         raise PhotonError(f"{path}: expected a JSON object, found a {type(fields).__name__}")
-    return fields
+    fields = untagged(fields)
+    return cast(dict[str, Any], fields)
 
 
 @contextmanager
