@@ -132,8 +132,8 @@ def self_contained(model: ModelSection, vocab_size: int) -> ModelSection:
     )
     if lost := difference(config, transformers_config(section, vocab_size)):
         raise PhotonError(
-            f"model: transformers does not read {', '.join(lost)} of a {config.model_type} as it writes it, so "
-            "silos would build another model; leave that out, or choose another type"
+            f"model: transformers does not read {', '.join(lost)} of a {config.model_type} as it writes it, "
+            "so silos would build another model; leave that out, or choose another type"
         )
     return section
 
@@ -197,8 +197,8 @@ def _vocabulary_rows(model: ModelSection, vocab_size: int, own: int | None) -> i
 def _check_positions(model: ModelSection, positions: Any, before: int, where: str) -> None:
     if isinstance(positions, int) and positions - before < model.sequence_length:
         raise PhotonError(
-            f"model.sequence_length={model.sequence_length}: {where} has only {positions - before} positions; "
-            "shorten the sequences"
+            f"model.sequence_length={model.sequence_length}: {where} has only {positions - before} "
+            "positions; shorten the sequences"
         )
 
 

@@ -1,4 +1,4 @@
-"""The fields of a ``transformers`` configuration: their names, which of them Photon sets, and how they travel.
+"""The fields of a ``transformers`` configuration: their names, which Photon sets, and how they travel.
 
 Many a field has two names: the one that a class declares and one that its ``attribute_map`` gives, by which
 it may be kept and written. Whatever is looked for here is found under either.
@@ -162,7 +162,7 @@ class Fields:
 
 
 def written(config: "PreTrainedConfig") -> dict[str, Any]:
-    """Return a configuration as the fields of its ``config.json``, without what code or weights are fetched by.
+    """Return a configuration as the fields of its ``config.json``, without what code or weights come by.
 
     Whatever else transformers writes is in it, derived fields and those of other versions too: a model may
     look at any of them.

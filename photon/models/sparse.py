@@ -185,7 +185,7 @@ def prunable_names(model: nn.Module, layers: Iterable[str]) -> list[str]:
         If an expression fits no weight, or is none.
     """
     # Of a tied weight the one name that the parameter goes by.
-    own = {name for name, _ in model.named_parameters()}
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return sorted(own & set(_prunable_modules(model, tuple(layers))))
 
 
@@ -207,7 +207,7 @@ def _prunable_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn
     weights = {
         f"{name}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d | nn.Embedding)
+        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d | nn.Embedding) and module.weight.requires_grad
     }
     if not layers:
         return {n: m for n, m in weights.items() if not isinstance(m, nn.Embedding) and m is not head}

@@ -93,10 +93,11 @@ class Photon(Strategy):
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract over all parameters, and the states of the local optimizer under a sync plan."""
         arriving: dict[str, Mapping[str, torch.Size]] = {PARAMS: params}
-        masked = frozenset(params if self.folds_mean else ())
-        leaving = {PARAMS: Leaving("parameters", params, masked=masked, bounded=True)}
+        trained = self.trained(params)
+        masked = frozenset(trained if self.folds_mean else ())
+        leaving = {PARAMS: Leaving("parameters", trained, masked=masked, bounded=True)}
         if self.plan is not None:
-            states = optimizer_shapes(self.config.optimizer, params)
+            states = optimizer_shapes(self.config.optimizer, trained)
             arriving |= states
             leaving |= {
                 group: Leaving("mean", states[group])
