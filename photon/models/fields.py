@@ -43,8 +43,8 @@ _COUNTED_FROM_PADDING = {
     "xlm-roberta-xl",
     "xmod",
 }
-#: Types that find the end of a text by the padding in it, which they cannot do without.
-_ENDED_BY_PADDING = {"xlm"}
+#: Types that find the end of a text by the padding in it, or pad texts themselves.
+_ENDED_BY_PADDING = {"reformer", "xlm"}
 
 
 class Fields:

@@ -81,7 +81,17 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
             obsolete[0],
             len(obsolete),
         )
+    _freeze_as_built(loaded)
     return loaded
+
+
+def _freeze_as_built(loaded: PreTrainedModel) -> None:
+    """Let those parameters train that the class lets train: what was loaded into them does not say."""
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(loaded.config, trust_remote_code=False)
+    trains = {name: parameter.requires_grad for name, parameter in built.named_parameters()}
+    for name, parameter in loaded.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))
 
 
 def _is_obsolete(name: str, model: nn.Module) -> bool:
