@@ -145,7 +145,7 @@ class StreamingDiLoCo(Photon):
             for group, tensors in own_state.items():
                 state.setdefault(group, {}).update(tensors)
             scalars |= {prefix + key: value for key, value in own_scalars.items()}
-        return params, outer_step(gradient_norms, params, state), state, scalars
+        return params, outer_step(gradient_norms, self.trained(params), state), state, scalars
 
     def _shapes(self, params: Tensors) -> dict[str, torch.Size]:
         return {name: tensor.shape for name, tensor in self.trained(params).items()}

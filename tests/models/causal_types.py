@@ -1,8 +1,11 @@
 """Every causal language model that transformers has, made small, with values that are not its defaults."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 VOCABULARY = 128
@@ -190,3 +193,22 @@ def fields(model_type: str) -> dict[str, Any]:
     declared = {field.name for field in dataclasses.fields(kind)}
     chosen = {name: value for name, value in SIZES.items() if name in declared} | OWN.get(model_type, {})
     return {name: value for name, value in chosen.items() if value is not None}
+
+
+def save(model_type: str, folder: Path, **changes: Any) -> None:
+    """Let transformers save a model of which no tensor is as the class initialises it."""
+    kind = CONFIG_MAPPING[model_type]
+    own = fields(model_type) | changes
+    default = kind(**own)
+    if hasattr(default, "is_decoder"):
+        own["is_decoder"] = True
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        if isinstance(token := getattr(default, name, None), int) and token >= own["vocab_size"]:
+            own[name] = 2
+    torch.manual_seed(1)
+    model = AutoModelForCausalLM.from_config(kind(**own))
+    with torch.no_grad():
+        for tensor in model.state_dict(keep_vars=True).values():
+            if tensor.is_floating_point():
+                tensor.add_(0.05 * torch.randn_like(tensor))
+    model.save_pretrained(folder)

@@ -21,7 +21,7 @@ from photon.models.flops import model_flops_per_token
 from photon.models.loss import causal_loss
 from photon.models.pretrained import load_pretrained, quiet_transformers
 from photon.training.groups import kept_names, read_params, write_params
-from tests.models.causal_types import LENGTH, SKIPPED, VOCABULARY, fields
+from tests.models.causal_types import LENGTH, SKIPPED, VOCABULARY, save
 
 #: Tokens of the tokenizer, fewer than rows of the embedding: the last row may be a type's padding.
 TOKENS = VOCABULARY - 8
@@ -83,25 +83,6 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def draw(shape: tuple[int, ...], seed: int) -> Tensor:
     # From 5 on, because the first ids are the padding of some types.
     return torch.randint(5, TOKENS, shape, generator=torch.Generator().manual_seed(seed))
-
-
-def save(model_type: str, folder: Path) -> None:
-    """Let transformers save a model of which no tensor is as the class initialises it."""
-    kind = CONFIG_MAPPING[model_type]
-    own = fields(model_type)
-    default = kind(**own)
-    if hasattr(default, "is_decoder"):
-        own["is_decoder"] = True
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        if isinstance(token := getattr(default, name, None), int) and token >= VOCABULARY:
-            own[name] = 2
-    torch.manual_seed(1)
-    model = AutoModelForCausalLM.from_config(kind(**own))
-    with torch.no_grad():
-        for tensor in model.state_dict(keep_vars=True).values():
-            if tensor.is_floating_point():
-                tensor.add_(0.05 * torch.randn_like(tensor))
-    model.save_pretrained(folder)
 
 
 @torch.no_grad()
