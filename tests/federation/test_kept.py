@@ -155,6 +155,7 @@ def test_silos_have_it_to_the_bit_over_a_link_that_loses(
         monkeypatch.setattr(f"photon.silo.{module}.write_params", spying)
     config = small_config(
         "rounds=2",
+        "checkpoint.keep=5",
         "local_steps=1",
         "link.uplink_payload=update",
         f"link.downlink_payload={payload}",
