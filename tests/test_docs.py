@@ -18,7 +18,7 @@ import torch
 import typer.main
 from flwr.common.config import parse_config_args
 
-from photon.cli import app
+from photon.commands.app import app
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError

@@ -17,12 +17,10 @@ from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listener_run, open_log, open_others
 from photon.federation.results import finish
 from photon.files.atomic import write_text
+from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import EventStream, RunInterrupted
 from photon.telemetry.listener import ListenerRun
-
-#: Held by the process that trains the run.
-LOCK = ".lock"
 
 
 def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
@@ -226,9 +224,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise PhotonError(
-            f"{run_dir}: the run is still going on in another process; stop that first"
-        ) from None
+        raise going_on(run_dir) from None
     try:
         yield
     finally:

@@ -100,6 +100,10 @@ class Packed:
     encoding: Encoding | None = None
 
 
+#: Places of a sparse tensor that are used at a time.
+_SLICE = 2**17
+
+
 @dataclass(frozen=True)
 class SparseTensor:
     """A tensor that is zero but for some entries.
@@ -109,7 +113,7 @@ class SparseTensor:
     shape
         Of the tensor.
     indices
-        Places in the flattened tensor, int64 of shape (n,), each at most once.
+        Places in the flattened tensor, int64 or int32 of shape (n,), each at most once.
     values
         What is there, of shape (n,).
     """
@@ -126,7 +130,9 @@ class SparseTensor:
     def dense(self) -> torch.Tensor:
         """Return it as an ordinary tensor."""
         out = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
-        out[self.indices] = self.values
+        # torch indexes with int64: of each slice alone there is a copy.
+        for places, values in zip(self.indices.split(_SLICE), self.values.split(_SLICE), strict=True):
+            out[places] = values
         return out.view(self.shape)
 
 

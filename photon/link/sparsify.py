@@ -68,7 +68,7 @@ class TopK(Codec):
         """Return the values at their places."""
         size = torch.Size(shape)
         count, chunks = values.numel(), size.numel() // self.chunk
-        indices = torch.empty(count, dtype=torch.int64)
+        indices = _places_of(count, size.numel())
         # Whole bytes at a time, and in place: there may be as many places as there are values.
         for begin in range(0, count, SLICE):
             end = min(begin + SLICE, count)
@@ -160,7 +160,7 @@ class RandomK(Codec):
 
     def _places(self, seed: "np.ndarray[tuple[int], np.dtype[np.uint64]]", count: int) -> torch.Tensor:
         """Return the drawn index of every run."""
-        indices = torch.empty(-(-count // self.stride), dtype=torch.int64)
+        indices = _places_of(-(-count // self.stride), count)
         for begin in range(0, len(indices), SLICE):
             runs = np.arange(begin, min(begin + SLICE, len(indices)), dtype=np.uint64)
             lengths = np.minimum(self.stride, count - runs.astype(np.int64) * self.stride).astype(np.uint64)
@@ -201,10 +201,26 @@ class Bitmask(Codec):
     ) -> SparseTensor:
         """Put the values where the mask says."""
         size = torch.Size(shape)
-        indices = torch.from_numpy(np.flatnonzero(unpack_bits(side, 1, size.numel()).numpy()))
-        if indices.numel() != values.numel():
-            raise ValueError(f"its mask has {indices.numel()} bits set for {values.numel()} values")
+        indices = _places_of(values.numel(), size.numel())
+        found = 0
+        # A slice at a time: a byte for each bit of the whole mask would be a third of the result.
+        for begin in range(0, size.numel(), SLICE):
+            bits = unpack_bits(side[begin // 8 :], 1, min(SLICE, size.numel() - begin))
+            places = np.flatnonzero(bits.numpy())
+            room = indices[found : found + len(places)]
+            room.copy_(torch.from_numpy(places + begin)[: len(room)])
+            found += len(places)
+        if found != values.numel():
+            raise ValueError(f"its mask has {found} bits set for {values.numel()} values")
         return SparseTensor(size, indices, values)
+
+
+def _places_of(count: int, numel: int) -> torch.Tensor:
+    """Return room for ``count`` places in ``numel`` values, of the smaller type that holds them.
+
+    Also those that a liar claims beyond the end, within a chunk: they must be seen, and not wrap around.
+    """
+    return torch.empty(count, dtype=torch.int32 if numel < 2**30 else torch.int64)
 
 
 def _largest(rows: torch.Tensor, k: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

@@ -308,7 +308,9 @@ def _reader(tensor: torch.Tensor | SparseTensor) -> Callable[[slice], torch.Tens
 
 
 def _read_sparse(indices: torch.Tensor, values: torch.Tensor, where: slice) -> torch.Tensor:
-    begin, end = torch.searchsorted(indices, torch.tensor([where.start, where.stop])).tolist()
+    begin, end = torch.searchsorted(
+        indices, torch.tensor([where.start, where.stop], dtype=indices.dtype)
+    ).tolist()
     row = torch.zeros(where.stop - where.start)
     row[indices[begin:end] - where.start] = values[begin:end].to(torch.float32)
     return row

@@ -45,8 +45,8 @@ from photon.link.encoding import Codec, CodecEntry, Encoding, Packed, SparseTens
 
 #: Payloads of the long test, and processes that share them.
 LONG, PROCESSES = 1_000_000, 2
-#: Bytes that decoding may take for each element of a tensor, 3.5 times float32, and besides.
-EACH, BESIDES = 14, 8 * 2**20
+#: Bytes that decoding may take for each element of a tensor, 3 times float32, and besides.
+EACH, BESIDES = 12, 8 * 2**20
 SHAPES = [(1,), (7,), (33, 5), (60, 50), (4100,), (3, 5, 7)]
 PIPELINES: list[list[Codec]] = [
     [Cast("bfloat16")],
