@@ -7,6 +7,7 @@ import torch
 
 from photon.components import build
 from photon.config.schema import Component, ModelSection, RunConfig
+from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
 
@@ -37,12 +38,24 @@ def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "c
         Tokens of the tokenizer.
     device
         Where it is built; ``"meta"``: shapes alone.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot be built, or would go on changing a buffer that no step moves.
     """
     # Here, because who asks for an objective alone needs no transformers.
     from photon.models.build import build_model
 
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    return objective_of(config).build(model)
+    built = objective_of(config).build(model)
+    for name, module in built.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise PhotonError(
+                f"model: {name} keeps running statistics, and a run leaves buffers as they are; let it "
+                "normalise without (track_running_stats=False)"
+            )
+    return built
 
 
 def kept_of(config: RunConfig) -> frozenset[str]:

@@ -20,6 +20,7 @@ from photon.federation.run import prepare_run
 from photon.models.pretrained import load_pretrained, quiet_transformers
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
+from photon.training.devices import stop_group
 from photon.training.groups import kept_names, read_params, write_params
 from tests.models.causal_types import save
 
@@ -37,6 +38,9 @@ WAYS = [
     ["strategy=fedprox"],
     ["strategy=worldlm"],
     ["strategy=fedper"],
+    ["strategy=worldlm", "cohort=null", "federation.tree={north: [alpha, beta], south: [gamma]}"],
+    ["strategy=photon", "outer=diloco", "cohort=null", "federation.tree={n: [alpha, beta], s: [gamma]}"],
+    ["strategy=hierfavg", "cohort=null", "federation.tree={n: [alpha, beta], s: [gamma]}"],
     ["strategy=sparsyfed"],
     ["strategy=zerofl"],
     ["strategy=flash"],
@@ -172,3 +176,20 @@ def test_silos_have_it_to_the_bit_over_a_link_that_loses(
     assert any(not any(torch.equal(one[first], tensor) for tensor in exact) for one in seen), (
         "nothing is lost"
     )
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_devices_train_it_as_one_does(
+    parallel: str, folders: dict[str, Path], small_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    warm = folders["hy_v4"]
+    before, kept = read_params(load_pretrained(warm)), kept_names(load_pretrained(warm))
+    chosen = ("strategy=local-adam", "rounds=2", "cohort=1", "optimizer.weight_decay=0.1")
+    train(small_config(*chosen, name="one"), warm)
+    two = ("training.processes=2", f"training.parallel={parallel}")
+    train(small_config(*chosen, *two, name="two"), warm)
+    stop_group()
+    one, other = (of_round(tmp_path / name, 2) for name in ("one", "two"))
+    assert all(torch.equal(other[name], before[name]) for name in kept)
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=0, atol=2e-5)
