@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.floats import tagged
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
@@ -83,6 +84,12 @@ class ModelSection(Section):
         description="Hugging Face folder (safetensors) whose weights the run starts from; null: random."
     )
     recipe: RecipeSection
+
+    @field_validator("architecture")
+    @classmethod
+    def _as_json(cls, architecture: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Write an infinity as transformers does: a section may travel as JSON."""
+        return None if architecture is None else {key: tagged(value) for key, value in architecture.items()}
 
 
 class HubSection(Section):

@@ -190,8 +190,13 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     devices = [device] if device.type == "cuda" else None
+    # An architecture may have parameters that its loss does not depend on, and experts that no token took.
     return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        model,
+        device_ids=devices,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,
     )
 
 

@@ -278,7 +278,18 @@ class LocalTrainer:
             if last and hooks.term is not None:
                 value = value + hooks.term(self.model)
             self._scaler.scale(value).backward()
+        self._complete_gradients()
         return figures
+
+    def _complete_gradients(self) -> None:
+        """Give what the loss does not depend on a gradient of zero, as the loss's derivative says.
+
+        An optimizer would leave it out, and then parameters would differ in their steps, and in what states
+        there are of them: a state group is of all parameters.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         split = [array.split(self.micro_batch_size) for array in batch.values()]
