@@ -80,7 +80,8 @@ def _listed(root: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, s
         else:
             files.append((name, kind))
     if refused:
-        leave(".", f"{_count(refused)} that are not read: convert or rename them to .txt, .jsonl or .parquet")
+        verb = "is" if refused.total() == 1 else "are"
+        leave(".", f"{_count(refused)} that {verb} not read: convert or name them .txt, .jsonl or .parquet")
     if unknown:
         leave(".", f"{_count(unknown)} left alone; give one by its own name to read it as plain text")
     return [(root / name, printable(name), kind) for name, kind in sorted(files, key=lambda file: file[0])]
@@ -115,4 +116,7 @@ def _walk(root: Path, leave: Callable[[str, str], None]) -> Iterator[str]:
             else:
                 yield name
     if hidden:
-        leave(".", f"{hidden} hidden file{'' if hidden == 1 else 's'} or folders (.name) left alone")
+        leave(
+            ".",
+            f"{hidden} hidden {'file or folder' if hidden == 1 else 'files or folders'} (.name) left alone",
+        )
