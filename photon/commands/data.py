@@ -174,6 +174,8 @@ def prepare(
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
     if (hub_files or hub_limit_mb is not None) and hub is None:
         raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
+    if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
+        raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -248,7 +250,10 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
         name, equals, path = value.partition("=")
         if not (name and equals and path):
             raise PhotonError(f"--silo {value!r} is not NAME=PATH, for instance --silo books=texts/books")
-        sources.setdefault(name, []).append(Path(path).expanduser())
+        try:
+            sources.setdefault(name, []).append(Path(path).expanduser())
+        except RuntimeError as error:  # there is no such user
+            raise PhotonError(f"--silo {value!r} names no path ({error})") from None
     return sources
 
 

@@ -38,6 +38,9 @@ from photon.files.atomic import atomic_directory
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.
 TOKENIZER_SAMPLE = 20_000_000
+# Tokens in a window at most, and the largest seed that fits in 64 bits with a sign.
+LONGEST_WINDOW = 2**24
+LARGEST_SEED = 2**63 - 1
 # Characters encoded at a time: bounds the memory of token lists, which take 30 times the text.
 ENCODE_CHUNK = 1_000_000
 
@@ -239,14 +242,17 @@ class _Options:
             raise PhotonError(
                 f"{printable(self.tokenizer)} does not exist: give a tokenizer.json or its folder"
             )
-        if self.sequence_length < 2:
-            raise PhotonError(f"sequence length {self.sequence_length} is too short: it must be at least 2")
+        if not 2 <= self.sequence_length <= LONGEST_WINDOW:
+            raise PhotonError(
+                f"sequence length {self.sequence_length} is out of range: at least 2, at most {LONGEST_WINDOW}"
+            )
         if not 0 < self.validation_fraction <= 0.5:
             raise PhotonError(
                 f"validation fraction {self.validation_fraction} is out of range: above 0, at most 0.5"
             )
-        if self.seed < 0:
-            raise PhotonError(f"seed {self.seed} is negative: give 0 or more")
+        if not 0 <= self.seed <= LARGEST_SEED:
+            what = "negative" if self.seed < 0 else "too large"
+            raise PhotonError(f"seed {self.seed} is {what}: give 0 or more, at most {LARGEST_SEED}")
         if self.near_duplicates not in get_args(Comparison):
             raise PhotonError(
                 f"near-duplicates {self.near_duplicates!r} is not understood: use words, digits or none"

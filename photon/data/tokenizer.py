@@ -17,6 +17,7 @@ END_OF_TEXT = "<|endoftext|>"
 
 # 256 bytes and the end of text: below that some text could not be written.
 SMALLEST_VOCABULARY = 257
+LARGEST_VOCABULARY = 2**24
 
 # Characters of a text that the tokenizer learns from at once: many short inputs train faster than few, and
 # the time for one word grows with the square of its length.
@@ -119,13 +120,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> EosTokenizer:
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Refuse a vocabulary that has no room for the 256 bytes and the end of text.
+    """Refuse a vocabulary that has no room for the 256 bytes and the end of text, or is absurdly large.
 
     Raises
     ------
     PhotonError
-        If it is smaller than 257.
+        If it is smaller than 257 or larger than 2^24.
     """
+    if vocab_size > LARGEST_VOCABULARY:
+        raise PhotonError(f"a vocabulary of {vocab_size} is too large: at most {LARGEST_VOCABULARY}")
     if vocab_size < SMALLEST_VOCABULARY:
         raise PhotonError(
             f"a vocabulary of {vocab_size} is too small: 256 bytes and {END_OF_TEXT} need "

@@ -351,15 +351,16 @@ def test_names_that_no_terminal_can_show_are_escaped(tmp_path):
 
 
 def test_a_folder_of_a_thousand_levels_is_read(tmp_path):
-    here = os.getcwd()
+    deepest = tmp_path.joinpath(*["d"] * 1200)
+    os.makedirs(tmp_path.joinpath(*["d"] * 400))
+    os.makedirs(tmp_path.joinpath(*["d"] * 800))
+    os.makedirs(deepest)
+    (deepest / "deep.txt").write_text(GOOD)
     try:
-        for _ in range(1200):
-            os.mkdir("d") if os.getcwd() != here else os.chdir(tmp_path) or os.mkdir("d")
-            os.chdir("d")
-        Path("deep.txt").write_text(GOOD)
-    finally:
-        os.chdir(here)
-    assert [document.text for document in read_documents(tmp_path).documents] == [GOOD]
+        assert [document.text for document in read_documents(tmp_path).documents] == [GOOD]
+    finally:  # what clears temporary folders away goes down by recursion
+        (deepest / "deep.txt").unlink()
+        os.removedirs(deepest)
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):
