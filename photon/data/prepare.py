@@ -244,7 +244,7 @@ class _Options:
             )
         if not 2 <= self.sequence_length <= LONGEST_WINDOW:
             raise PhotonError(
-                f"sequence length {self.sequence_length} is out of range: at least 2, at most {LONGEST_WINDOW}"
+                f"sequence length {self.sequence_length} is out of range: from 2 to {LONGEST_WINDOW}"
             )
         if not 0 < self.validation_fraction <= 0.5:
             raise PhotonError(

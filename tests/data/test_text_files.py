@@ -351,7 +351,7 @@ def test_names_that_no_terminal_can_show_are_escaped(tmp_path):
 
 
 def test_a_folder_of_a_thousand_levels_is_read(tmp_path):
-    deepest = tmp_path.joinpath(*["d"] * 1200)
+    deepest = tmp_path.joinpath(*["d"] * 1050)
     os.makedirs(tmp_path.joinpath(*["d"] * 400))
     os.makedirs(tmp_path.joinpath(*["d"] * 800))
     os.makedirs(deepest)
