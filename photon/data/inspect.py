@@ -168,7 +168,8 @@ def _notes(data: PreparedData) -> list[RenderableType]:
 def _samples(data: PreparedData, samples: int) -> list[RenderableType]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(data.tokenizer_path / "tokenizer.json"))
+    # By its text: the library takes no path that is not UTF-8.
+    tokenizer = Tokenizer.from_str((data.tokenizer_path / "tokenizer.json").read_text(encoding="utf-8"))
     panels: list[RenderableType] = []
     for name in data.silo_names:
         windows = data.windows(name, "train")

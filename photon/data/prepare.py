@@ -45,6 +45,73 @@ LARGEST_SEED = 2**63 - 1
 ENCODE_CHUNK = 1_000_000
 
 
+@dataclass(frozen=True)
+class Options:
+    """How text is prepared.
+
+    Attributes
+    ----------
+    partition
+        ``by-source``, ``iid:N``, ``dirichlet:N:ALPHA``, or ``field:NAME`` for documents whose ``source`` is
+        the field's value.
+    vocab_size
+        Entries of the tokenizer to train; a small corpus may give fewer. Unused with ``tokenizer``.
+    tokenizer
+        A ``tokenizer.json`` or a Hugging Face folder to take instead of training one.
+    sequence_length
+        Tokens in a window.
+    validation_fraction
+        Share of every silo's bytes that is held out, by whole documents; above 0, at most 0.5.
+    seed
+        Decides partition, split, order of documents and the sample that the tokenizer learns from.
+    near_duplicates
+        Which documents count as alike and are kept on one side of the split: alike in their "words", in words
+        and "digits", or "none".
+    tokenizer_loss
+        Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
+
+    Raises
+    ------
+    PhotonError
+        If one is out of its range.
+    """
+
+    partition: str
+    vocab_size: int
+    tokenizer: Path | None
+    sequence_length: int
+    validation_fraction: float
+    seed: int
+    near_duplicates: Comparison
+    tokenizer_loss: float
+
+    def __post_init__(self) -> None:
+        parse_partition(self.partition)
+        if self.tokenizer is None:
+            check_vocab_size(self.vocab_size)
+        elif not self.tokenizer.exists():
+            raise PhotonError(
+                f"{printable(self.tokenizer)} does not exist: give a tokenizer.json or its folder"
+            )
+        if not 2 <= self.sequence_length <= LONGEST_WINDOW:
+            raise PhotonError(
+                f"sequence length {self.sequence_length} is out of range: from 2 to {LONGEST_WINDOW}"
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise PhotonError(
+                f"validation fraction {self.validation_fraction} is out of range: above 0, at most 0.5"
+            )
+        if not 0 <= self.seed <= LARGEST_SEED:
+            what = "negative" if self.seed < 0 else "too large"
+            raise PhotonError(f"seed {self.seed} is {what}: give 0 or more, at most {LARGEST_SEED}")
+        if self.near_duplicates not in get_args(Comparison):
+            raise PhotonError(
+                f"near-duplicates {self.near_duplicates!r} is not understood: use words, digits or none"
+            )
+        if not 0 <= self.tokenizer_loss <= 1:
+            raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
+
+
 def prepare(
     sources: dict[str, list[Path]],
     output: Path,
@@ -70,7 +137,7 @@ def prepare(
     text_field
         Field or column of JSON and parquet files that holds the text.
 
-    The others are those of ``prepare_documents``.
+    The others are those of `prepare_documents` and `Options`.
 
     Raises
     ------
@@ -89,7 +156,7 @@ def prepare(
         "near_duplicates": near_duplicates,
         "tokenizer_loss": tokenizer_loss,
     }
-    _Options(**options)
+    Options(**options)
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
@@ -136,30 +203,14 @@ def prepare_documents(
         Documents by source. Their order matters only for which of two equal texts is kept.
     output
         Folder to write; it must not exist or be empty.
-    partition
-        ``by-source``, ``iid:N``, ``dirichlet:N:ALPHA``, or ``field:NAME`` for documents whose ``source`` is
-        the field's value.
-    vocab_size
-        Entries of the tokenizer to train; a small corpus may give fewer. Unused with ``tokenizer``.
-    tokenizer
-        A ``tokenizer.json`` or a Hugging Face folder to take instead of training one.
-    sequence_length
-        Tokens in a window.
-    validation_fraction
-        Share of every silo's bytes that is held out, by whole documents; above 0, at most 0.5.
-    seed
-        Decides partition, split, order of documents and the sample that the tokenizer learns from.
-    near_duplicates
-        Which documents count as alike and are kept on one side of the split: alike in their "words", in words
-        and "digits", or "none".
-    tokenizer_loss
-        Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     skipped
         What reading skipped, for the manifest.
     overwrite
         Replace ``output`` if it is a folder of prepared data.
     progress
         Show bars on standard error if that is a terminal.
+
+    The others are those of `Options`.
 
     Returns
     -------
@@ -173,7 +224,7 @@ def prepare_documents(
         cannot be split, the tokenizer loses too much of the text, or the disk is full.
     """
     check_output(output, overwrite=overwrite)
-    options = _Options(
+    options = Options(
         partition=partition,
         vocab_size=vocab_size,
         tokenizer=tokenizer,
@@ -223,44 +274,6 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise PhotonError(f"{printable(output)} is a file: give a folder as --output")
 
 
-@dataclass(frozen=True)
-class _Options:
-    partition: str
-    vocab_size: int
-    tokenizer: Path | None
-    sequence_length: int
-    validation_fraction: float
-    seed: int
-    near_duplicates: Comparison
-    tokenizer_loss: float
-
-    def __post_init__(self) -> None:
-        parse_partition(self.partition)
-        if self.tokenizer is None:
-            check_vocab_size(self.vocab_size)
-        elif not self.tokenizer.exists():
-            raise PhotonError(
-                f"{printable(self.tokenizer)} does not exist: give a tokenizer.json or its folder"
-            )
-        if not 2 <= self.sequence_length <= LONGEST_WINDOW:
-            raise PhotonError(
-                f"sequence length {self.sequence_length} is out of range: from 2 to {LONGEST_WINDOW}"
-            )
-        if not 0 < self.validation_fraction <= 0.5:
-            raise PhotonError(
-                f"validation fraction {self.validation_fraction} is out of range: above 0, at most 0.5"
-            )
-        if not 0 <= self.seed <= LARGEST_SEED:
-            what = "negative" if self.seed < 0 else "too large"
-            raise PhotonError(f"seed {self.seed} is {what}: give 0 or more, at most {LARGEST_SEED}")
-        if self.near_duplicates not in get_args(Comparison):
-            raise PhotonError(
-                f"near-duplicates {self.near_duplicates!r} is not understood: use words, digits or none"
-            )
-        if not 0 <= self.tokenizer_loss <= 1:
-            raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
-
-
 def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, int]) -> None:
     if not documents:
         raise PhotonError("no silo was given: name one with --silo NAME=PATH")
@@ -284,7 +297,7 @@ def _sources(
 
 
 def _split(
-    silos: dict[str, list[Document]], options: _Options, bar: Progress
+    silos: dict[str, list[Document]], options: Options, bar: Progress
 ) -> dict[str, tuple[list[Document], list[Document]]]:
     task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
     # Eight bytes a token are more than any tokenizer here packs into one.
@@ -301,7 +314,7 @@ def _split(
 
 def _make_tokenizer(
     split: dict[str, tuple[list[Document], list[Document]]],
-    options: _Options,
+    options: Options,
     bar: Progress,
 ) -> EosTokenizer:
     if options.tokenizer is not None:
@@ -330,7 +343,7 @@ def _write(
     tokenizer: EosTokenizer,
     lost: dict[str, float],
     sources: Sources,
-    options: _Options,
+    options: Options,
     bar: Progress,
 ) -> Manifest:
     tokenizer.save(folder / "tokenizer")
@@ -418,7 +431,7 @@ def _manifest(
     tokenizer: EosTokenizer,
     lost: dict[str, float],
     sources: Sources,
-    options: _Options,
+    options: Options,
     dtype: np.dtype,
 ) -> Manifest:
     union = np.sum([train for train, _ in counts.values()], axis=0)

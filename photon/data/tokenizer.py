@@ -180,7 +180,7 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     prefix = _declared(path, "add_prefix_space")
     if file.is_file():
-        tokenizer = Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         byte_level = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
         if byte_level and prefix is not None and _declared(path, "tokenizer_class") not in _PLAIN_CLASSES:
             tokenizer.pre_tokenizer.add_prefix_space = bool(prefix)

@@ -60,7 +60,9 @@ def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | Non
 
             note_interruption(run_dir, "stopped by the user")
         if engine != "deployment" and CheckpointStore(run_dir / "checkpoints").rounds():
-            Console(stderr=True).print(f"stopped; go on with: photon resume {run_dir}", soft_wrap=True)
+            Console(stderr=True).print(
+                f"stopped; go on with: photon resume {run_dir}", soft_wrap=True, markup=False, highlight=False
+            )
         raise
     except RunError as error:
         if not CheckpointStore(run_dir / "checkpoints").rounds():
@@ -77,7 +79,7 @@ def _run_deployed(config: RunConfig, *, resume: bool) -> None:
     run_dir = Path(str(config.run_dir))
     earlier = earlier_events(run_dir)
     run_id = connection.submit(config, resume=resume, settings=run_dir / "run-config.toml")
-    say = Console(stderr=True, soft_wrap=True).print
+    say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print
     say(f"run {run_id}; stop it with: flwr stop {run_id} {connection.name}")
     try:
         end = connection.follow(config, run_id, lambda: True, earlier)

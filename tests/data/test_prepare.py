@@ -193,7 +193,7 @@ def test_a_field_makes_the_silos(make_text, tmp_path):
 
 
 BAD_OPTIONS = {
-    "sequence_length": (1, "at least 2"),
+    "sequence_length": (1, "from 2 to"),
     "validation_fraction": (0.0, "validation fraction 0.0 is out of range"),
     "seed": (-1, "seed -1 is negative"),
     "vocab_size": (100, "too small"),
