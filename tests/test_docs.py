@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 import typer.main
 from flwr.common.config import parse_config_args
 
+from photon import DISTRIBUTION
 from photon.commands.app import app
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
@@ -372,3 +374,14 @@ def test_the_listener_of_the_contributing_page_hears_a_run(
 def test_the_optimizer_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
     summary = run_small("optimizer=radam", "cohort=2", "rounds=2")
     assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
+
+
+def test_what_to_install_is_said_by_the_name_of_this_distribution() -> None:
+    """Package indexes have another project under the name of the import."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION
+    told = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("conf/**/*.yaml")]
+    told += [*ROOT.glob("photon/**/*.py"), *ROOT.glob("scripts/*.sh"), ROOT / "docker" / "Dockerfile"]
+    for file in told:
+        for name in re.findall(r"pip install [^\n]*?([a-zA-Z-]+)\[(?:s3|wandb|dev)\]", file.read_text()):
+            assert name == DISTRIBUTION, file

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
@@ -214,7 +215,10 @@ def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) ->
 def _data_path(config: RunConfig) -> Path:
     data = config.data
     if data.path:
-        return Path(data.path).absolute()
+        path = Path(data.path).absolute()
+        # Before a process is started for the run: silos would say the same one by one, minutes later.
+        PreparedData.open(path)
+        return path
     if data.source == "hub":
         from photon.data.hub import ensure_hub
 
