@@ -340,6 +340,18 @@ class LinkSection(Section):
     error_feedback: bool = Field(
         description="A silo adds what `uplink` lost in a round to its next update (`uplink_payload: update`)."
     )
+    error_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The share of what was lost that it adds (`error_feedback: true`); 1: all of it.",
+    )
+    mean_over: Literal["silos", "senders"] = Field(
+        "silos",
+        description="silos: a value that a silo's update leaves out counts as zero; senders: the mean of "
+        "each value is taken over those silos that sent it (`uplink_payload: update`).",
+    )
     downlink: list[CodecSection] = Field(
         max_length=MAX_CODECS,
         description="Codecs of the parameters, or their change, from server to silo; applied in order.",
@@ -366,6 +378,12 @@ class LinkSection(Section):
     def _possible(self) -> "LinkSection":
         if self.error_feedback and self.uplink_payload != "update":
             raise ValueError("link.error_feedback=true needs link.uplink_payload=update")
+        if self.error_decay != 1 and not self.error_feedback:
+            raise ValueError(
+                f"link.error_decay={self.error_decay:g} needs link.error_feedback=true; nothing is added else"
+            )
+        if self.mean_over == "senders" and self.uplink_payload != "update":
+            raise ValueError("link.mean_over=senders needs link.uplink_payload=update")
         if self.downlink_payload == "update" and self.uplink_payload != "update":
             raise ValueError("link.downlink_payload=update needs link.uplink_payload=update")
         url = self.store.url

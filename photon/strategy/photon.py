@@ -210,7 +210,7 @@ class Photon(Strategy):
 
     def _averaged(self, replies: Iterator[Reply]) -> Folded:
         """Take the weighted mean of replies, one at a time."""
-        mean = WeightedMean()
+        mean = WeightedMean(over_senders=self.config.link.mean_over == "senders")
         weights: dict[str, float] = {}
         fold_seconds = 0.0
         for reply in replies:

@@ -16,7 +16,7 @@ from photon.silo import service
 
 ROUNDS = 4
 SILOS = ("alpha", "beta", "gamma")
-CODECS = ("bf16", "fp8", "int8", "int4", "e3m0", "sign", "topk", "powersgd", "sparseloco", "top1of32")
+CODECS = ("bf16", "fp8", "int8", "int4", "e3m0", "sign", "topk", "powersgd", "top64of4096", "top1of32")
 TREES = ("{n: [alpha, beta], s: [gamma]}", "{n: {m: [alpha], k: [beta]}, s: [gamma]}")
 INT8 = "[{_target_: photon.link.codecs.Int, bits: 8, block: 256}]"
 E5M2 = "[{_target_: photon.link.codecs.Float8, dtype: float8_e5m2}]"
@@ -41,6 +41,7 @@ FAMILIES: list[tuple[Axis, list[Axis]]] = [
         axis("strategy", "photon", "diloco", "fedavg-reset", "streaming-diloco", "centralized"),
         [
             *ANY,
+            axis("link", "sparseloco"),
             axis("optimizer", "adopt", "qhadopt", "muon", "sgd"),
             [["privacy=gaussian", "privacy.seed=3"], ["+transition.step=8", "+transition.lr_scale=0.5"]],
         ],
