@@ -1,60 +1,40 @@
-"""The ``photon`` command."""
+"""The entry of the ``photon`` command.
+
+Nothing else is imported before signals are taken care of: an interruption at any moment ends the command
+without a traceback.
+"""
 
 import sys
 from typing import Any
 
-import click
-import typer
-
-from photon.commands.data import app as data_app
-from photon.commands.deployment import doctor, keys
-from photon.commands.evaluation import evaluate, generate
-from photon.commands.federation import federation
-from photon.commands.runs import export, report, summary, watch
-from photon.commands.silo import silo
-from photon.commands.train import resume, train
-from photon.commands.walltime import app as walltime_app
-from photon.errors import PhotonError, RunError
-
-app = typer.Typer(
-    name="photon",
-    help="Federated pre-training of large language models on Flower.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="markdown",
-    pretty_exceptions_enable=False,
-)
-
-#: Arguments of these are Hydra overrides.
-OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
-
-app.add_typer(data_app, name="data")
-app.add_typer(keys, name="keys")
-app.add_typer(federation, name="federation")
-app.add_typer(silo, name="silo")
-app.add_typer(walltime_app, name="walltime")
-app.command()(evaluate)
-app.command()(generate)
-app.command(context_settings=OVERRIDES)(doctor)
-app.command(context_settings=OVERRIDES)(train)
-app.command()(resume)
-app.command()(watch)
-app.command()(summary)
-app.command()(report)
-app.command()(export)
+from photon.engine.signals import interruptible
 
 
 def main() -> None:
     """Run the command; bad input exits with 2, anything else that stops it with 1."""
+    with interruptible():
+        try:
+            code = _run()
+        except KeyboardInterrupt:
+            code = 1
+    sys.exit(code)
+
+
+def _run() -> int:
+    import click
+
+    from photon.commands.app import app
+    from photon.errors import PhotonError, RunError
+
     try:
         # Without standalone mode, typer returns the code that an interruption would exit with.
-        interrupted = app(standalone_mode=False)
+        return 1 if app(standalone_mode=False) else 0
     except PhotonError as error:
-        _say(str(error))
-        sys.exit(2)
+        _say(error)
+        return 2
     except RunError as error:
-        _say(str(error))
-        sys.exit(1)
+        _say(error)
+        return 1
     except click.NoSuchOption as error:
         from photon.config.renamed import is_called, renamed
 
@@ -63,13 +43,12 @@ def main() -> None:
             error.show()
         else:
             _say(is_called(error.option_name, new))
-        sys.exit(2)
+        return 2
     except click.ClickException as error:
         error.show()
-        sys.exit(2)
+        return 2
     except click.Abort:
-        sys.exit(1)
-    sys.exit(1 if interrupted else 0)
+        return 1
 
 
 def _say(message: Any) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 CODE_ROOT = Path(__file__).resolve().parents[1]
@@ -14,13 +15,13 @@ def command(module: str) -> list[str]:
     return [sys.executable, "-P", "-m", module]
 
 
-def environment() -> dict[str, str]:
-    """Return this process's environment, with the folder that Photon was imported from first on the path.
+def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return an environment with the folder that Photon was imported from first on the path.
 
     Flower runs a bundle of the code that it unpacks to a folder of its own, whatever else is installed.
     """
-    path = [str(CODE_ROOT), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))}
+    path = [str(CODE_ROOT), base.get("PYTHONPATH", "")]
+    return {**base, "PYTHONPATH": os.pathsep.join(filter(None, path))}
 
 
 def fingerprint() -> str:

@@ -20,7 +20,7 @@ import typer.main
 from flwr.common.config import parse_config_args
 
 from photon import DISTRIBUTION
-from photon.cli import app
+from photon.commands.app import app
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
@@ -130,6 +130,22 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
     examples = {name for name, _ in worked_examples()}
     for name in re.findall(r"`((?:photon|conf|scripts|tests|docs)/[\w./-]+)[:`]", page.read_text()):
         assert (ROOT / name).exists() or name in examples, f"{page.name} names {name}"
+
+
+#: Words that promise that something comes out the same again.
+SAME = re.compile(
+    r"bit for bit|same bits|to the bit|(very|with the) same weights|byte for byte|repeatable|reproduc"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_who_says_that_something_is_the_same_names_the_test(page: Path) -> None:
+    unproven = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\* |\| )", page.read_text()):
+        text = " ".join(paragraph.split())
+        if SAME.search(text) and not re.search(r"\btest_\w+\.py|deployment/docker\.sh", text):
+            unproven.append(text)
+    assert unproven == [], "name the test that shows it, or leave it out"
 
 
 # --- architecture -------------------------------------------------------------------------------------

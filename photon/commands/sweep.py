@@ -1,10 +1,11 @@
 """Hydra multirun: ``photon train -m outer=fedavg,diloco seed=0,1``."""
 
+import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -15,6 +16,10 @@ from photon.errors import PhotonError, RunError
 from photon.preflight import preflight
 
 SWEEP_DIR = "hydra.sweep.dir="
+#: File of a run's folder that whoever trains one combination writes first.
+JOB = ".job"
+#: Environment variable with the process that sweeps.
+SWEEPER = "PHOTON_SWEEPER"
 
 
 def sweep(arguments: list[str], train_one: Callable[[Any], None]) -> None:
@@ -39,28 +44,61 @@ def sweep(arguments: list[str], train_one: Callable[[Any], None]) -> None:
     import hydra
 
     overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
+    if any(_key(override) == "run_dir" for override in overrides):
+        raise PhotonError(
+            "run_dir: each run of a sweep has a folder of its own; set hydra.sweep.dir, below which they lie"
+        )
     check_sweep(overrides)
     folder = next((o.removeprefix(SWEEP_DIR) for o in overrides if o.startswith(SWEEP_DIR)), None)
-    fixed = [o.partition("=")[0].lstrip("+~") for o in overrides if not _is_sweep(o)]
+    fixed = [_key(o) for o in overrides if not _is_sweep(o)]
     # Folders are named after what differs; everything else stands in config.yaml.
     overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
     if folder is None:
         folder = f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
         overrides.append(f"{SWEEP_DIR}{folder}")
     sys.argv = ["photon train", "--multirun", *overrides]
+    os.environ[SWEEPER] = str(os.getpid())
+    before = _states(Path(folder))
     hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
+    _report(Path(folder), before)
 
+
+def _report(folder: Path, before: Mapping[Path, "_State"]) -> None:
+    """Lay the runs of this sweep side by side; what an earlier one has left in the folder is none of them."""
     from photon.report.write import write_report
     from photon.telemetry.summary import counted
 
-    folders = sorted(path for path in Path(folder).iterdir() if path.is_dir())
-    runs = [path for path in folders if (path / "summary.json").is_file()]
+    old = _State(None, None)
+    now = {path: state for path, state in _states(folder).items() if state.job != before.get(path, old).job}
+    runs = [path for path, state in now.items() if state.summary != before.get(path, old).summary]
     if runs:
-        write_report(runs, Path(folder) / "report.html")
-        told = f"{counted(len(runs), 'run')} side by side: {Path(folder) / 'report.html'}"
+        write_report(runs, folder / "report.html")
+        told = f"{counted(len(runs), 'run')} side by side: {folder / 'report.html'}"
         Console().print(told, soft_wrap=True)
-    if failed := [str(path) for path in folders if path not in runs]:
-        raise RunError(f"{len(failed)} of {counted(len(folders), 'run')} failed: {', '.join(failed)}")
+    if failed := [str(path) for path in now if path not in runs]:
+        raise RunError(f"{len(failed)} of {counted(len(now), 'run')} failed: {', '.join(failed)}")
+
+
+class _State(NamedTuple):
+    """When a job began in a folder, and when that ended well; None: never."""
+
+    job: int | None
+    summary: int | None
+
+
+def _states(folder: Path) -> dict[Path, _State]:
+    def written(path: Path) -> int | None:
+        return path.stat().st_mtime_ns if path.is_file() else None
+
+    return {
+        path: _State(written(path / JOB), written(path / "summary.json"))
+        for path in sorted(folder.glob("*"))
+        if path.is_dir()
+    }
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def _is_sweep(override: str) -> bool:

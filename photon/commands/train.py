@@ -1,12 +1,15 @@
 """``photon train`` and ``photon resume``: start a run, a sweep, or go on with a run."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from photon.engine.signals import end_with_parent
 from photon.errors import PhotonError, RunError
+from photon.files.owner import refuse_if_going_on
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -37,6 +40,10 @@ def train(
 
         sweep(arguments, train_one)
         return
+    # At once: what follows imports for seconds.
+    for argument in arguments:
+        if argument.startswith("run_dir="):
+            refuse_if_going_on(Path(argument.removeprefix("run_dir=")))
     from photon.config.compose import compose
     from photon.preflight import preflight, preflight_file
 
@@ -57,6 +64,7 @@ def resume(
     ] = None,
 ) -> None:
     """Go on with a run that was stopped, from its newest checkpoint or from an earlier one that is kept."""
+    refuse_if_going_on(run_dir)
     from photon.engine.start import start
     from photon.preflight import preflight_file
 
@@ -69,18 +77,23 @@ def train_one(composed: Any) -> None:
     """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
     from hydra.core.hydra_config import HydraConfig
 
+    from photon.commands.sweep import JOB, SWEEPER
     from photon.config.compose import resolved, validate
     from photon.engine.start import start
     from photon.preflight import preflight
 
     folder = HydraConfig.get().runtime.output_dir
+    Path(folder, JOB).write_text("")
+    if os.environ.get(SWEEPER) != str(os.getpid()):
+        # A job of joblib's goes on otherwise when the sweep is killed.
+        end_with_parent()
     try:
         config = preflight(validate(resolved(composed)))
         if config.run_dir is None:
             config = config.model_copy(update={"run_dir": folder})
         start(config, answer, resume=False)
     except (PhotonError, RunError) as error:
-        said = f"photon: {folder}: {error}"
+        said = f"photon: {folder}: {str(error).removeprefix(f'{folder}: ')}"
         Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
 
 

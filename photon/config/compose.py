@@ -102,7 +102,7 @@ def _register_resolvers() -> None:
 
     def times(factor: int, value: Any) -> Any:
         # What is no number is told of where it comes from.
-        return factor * value if type(value) is int else value
+        return factor * value if type(value) in (int, float) else value
 
     OmegaConf.register_new_resolver("times", times, replace=True)
 

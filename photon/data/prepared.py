@@ -194,6 +194,11 @@ class PreparedData:
         """
         return _share(self, island, islands)
 
+    def text_sha256(self, silos: Sequence[str]) -> str:
+        """Return one hash of the text of some silos, by what the manifest says of both splits."""
+        splits = [getattr(self._entry(silo), split).sha256 for silo in silos for split in SPLITS]
+        return hashlib.sha256("".join(splits).encode()).hexdigest()
+
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
 

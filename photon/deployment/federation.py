@@ -20,6 +20,7 @@ from photon.config.folders import photon_home
 from photon.data.prepared import PreparedData, is_prepared
 from photon.data.separate import separate_silo
 from photon.deployment.local import CONNECTION, LocalFederation, Program
+from photon.engine.executor import executor_of
 from photon.engine.processes import flower_settings, stop_tree
 from photon.errors import PhotonError, RunError
 from photon.flower_compat import parse_node_config
@@ -109,8 +110,12 @@ def status(folder: Path) -> bool:
         process = running.get(program.name)
         children = process.children() if process else []
         state = f"running, pid {children[0].pid}" if children else "starting" if process else "stopped"
-        print(f"{program.name:<12} {state:<24} {program.log}")
-        well = well and bool(children)
+        # Without one, a SuperNode is online all the same, and answers nothing.
+        lacks = (
+            bool(process and children) and program.name in federation.silos and executor_of(process) is None
+        )
+        print(f"{program.name:<12} {'without a SuperExec' if lacks else state:<24} {program.log}")
+        well = well and bool(children) and not lacks
     if well:
         online = federation.nodes_online()
         print(f"{online} of {len(federation.silos)} nodes online at {federation.address}")

@@ -65,7 +65,9 @@ def become_supernode(arguments: list[str], node_config: str, state: Path) -> NoR
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     }
     supernode = _find("flower-supernode")
-    os.execve(supernode, [supernode, *arguments, "--node-config", node_config], environment)
+    # It is started again when its SuperExec has ended, which it would not notice.
+    supervised = [*code.command("photon.deployment.supervise"), "--until-it-ends", supernode]
+    os.execve(supervised[0], [*supervised, *arguments, "--node-config", node_config], environment)
 
 
 def _programs(folder: Path) -> Path:

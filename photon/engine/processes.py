@@ -99,7 +99,9 @@ def wait_until_healthy(
 
 def dying_with_us() -> list[str]:
     """Have the kernel end a command with its starter, even when that is killed outright (Linux)."""
-    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
+    # Also where the PATH leads to approved programs alone.
+    setpriv = shutil.which("setpriv", path=f"{os.environ.get('PATH', '')}{os.pathsep}{os.defpath}")
+    return [setpriv, "--pdeathsig", "TERM"] if setpriv else []
 
 
 def stop_tree(

@@ -5,29 +5,21 @@ starts a SuperLink of its own, with its own home and port, follows the run's eve
 status, and stops everything it started.
 """
 
-import signal
+import os
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import tomli_w
 
+from photon import code
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.engine.deployment import COMPLETED, Connection, earlier_events
-from photon.engine.processes import (
-    dying_with_us,
-    flower_environment,
-    free_port,
-    stop_tree,
-    wait_until_healthy,
-)
+from photon.engine.guardian import AT_ONCE, IN_ORDER
+from photon.engine.processes import dying_with_us, flower_environment, free_port, wait_until_healthy
 from photon.errors import RunError
-from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import RunInterrupted
-from photon.telemetry.log import EventLog, read_events
 from photon.training.hardware import usable_cores
 
 CONNECTION = "photon"
@@ -42,10 +34,13 @@ class Simulation:
         As ``prepare_run`` returned it.
     resume
         Go on from the newest checkpoint.
+    lock
+        Descriptor of the run's lock, which is held until the last process has ended; None: it has none.
     """
 
-    def __init__(self, config: RunConfig, *, resume: bool) -> None:
+    def __init__(self, config: RunConfig, *, resume: bool, lock: int | None = None) -> None:
         assert config.run_dir is not None, "prepare_run fills it in"
+        self._lock = () if lock is None else (lock,)
         self._config = config
         self._resume = resume
         self._run_dir = Path(config.run_dir)
@@ -68,7 +63,7 @@ class Simulation:
             If the user stopped it; the run can be resumed.
         """
         app_log = self._home / "app.log"
-        with terminate_as_interrupt(), self.superlink() as superlink:
+        with self.superlink() as superlink:
             earlier = earlier_events(self._run_dir)
             run_id = self.connection.submit(
                 self._config,
@@ -95,28 +90,35 @@ class Simulation:
         settings = {"superlink": {"default": CONNECTION, CONNECTION: connection}}
         (self._home / "config.toml").write_text(tomli_w.dumps(settings))
         host, _, port = self._address.rpartition(":")
+        reader, writer = os.pipe()
         with open(self._log, "ab") as log:
             process = subprocess.Popen(
                 [
-                    *dying_with_us(),
+                    *code.command("photon.engine.guardian"),
+                    *("--owner", str(reader), "--run-dir", str(self._run_dir), *dying_with_us()),
                     *("flower-superlink", "--insecure", "--simulation", "--isolation", "subprocess"),
                     *("--host", host, "--port", port),
                 ],
-                env=self._environment,
+                env=code.environment(self._environment),
                 cwd=self._run_dir,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                pass_fds=(reader, *self._lock),
                 # Ctrl-C reaches the launcher alone, which then stops the rest in order.
                 start_new_session=True,
             )
-        at_once = True
+        os.close(reader)
+        how = AT_ONCE
         try:
             wait_until_healthy(process, self._address, self._log)
             yield process
-            at_once = False
+            how = IN_ORDER
         finally:
-            stop_tree(process, at_once=at_once)
+            with suppress(BrokenPipeError):
+                os.write(writer, how)
+            process.wait()
+            os.close(writer)
 
     @property
     def _log(self) -> Path:
@@ -130,27 +132,3 @@ class Simulation:
             f"client-resources-num-cpus={max(1, cores // federation.silos_in_parallel)} "
             f"client-resources-num-gpus={federation.gpus_per_silo} init-args-num-cpus={cores}"
         )
-
-
-def note_interruption(run_dir: Path, reason: str) -> None:
-    """Append the end that a stopped ServerApp could not write itself."""
-    path = run_dir / "events.jsonl"
-    if not path.exists() or isinstance(read_events(path)[-1], RunInterrupted):
-        return
-    last_round = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
-    with EventLog(path) as log:
-        log(RunInterrupted(round=last_round, reason=reason))
-
-
-@contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that both leave nothing behind."""
-
-    def interrupt(_: int, __: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
 """Start a run on the engine that its configuration names, and show how it ended."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from photon.engine.inprocess import run_inprocess
 from photon.errors import RunError
 from photon.federation.results import show
 from photon.federation.run import check_run_dir, go_back, new_run_name, prepare_run
+from photon.files.owner import owned
 from photon.link.answer import Answer
 from photon.state.checkpoint import CheckpointStore
 
@@ -37,9 +39,15 @@ def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | Non
     KeyboardInterrupt
         If the user stopped it.
     """
-    if config.run_dir is None:
-        config = config.model_copy(update={"run_dir": str(Path("runs") / new_run_name(config))})
-    config = prepare_run(config)
+    run_dir = Path(config.run_dir or Path("runs") / new_run_name(config)).absolute()
+    config = config.model_copy(update={"run_dir": str(run_dir)})
+    with owned(run_dir) as lock:
+        return _start(prepare_run(config), answer, lock, resume=resume, back_to=back_to)
+
+
+def _start(
+    config: RunConfig, answer: Answer, lock: int, *, resume: bool, back_to: int | None
+) -> dict[str, Any]:
     run_dir = check_run_dir(config, resume)
     if back_to is not None:
         # Here, where the folder is on every engine: what is started then goes on from its newest checkpoint.
@@ -51,24 +59,32 @@ def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | Non
         elif engine == "simulation":
             from photon.engine.simulation import Simulation
 
-            Simulation(config, resume=resume).run()
+            Simulation(config, resume=resume, lock=lock).run()
         else:
             _run_deployed(config, resume=resume)
     except KeyboardInterrupt:
         if engine == "simulation":
-            from photon.engine.simulation import note_interruption
+            from photon.engine.interruption import note_interruption
 
             note_interruption(run_dir, "stopped by the user")
-        if engine != "deployment" and CheckpointStore(run_dir / "checkpoints").rounds():
-            Console(stderr=True).print(
-                f"stopped; go on with: photon resume {run_dir}", soft_wrap=True, markup=False, highlight=False
-            )
+        if engine != "deployment":
+            say_stopped(run_dir)
         raise
     except RunError as error:
         if not CheckpointStore(run_dir / "checkpoints").rounds():
             raise
         raise RunError(f"{error}; go on with `photon resume {run_dir}`") from error
     return show(config)
+
+
+def say_stopped(run_dir: Path) -> None:
+    """Say how to go on with a run that was stopped; nobody may be there any more to read it."""
+    if CheckpointStore(run_dir / "checkpoints").rounds():
+        told = f"stopped; go on with: photon resume {run_dir}"
+    else:
+        told = "stopped before the first round was kept; start it again with the same command"
+    with suppress(OSError):
+        Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(told)
 
 
 def _run_deployed(config: RunConfig, *, resume: bool) -> None:
@@ -84,7 +100,8 @@ def _run_deployed(config: RunConfig, *, resume: bool) -> None:
     try:
         end = connection.follow(config, run_id, lambda: True, earlier)
     except KeyboardInterrupt:
-        say(f"the run goes on without you; look with: photon watch {run_dir}")
+        with suppress(OSError):
+            say(f"the run goes on without you; look with: photon watch {run_dir}")
         raise
     if end != COMPLETED:
         raise RunError(f"{end}; see `flwr log {run_id} {connection.name} --show`")

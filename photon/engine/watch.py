@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from photon.errors import PhotonError, RunError
-from photon.federation.run import LOCK
+from photon.files.owner import is_going_on
 from photon.telemetry.display import Display
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow
@@ -62,12 +61,3 @@ def watch(run_dir: Path, *, wait: float) -> None:
         raise RunError(f"{last.reason}; go on with `photon resume {run_dir}`")
     if not isinstance(last, RunFinished):
         raise RunError(f"{run_dir}: the run was killed; go on with `photon resume {run_dir}`")
-
-
-def is_going_on(run_dir: Path) -> bool:
-    """Tell whether a process is at work on the run."""
-    try:
-        with FileLock(run_dir / LOCK, timeout=0):
-            return False
-    except Timeout:
-        return True

@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -100,6 +100,10 @@ class Packed:
     encoding: Encoding | None = None
 
 
+#: Places of a sparse tensor that are used at a time.
+_SLICE = 2**17
+
+
 @dataclass(frozen=True)
 class SparseTensor:
     """A tensor that is zero but for some entries.
@@ -109,7 +113,7 @@ class SparseTensor:
     shape
         Of the tensor.
     indices
-        Places in the flattened tensor, int64 of shape (n,), each at most once.
+        Places in the flattened tensor, int64 or int32 of shape (n,), each at most once.
     values
         What is there, of shape (n,).
     """
@@ -126,7 +130,9 @@ class SparseTensor:
     def dense(self) -> torch.Tensor:
         """Return it as an ordinary tensor."""
         out = torch.zeros(math.prod(self.shape), dtype=self.values.dtype)
-        out[self.indices] = self.values
+        # torch indexes with int64: of each slice alone there is a copy.
+        for places, values in zip(self.indices.split(_SLICE), self.values.split(_SLICE), strict=True):
+            out[places] = values
         return out.view(self.shape)
 
 
@@ -237,15 +243,18 @@ class Pipelines:
         For the values of all other state groups.
     named
         For parameters in whose names an expression is found, in place of ``params``; the first counts.
+    plain
+        Names of the model's tensors that travel as they are: what no step moves is to be the same everywhere.
     """
 
     params: Sequence[Codec] = ()
     states: Sequence[Codec] = ()
     named: Sequence[tuple[Expression, Sequence[Codec]]] = ()
+    plain: Collection[str] = ()
 
     def of(self, group: str, name: str) -> Sequence[Codec]:
         """Return the codecs of a tensor of a state group."""
-        if group.startswith(EXACT):
+        if group.startswith(EXACT) or name in self.plain:
             return ()
         if group != "params":
             return self.states

@@ -1,14 +1,15 @@
 """What a silo sends: its trained parameters, or their update with what earlier rounds have lost.
 
-    Δ = θ_received − θ_trained,   a = Δ + e,   sent = encode(a),   e ← a − decode(sent)
+    Δ = θ_received − θ_trained,   a = Δ + β e,   sent = encode(a),   e ← a − decode(sent)
 
 θ_received is what the silo decoded, so a codec that rounds on the way down takes nothing from the update.
 e, the residual, is zero at first and part of the silo's state: it counts for the rounds that the server has
-accepted, and a reply that was lost leaves no trace in it.
+accepted, and a reply that was lost leaves no trace in it. β is ``link.error_decay``: with 1 nothing is lost
+for ever; below that, what is small in every round fades (SparseLoCo, 2508.15706).
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ def _encode(
         return pack(trained, codecs, draw, feedback)
     update = received - trained.to(received.device)
     if link.error_feedback and RESIDUAL in feedback:
-        update += feedback[RESIDUAL]
+        update.add_(feedback[RESIDUAL], alpha=link.error_decay)
     packed, remembered = pack(update, codecs, draw, feedback)
     if link.error_feedback and packed.encoding:
         remembered[RESIDUAL] = subtract(update, unpack(packed, "the update"))
@@ -109,11 +110,17 @@ def encode_change(
     link: LinkSection,
     *,
     seed: str,
+    plain: Collection[str] = (),
 ) -> tuple[dict[str, Packed], dict[str, torch.Tensor]]:
     """Encode what brings silos from one reference to the next.
 
     The reference is what silos have decoded so far. What codecs lose stays in params − reference, and so in
     the next change.
+
+    Parameters
+    ----------
+    plain
+        Names of the tensors whose change travels as it is.
 
     Returns
     -------
@@ -124,7 +131,8 @@ def encode_change(
     change: dict[str, Packed] = {}
     after: dict[str, torch.Tensor] = {}
     for name, tensor in params.items():
-        change[name], _ = pack(tensor - reference[name], codecs, generator(f"{seed}/{name}"))
+        own = () if name in plain else codecs
+        change[name], _ = pack(tensor - reference[name], own, generator(f"{seed}/{name}"))
         decoded = unpack(change[name], name)
         # Silos add the dense change, too: both sides get the same bits.
         after[name] = reference[name] + (decoded.dense() if isinstance(decoded, SparseTensor) else decoded)

@@ -16,11 +16,12 @@ from typing import Literal
 import torch
 from torch import nn
 
-from photon.config.schema import RunConfig
+from photon.config.schema import Component, RunConfig
 from photon.config.tree import RoutedTag
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.strategy.contract import LOCAL, PARAMS, RECEIVED, Contract, Role
+from photon.training.averages import corrected_decays, with_averages
 from photon.training.devices import GroupResult
 from photon.training.groups import StateGroups, Tensors
 from photon.training.hooks import NO_HOOKS, StepHooks
@@ -202,15 +203,29 @@ class LocalMethod:
 
         A silo that has kept nothing takes averages only if they are the whole state: with one moment at zero
         and a step counter far from it, bias correction would blow up the first steps.
+
+        Raises
+        ------
+        PhotonError
+            If what the silo has kept is of another optimizer.
         """
         states = optimizer_groups(self.config.optimizer)
         averaged: StateGroups = {group: dict(received[group]) for group in states if group in received}
         came = received.get(RECEIVED)
         before = None if self.local_state == "reset" else kept
+        if before is not None and (strange := sorted(set(before.optimizer) - set(states))):
+            raise PhotonError(
+                f"optimizer: {request.silo} has kept the state of another one ({', '.join(strange)}); change "
+                "it back, set strategy.local_state=reset, or start anew"
+            )
         optimizer: StateGroups | None = None
         scalars: Mapping[str, float] = {}
         if before is not None:
-            optimizer, scalars = {**before.optimizer, **averaged}, before.scalars
+            optimizer, scalars = with_averages(
+                (before.optimizer, dict(before.scalars)),
+                (averaged, dict(request.scalars)),
+                corrected_decays(self._optimizer_at(request.global_step)) if averaged else {},
+            )
             came = came or before.local.get(BEGAN_WITH)
         elif averaged and set(averaged) == set(states):
             optimizer, scalars = averaged, request.scalars
@@ -218,6 +233,13 @@ class LocalMethod:
         if optimizer is not None and came is not None and is_refreshing(self.config.optimizer):
             context[RECEIVED] = dict(came)
         return Start(params, reference, optimizer, scalars, averaged=frozenset(averaged), context=context)
+
+    def _optimizer_at(self, global_step: int) -> Component:
+        """Return the local optimizer with the settings that are in force at a step of the run."""
+        section, transition = self.config.optimizer, self.config.transition
+        if transition is None or global_step < transition.step:
+            return section
+        return Component.model_validate({**section.as_mapping(), **transition.optimizer})
 
     # --- in the local steps ---------------------------------------------------------------------------
 

@@ -416,7 +416,8 @@ def main(grid, context):
 
 def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> list[float]:
     """Run Flower's FedAvg under a SuperLink of its own; return milliseconds of the rounds that count."""
-    from photon.engine.simulation import CONNECTION, Simulation, terminate_as_interrupt
+    from photon.engine.signals import interruptible
+    from photon.engine.simulation import CONNECTION, Simulation
 
     (app / "fedavg_bench").mkdir(parents=True, exist_ok=True)
     (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
@@ -434,7 +435,7 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
 
     class Baseline(Simulation):
         def run(self) -> None:
-            with terminate_as_interrupt(), self.superlink():
+            with interruptible(), self.superlink():
                 answer = self.connection.flwr(
                     *("run", str(app), CONNECTION, "--federation-config", resources, "--format", "json"),
                     *("--run-config", f"settings='{run_dir / 'settings.json'}'"),

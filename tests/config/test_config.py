@@ -29,7 +29,12 @@ from tests.conftest import SMALL, composed
         ["privacy=gaussian", "privacy.seed=3", "link=int8", "link.states=${link.uplink}", "cohort=null"],
         ["+transition.step=8", "+transition.zero=[exp_avg]", "rounds=5"],
         ["strategy=worldlm", "federation.tree={north: [alpha, beta]}", "cohort=null"],
-        ["strategy=fedprox", "strategy.local_state=sync", "strategy.sync={exp_avg: 8}", "run_dir=here"],
+        [
+            "strategy=fedprox",
+            "strategy.local_state=sync",
+            "strategy.sync={exp_avg: 8, exp_avg_sq: never}",
+            "run_dir=here",
+        ],
     ],
 )
 def test_the_tests_own_short_cut_composes_what_users_get(overrides: list[str]) -> None:

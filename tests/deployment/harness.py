@@ -142,7 +142,9 @@ class Deployment:
     def kill(self, name: str) -> None:
         """End a program outright (SIGKILL). Its children notice by themselves that it is gone."""
         process = self.processes[name]
-        process.kill()
+        # A SuperNode runs under what would start it again, and end it in order.
+        for one in [process, *self.children(name, "flower-supernode")]:
+            one.kill()
         process.wait()
 
     def freeze(self, name: str) -> None:

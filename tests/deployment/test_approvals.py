@@ -18,7 +18,7 @@ from flwr.supernode.runtime import run_clientapp
 from typer.testing import CliRunner
 
 from photon import flower_compat
-from photon.cli import app as command
+from photon.commands.app import app as command
 from photon.deployment import approved, bundle
 from photon.deployment.approved import ApprovedCode, Started, approval
 from photon.deployment.bundle import Bundle, difference, digest

@@ -59,6 +59,44 @@ def test_a_program_ends_with_a_supervisor_that_is_killed(
     wait_until(lambda: not psutil.pid_exists(pid), "the program's end", 10)
 
 
+@pytest.mark.parametrize("until_it_ends", [False, True])
+def test_a_program_that_has_lost_its_superexec_is_started_again(tmp_path: Path, until_it_ends: bool) -> None:
+    """A SuperNode notices nothing, and stays online."""
+    executor = tmp_path / "flower-superexec"
+    executor.write_text(f"#!{sys.executable}\nimport time; time.sleep(600)")
+    executor.chmod(0o700)
+    program = f"""
+import subprocess, sys, time
+print(subprocess.Popen([{str(executor)!r}]).pid, flush=True)
+time.sleep(600)
+"""
+    log = tmp_path / "log"
+    options = ["--until-it-ends"] if until_it_ends else []
+    supervisor = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "photon.deployment.supervise", "--log", str(log), *options),
+            *("--pause", "0.1", sys.executable, "-c", program),
+        ]
+    )
+    try:
+        wait_until(lambda: len(pids_said(log)) == 1, "the first start")
+        first = psutil.Process(pids_said(log)[0])
+        wait_until(lambda: str(executor) in first.cmdline(), "the SuperExec")
+        time.sleep(1.5)
+        assert len(pids_said(log)) == 1
+        first.kill()
+        wait_until(lambda: len(pids_said(log)) == 2, "the second start")
+        assert "has lost its SuperExec and was stopped; again in 0.1 s" in log.read_text()
+        second = psutil.Process(pids_said(log)[1]).parent()
+        assert second is not None
+        second.kill()
+        if until_it_ends:
+            assert supervisor.wait(30) != 0
+    finally:
+        supervisor.terminate()
+        supervisor.wait(30)
+
+
 def test_down_leaves_a_process_alone_that_has_taken_the_pid(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -131,10 +169,15 @@ def test_a_killed_supernode_is_started_again(
         assert federation.status(folder)
         supervisors = dict(federation._running(folder))
         family = [p for s in supervisors.values() for p in [s, *s.children(recursive=True)]]
-        (node,) = supervisors["alpha"].children()
-        node.kill()
-        wait_until(lambda: not node.is_running(), "its end")
-        wait_until(lambda: federation.status(folder), "all nodes online again", 300, pause=2.0)
+        for lost in ("flower-superexec", "flower-supernode"):
+            below = supervisors["alpha"].children(recursive=True)
+            # The last: what keeps a SuperNode running has its name in its command line, too.
+            node = [process for process in below if any(lost in word for word in process.cmdline())][-1]
+            node.kill()
+            wait_until(lambda: not federation.status(folder), "the status to tell", 20)
+            if lost == "flower-superexec":
+                assert "without a SuperExec" in capsys.readouterr().out
+            wait_until(lambda: federation.status(folder), "all nodes online again", 300, pause=2.0)
         with pytest.raises(PhotonError, match="is running there"):
             federation.up(folder, silos="2", data=corpus, secure=True)
     finally:

@@ -104,6 +104,43 @@ def test_a_stopped_simulation_goes_on_with_plain_flwr_run(
     assert summary["engine"] == "simulation"
 
 
+@pytest.mark.timeout(400)
+def test_a_killed_simulation_leaves_nothing_and_goes_on(
+    environment: dict[str, str], corpus: Path, tmp_path: Path
+) -> None:
+    """While it runs it has one owner; when that is killed outright, all it started ends by itself."""
+    whole = small_run("cohort=2", "rounds=8", data=corpus, run_dir=tmp_path / "reference")
+    reference = run_inprocess(prepare_run(whole), answer, resume=False)
+    run_dir = tmp_path / "run"
+    command = ["train", *RUN, "federation=simulation", f"data.path={corpus}", f"run_dir={run_dir}"]
+    training = photon(*command, env=environment)
+    while rounds_in(run_dir) < 1:
+        assert training.poll() is None, training.stdout.read() if training.stdout else ""
+        time.sleep(0.05)
+    for second in (command, ["resume", str(run_dir)], ["resume", str(run_dir), "--round", "0"]):
+        done = subprocess.run(
+            [str(BIN / "photon"), *second], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 2
+        assert done.stderr.count("\n") == 1
+        assert f"still going on in another process (started by process {training.pid})" in done.stderr
+    assert training.poll() is None
+    training.kill()
+    training.wait()
+    end = time.monotonic() + 20
+    while _processes_with(environment["PHOTON_HOME"]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _processes_with(environment["PHOTON_HOME"]) == []
+    last = read_events(run_dir / "events.jsonl")[-1]
+    assert isinstance(last, RunInterrupted)
+    assert "killed" in last.reason
+    resumed = photon("resume", str(run_dir), env=environment)
+    said, _ = resumed.communicate(timeout=200)
+    assert resumed.returncode == 0, said
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    assert summary["weights_sha256"] == reference["weights_sha256"]
+
+
 def flwr_run(
     overrides: list[str], folder: Path, environment: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:

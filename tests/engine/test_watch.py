@@ -12,7 +12,7 @@ from filelock import FileLock
 from photon.engine import watch as module
 from photon.engine.watch import watch
 from photon.errors import PhotonError, RunError
-from photon.federation.run import LOCK
+from photon.files.owner import LOCK
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import EventLog, read_events
 

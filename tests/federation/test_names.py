@@ -8,8 +8,8 @@ import pytest
 from flwr.proto.node_pb2 import NodeInfo
 from typer.testing import CliRunner
 
-from photon.cli import app
 from photon.client_app import answer
+from photon.commands.app import app
 from photon.config.schema import RunConfig
 from photon.deployment.keys import make_node_key, show_key_file
 from photon.engine.inprocess import InProcessGrid

@@ -48,7 +48,6 @@ class Silo:
         self.optimizer = QHAdamW(self.model.parameters(), eps=EPS)
         self.stream = WindowStream([data.windows(name, "train")], stream_seed(config.seed, [name]))
         self.transitioned = False
-        self.left = 0
 
     def train(self, config: RunConfig, first: int, steps: int) -> None:
         assert config.transition is not None
@@ -70,7 +69,6 @@ class Silo:
             causal_loss(self.model, self.stream.next_batch(4)).backward()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
-        self.left = first + steps
 
 
 @torch.no_grad()
@@ -97,11 +95,10 @@ def by_hand(
                 mean = torch.stack([states[name][group] for name in cohort]).double().mean(0).float()
                 for name in silos:
                     states[name][group] = mean.clone()
+            # The count goes with the averages.
             count = min(states[name]["step"] for name in cohort)
-            for name, silo in silos.items():
-                outdated = config.transition.reset_step and silo.left <= config.transition.step < step
-                if averaged and (silo.left == 0 or outdated):
-                    states[name]["step"] = count.clone()
+            for name in silos if averaged else ():
+                states[name]["step"] = count.clone()
         if averaged and step > config.transition.step:
             # What was averaged is of after the transition, for those who were absent as well.
             for silo in silos.values():

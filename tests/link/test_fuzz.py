@@ -38,6 +38,7 @@ from photon.link.codecs import (
     RandomK,
     Sign,
     TopK,
+    TopKTiles,
     TwoBit,
     Zstd,
 )
@@ -45,8 +46,8 @@ from photon.link.encoding import Codec, CodecEntry, Encoding, Packed, SparseTens
 
 #: Payloads of the long test, and processes that share them.
 LONG, PROCESSES = 1_000_000, 2
-#: Bytes that decoding may take for each element of a tensor, 3.5 times float32, and besides.
-EACH, BESIDES = 14, 8 * 2**20
+#: Bytes that decoding may take for each element of a tensor, 3 times float32, and besides.
+EACH, BESIDES = 12, 8 * 2**20
 SHAPES = [(1,), (7,), (33, 5), (60, 50), (4100,), (3, 5, 7)]
 PIPELINES: list[list[Codec]] = [
     [Cast("bfloat16")],
@@ -58,6 +59,8 @@ PIPELINES: list[list[Codec]] = [
     [TwoBit()],
     [TopK(k=9, chunk=128), TwoBit(), Zstd(level=1)],
     [TopK(k=64, chunk=4096)],
+    [TopKTiles(k=9, tile=16), TwoBit()],
+    [TopKTiles(k=4096, tile=64)],
     [RandomK(stride=8), Cast("float16")],
     [Bitmask(), Zstd(width=2)],
     [PowerSGD(rank=2), Int(8, block=64)],
@@ -152,7 +155,8 @@ def _changed(data: bytes, source: random.Random) -> bytes:
 ENTRIES = [
     CodecEntry(codec=codec.name, version=codec.version, arguments=asdict(codec))  # type: ignore[call-overload]
     for codec in [
-        *(Cast("bfloat16"), Float8("float8_e5m2"), Int(), E3M0(), Sign(), TwoBit(), TopK(), RandomK()),
+        *(Cast("bfloat16"), Float8("float8_e5m2"), Int(), E3M0(), Sign(), TwoBit()),
+        *(TopK(), TopKTiles(), RandomK()),
         *(Bitmask(), PowerSGD(), Zstd()),
     ]
 ]

@@ -21,8 +21,8 @@ import torch
 from flwr.app import Array, Error, Message
 from typer.testing import CliRunner
 
-from photon.cli import app
 from photon.client_app import WORKER
+from photon.commands.app import app
 from photon.config.compose import compose, load
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData

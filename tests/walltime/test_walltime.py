@@ -3,7 +3,7 @@
 import pytest
 from typer.testing import CliRunner
 
-from photon.cli import app
+from photon.commands.app import app
 from photon.commands.walltime import bytes_per_second
 from photon.errors import PhotonError
 from photon.walltime.model import Network, methods, wall_time
