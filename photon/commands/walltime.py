@@ -92,30 +92,28 @@ def suggest(
     from rich.table import Table
 
     from photon.config.compose import compose
-    from photon.strategy.sync import betas_of, half_life, suggest_periods
-    from photon.training.loop import state_group_names
+    from photon.strategy.sync import betas_of, half_life, suggest_periods, written
+    from photon.training.states import optimizer_groups, synced_together
 
-    section = compose([f"optimizer={optimizer}"]).optimizer.as_mapping()
-    betas = betas_of(section, state_group_names(section))
-    if not betas:
-        raise PhotonError(f"walltime: optimizer={optimizer} has no betas to suggest periods from")
-    by_ratio = suggest_periods(betas, local_steps, by_half_life=False)
-    by_half_life = suggest_periods(betas, local_steps, by_half_life=True)
+    section = compose([f"optimizer={optimizer}"]).optimizer
+    groups = optimizer_groups(section)
+    if not groups:
+        raise PhotonError(f"walltime: optimizer={optimizer} has no state to average")
+    decays, together = betas_of(section.as_mapping(), groups), synced_together(section)
+    by_ratio = suggest_periods(groups, local_steps, together=together)
+    by_half_life = suggest_periods(groups, local_steps, decays, together)
     table = Table(title=f"Sync periods in local steps, optimizer={optimizer}")
     for column in ("state group", "β", "half-life", "by half-life", "by DES-LOC's ratio"):
         table.add_column(column, justify="left" if column == "state group" else "right")
     table.add_row("params", "–", "–", str(local_steps), str(local_steps))
-    for group, beta in betas.items():
-        table.add_row(
-            group, f"{beta:g}", f"{half_life(beta):,.1f}", str(by_half_life[group]), str(by_ratio[group])
-        )
+    for group in groups:
+        beta = decays.get(group)
+        known = ("–", "–") if not beta else (f"{beta:g}", f"{half_life(beta):,.1f}")
+        table.add_row(group, *known, str(by_half_life[group]), str(by_ratio[group]))
     console = Console()
     console.print(table)
-    periods = ", ".join(f"{group}: {by_ratio[group]}" for group in betas)
-    console.print(
-        f"photon train strategy=desloc local_steps={local_steps} 'strategy.sync={{{periods}}}'",
-        soft_wrap=True,
-    )
+    chosen = f"strategy=desloc optimizer={optimizer} local_steps={local_steps}"
+    console.print(f"photon train {chosen} '{written(by_ratio)}'", soft_wrap=True)
 
 
 def bytes_per_second(text: str) -> float:

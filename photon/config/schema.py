@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.floats import tagged
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
@@ -84,6 +85,12 @@ class ModelSection(Section):
     )
     recipe: RecipeSection
 
+    @field_validator("architecture")
+    @classmethod
+    def _as_json(cls, architecture: dict[str, Any] | None) -> dict[str, Any] | None:
+        """Write an infinity as transformers does: a section may travel as JSON."""
+        return None if architecture is None else {key: tagged(value) for key, value in architecture.items()}
+
 
 class HubSection(Section):
     """A corpus that `datasets` streams."""
@@ -111,11 +118,13 @@ class TrainingSection(Section):
 
     batch_size: int = Field(ge=1, description="Sequences per local step.")
     micro_batch_size: int | Literal["auto"] | None = Field(
-        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probe."
+        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probed "
+        "once a run."
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
+        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
+        "on the machine's CPU, or by the GPU's capability."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
@@ -405,8 +414,8 @@ class PrivacySection(Section):
     delta: float = Field(gt=0, lt=1, description="The δ for which the summary gives ε.")
     seed: int | None = Field(
         ge=0,
-        description="Seed of the noise, for experiments that must be repeatable; null: the operating "
-        "system's randomness, without which there is no privacy.",
+        description="Seed of the noise, for experiments alone; null: the operating system's randomness, "
+        "without which there is no privacy.",
     )
     secure_aggregation: bool = Field(
         description="Silos mask their updates, so that the server learns the sum of the cohort's alone."

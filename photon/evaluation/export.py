@@ -143,7 +143,8 @@ def export_model(
     remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
         for file in sorted(tokenizer_path.iterdir()):
-            shutil.copyfile(file, folder / file.name)
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
         _set_special_tokens(model, folder)
         model.save_pretrained(folder)
         if sparse:
@@ -186,7 +187,8 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     for name, value in ends.items():
-        setattr(model.config, name, value)
+        if value is not None:  # which a few types do not take
+            setattr(model.config, name, value)
     model.config.use_cache = True
     model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.eos_token_id)
 
@@ -198,8 +200,8 @@ def _architecture(model: "PreTrainedModel") -> dict[str, object]:
     facts = {
         "type": config.model_type,
         "parameters": parameter_count(model),
-        "layers": config.num_hidden_layers,
-        "width": config.hidden_size,
+        "layers": getattr(config, "num_hidden_layers", None),
+        "width": getattr(config, "hidden_size", None),
         "attention heads": getattr(config, "num_attention_heads", None),
         "positions": getattr(config, "max_position_embeddings", None),
         "vocabulary": config.vocab_size,

@@ -16,7 +16,7 @@ from photon.link.messages import BODY, TrainRequest, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
-from photon.objective.configured import steps_of
+from photon.objective.configured import kept_of, steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
 from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
@@ -122,6 +122,8 @@ class RequestWriter:
         requests = {}
         for participant in cohort:
             entry = state.ledger.get(participant.name, LedgerEntry())
+            # The members of a federation know for themselves.
+            is_federation = self._roster.is_federation(participant.name)
             requests[participant.name] = TrainRequest(
                 run_id=state.run_id,
                 model_id=state.model_id,
@@ -137,6 +139,7 @@ class RequestWriter:
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
                 routed=self._strategy.routed_tags(checkpoint, participant.name),
+                decided=None if is_federation else state.decided_by(participant.name, participant.members),
             )
         return requests
 
@@ -224,7 +227,8 @@ class RequestWriter:
             self.reference = params
             return None, None
         seed = f"{self._config.seed}/{server_round}/down"
-        change, self.reference = encode_change(params, before, self._config.link, seed=seed)
+        plain = kept_of(self._config)
+        change, self.reference = encode_change(params, before, self._config.link, seed=seed, plain=plain)
         return change, weights_sha256(before)
 
     def _encode(

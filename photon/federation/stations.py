@@ -17,6 +17,7 @@ from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
 from photon.federation.spool import REPLIES, Spool
 from photon.link.transport import ServerLink
+from photon.objective.configured import kept_of
 from photon.strategy.base import Strategy
 from photon.telemetry.events import EventStream
 
@@ -72,7 +73,8 @@ class Stations:
             If the strategy or the store is refused.
         """
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
-        link = ServerLink(config.link_in_use, run_dir, time_to_live(config.federation.deadline))
+        seconds = time_to_live(config.federation.deadline)
+        link = ServerLink(config.link_in_use, run_dir, seconds, kept_of(config))
         events = RoundEvents(config, stream)
         admission = Admission(config, link)
         deployed = config.federation.engine == "deployment"

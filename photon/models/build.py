@@ -5,8 +5,6 @@ class's own (for GPT-2: normal with standard deviation ``initializer_range``, sc
 of the number of residual branches where a branch is added back).
 """
 
-import dataclasses
-import difflib
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +15,14 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from photon.components import nearest
+from photon.config.floats import untagged
 from photon.config.schema import ModelSection
 from photon.errors import PhotonError
+from photon.models.fields import WRITTEN, Fields, difference, written
 from photon.models.pretrained import first_line, load_warm_start, read_json, read_model_config
 
 VOCABULARY_MULTIPLE = 64
 """Rows of an embedding are padded to this multiple: matrix kernels are slow on odd widths."""
-
-_TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# How a file's field must look like a known one to be taken for a misspelling of it.
-_MISSPELT = 0.85
 
 
 def build_model(
@@ -85,32 +81,35 @@ def transformers_config(model: ModelSection, vocab_size: int) -> PreTrainedConfi
         For an unknown model type or field (the nearest valid one is named), a field that the model refuses,
         too small a vocabulary, or positions fewer than ``model.sequence_length``.
     """
-    fields, where = _described(model)
-    model_type = fields.pop("model_type", None)
+    values, where, strict = _described(model)
+    model_type = values.pop("model_type", None)
     if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise PhotonError(
             f"{where}: model_type={model_type!r} is no causal language model of transformers"
             f"{nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
     kind: Any = CONFIG_MAPPING[model_type]
-    known = _known_fields(kind)
-    if not {"vocab_size", "num_hidden_layers"} <= known:
+    fields = Fields(kind, values)
+    if not fields.has("vocab_size"):
         raise PhotonError(
             f"{where}: {model_type} is not a text model by itself; name the type of its text part"
         )
-    _check_fields(fields, known, where, strict=model.architecture is not None)
-
-    rows = _vocabulary_rows(model, vocab_size, fields.pop("vocab_size", None))
-    aliases = kind.attribute_map
-    positions = aliases.get("max_position_embeddings", "max_position_embeddings")
-    if "max_position_embeddings" in known:
-        fields.setdefault(positions, model.sequence_length)
-        _check_positions(model, fields[positions], where)
-    for name, value in (dict.fromkeys(_TOKEN_IDS) | {"use_cache": False, "is_decoder": True}).items():
-        if name in known:
-            fields[name] = value
+    fields.check(where, strict=strict)
+    # A configuration without weights says nothing of this tokenizer's vocabulary.
+    own = fields.get("vocab_size") if model.config_file is None else None
+    rows = _vocabulary_rows(model, vocab_size, own)
+    fields.put("vocab_size", rows)
+    fields.leave_tokens_open(model_type, vocab_size, rows)
+    if fields.has("max_position_embeddings"):
+        before = fields.positions_before(model_type)
+        if fields.get("max_position_embeddings") is None:
+            fields.put("max_position_embeddings", model.sequence_length + before)
+        _check_positions(model, fields.get("max_position_embeddings"), before, where)
+    for name, value in {"use_cache": False, "is_decoder": True}.items():
+        if fields.has(name):
+            fields.put(name, value)
     try:
-        return kind(vocab_size=rows, **fields)
+        return kind(**fields.values)
     except Exception as error:  # each of its configurations has checks and arithmetic of its own
         raise PhotonError(f"{where}: {model_type} refuses it ({_all_lines(error):.500})") from error
 
@@ -122,17 +121,21 @@ def self_contained(model: ModelSection, vocab_size: int) -> ModelSection:
     gone, ``architecture`` and ``vocab_size`` are there.
     """
     config = transformers_config(model, vocab_size)
-    dropped = {"vocab_size", "transformers_version", "use_cache", "is_decoder", *_TOKEN_IDS}
-    kept = _known_fields(type(config)) - dropped  # a few types also write down what they derive
-    architecture = {key: value for key, value in config.to_diff_dict().items() if key in kept}
-    return model.model_copy(
+    architecture = {key: value for key, value in written(config).items() if key != "vocab_size"}
+    section = model.model_copy(
         update={
-            "architecture": {"model_type": config.model_type} | architecture,
+            "architecture": architecture,
             "config_file": None,
             "warm_start": None,
             "vocab_size": config.vocab_size,
         }
     )
+    if lost := difference(config, transformers_config(section, vocab_size)):
+        raise PhotonError(
+            f"model: transformers does not read {', '.join(lost)} of a {config.model_type} as it writes it, "
+            "so silos would build another model; leave that out, or choose another type"
+        )
+    return section
 
 
 def without_files(model: ModelSection) -> ModelSection:
@@ -158,48 +161,31 @@ def _construct(model: ModelSection, config: PreTrainedConfig) -> PreTrainedModel
         raise PhotonError(f"model={model.name}: transformers refuses it ({first_line(error)})") from error
 
 
-def _described(model: ModelSection) -> tuple[dict[str, Any], str]:
-    """Return the fields of the architecture and the name of the place that they come from."""
+def _described(model: ModelSection) -> tuple[dict[str, Any], str, bool]:
+    """Return the fields of the architecture, the name of the place that they come from, and who wrote them.
+
+    The last is whether a person did, so that an unknown field is a mistake.
+    """
     if model.architecture is not None and model.config_file is not None:
         raise PhotonError(
             "model.config_file: the preset has an architecture already; use model=custom with it"
         )
     if model.architecture is not None:
-        if "vocab_size" in model.architecture:
-            raise PhotonError("model.architecture.vocab_size: set model.vocab_size instead")
-        return dict(model.architecture), "model.architecture"
+        fields = untagged(model.architecture)
+        return fields, "model.architecture", WRITTEN not in fields
     if model.config_file is not None:
-        fields = read_json(Path(model.config_file))
-        fields.pop("vocab_size", None)
-        return fields, model.config_file
+        return read_json(Path(model.config_file)), model.config_file, False
     if model.warm_start is not None:
-        return read_model_config(Path(model.warm_start)), model.warm_start
+        return read_model_config(Path(model.warm_start)), model.warm_start, False
     raise PhotonError("model: no architecture; set model.config_file or model.warm_start, or choose a preset")
 
 
-def _known_fields(kind: Any) -> set[str]:
-    return {field.name for field in dataclasses.fields(kind)} | set(kind.attribute_map)
-
-
-def _check_fields(fields: dict[str, Any], known: set[str], where: str, *, strict: bool) -> None:
-    """Refuse fields that transformers would swallow without a word.
-
-    A file from elsewhere may carry fields of older versions, so there only what looks like a misspelling
-    of a field that is not set is refused.
-    """
-    for name in fields:
-        if name in known:
-            continue
-        if strict:
-            raise PhotonError(f"{where}.{name}: unknown field{nearest(name, known)}")
-        if close := difflib.get_close_matches(name, sorted(known - set(fields)), n=1, cutoff=_MISSPELT):
-            raise PhotonError(f"{where}: unknown field '{name}'; did you mean '{close[0]}'?")
-
-
-def _vocabulary_rows(model: ModelSection, vocab_size: int, warm: int | None) -> int:
-    """Return the rows of the embedding: as set, else the warm start's, else the padded tokenizer's."""
+def _vocabulary_rows(model: ModelSection, vocab_size: int, own: int | None) -> int:
+    """Return the rows of the embedding: as set, else the architecture's own, else the padded tokenizer's."""
+    if model.architecture is not None and own is not None:
+        raise PhotonError("model.architecture.vocab_size: set model.vocab_size instead")
     padded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
-    rows = model.vocab_size or warm or padded
+    rows = model.vocab_size or own or padded
     if rows < vocab_size:
         source = "model.vocab_size" if model.vocab_size else str(model.warm_start)
         raise PhotonError(
@@ -208,11 +194,11 @@ def _vocabulary_rows(model: ModelSection, vocab_size: int, warm: int | None) -> 
     return rows
 
 
-def _check_positions(model: ModelSection, positions: Any, where: str) -> None:
-    if isinstance(positions, int) and positions < model.sequence_length:
+def _check_positions(model: ModelSection, positions: Any, before: int, where: str) -> None:
+    if isinstance(positions, int) and positions - before < model.sequence_length:
         raise PhotonError(
-            f"model.sequence_length={model.sequence_length}: {where} has only {positions} positions; "
-            "shorten the sequences"
+            f"model.sequence_length={model.sequence_length}: {where} has only {positions - before} "
+            "positions; shorten the sequences"
         )
 
 

@@ -31,7 +31,9 @@ def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float
     config = model.config
     experts = experts_of(config)
     parameters = parameter_count(model) if experts is None else active_parameter_count(model, experts)
-    return flops_per_token(parameters, config.num_hidden_layers, config.hidden_size, sequence_length)
+    # A model of several parts has these for each of them: its attention is then left out.
+    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    return flops_per_token(parameters, layers, width, sequence_length)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, roofline: float | None) -> float | None:

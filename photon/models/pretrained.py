@@ -1,16 +1,33 @@
 """Folders in the format of Hugging Face: a ``config.json`` beside safetensors weights."""
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
+from photon.config.floats import untagged
 from photon.errors import PhotonError
+
+#: Masks, positions and rotations that earlier versions of transformers saved with a model.
+_TABLES = {
+    "_float_tensor",
+    "causal_mask",
+    "cos_cached",
+    "embed_positions",
+    "inv_freq",
+    "masked_bias",
+    "original_inv_freq",
+    "position_ids",
+    "sin_cached",
+    "token_type_ids",
+}
 
 
 def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
@@ -49,10 +66,42 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
             f"{path}: {name} has shape {tuple(found)}, but the model section asks for {tuple(wanted)}; "
             "use model=custom, which takes the architecture from the warm start"
         )
-    for kind, verb in (("missing_keys", "lacks"), ("unexpected_keys", "has the unknown weight")):
-        for name in sorted(report[kind]):
+    unexpected = sorted(report["unexpected_keys"])
+    obsolete = [name for name in unexpected if _is_obsolete(name, loaded)]
+    for names, verb in (
+        (sorted(report["missing_keys"]), "lacks"),
+        ([name for name in unexpected if name not in obsolete], "has the unknown weight"),
+    ):
+        for name in names:
             raise PhotonError(f"{path}: {verb} {name}; it is not a {config.model_type} of this architecture")
+    if obsolete:
+        logging.getLogger(__name__).warning(
+            "%s: %s was left out (%d such): a table that earlier versions of transformers saved",
+            path,
+            obsolete[0],
+            len(obsolete),
+        )
+    _freeze_as_built(loaded)
     return loaded
+
+
+def _freeze_as_built(loaded: PreTrainedModel) -> None:
+    """Let those parameters train that the class lets train: what was loaded into them does not say."""
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(loaded.config, trust_remote_code=False)
+    trains = {name: parameter.requires_grad for name, parameter in built.named_parameters()}
+    for name, parameter in loaded.named_parameters():
+        parameter.requires_grad_(trains.get(name, True))
+
+
+def _is_obsolete(name: str, model: nn.Module) -> bool:
+    """Return whether a tensor of a file is a table that a module of the model now makes by itself."""
+    module, _, leaf = name.rpartition(".")
+    owner = dict(model.named_modules()).get(module)
+    if owner is None:
+        return False
+    # A causal mask is called as the bias of a layer is, and no layer has modules within.
+    return leaf in _TABLES or (leaf == "bias" and any(True for _ in owner.children()))
 
 
 def load_pretrained(path: Path) -> PreTrainedModel:
@@ -110,29 +159,32 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or raise :class:`PhotonError` that names the file."""
+    if path.exists() and not path.is_file():
+        raise PhotonError(f"{path}: not a regular file")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PhotonError(f"{path}: cannot read it ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PhotonError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(fields, dict):
         raise PhotonError(f"{path}: expected a JSON object, found a {type(fields).__name__}")
-    return fields
+    fields = untagged(fields)
+    return cast(dict[str, Any], fields)
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and load reports off the terminal; errors still come through."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
+        transformers_logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()
 
 
 def first_line(error: BaseException) -> str:

@@ -151,7 +151,7 @@ class SparseTraining:
                 _register(module, mapping, again=id(module.weight) in seen)
                 # torch keeps the parameter, so that a weight that two modules share (a tied head) stays one.
                 seen.add(id(module.parametrizations["weight"].original))  # type: ignore[index, union-attr]
-            if self.activations != "off" and not isinstance(module, nn.Embedding):
+            if self.activations != "off" and _is_plain(module):
                 constant = self.sparsity if self.activations == "constant" else None
                 module.forward = partial(_forward, module, module.forward, constant)
 
@@ -185,7 +185,7 @@ def prunable_names(model: nn.Module, layers: Iterable[str]) -> list[str]:
         If an expression fits no weight, or is none.
     """
     # Of a tied weight the one name that the parameter goes by.
-    own = {name for name, _ in model.named_parameters()}
+    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     return sorted(own & set(_prunable_modules(model, tuple(layers))))
 
 
@@ -207,7 +207,7 @@ def _prunable_modules(model: nn.Module, layers: tuple[str, ...]) -> dict[str, nn
     weights = {
         f"{name}.weight": module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d | nn.Embedding)
+        if isinstance(module, nn.Linear | Conv1D | nn.Conv2d | nn.Embedding) and module.weight.requires_grad
     }
     if not layers:
         return {n: m for n, m in weights.items() if not isinstance(m, nn.Embedding) and m is not head}
@@ -374,6 +374,13 @@ def _check_padding(name: str, module: nn.Conv2d) -> None:
             f"strategy.activation_pruning: {name} pads with {module.padding!r} ({module.padding_mode}); "
             "give the convolution a number of zeros, or set strategy.activation_pruning=false"
         )
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Return whether a layer computes what its class says: a few models have linear layers that do not."""
+    from transformers.pytorch_utils import Conv1D  # here: a configuration is checked without transformers
+
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward, nn.Conv2d.forward)
 
 
 def _forward(module: Any, plain: Any, constant: float | None, x: Tensor) -> Tensor:

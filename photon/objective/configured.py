@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from photon.components import build
-from photon.config.schema import Component, RunConfig
+from photon.config.schema import Component, ModelSection, RunConfig
+from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
 
@@ -37,12 +38,43 @@ def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "c
         Tokens of the tokenizer.
     device
         Where it is built; ``"meta"``: shapes alone.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot be built, or would go on changing a buffer that no step moves.
     """
     # Here, because who asks for an objective alone needs no transformers.
     from photon.models.build import build_model
 
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    return objective_of(config).build(model)
+    built = objective_of(config).build(model)
+    for name, module in built.named_modules():
+        if getattr(module, "track_running_stats", False):
+            raise PhotonError(
+                f"model: {name} keeps running statistics, and a run leaves buffers as they are; let it "
+                "normalise without (track_running_stats=False)"
+            )
+    return built
+
+
+def kept_of(config: RunConfig) -> frozenset[str]:
+    """Return the names of the tensors of a run's model that no step moves: frozen parameters, and buffers.
+
+    They are part of the model, so they go wherever it goes, and come out of a run as they went in.
+    """
+    objective = None if config.objective is None else config.objective.model_dump_json(by_alias=True)
+    return _kept(config.model.model_dump_json(), objective)
+
+
+@lru_cache(maxsize=8)
+def _kept(model: str, objective: str | None) -> frozenset[str]:
+    from photon.models.build import build_model
+    from photon.training.groups import kept_names
+
+    # Names do not depend on how many tokens there are.
+    built = build_model(ModelSection.model_validate_json(model), 1, seed=0, device="meta")
+    return kept_names((CausalLM() if objective is None else _objective(objective)).build(built))
 
 
 def steps_of(config: RunConfig, server_round: int) -> int:

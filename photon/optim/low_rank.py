@@ -68,6 +68,9 @@ class LoRDO(torch.optim.Optimizer):
         When a setting is out of its range.
     """
 
+    #: Averaged moments are in the basis that was averaged with them.
+    synced_together = ("basis", "exp_avg", "exp_avg_sq")
+
     def __init__(
         self,
         params: ParamsT,

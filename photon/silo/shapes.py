@@ -14,6 +14,7 @@ from photon.models.bounded import bounded_model
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract, role_of
+from photon.training.groups import read_params
 
 
 def contract_of(
@@ -64,7 +65,7 @@ def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping
 
 
 def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
-    """Return the shape of every parameter of the run's model.
+    """Return the shape of every parameter of the run's model, and of the buffers that are saved with it.
 
     Raises
     ------
@@ -80,4 +81,4 @@ def _param_shapes(config_text: str, vocab_size: int) -> dict[str, torch.Size]:
     config = parse(config_text)
     with bounded_model(memory_bytes() // 4):
         model = model_of(config, vocab_size, "meta")
-    return {name: parameter.shape for name, parameter in model.named_parameters()}
+    return {name: tensor.shape for name, tensor in read_params(model).items()}

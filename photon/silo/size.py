@@ -10,6 +10,7 @@ from typing import Any
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.models.fields import is_fetching
 
 #: What the name of a field says of its number, by rule: the first that is found counts.
 _FIELDS = (
@@ -24,10 +25,6 @@ _FIELDS = (
 _NUMBERS = re.compile(r"theta|seed|scal|factor")
 #: Models that fill a table of positions and widths number by number, and the largest such table.
 _TABLED, _LARGEST_TABLE = {"xlm", "flaubert", "pegasus", "marian", "informer"}, 2**22
-#: What transformers takes to fetch code or weights by; no field of a model of Photon's.
-_FETCHING = re.compile(
-    r"auto_map|implementation|quantization_config|trust_remote|name_or_path|_class|backbone"
-)
 
 
 def check_architecture(config: RunConfig) -> None:
@@ -46,10 +43,11 @@ def check_architecture(config: RunConfig) -> None:
                 "photon writes them out"
             )
     for where, name, value in _fields(model.architecture or {}, "model.architecture"):
-        if value and _FETCHING.search(name):
-            raise PhotonError(f"{where}: not taken from elsewhere; remove the field")
-        if isinstance(value, str) and ("/" in value or "\\" in value):
-            raise PhotonError(f"{where}: a path or the name of a repository, which is not taken; remove it")
+        if is_fetching(name, value):
+            raise PhotonError(
+                f"{where}: code, a path or the name of a repository, which is not taken from elsewhere; "
+                "remove the field"
+            )
     if (model.architecture or {}).get("model_type") in _TABLED:
         sizes = list(sizes_of(config))
         positions, width = (

@@ -23,6 +23,7 @@ from photon.errors import PhotonError
 from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
+from photon.objective.configured import kept_of
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
@@ -30,6 +31,7 @@ from photon.strategy.outer import OuterStep
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 Settings = TypeVar("Settings", bound=Section)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -169,17 +171,26 @@ class Strategy(ABC):
         """The silo's half."""
         return LocalMethod(self.config, self.local_state)
 
+    def trained(self, params: Mapping[str, T]) -> dict[str, T]:
+        """Return those of the model's tensors that training moves: the others arrive, and never leave.
+
+        The others are frozen parameters and the buffers that are saved with a model.
+        """
+        kept = kept_of(self.config)
+        return {name: tensor for name, tensor in params.items() if name not in kept}
+
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return what requests of a round may bring, and what replies hold: by default all parameters.
 
         Parameters
         ----------
         params
-            Name and shape of every parameter.
+            Name and shape of every tensor of the model.
         role
             What the participant is.
         """
-        leaving = Leaving("parameters", params, masked=frozenset(params), bounded=True)
+        trained = self.trained(params)
+        leaving = Leaving("parameters", trained, masked=frozenset(trained), bounded=True)
         return Contract({PARAMS: params}, {PARAMS: leaving})
 
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:

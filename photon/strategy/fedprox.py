@@ -43,7 +43,7 @@ class FedProx(Photon):
         mu: float = 0.01,
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
-        sync: dict[str, int] | None = None,
+        sync: dict[str, int | str] | None = None,
         fold: dict[str, Any] | None = None,
     ) -> None:
         if not 0 <= mu < math.inf:

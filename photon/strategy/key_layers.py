@@ -15,6 +15,7 @@ from photon.config.tree import RoutedTag
 from photon.data.silo_data import SiloData
 from photon.models.partition import Partition, partition
 from photon.models.vocabulary import choose_rows, token_parameters
+from photon.objective.configured import kept_of
 from photon.strategy.attention import Attention, attend, entropy
 from photon.strategy.contract import LOCAL, PARAMS, SHARED
 from photon.strategy.local import (
@@ -67,6 +68,8 @@ class KeyLayers:
 
     Attributes
     ----------
+    config
+        The run's configuration.
     key_fraction, key_blocks, embeddings
         As in `photon.models.partition.partition`.
     down
@@ -76,6 +79,7 @@ class KeyLayers:
         How they attend.
     """
 
+    config: RunConfig
     key_fraction: float
     key_blocks: str | tuple[str, ...]
     embeddings: str
@@ -83,13 +87,15 @@ class KeyLayers:
     attention: Attention
 
     def split(self, params: Collection[str]) -> Partition:
-        """Divide the parameters of these names."""
-        return partition(
-            params,
+        """Divide the model's tensors of these names; what no step moves is of the backbone."""
+        kept = kept_of(self.config) & set(params)
+        parts = partition(
+            set(params) - kept,
             key_fraction=self.key_fraction,
             key_blocks=self.key_blocks,
             embeddings=self.embeddings,
         )
+        return replace(parts, backbone=tuple(sorted({*parts.backbone, *kept})))
 
     def initial(self, kept: Tensors | None, first: Tensors) -> dict[str, torch.Tensor] | None:
         """Return what changes are measured against; None: this similarity looks at no changes.

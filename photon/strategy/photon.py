@@ -25,8 +25,14 @@ from photon.strategy.fold import Folded, Groups, WeightedMean
 from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
 from photon.strategy.robust import Fold, check_fold, fold_robustly
-from photon.strategy.sync import SyncPlan
-from photon.training.states import is_refreshing, optimizer_groups, optimizer_shapes
+from photon.strategy.sync import OTHERS, SyncPlan
+from photon.training.draws import draw_seed, seeded
+from photon.training.states import (
+    is_refreshing,
+    optimizer_groups,
+    optimizer_shapes,
+    synced_together,
+)
 
 #: Parameters, norms of the step, and the outer optimizer's state groups and scalars after it.
 OuterResult = tuple[Tensors, OuterStep, dict[str, Tensors], dict[str, float]]
@@ -45,7 +51,8 @@ class Photon(Strategy):
         ``"keep"``: moments of the local optimizer stay in the silo; ``"reset"``: every round starts anew;
         ``"sync"``: they are averaged over the silos as ``sync`` says.
     sync
-        State group to sync period in local steps (``local_state="sync"``); None: every group in every round.
+        State group to sync period in local steps, or ``"never"`` (``local_state="sync"``); ``others`` is that
+        of all that are not named. None: every group in every round.
     fold
         Keys of `photon.strategy.robust.Fold`: how replies are folded where some may lie; None: their mean.
     """
@@ -58,7 +65,7 @@ class Photon(Strategy):
         *,
         weighting: Literal["tokens", "uniform"] = "tokens",
         local_state: LocalState = "keep",
-        sync: dict[str, int] | None = None,
+        sync: dict[str, int | str] | None = None,
         fold: dict[str, Any] | None = None,
     ) -> None:
         if weighting not in ("tokens", "uniform"):
@@ -79,8 +86,9 @@ class Photon(Strategy):
         if local_state == "sync":
             self.silos_only = "which has no states of a local optimizer; set strategy.local_state=keep"
             groups = optimizer_groups(config.optimizer)
-            periods = dict.fromkeys(groups, config.local_steps) if sync is None else sync
-            self.plan = SyncPlan(periods, config.local_steps, groups)
+            periods = {OTHERS: config.local_steps} if sync is None else sync
+            together = synced_together(config.optimizer)
+            self.plan = SyncPlan(periods, config.local_steps, groups, together)
 
     @property
     def folds_mean(self) -> bool:
@@ -93,10 +101,11 @@ class Photon(Strategy):
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract over all parameters, and the states of the local optimizer under a sync plan."""
         arriving: dict[str, Mapping[str, torch.Size]] = {PARAMS: params}
-        masked = frozenset(params if self.folds_mean else ())
-        leaving = {PARAMS: Leaving("parameters", params, masked=masked, bounded=True)}
+        trained = self.trained(params)
+        masked = frozenset(trained if self.folds_mean else ())
+        leaving = {PARAMS: Leaving("parameters", trained, masked=masked, bounded=True)}
         if self.plan is not None:
-            states = optimizer_shapes(self.config.optimizer, params)
+            states = optimizer_shapes(self.config.optimizer, trained)
             arriving |= states
             leaving |= {
                 group: Leaving("mean", states[group])
@@ -182,7 +191,9 @@ class Photon(Strategy):
         folded = self._robustly(checkpoint, replies) if self.fold.is_robust else self._averaged(replies)
         groups = folded.groups
         begin = time.perf_counter()
-        params, step, outer, scalars = self.step_outer(server_round, checkpoint, groups.pop(PARAMS))
+        # An outer optimizer may draw, as one of Langevin dynamics does.
+        with seeded(draw_seed(self.config.seed, server_round, "server", "outer"), torch.device("cpu")):
+            params, step, outer, scalars = self.step_outer(server_round, checkpoint, groups.pop(PARAMS))
         shared = {group: groups.pop(group) for group in list(groups) if group.startswith(SHARED)}
         return Aggregate(
             params=params,

@@ -81,11 +81,11 @@ class Scaffold(Photon):
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return Photon's contract with the control variate beside the parameters, both ways."""
         whole = super().contract(server_round, params, role)
-        control = Leaving("mean", params)
+        trained = self.trained(params)
         return replace(
             whole,
-            arriving={**whole.arriving, CONTROL: params},
-            leaving={**whole.leaving, CONTROL: control},
+            arriving={**whole.arriving, CONTROL: trained},
+            leaving={**whole.leaving, CONTROL: Leaving("mean", trained)},
         )
 
     def configure_train(
@@ -93,7 +93,7 @@ class Scaffold(Photon):
     ) -> Mapping[str, StateGroups]:
         """Send everybody the server's control variate as well."""
         sent_groups = super().configure_train(server_round, checkpoint, cohort)
-        control = _control(checkpoint)
+        control = self._control(checkpoint)
         # Those who are sent the same groups are handed the same object, which is encoded once.
         beside = {id(groups): {**groups, CONTROL: control} for groups in sent_groups.values()}
         return {name: beside[id(groups)] for name, groups in sent_groups.items()}
@@ -103,15 +103,15 @@ class Scaffold(Photon):
         share = replies / max(replies, checkpoint.participants)
         control = {
             name: torch.add(tensor, means[CONTROL][name], alpha=share)
-            for name, tensor in _control(checkpoint).items()
+            for name, tensor in self._control(checkpoint).items()
         }
         return {CONTROL: control}
 
-
-def _control(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
-    """Return the server's control variate."""
-    kept = checkpoint.load_kept().get(CONTROL)
-    return kept or {name: torch.zeros(t.shape) for name, t in checkpoint.load_params().items()}
+    def _control(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+        """Return the server's control variate."""
+        kept = checkpoint.load_kept().get(CONTROL)
+        params = self.trained(checkpoint.load_params())
+        return kept or {name: torch.zeros(tensor.shape) for name, tensor in params.items()}
 
 
 class Controlled(LocalMethod):

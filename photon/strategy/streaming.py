@@ -99,7 +99,7 @@ class StreamingDiLoCo(Photon):
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract in which the parameters of the fragments that are due leave."""
         whole = super().contract(server_round, params, role)
-        due = {name: params[name] for name in self.synced_params(server_round, params)}
+        due = {name: params[name] for name in self.synced_params(server_round, self.trained(params))}
         leaving = whole.leaving[PARAMS]
         fragments = replace(leaving, shapes=due, masked=leaving.masked & set(due))
         return replace(whole, leaving={PARAMS: fragments})
@@ -116,7 +116,7 @@ class StreamingDiLoCo(Photon):
         params, state = checkpoint.load_params(), checkpoint.state
         everything: StateGroups = {"params": params}
         synced: StateGroups = {
-            "params": {name: params[name] for name in self.synced_params(state.round, _shapes(params))}
+            "params": {name: params[name] for name in self.synced_params(state.round, self._shapes(params))}
         }
 
         def was_there(participant: Participant) -> bool:
@@ -129,7 +129,7 @@ class StreamingDiLoCo(Photon):
         outer = OuterOptimizer(self.config.outer.as_mapping(), self.config.link.uplink_payload)
         params, state = checkpoint.load_params(), checkpoint.load_outer()
         scalars = dict(checkpoint.state.outer_scalars)
-        fragments = self._split(_shapes(params))
+        fragments = self._split(self._shapes(params))
         gradient_norms: dict[str, float] = {}
         for number in self._due(server_round):
             names, prefix = fragments[number], f"fragment-{number}/"
@@ -145,7 +145,10 @@ class StreamingDiLoCo(Photon):
             for group, tensors in own_state.items():
                 state.setdefault(group, {}).update(tensors)
             scalars |= {prefix + key: value for key, value in own_scalars.items()}
-        return params, outer_step(gradient_norms, params, state), state, scalars
+        return params, outer_step(gradient_norms, self.trained(params), state), state, scalars
+
+    def _shapes(self, params: Tensors) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.trained(params).items()}
 
     def _due(self, server_round: int) -> list[int]:
         if server_round == self.config.rounds:
@@ -237,10 +240,6 @@ def split_parameters(params: Mapping[str, torch.Size], fragments: int, pattern: 
     if not all(parts):
         raise too_many
     return [sorted(part) for part in parts]
-
-
-def _shapes(params: Tensors) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in params.items()}
 
 
 def _part_of(state: Mapping[str, Tensors], names: Sequence[str]) -> dict[str, Tensors]:

@@ -95,7 +95,7 @@ class Sums(Strategy):
             averaged={},
             outer=outer,
             outer_scalars=dict(checkpoint.state.outer_scalars),
-            step=outer_step({}, params, outer),
+            step=outer_step({}, self.trained(params), outer),
             weights={},
             fold_seconds=seconds,
             outer_seconds=0.0,

@@ -13,6 +13,12 @@ from photon.errors import PhotonError
 
 #: The group that every round syncs.
 PARAMS = "params"
+#: Stands in a plan for all groups that it does not name.
+OTHERS = "others"
+#: The period of a group that stays in the silo.
+NEVER = "never"
+
+Period = int | str
 
 
 class SyncPlan:
@@ -21,38 +27,78 @@ class SyncPlan:
     Parameters
     ----------
     periods
-        Group name to period in local steps; a group that is not named is never averaged.
+        Group name to period in local steps, or ``"never"``; ``others`` is the period of the groups that are
+        not named.
     local_steps
         Local steps of a round, the period of ``params``.
     groups
         State groups that the local optimizer has.
+    together
+        Those of them that mean something together alone, such as moments and the basis that they are in.
+
+    Attributes
+    ----------
+    periods
+        Group name to period in local steps, of the groups that are averaged.
 
     Raises
     ------
     PhotonError
-        If a group is unknown, or a period is shorter than that of ``params`` or no multiple of it.
+        If a group is unknown or has no period, a period is shorter than that of ``params`` or no multiple of
+        it, or groups that belong together have different ones.
     """
 
-    def __init__(self, periods: Mapping[str, int], local_steps: int, groups: Collection[str]) -> None:
+    def __init__(
+        self,
+        periods: Mapping[str, Period],
+        local_steps: int,
+        groups: Collection[str],
+        together: Collection[str] = (),
+    ) -> None:
         self.local_steps = local_steps
-        self.periods = {PARAMS: local_steps} | dict(periods)
         known = {PARAMS, *groups}
-        for group, period in self.periods.items():
-            if group not in known:
+        for group in periods:
+            if group not in known | {OTHERS}:
                 raise PhotonError(
                     f"strategy.sync.{group}: the local optimizer has none{nearest(group, known)}; there "
-                    f"are {', '.join(sorted(known))}"
+                    f"are {', '.join(sorted(known))}; what a preset names goes with ~strategy.sync.{group}"
                 )
-            if group == PARAMS and period != local_steps:
-                raise PhotonError(
-                    f"strategy.sync.params={period}: a round is the period of the parameters; set "
-                    f"local_steps={period}"
-                )
-            if period < local_steps or period % local_steps:
-                raise PhotonError(
-                    f"strategy.sync.{group}={period}: parameters must be averaged at least as often as any "
-                    f"state; choose a multiple of local_steps={local_steps}"
-                )
+        named = {PARAMS: local_steps, **periods}
+        if OTHERS in named:
+            others = named.pop(OTHERS)
+            named = dict.fromkeys(sorted(set(groups) - set(named)), others) | named
+        for group, period in named.items():
+            self._check_period(group, period)
+        plan = suggest_periods(groups, local_steps, together=together)
+        if missing := sorted(known - set(named)):
+            raise PhotonError(
+                f"strategy.sync: {missing[0]} of the local optimizer has no period; write "
+                f"{written({**plan, **named})}, or {NEVER} for what stays in the silo"
+            )
+        if len({named[group] for group in together if group in named}) > 1:
+            raise PhotonError(
+                f"strategy.sync: {', '.join(sorted(together))} mean something together alone; give them one "
+                f"period, such as {written({**named, **{one: plan[one] for one in together}})}"
+            )
+        self.periods: dict[str, int] = {
+            group: period for group, period in named.items() if isinstance(period, int)
+        }
+
+    def _check_period(self, group: str, period: Period) -> None:
+        if group == PARAMS and period != self.local_steps:
+            raise PhotonError(
+                f"strategy.sync.params={period}: a round is the period of the parameters; set "
+                f"local_steps={period}"
+            )
+        if period == NEVER:
+            return
+        if not isinstance(period, int) or isinstance(period, bool):
+            raise PhotonError(f"strategy.sync.{group}={period}: expected a number of local steps, or {NEVER}")
+        if period < self.local_steps or period % self.local_steps:
+            raise PhotonError(
+                f"strategy.sync.{group}={period}: parameters must be averaged at least as often as any "
+                f"state; choose a multiple of local_steps={self.local_steps}"
+            )
 
     def due(self, steps: int) -> list[str]:
         """Return the groups that are averaged at the end of a round, ``params`` first.
@@ -75,32 +121,53 @@ def half_life(beta: float) -> float:
     return math.log(0.5) / math.log(beta)
 
 
-def suggest_periods(betas: Mapping[str, float], local_steps: int, *, by_half_life: bool) -> dict[str, int]:
-    """Suggest a sync period for every state group.
+def suggest_periods(
+    groups: Collection[str],
+    local_steps: int,
+    decays: Mapping[str, float] | None = None,
+    together: Collection[str] = (),
+) -> dict[str, int]:
+    """Suggest a sync period for every state group of a local optimizer.
 
     Parameters
     ----------
-    betas
-        State group to its decay, such as ``{"exp_avg": 0.95, "exp_avg_sq": 0.999}``.
+    groups
+        Its state groups.
     local_steps
         Period of the parameters, K_x.
-    by_half_life
-        The first multiple of K_x at or above each state's half-life; else DES-LOC's ratio: 3 K_x for the
-        fastest state, 6 K_x for the others.
+    decays
+        State group to β: each period is the first multiple of K_x at or above the half-life, and K_x where
+        there is none. None: DES-LOC's ratio, 3 K_x for momenta and 6 K_x for second moments.
+    together
+        Groups that mean something together alone. By the ratio they are averaged in every round, as LoRDO's
+        are; by half-lives, as the one that forgets soonest.
 
     Returns
     -------
     dict
         Periods in local steps, ``params`` included.
     """
-    fastest = min(betas.values(), default=0.0)
-    periods = {PARAMS: local_steps}
-    for group, beta in betas.items():
-        if by_half_life:
-            periods[group] = local_steps * max(1, math.ceil(half_life(beta) / local_steps))
-        else:
-            periods[group] = local_steps * (3 if beta == fastest and group != "exp_avg_sq" else 6)
-    return periods
+
+    def of(group: str) -> int:
+        if decays is None:
+            return 1 if group in together else 6 if is_second_moment(group) else 3
+        return max(1, math.ceil(half_life(decays[group]) / local_steps)) if group in decays else 1
+
+    rounds = {group: of(group) for group in sorted(groups)}
+    if shared := [rounds[group] for group in together if decays is None or group in decays]:
+        rounds |= dict.fromkeys((group for group in together if group in rounds), min(shared))
+    return {PARAMS: local_steps} | {group: local_steps * number for group, number in rounds.items()}
+
+
+def is_second_moment(group: str) -> bool:
+    """Return whether a state group holds means or sums of squares, as ``exp_avg_sq`` and ``sum`` do."""
+    return "sq" in group or group == "sum"
+
+
+def written(periods: Mapping[str, Period]) -> str:
+    """Return a plan as it is given on the command line, where a preset may name other groups."""
+    named = ", ".join(f"{group}: {period}" for group, period in sorted(periods.items()) if group != PARAMS)
+    return f"++strategy.sync={{{named}}}"
 
 
 def bytes_per_cycle(periods: Mapping[str, int], rounds: int, group_bytes: Mapping[str, int]) -> int:
@@ -112,9 +179,20 @@ def bytes_per_cycle(periods: Mapping[str, int], rounds: int, group_bytes: Mappin
 
 
 def betas_of(arguments: Mapping[str, object], groups: Sequence[str]) -> dict[str, float]:
-    """Return the decay of each state group: ``betas`` are those of the momenta, then of ``exp_avg_sq``."""
-    betas = arguments.get("betas")
-    if not isinstance(betas, Sequence):
-        return {}
-    momenta = sorted(group for group in groups if group.startswith("exp_avg") and group != "exp_avg_sq")
-    return dict(zip([*momenta, "exp_avg_sq"], map(float, betas), strict=False))
+    """Return the decay of each state group that has one.
+
+    ``betas`` are those of the momenta that have a weight, and then of ``exp_avg_sq``; ``momentum`` is that of
+    ``momentum_buffer``.
+    """
+    decays: dict[str, float] = {}
+    if isinstance(betas := arguments.get("betas"), Sequence):
+        *first, last = map(float, betas)
+        weights = arguments.get("weights")
+        if isinstance(weights, Sequence):
+            first = [beta for beta, weight in zip(first, weights, strict=False) if weight]
+        momenta = sorted(group for group in groups if group.startswith("exp_avg") and "sq" not in group)
+        decays |= dict(zip(momenta, first, strict=False))
+        decays |= {group: last for group in groups if is_second_moment(group)}
+    if isinstance(momentum := arguments.get("momentum"), int | float) and "momentum_buffer" in groups:
+        decays["momentum_buffer"] = float(momentum)
+    return decays

@@ -156,6 +156,7 @@ class WorldLM(Photon):
             self.upward = self.attention.model_copy(update={"tau": math.inf, "include_self_up": False})
         self.routed = settings_of(Routed, routed, "routed")
         self.layers = KeyLayers(
+            config,
             key_fraction,
             key_blocks if isinstance(key_blocks, str) else tuple(key_blocks),
             embeddings,
@@ -186,8 +187,9 @@ class WorldLM(Photon):
         A federation may send key blocks for others beside them.
         """
         whole = super().contract(server_round, params, role)
-        parts = self.layers.split(params)
-        due = params if self.up != "none" else {name: params[name] for name in parts.backbone}
+        trained = self.trained(params)
+        parts = self.layers.split(trained)
+        due = trained if self.up != "none" else {name: params[name] for name in parts.backbone}
         masked = frozenset(parts.backbone if self.folds_mean else ())
         leaving = {PARAMS: Leaving("parameters", due, masked=masked, bounded=True)}
         arriving = dict(whole.arriving)
@@ -250,7 +252,7 @@ class WorldLM(Photon):
     ) -> Aggregate:
         """Average the backbone; then attend to the children's key layers and choose routed layers."""
         params = checkpoint.load_params()
-        parts = self.layers.split(params)
+        parts = self.layers.split(self.trained(params))
         children: dict[str, Tensors] = {}
         counts: dict[str, float] = {}
         candidates: list[RoutedBlock] = []

@@ -1,10 +1,11 @@
-"""The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon[wandb]'``)."""
+"""The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon-fl[wandb]'``)."""
 
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from photon import DISTRIBUTION
 from photon.errors import PhotonError
 from photon.telemetry.events import (
     Diagnostics,
@@ -61,7 +62,8 @@ class WandbListener:
             import wandb
         except ImportError:
             raise PhotonError(
-                f"telemetry.wandb.mode={mode} needs Weights & Biases; run: pip install 'photon[wandb]'"
+                f"telemetry.wandb.mode={mode} needs Weights & Biases; run: "
+                f"pip install '{DISTRIBUTION}[wandb]'"
             ) from None
         run_dir.mkdir(parents=True, exist_ok=True)
         try:

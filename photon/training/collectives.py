@@ -103,8 +103,6 @@ class GroupTrainer(LocalTrainer):
                 "training.parallel=fsdp: the strategy adds a term to the loss, which needs whole parameters; "
                 "set training.parallel=ddp"
             )
-        # Dropout must not draw the same mask for the rows of different processes.
-        torch.manual_seed(global_step * self._world + dist.get_rank())
         result = super().train(
             stream, global_step=global_step, steps=steps, on_step=on_step, rows=rows, hooks=hooks
         )
@@ -192,8 +190,13 @@ def _whole(tensor: Tensor) -> Tensor:
 
 def _replicate(model: nn.Module, device: torch.device) -> DistributedDataParallel:
     devices = [device] if device.type == "cuda" else None
+    # An architecture may have parameters that its loss does not depend on, and experts that no token took.
     return DistributedDataParallel(
-        model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
+        model,
+        device_ids=devices,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=True,
     )
 
 

@@ -33,14 +33,25 @@ class Refreshing(Protocol):
 
 
 def read_params(model: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters of ``model`` in name order, tied weights once.
+    """Return what ``model`` computes with: its parameters, and the buffers that are saved with them.
 
     Returns
     -------
     dict[str, Tensor]
-        Detached views: they share memory with the model, so clone what has to outlive the next step.
+        In name order, tied weights once. Detached views: they share memory with the model, so clone what has
+        to outlive the next step.
     """
-    return {name: parameter.detach() for name, parameter in named_parameters(model)}
+    tensors = {name: parameter.detach() for name, parameter in named_parameters(model)}
+    if any(True for _ in model.buffers()):
+        saved = model.state_dict(keep_vars=True)
+        tensors |= {name: buffer.detach() for name, buffer in model.named_buffers() if name in saved}
+    return dict(sorted(tensors.items()))
+
+
+def kept_names(model: nn.Module) -> frozenset[str]:
+    """Return the names of what `read_params` returns and no step moves: frozen parameters, and buffers."""
+    trained = {name for name, parameter in named_parameters(model) if parameter.requires_grad}
+    return frozenset(read_params(model)) - trained
 
 
 def write_params(model: nn.Module, params: Mapping[str, Tensor]) -> None:

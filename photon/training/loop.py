@@ -66,6 +66,8 @@ class TrainResult:
         Learning rate of the last step (first parameter group).
     seconds : float
         Wall time of the steps alone.
+    micro_batch_size : int
+        Sequences per forward pass.
     figures : dict[str, float]
         Means over the steps of the figures that came with the loss.
     """
@@ -77,6 +79,7 @@ class TrainResult:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    micro_batch_size: int
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -231,6 +234,7 @@ class LocalTrainer:
             gradient_norm=math.fsum(norms) / len(norms),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
+            micro_batch_size=self.micro_batch_size,
             figures=record.figures(),
         )
 
@@ -274,7 +278,18 @@ class LocalTrainer:
             if last and hooks.term is not None:
                 value = value + hooks.term(self.model)
             self._scaler.scale(value).backward()
+        self._complete_gradients()
         return figures
+
+    def _complete_gradients(self) -> None:
+        """Give what the loss does not depend on a gradient of zero, as the loss's derivative says.
+
+        An optimizer would leave it out, and then parameters would differ in their steps, and in what states
+        there are of them: a state group is of all parameters.
+        """
+        for parameter in self._parameters:
+            if parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
     def _micro_batches(self, batch: Batch) -> list[Batch]:
         split = [array.split(self.micro_batch_size) for array in batch.values()]

@@ -1,6 +1,6 @@
 """What is known of a local optimizer without training with it: its state groups, and whether it refreshes."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import cast
 
@@ -46,6 +46,12 @@ def _shapes(text: str, params: tuple[tuple[str, tuple[int, ...]], ...]) -> dict[
 def is_refreshing(optimizer: Component) -> bool:
     """Return whether a local optimizer looks at what a sync changed."""
     return issubclass(import_target(optimizer.target, "optimizer"), Refreshing)
+
+
+def synced_together(optimizer: Component) -> tuple[str, ...]:
+    """Return the state groups of a local optimizer that mean something together alone."""
+    together: Collection[str] = getattr(import_target(optimizer.target, "optimizer"), "synced_together", ())
+    return tuple(group for group in optimizer_groups(optimizer) if group in together)
 
 
 def refresh(model: nn.Module, optimizer: torch.optim.Optimizer, received: Tensors) -> None:

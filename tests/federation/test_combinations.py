@@ -84,7 +84,9 @@ def draw(number: int, chance: random.Random) -> list[str]:
         drawn |= {override.partition("=")[0]: override for override in chance.choice(options)}
     if "federation.tree" in drawn:
         drawn["cohort"] = "cohort=null"
-    return [f"rounds={ROUNDS}", "model.architecture.n_layer=2", "federation.quorum=1", *drawn.values()]
+    # Dropout draws in every step, whoever else has drawn in the process before.
+    model = ["model.architecture.n_layer=2", "model.architecture.resid_pdrop=0.1"]
+    return [f"rounds={ROUNDS}", *model, "federation.quorum=1", *drawn.values()]
 
 
 class Killed(BaseException):

@@ -125,13 +125,16 @@ def test_equal_periods_are_local_adam_and_none_is_fedavg_with_kept_states(run_sm
     local_adam = weights("a", "strategy=local-adam")
     assert weights("b", "strategy=desloc", "strategy.sync={exp_avg: 4, exp_avg_sq: 4}") == local_adam
     kept = weights("c", "strategy=photon")
-    assert weights("d", "strategy=desloc", "~strategy.sync.exp_avg", "~strategy.sync.exp_avg_sq") == kept
+    assert (
+        weights("d", "strategy=desloc", "strategy.sync.exp_avg=never", "strategy.sync.exp_avg_sq=never")
+        == kept
+    )
     assert len({local_adam, kept, weights("e", "strategy=fedavg-reset")}) == 3
 
 
 def test_kept_states_with_nesterov_outside_are_diloco(run_small: Run) -> None:
     diloco = run_small("strategy=diloco", *PLAIN, "rounds=4", name="diloco")
-    never = ("~strategy.sync.exp_avg", "~strategy.sync.exp_avg_sq")
+    never = ("strategy.sync.exp_avg=never", "strategy.sync.exp_avg_sq=never")
     desloc = run_small("strategy=desloc", *never, "outer=diloco", *PLAIN, "rounds=4", name="desloc")
     assert desloc["weights_sha256"] == diloco["weights_sha256"]
 
@@ -149,7 +152,7 @@ def test_states_zeroed_at_every_sync_are_the_reset_baseline(
     ("overrides", "periods"),
     [
         (["strategy=photon"], {"params": 4}),
-        (["strategy=desloc", "~strategy.sync.exp_avg"], {"params": 4, "exp_avg_sq": 24}),
+        (["strategy=desloc", "strategy.sync.exp_avg=never"], {"params": 4, "exp_avg_sq": 24}),
     ],
 )
 def test_first_moments_are_read_from_the_pseudo_gradient(

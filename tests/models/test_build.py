@@ -1,15 +1,18 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from photon.config.compose import compose
 from photon.config.schema import ModelSection
 from photon.errors import PhotonError
 from photon.models.build import build_model, parameter_count, self_contained, transformers_config
+from photon.models.fields import written
 from photon.models.loss import causal_loss
 from photon.training.schedule import WsdSchedule, build_schedule
 
@@ -222,6 +225,71 @@ def test_a_file_of_any_kind_gives_a_causal_model(fields: dict[str, Any], tmp_pat
     assert not torch.allclose(logits[:, -1], model(changed).logits[:, -1])
 
 
+MAMBA = {
+    "model_type": "mamba2",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "state_size": 4,
+    "num_heads": 4,
+    "head_dim": 8,
+    "n_groups": 1,
+    "chunk_size": 8,
+}
+
+
+@pytest.mark.parametrize("infinity", [{"__float__": "Infinity"}, float("inf")], ids=["tagged", "plain"])
+def test_an_infinity_is_one_wherever_it_comes_from(infinity: Any, tmp_path: Path) -> None:
+    fields = MAMBA | {"time_step_limit": [0.125, infinity]}
+    file = from_file(tmp_path / "config.json", fields)
+    for section in (file, ModelSection.model_validate(file.model_dump() | stated(fields))):
+        travelling = ModelSection.model_validate_json(self_contained(section, VOCABULARY).model_dump_json())
+        for one in (section, travelling):
+            assert tuple(transformers_config(one, VOCABULARY).time_step_limit) == (0.125, float("inf"))
+
+
+def stated(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"config_file": None, "architecture": fields}
+
+
+def test_a_field_of_another_name_and_a_foreign_one_travel(tmp_path: Path) -> None:
+    # transformers writes num_experts as num_local_experts, and keeps what it does not know.
+    fields = {"model_type": "qwen3_moe", "num_local_experts": 6, "num_experts_per_tok": 3, "some_note": 7}
+    section = from_file(tmp_path / "config.json", fields | {"num_hidden_layers": 1, "hidden_size": 16})
+    travelling = self_contained(section, VOCABULARY)
+    config = transformers_config(travelling, VOCABULARY)
+    assert (config.num_experts, config.num_experts_per_tok, config.some_note) == (6, 3, 7)
+    fetching = from_file(tmp_path / "config.json", LLAMA | {"auto_map": {"AutoConfig": "code.Config"}})
+    assert "auto_map" not in (self_contained(fetching, VOCABULARY).architecture or {})
+
+
+def test_what_a_silo_would_build_otherwise_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = from_file(tmp_path / "config.json", LLAMA | {"rms_norm_eps": 0.5})
+
+    def forgetful(config: Any) -> dict[str, Any]:
+        return {name: value for name, value in written(config).items() if name != "rms_norm_eps"}
+
+    monkeypatch.setattr("photon.models.build.written", forgetful)
+    with pytest.raises(PhotonError, match="does not read rms_norm_eps of a llama as it writes it"):
+        self_contained(section, VOCABULARY)
+
+
+def test_padding_that_a_type_needs_is_no_token_of_the_text(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    reformer = transformers_config(from_file(file, {"model_type": "reformer"}), VOCABULARY)
+    assert reformer.pad_token_id == 319  # 300 tokens, 320 rows
+    # Positions begin behind the padding's id.
+    roberta = {"model_type": "roberta", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    section = from_file(file, roberta | {"pad_token_id": 3})
+    model = build_model(section, VOCABULARY, seed=0)
+    assert model.config.max_position_embeddings == 16 + 4
+    assert model(torch.arange(100, 116)[None]).logits.shape == (1, 16, 320)
+    with pytest.raises(PhotonError, match="has only 15 positions"):
+        build_model(from_file(file, roberta | {"max_position_embeddings": 17}), VOCABULARY, seed=0)
+    assert transformers_config(from_file(file, LLAMA), VOCABULARY).pad_token_id is None
+
+
 def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
     a, b = first.state_dict(), second.state_dict()
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
@@ -255,6 +323,39 @@ def test_warm_start_takes_the_weights(architecture: str, saved: Path) -> None:
         section = section.model_copy(update={"architecture": None})
     started = build_model(section, VOCABULARY, seed=0)
     assert same_weights(started, build_model(small(), VOCABULARY, seed=3))
+
+
+def add(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, name: torch.ones(())}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("name", ["h.0.attn.masked_bias", "h.1.attn.rotary_emb.inv_freq", "h.1.attn.bias"])
+def test_a_table_of_earlier_versions_is_left_out(
+    name: str, saved: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add(saved, f"transformer.{name}".replace(".rotary_emb", ""))
+    started = build_model(small().model_copy(update={"warm_start": str(saved)}), VOCABULARY, seed=0)
+    assert same_weights(started, build_model(small(), VOCABULARY, seed=3))
+    if name != "h.1.attn.bias":  # which transformers itself passes over
+        assert "was left out (1 such)" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["h.0.attn.c_attn.scale", "h.7.attn.masked_bias", "h.0.mlp.gate.weight"])
+def test_a_weight_that_the_model_has_not_is_refused(name: str, saved: Path) -> None:
+    add(saved, f"transformer.{name}")
+    with pytest.raises(PhotonError, match=re.escape(f"has the unknown weight transformer.{name}")):
+        build_model(small().model_copy(update={"warm_start": str(saved)}), VOCABULARY, seed=0)
+
+
+def test_a_bias_that_a_layer_has_not_is_refused(tmp_path: Path) -> None:
+    section = from_file(tmp_path / "config.json", LLAMA)
+    build_model(section, VOCABULARY, seed=0).save_pretrained(tmp_path / "saved")
+    add(tmp_path / "saved", "model.layers.0.self_attn.q_proj.bias")
+    with pytest.raises(
+        PhotonError, match=r"has the unknown weight model\.layers\.0\.self_attn\.q_proj\.bias"
+    ):
+        build_model(section.model_copy(update={"warm_start": str(tmp_path / "saved")}), VOCABULARY, seed=0)
 
 
 def cut(folder: Path) -> None:

@@ -238,6 +238,20 @@ def test_activation_pruning_is_exact_but_for_the_weight(sparsity: float) -> None
         assert not torch.allclose(model.linear.weight.grad, exact[2])
 
 
+@pytest.mark.parametrize("activations", ["measured", "constant"])
+def test_a_hundredth_of_the_inputs_counts_however_few_weights_are_left(activations: Any) -> None:
+    model = nn.Sequential(nn.Linear(1000, 3))
+    with torch.no_grad():
+        model[0].weight.zero_()
+        model[0].weight[0, 0] = 1.0
+    SparseTraining(0.9999, activations=activations).attach(model)
+    x = torch.linspace(1, 2, 1000)[None]
+    model(x).sum().backward()
+    counts = model[0].weight.grad.count_nonzero(1)
+    assert counts.tolist() == [10, 10, 10]
+    assert model[0].weight.grad[:, -10:].count_nonzero() == 30  # the largest inputs
+
+
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": 1, "stride": 2, "bias": False},

@@ -6,10 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from photon.engine.inprocess import run_inprocess
+from photon.errors import PhotonError
 from photon.federation.run import prepare_run
+from photon.models.build import build_model
 from photon.node import answer
+from photon.state.checkpoint import CheckpointStore
 from photon.training.devices import stop_group
 from tests.conftest import SMALL, composed
 
@@ -56,3 +60,26 @@ def test_silos_train_and_are_evaluated_by_the_objective_of_the_configuration(
     evaluated = events(tmp_path, "evaluated")[-1]
     counts = [one["tokens"] for one in evaluated["per_silo"].values()]
     assert all(0 < count < 8 * 15 for count in counts), "some targets of 8 windows of 16 tokens"
+
+
+@pytest.mark.parametrize(
+    "way",
+    [["strategy=desloc", "rounds=3"], ["strategy=worldlm", "outer=diloco"], ["strategy=sparsyfed"]],
+    ids=lambda way: way[0],
+)
+def test_what_an_objective_freezes_comes_out_as_it_went_in(
+    way: list[str], run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run_small("objective._target_=tests.objective.toy.Frozen", "optimizer.weight_decay=0.5", *way)
+    store = CheckpointStore(tmp_path / "run" / "checkpoints")
+    fresh = build_model(composed(*SMALL, "data.path=none").model, store.latest()[0].state.vocab_size, seed=0)
+    after, name = store.latest()[0].load_params(), "transformer.wpe.weight"
+    assert torch.equal(after[name], fresh.transformer.wpe.weight)
+    assert not torch.equal(after["transformer.wte.weight"], fresh.transformer.wte.weight)
+
+
+def test_running_statistics_are_refused_before_the_first_round(
+    run_small: Callable[..., dict[str, Any]],
+) -> None:
+    with pytest.raises(PhotonError, match=r"transformer\.norm keeps running statistics"):
+        run_small("objective._target_=tests.objective.toy.Normed")

@@ -1,6 +1,7 @@
 """A masked objective, small enough to compute by hand, and one that takes no steps."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -155,3 +156,19 @@ class Weighted(Masked):
     """Needs what no prepared text has."""
 
     arrays = ("tokens", "weights")
+
+
+class Frozen(CausalLM):
+    """Causal language modelling with frozen positions."""
+
+    def build(self, model: Any) -> Any:
+        model.transformer.wpe.requires_grad_(False)
+        return model
+
+
+class Normed(CausalLM):
+    """Causal language modelling with a norm that counts as it goes."""
+
+    def build(self, model: Any) -> Any:
+        model.transformer.norm = nn.BatchNorm1d(4)
+        return model

@@ -88,7 +88,10 @@ def test_two_devices_train_as_one(run_small: Run) -> None:
 
 def test_it_goes_with_what_photon_goes_with(run_small: Run) -> None:
     synced = run_small(
-        "strategy=fedprox", "strategy.local_state=sync", "strategy.sync={exp_avg: 8}", "rounds=2"
+        "strategy=fedprox",
+        "strategy.local_state=sync",
+        "strategy.sync={exp_avg: 8, exp_avg_sq: never}",
+        "rounds=2",
     )
     assert synced["status"] == "finished"
     bounded = run_small("strategy=fedprox", "privacy=gaussian", "rounds=1", name="bounded")

@@ -85,7 +85,7 @@ def test_a_missing_installation_is_said_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PhotonError, match=r"pip install 'photon\[wandb\]'"):
+    with pytest.raises(PhotonError, match=r"pip install 'photon-fl\[wandb\]'"):
         WandbListener("online", "photon", tmp_path, {}, "id")
 
 
