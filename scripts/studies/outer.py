@@ -211,7 +211,7 @@ def rates_of(place: str, rate: float) -> list[float]:
 
     Longer rounds and wider models want lower ones.
     """
-    lower = {"large": (0, 2), "period-64": (0, 1)}.get(place, (0,))
+    lower = {"large": (0, 2, 4), "period-64": (0, 1)}.get(place, (0,))
     return [RATES[RATES.index(rate) - steps] for steps in lower]
 
 
