@@ -18,3 +18,11 @@ class RunError(Exception):
 
     The command line prints the message and exits with code 1.
     """
+
+
+def printable(name: object) -> str:
+    """Return a name as one line that any terminal and any file can take.
+
+    What cannot be printed is escaped: line ends, control characters, bytes that were no UTF-8.
+    """
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in str(name))

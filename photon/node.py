@@ -98,7 +98,8 @@ def _answer(
 
     # 3. Policy on names and sizes, before anything is imported; and which node this is, by the node config.
     settings = read_settings(node_config)
-    site, config = find_site(node_config, with_border(run, silo))
+    decided = body.decided if isinstance(body, TrainRequest | EvaluateRequest) else None
+    site, config = find_site(node_config, with_border(run, silo), decided)
     policy = site.policy
     policy.check_names(silo or "the node", config)
     if from_elsewhere := outermost and settings.island is None and not settings.simulated:

@@ -137,6 +137,11 @@ def _try_components(config: RunConfig) -> None:
         pipelines(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
     _check_sums(config, strategy)
+    if config.link.mean_over == "senders" and not strategy.folds_updates:
+        raise PhotonError(
+            "link.mean_over=senders: the strategy folds parameters and not their updates, of which no silo "
+            "leaves out a value; set link.mean_over=silos"
+        )
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "

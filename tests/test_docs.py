@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ import torch
 import typer.main
 from flwr.common.config import parse_config_args
 
+from photon import DISTRIBUTION
 from photon.commands.app import app
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
@@ -128,6 +130,22 @@ def test_files_named_in_a_page_exist(page: Path) -> None:
     examples = {name for name, _ in worked_examples()}
     for name in re.findall(r"`((?:photon|conf|scripts|tests|docs)/[\w./-]+)[:`]", page.read_text()):
         assert (ROOT / name).exists() or name in examples, f"{page.name} names {name}"
+
+
+#: Words that promise that something comes out the same again.
+SAME = re.compile(
+    r"bit for bit|same bits|to the bit|(very|with the) same weights|byte for byte|repeatable|reproduc"
+)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_who_says_that_something_is_the_same_names_the_test(page: Path) -> None:
+    unproven = []
+    for paragraph in re.split(r"\n\s*\n|\n(?=\* |\| )", page.read_text()):
+        text = " ".join(paragraph.split())
+        if SAME.search(text) and not re.search(r"\btest_\w+\.py|deployment/docker\.sh", text):
+            unproven.append(text)
+    assert unproven == [], "name the test that shows it, or leave it out"
 
 
 # --- architecture -------------------------------------------------------------------------------------
@@ -356,3 +374,14 @@ def test_the_listener_of_the_contributing_page_hears_a_run(
 def test_the_optimizer_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
     summary = run_small("optimizer=radam", "cohort=2", "rounds=2")
     assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
+
+
+def test_what_to_install_is_said_by_the_name_of_this_distribution() -> None:
+    """Package indexes have another project under the name of the import."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION
+    told = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("conf/**/*.yaml")]
+    told += [*ROOT.glob("photon/**/*.py"), *ROOT.glob("scripts/*.sh"), ROOT / "docker" / "Dockerfile"]
+    for file in told:
+        for name in re.findall(r"pip install [^\n]*?([a-zA-Z-]+)\[(?:s3|wandb|dev)\]", file.read_text()):
+            assert name == DISTRIBUTION, file

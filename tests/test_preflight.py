@@ -58,7 +58,8 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "steps that do not fit": (
         {"schedule.warmup_steps": 100000},
-        "schedule.warmup_steps is 100000; it must lie between 0 and schedule.steps=12",
+        "schedule.warmup_steps=100000: a warm-up of 100000 local steps does not fit into the 12 of the run "
+        "(rounds × local_steps); set schedule.warmup_steps=12 or less, or train more rounds",
     ),
     "combination": (
         {"privacy.clip_norm": 1.0, "strategy.local_state": "sync"},

@@ -29,6 +29,8 @@ PAGES = {
     "attacks": "attacks.md",
     "convergence": "convergence.md",
     "link_codecs": "link.md",
+    "outer": "outer.md",
+    "recipe": "recipe.md",
     "sparse_images": "sparsity-images.md",
     "sparse_text": "sparsity.md",
     "trees": "worldlm-figures.md",
@@ -230,6 +232,82 @@ def test_a_figure_without_a_line_is_marked(module: Callable[[str], ModuleType], 
         "| 1.0 kB | 1/2.00 | 1.5 kB |",
     ):
         assert row in text.splitlines()
+
+
+def test_the_search_of_an_outer_step_ends_at_a_point_with_worse_ones_on_all_sides(
+    module: Callable[[str], ModuleType],
+) -> None:
+    """From its start to a minimum that lies along a diagonal, where effective steps are equal."""
+    outer = module("outer")
+    lines: list[dict[str, Any]] = []
+    while (run := next(iter(outer.plan(lines)))).name not in {line["run"] for line in lines}:
+        assert (run.method, run.variation, run.place, run.seed) == ("DiLoCo", (), "iid", 0)
+        assert outer.tuned(lines, "DiLoCo") is None
+        rate, momentum, step = run.point.rate, run.point.momentum, run.point.outer
+        along, across = momentum - 0.8, math.log(step / (1 - momentum) / 3.5)
+        far = math.log(rate / 0.004) ** 2 + across**2 + 10 * along**2
+        lines.append(
+            {
+                "run": run.name,
+                "method": run.method,
+                "variation": [],
+                "place": "iid",
+                "seed": 0,
+                "rate": rate,
+                "momentum": momentum,
+                "outer": step,
+                "perplexity": None if far > 5 else 40 + far,
+            }
+        )
+    best = outer.tuned(lines, "DiLoCo")
+    assert (best.rate, best.momentum, best.outer) == (0.004, 0.8, 0.7)
+    known = outer.tried(lines, "DiLoCo")
+    beside = list(outer.neighbours(best))
+    assert len(beside) == len(outer.MOVES)
+    assert all(known[point] > known[best] for point in beside)
+    assert len(known) < 40, "the whole grid has 546 points"
+
+
+def test_a_point_at_the_edge_of_the_grid_has_fewer_neighbours(module: Callable[[str], ModuleType]) -> None:
+    outer = module("outer")
+    corner = outer.Point(0.001, 0.0, 0.2)
+    assert {(p.rate, p.momentum, p.outer) for p in outer.neighbours(corner)} == {
+        (0.0014, 0.0, 0.2),
+        (0.001, 0.3, 0.2),
+        (0.001, 0.0, 0.35),
+    }
+    assert {(p.rate, p.momentum, p.outer) for p in outer.neighbours(outer.Point(0.002))} == {
+        (0.0014, None, None),
+        (0.0028, None, None),
+    }
+    assert outer.Point(0.002, 0.0, 1.0).overrides() == [
+        "outer.momentum=0",
+        "outer.lr=1",
+        "outer.nesterov=false",
+    ]
+
+
+def test_the_recipe_is_compared_at_equal_tokens(module: Callable[[str], ModuleType]) -> None:
+    """The plan goes on as far as rates are known; all its runs take the tokens of the large batch."""
+    recipe = module("recipe")
+    lines: list[dict[str, Any]] = []
+    for _ in range(9):
+        for case in recipe.plan(lines):
+            if case.name not in {line["run"] for line in lines}:
+                far = math.log(case.rate / (0.016 if case.cohort else 0.008)) ** 2
+                lines.append({"run": case.name, **vars(case), "perplexity": 50 + far})
+    assert recipe.tuned(lines, recipe.CENTRAL, 0) == 0.008
+    tokens = {
+        (case.cohort or 1) * steps_of(recipe, case) * (1 if case.cohort else 8) for case in recipe.plan(lines)
+    }
+    assert tokens == {8 * recipe.STEPS}
+    assert {(line["cohort"], line["text"]) for line in lines if line["schedule"] == "stretched"} == {
+        (cohort, text) for cohort in recipe.COHORTS for text in recipe.TEXTS
+    }
+
+
+def steps_of(recipe: ModuleType, case: Any) -> int:
+    return int(recipe.rounds_of(case)) * int(recipe.LOCAL_STEPS)
 
 
 def test_pages_of_results_name_scripts_that_exist() -> None:

@@ -8,7 +8,7 @@ import typer
 from photon.errors import PhotonError
 
 if TYPE_CHECKING:
-    from photon.data.documents import Document
+    from photon.data.hub import HubText
 
 app = typer.Typer(
     name="data",
@@ -27,7 +27,7 @@ _Silo = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=PATH",
-        help="A silo and a file or folder of its text (.txt .md .jsonl .json, also .gz; .parquet). "
+        help="A silo and a file or folder of its text (.txt .md .jsonl .ndjson .json, also .gz; .parquet). "
         "Repeat it for more silos; a repeated NAME adds to the same one.",
         rich_help_panel=_TEXT,
     ),
@@ -85,6 +85,23 @@ _ValidationFraction = Annotated[
         rich_help_panel=_SHAPE,
     ),
 ]
+_NearDuplicates = Annotated[
+    str,
+    typer.Option(
+        metavar="KIND",
+        help="Which documents are too alike to lie on both sides of the split: alike in `words`, in words "
+        "and `digits` (sums, logs), or `none`.",
+        rich_help_panel=_SHAPE,
+    ),
+]
+_TokenizerLoss = Annotated[
+    float,
+    typer.Option(
+        metavar="F",
+        help="Share of a silo's text that --tokenizer may lose: characters that do not come back.",
+        rich_help_panel=_SHAPE,
+    ),
+]
 _Seed = Annotated[
     int,
     typer.Option(metavar="N", help="Decides partition, split and order.", rich_help_panel=_SHAPE),
@@ -128,6 +145,8 @@ def prepare(
     sequence_length: _SequenceLength = 128,
     validation_fraction: _ValidationFraction = 0.05,
     seed: _Seed = 0,
+    near_duplicates: _NearDuplicates = "words",
+    tokenizer_loss: _TokenizerLoss = 0.01,
     overwrite: _Overwrite = False,
     hub: _Hub = None,
     hub_limit: _HubLimit = 10_000,
@@ -155,6 +174,8 @@ def prepare(
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
     if (hub_files or hub_limit_mb is not None) and hub is None:
         raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
+    if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
+        raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -163,6 +184,8 @@ def prepare(
         "sequence_length": sequence_length,
         "validation_fraction": validation_fraction,
         "seed": seed,
+        "near_duplicates": near_duplicates,
+        "tokenizer_loss": tokenizer_loss,
         "overwrite": overwrite,
         "progress": True,
     }
@@ -170,9 +193,10 @@ def prepare(
         sources = _parse_silos(silo)
         prepare_files(sources, output, partition=partition, text_field=text_field, **options)
     elif hub is not None:
-        documents = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field, field)
+        text = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field, field)
         # The stream has sorted the documents by the field already.
-        prepare_documents(documents, output, partition="by-source" if field else partition, **options)
+        kind = "by-source" if field else partition
+        prepare_documents(text.silos, output, partition=kind, skipped=text.skipped, **options)
     else:
         from photon.data.embedded import embedded_documents
 
@@ -226,13 +250,16 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
         name, equals, path = value.partition("=")
         if not (name and equals and path):
             raise PhotonError(f"--silo {value!r} is not NAME=PATH, for instance --silo books=texts/books")
-        sources.setdefault(name, []).append(Path(path).expanduser())
+        try:
+            sources.setdefault(name, []).append(Path(path).expanduser())
+        except RuntimeError as error:  # there is no such user
+            raise PhotonError(f"--silo {value!r} names no path ({error})") from None
     return sources
 
 
 def _read_hub(
     value: str, files: list[str], limit: int, limit_mb: float | None, text_field: str, silo_field: str
-) -> "dict[str, list[Document]]":
+) -> "HubText":
     from photon.data.hub import hub_documents
     from photon.data.prepare import progress_bar
 

@@ -80,11 +80,16 @@ def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Man
 
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
+    from photon.errors import printable
     from photon.evaluation.perplexity import overall
 
+    title = Text(f"Validation perplexity of {printable(name)}")
     table = Table(
-        title=f"Validation perplexity of {name}", caption=f"computed in {precision}", box=box.SIMPLE_HEAD
+        title=title,
+        caption=f"computed in {precision}",
+        box=box.SIMPLE_HEAD,
     )
     table.add_column("silo")
     for heading in ("tokens", "loss (nats)", "perplexity", "unigram perplexity"):

@@ -5,11 +5,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.tree import Tree
 
 from photon.config.folders import photon_home
 from photon.config.tree import TreeNode
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 
 federation = typer.Typer(
     name="federation",
@@ -49,7 +50,7 @@ def _draw(node: TreeNode, branch: Tree) -> None:
     for child in node.children:
         _draw(child, branch.add(f"{'' if child.is_silo else '[bold]'}{child.name}{_rules(child)}"))
     if node.data is not None:
-        branch.add(f"{node.data}  [dim]text of {node.name} itself[/]")
+        branch.add(f"{escape(printable(node.data))}  [dim]text of {node.name} itself[/]")
 
 
 def _rules(node: TreeNode) -> str:

@@ -9,7 +9,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from photon.components import nearest
@@ -21,10 +20,13 @@ from photon.config.explain import (
     group_options,
     no_option,
 )
-from photon.config.reader import UNREADABLE, read_received, unreadable
+from photon.config.reader import UNREADABLE, read_file, read_received
 from photon.config.renamed import check_names, check_override, translated
-from photon.config.schema import Loader, RunConfig, known_keys
+from photon.config.schema import RunConfig, known_keys
 from photon.errors import PhotonError
+
+# Characters of an override that a message repeats.
+_SHOWN = 200
 
 
 def compose(overrides: Sequence[str] = ()) -> RunConfig:
@@ -69,10 +71,10 @@ def _check_override(override: str) -> None:
         )
     try:
         parsed = _parsed(override)
-    except HydraException as error:
+    except (HydraException, *UNREADABLE) as error:
         raise PhotonError(
-            f"{override!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or other signs "
-            "needs quotes of its own, as in run_dir='\"a=b\"'"
+            f"{_short(override)!r}: cannot be read; overrides look like KEY=VALUE, and a value with = or "
+            "other signs needs quotes of its own, as in run_dir='\"a=b\"'"
         ) from error
     if parsed.is_sweep_override():
         raise PhotonError(f"{override}: several values make a sweep; add -m, or write a list as [a,b]")
@@ -80,6 +82,10 @@ def _check_override(override: str) -> None:
     check_override(override, group, value)
     if not group or (group_options(group) and not parsed.is_delete() and not isinstance(value, str | list)):
         raise PhotonError(no_option(group, "null" if value is None else value))
+
+
+def _short(override: str) -> str:
+    return override if len(override) <= _SHOWN else f"{override[:_SHOWN]}…"
 
 
 # A sweep composes each of its values with all the other overrides, and parsing these takes a fifth of that.
@@ -96,7 +102,7 @@ def _register_resolvers() -> None:
 
     def times(factor: int, value: Any) -> Any:
         # What is no number is told of where it comes from.
-        return factor * value if type(value) is int else value
+        return factor * value if type(value) in (int, float) else value
 
     OmegaConf.register_new_resolver("times", times, replace=True)
 
@@ -131,9 +137,9 @@ def _own(values: Any) -> Any:
         return values
     where = f"federation.tree={path}"
     try:
-        tree: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, *UNREADABLE) as error:
-        raise PhotonError(f"{where}: cannot be read ({' '.join(str(error).split())})") from error
+        tree = read_file(Path(path))
+    except PhotonError as error:
+        raise PhotonError(f"{where}: cannot be read ({error})") from error
     if not isinstance(tree, dict):
         raise PhotonError(f"{where}: expected a mapping of federations and silos")
     return {**values, "federation": {**federation, "tree": tree}}
@@ -164,6 +170,8 @@ def with_overrides(path: Path, overrides: Sequence[str]) -> RunConfig:
             OmegaConf.update(base, key, OmegaConf.select(OmegaConf.from_dotlist([override]), key))
     except OmegaConfBaseException as error:
         raise PhotonError(f"{key}: unknown key{nearest(key, set(known_keys()))}") from error
+    except UNREADABLE as error:
+        raise PhotonError(f"{_short(override)!r}: cannot be read; expected KEY=VALUE") from error
     return validate(_own(resolved(base)))
 
 
@@ -172,11 +180,9 @@ def load(path: Path) -> RunConfig:
     if not path.is_file():
         raise PhotonError(f"{path}: no such file; is {path.parent} the folder of a run?")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except UnicodeDecodeError as error:
-        raise PhotonError(f"{path}: {error}") from error
-    except UNREADABLE as error:
-        raise PhotonError(f"{path}: {unreadable(error)}") from error
+        values = read_file(path)
+    except PhotonError as error:
+        raise PhotonError(f"{path}: not a valid configuration ({error})") from error
     try:
         return validate(_own(translated(values)))
     except PhotonError as error:

@@ -1,9 +1,10 @@
-"""Reads the text of a configuration that came from elsewhere: bounded in time and memory before it is built.
+"""Reads YAML; of a text that came from elsewhere, time and memory are bounded before anything is built.
 
 YAML lets a few lines stand for any number of values (aliases), and reads some as what they do not look like
 (tags). What Photon writes has neither, so a text that came has none.
 """
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -36,6 +37,44 @@ def read_received(text: str) -> Any:
         raise unreadable(error) from error
     check_numbers(values)
     return values
+
+
+def read_file(path: Path) -> Any:
+    """Return the plain values of a file of one's own.
+
+    Raises
+    ------
+    PhotonError
+        If it is no regular file of UTF-8 text, not YAML, or nested too deep; the message says why alone.
+    """
+    if path.exists() and not path.is_file():
+        raise PhotonError("not a regular file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PhotonError(
+            f"byte {error.object[error.start]:#04x} at offset {error.start} is no UTF-8"
+        ) from error
+    except OSError as error:
+        raise PhotonError(error.strerror or str(error)) from error
+    return read_own(text)
+
+
+def read_own(text: str) -> Any:
+    """Return the plain values of a text of one's own; :func:`read_file` says what is raised."""
+    try:
+        _check_depth(text)
+        return yaml.load(text, Loader=Loader)
+    except UNREADABLE as error:
+        raise PhotonError(" ".join(str(error).replace('"<unicode string>", ', "").split())) from error
+
+
+def _check_depth(text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=Loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise PhotonError(f"values within values, more than {MAX_DEPTH} deep; make it flatter")
 
 
 def unreadable(error: Exception) -> PhotonError:

@@ -118,11 +118,13 @@ class TrainingSection(Section):
 
     batch_size: int = Field(ge=1, description="Sequences per local step.")
     micro_batch_size: int | Literal["auto"] | None = Field(
-        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probe."
+        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probed "
+        "once a run."
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: a timed probe on CPU, the capability on GPU."
+        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
+        "on the machine's CPU, or by the GPU's capability."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
@@ -338,6 +340,18 @@ class LinkSection(Section):
     error_feedback: bool = Field(
         description="A silo adds what `uplink` lost in a round to its next update (`uplink_payload: update`)."
     )
+    error_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        allow_inf_nan=False,
+        description="The share of what was lost that it adds (`error_feedback: true`); 1: all of it.",
+    )
+    mean_over: Literal["silos", "senders"] = Field(
+        "silos",
+        description="silos: a value that a silo's update leaves out counts as zero; senders: the mean of "
+        "each value is taken over those silos that sent it (`uplink_payload: update`).",
+    )
     downlink: list[CodecSection] = Field(
         max_length=MAX_CODECS,
         description="Codecs of the parameters, or their change, from server to silo; applied in order.",
@@ -364,6 +378,12 @@ class LinkSection(Section):
     def _possible(self) -> "LinkSection":
         if self.error_feedback and self.uplink_payload != "update":
             raise ValueError("link.error_feedback=true needs link.uplink_payload=update")
+        if self.error_decay != 1 and not self.error_feedback:
+            raise ValueError(
+                f"link.error_decay={self.error_decay:g} needs link.error_feedback=true; nothing is added else"
+            )
+        if self.mean_over == "senders" and self.uplink_payload != "update":
+            raise ValueError("link.mean_over=senders needs link.uplink_payload=update")
         if self.downlink_payload == "update" and self.uplink_payload != "update":
             raise ValueError("link.downlink_payload=update needs link.uplink_payload=update")
         url = self.store.url
@@ -394,8 +414,8 @@ class PrivacySection(Section):
     delta: float = Field(gt=0, lt=1, description="The δ for which the summary gives ε.")
     seed: int | None = Field(
         ge=0,
-        description="Seed of the noise, for experiments that must be repeatable; null: the operating "
-        "system's randomness, without which there is no privacy.",
+        description="Seed of the noise, for experiments alone; null: the operating system's randomness, "
+        "without which there is no privacy.",
     )
     secure_aggregation: bool = Field(
         description="Silos mask their updates, so that the server learns the sum of the cohort's alone."

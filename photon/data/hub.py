@@ -2,17 +2,21 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
 from photon.data.documents import Document
-from photon.data.partition import folder_name
-from photon.data.text_files import field_value
-from photon.errors import PhotonError
+from photon.data.file_kinds import FileKind, kind_of
+from photon.data.folders import UnreadableError
+from photon.data.partition import SiloNames, check_silo_name
+from photon.data.prepared import SourceSkipped
+from photon.data.rows import Faults, arrow_rows, document_of, rows_of
+from photon.errors import PhotonError, printable
 
 if TYPE_CHECKING:
     from photon.config.schema import DataSection
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
 # With silos by a field, a rare value may hardly ever come: the stream is given up after this many documents
 # for each one that a silo may hold.
 SCAN_FACTOR = 50
+# And after this many rows of which none could be used: more will not be better.
+PATIENCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,14 @@ CORPORA = {
 }
 
 
+@dataclass
+class HubText:
+    """What was streamed: documents by silo, and what rows were left out for."""
+
+    silos: dict[str, list[Document]] = field(default_factory=dict)
+    skipped: list[SourceSkipped] = field(default_factory=list)
+
+
 def hub_documents(
     name: str,
     *,
@@ -61,7 +75,7 @@ def hub_documents(
     limit: int = 10_000,
     limit_bytes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
-) -> dict[str, list[Document]]:
+) -> HubText:
     """Stream the first documents of a corpus, silo by silo.
 
     Parameters
@@ -84,8 +98,8 @@ def hub_documents(
 
     Returns
     -------
-    dict
-        Documents by silo.
+    HubText
+        Documents by silo. A row without a text, or a silo, that can be used is left out and counted.
 
     Raises
     ------
@@ -99,26 +113,16 @@ def hub_documents(
         raise PhotonError(f"corpus {name!r} needs files: name them with --hub-files 'FOLDER/*.{name}'")
     if limit < 1:
         raise PhotonError(f"a limit of {limit} documents takes none: give 1 or more")
-    budget = _Budget(limit, limit_bytes)
+    for named in configs:
+        check_silo_name(named)
+    field_name = silo_field or corpus.silo_field
+    fields = [text_field, *([field_name] if field_name else [])]
+    intake = _Intake(text_field, field_name, limit, limit_bytes)
     for config in tuple(configs) or corpus.configs or (None,):
-        rows = _stream(corpus, config, [file.replace("{config}", config or "") for file in data_files])
+        files = [file.replace("{config}", config or "") for file in data_files]
         silo = config if config and len(configs or corpus.configs) > 1 else name
-        for scanned, row in enumerate(rows, 1):
-            text = field_value(row, text_field)
-            if not isinstance(text, str):
-                raise PhotonError(
-                    f"corpus {name!r} has no text column {text_field!r} (it has {', '.join(sorted(row))}): "
-                    "name it with --text-field"
-                )
-            field = silo_field or corpus.silo_field
-            owner = silo if field is None else folder_name(str(field_value(row, field)))
-            if text.strip() and budget.take(owner, Document(f"{name}:{config or 'default'}:{scanned}", text)):
-                advance(1)
-            if (field is None and budget.full(silo)) or scanned >= SCAN_FACTOR * limit:
-                break
-    if not budget.silos:
-        raise PhotonError(f"corpus {name!r} gave no text: check its configuration and files")
-    return budget.silos
+        intake.take(_stream(corpus, config, files, fields), f"{name}:{config or 'default'}", silo, advance)
+    return intake.text
 
 
 def ensure_hub(
@@ -158,45 +162,102 @@ def ensure_hub(
             parse_partition(data.partition)
             if tokenizer is not None:
                 load_tokenizer(tokenizer)
-            documents = hub_documents(data.hub.corpus, limit=data.hub.documents_per_silo)
-            prepare_documents(documents, path, tokenizer=tokenizer, progress=progress, **options)
+            text = hub_documents(data.hub.corpus, limit=data.hub.documents_per_silo)
+            prepare_documents(
+                text.silos, path, tokenizer=tokenizer, skipped=text.skipped, progress=progress, **options
+            )
     return path
 
 
-class _Budget:
-    """Takes documents up to each silo's limits."""
+class _Intake:
+    """Makes documents of rows, up to each silo's limits."""
 
-    def __init__(self, limit: int, limit_bytes: int | None) -> None:
-        self.silos: dict[str, list[Document]] = {}
+    def __init__(self, text_field: str, silo_field: str | None, limit: int, limit_bytes: int | None) -> None:
+        self.text = HubText()
+        self._text_field, self._silo_field = text_field, silo_field
+        self._limit, self._limit_bytes = limit, limit_bytes
         self._sizes: dict[str, int] = {}
-        self._limit = limit
-        self._limit_bytes = limit_bytes
+        self._names = SiloNames()
 
-    def full(self, silo: str) -> bool:
+    def take(self, rows: Iterable[Any], corpus: str, silo: str, advance: Callable[[int], None]) -> None:
+        """Take the documents of one configuration; ``silo`` is whose they are if no field says."""
+        faults, used, columns = Faults(), 0, "none"
+        for scanned, row in enumerate(rows, 1):
+            found = document_of(row, f"{corpus}:{scanned}", self._text_field, self._silo_field)
+            if isinstance(found, Document):
+                used += 1
+                advance(self._add(self._names.of(found.source) if self._silo_field else silo, found))
+            else:
+                faults.add(found, f"row {scanned:,}")
+                columns = ", ".join(sorted(row)) if isinstance(row, dict) else columns
+            done = self._full(silo) if self._silo_field is None else scanned >= SCAN_FACTOR * self._limit
+            if done or (not used and scanned >= PATIENCE):
+                break
+        if not used:
+            reason = f"{faults.worst()}; its fields: {columns}" if faults.counts else "it has no rows"
+            raise PhotonError(
+                f"corpus {corpus!r} gave no text ({printable(reason)}): check what is asked of it"
+            )
+        told = faults.told(used)
+        self.text.skipped += [SourceSkipped(name=silo, file=corpus, reason=printable(said)) for said in told]
+
+    def _full(self, silo: str) -> bool:
         if self._limit_bytes is not None and self._sizes.get(silo, 0) >= self._limit_bytes:
             return True
-        return len(self.silos.get(silo, ())) >= self._limit
+        return len(self.text.silos.get(silo, ())) >= self._limit
 
-    def take(self, silo: str, document: Document) -> bool:
-        if self.full(silo):
+    def _add(self, silo: str, document: Document) -> bool:
+        if self._full(silo):
             return False
-        self.silos.setdefault(silo, []).append(document)
+        self.text.silos.setdefault(silo, []).append(document)
         self._sizes[silo] = self._sizes.get(silo, 0) + len(document.text.encode())
         return True
 
 
-def _stream(corpus: HubCorpus, config: str | None, files: list[str]) -> Iterator[dict[str, Any]]:
+def _stream(corpus: HubCorpus, config: str | None, files: list[str], fields: list[str]) -> Iterator[Any]:
+    """Yield rows as `photon.data.rows` has them: of local files by its rules, else through ``datasets``."""
+    if files and not any("://" in file for file in files):
+        paths = [Path(name) for pattern in files for name in sorted(glob(pattern, recursive=True))]
+        if not paths:
+            raise PhotonError(f"{_shown(files)} cannot be streamed (no such file): check the files")
+        kinds = [kind for kind in map(kind_of, map(str, paths)) if isinstance(kind, FileKind)]
+        if len(kinds) == len(paths) and not any(kind.form == "plain" for kind in kinds):
+            yield from _local(zip(paths, kinds, strict=True), fields)
+            return
+    yield from _remote(corpus, config, files)
+
+
+def _local(files: Iterable[tuple[Path, FileKind]], fields: list[str]) -> Iterator[Any]:
+    for path, kind in files:
+        try:
+            for _, row in rows_of(path, kind, fields):
+                yield row
+        except UnreadableError as error:
+            raise PhotonError(
+                f"{printable(path)} cannot be streamed ({printable(error)}): check the files"
+            ) from error
+
+
+def _remote(corpus: HubCorpus, config: str | None, files: list[str]) -> Iterator[Any]:
     import datasets
 
-    where = ", ".join(files) or corpus.path
     try:
         if files:
             builder = "parquet" if files[0].endswith(".parquet") else "json"
-            yield from datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
+            rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
         else:
-            yield from datasets.load_dataset(corpus.path, name=config, split="train", streaming=True)
+            rows = datasets.load_dataset(corpus.path, name=config, split="train", streaming=True)
+        # As tables: a text that is no UTF-8 then costs one row.
+        for table in rows.with_format("arrow"):
+            yield from arrow_rows(table)
     # The network, the hub's client, the decompressors and pyarrow each bring their own exceptions.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "nothing found"
         mend = "check the files" if files else "check the network, or give local copies with --hub-files"
-        raise PhotonError(f"{where} cannot be streamed ({reason}): {mend}") from error
+        raise PhotonError(
+            f"{_shown(files) or corpus.path} cannot be streamed ({printable(reason)}): {mend}"
+        ) from error
+
+
+def _shown(files: list[str]) -> str:
+    return ", ".join(printable(file) for file in files)

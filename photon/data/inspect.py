@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from photon.data.prepared import PreparedData
+from photon.errors import printable
 
 # A matrix wider than this is unreadable on a terminal.
 _MOST_COLUMNS = 12
@@ -83,8 +84,9 @@ def _summary(data: PreparedData, verified: bool) -> Table:
     train = sum(silo.train.tokens for silo in silos)
     validation = sum(silo.validation.tokens for silo in silos)
     table = Table.grid(padding=(0, 2))
-    table.add_row("folder", str(data.path))
-    table.add_row("silos", f"{len(manifest.silos)} (partition {manifest.partition}, seed {manifest.seed})")
+    table.add_row("folder", Text(printable(data.path)))
+    partition = printable(manifest.partition)
+    table.add_row("silos", Text(f"{len(manifest.silos)} (partition {partition}, seed {manifest.seed})"))
     table.add_row("tokens", f"{train:,} train, {validation:,} validation")
     table.add_row("windows", f"{manifest.sequence_length} tokens each, {manifest.dtype}")
     table.add_row("vocabulary", f"{manifest.vocab_size:,} (end of sequence {manifest.eos_token_id})")
@@ -146,13 +148,19 @@ def _notes(data: PreparedData) -> list[RenderableType]:
     duplicates = sum(source.duplicates for source in data.manifest.sources.read)
     if duplicates:
         notes.append(Text(f"{duplicates:,} exact duplicates were left out"))
+    notes.extend(Text(printable(note)) for note in data.manifest.notes)
+    for name, silo in data.manifest.silos.items():
+        if silo.text_lost:
+            notes.append(
+                Text(f"{name}: {silo.text_lost:.2%} of a sample of the text is lost by the tokenizer")
+            )
     skipped = data.manifest.sources.skipped
     if skipped:
         table = Table(title="Skipped", title_justify="left")
         for heading in ("source", "file", "why"):
             table.add_column(heading)
         for entry in skipped:
-            table.add_row(Text(entry.name), Text(entry.file), Text(entry.reason))
+            table.add_row(*(Text(printable(said)) for said in (entry.name, entry.file, entry.reason)))
         notes.append(table)
     return notes
 
@@ -160,7 +168,8 @@ def _notes(data: PreparedData) -> list[RenderableType]:
 def _samples(data: PreparedData, samples: int) -> list[RenderableType]:
     from tokenizers import Tokenizer
 
-    tokenizer = Tokenizer.from_file(str(data.tokenizer_path / "tokenizer.json"))
+    # By its text: the library takes no path that is not UTF-8.
+    tokenizer = Tokenizer.from_str((data.tokenizer_path / "tokenizer.json").read_text(encoding="utf-8"))
     panels: list[RenderableType] = []
     for name in data.silo_names:
         windows = data.windows(name, "train")

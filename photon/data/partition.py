@@ -101,17 +101,49 @@ def partition_documents(
 
 def _by_field(sources: dict[str, list[Document]]) -> dict[str, list[Document]]:
     silos: dict[str, list[Document]] = {}
-    values: dict[str, str] = {}
-    for name in sorted(sources):
-        for document in sources[name]:
-            silo = folder_name(document.source)
-            if values.setdefault(silo, document.source) != document.source:
-                raise PhotonError(
-                    f"the field's values {values[silo]!r} and {document.source!r} give the same silo name "
-                    f"{silo!r}: rename one of them"
-                )
-            silos.setdefault(silo, []).append(document)
+    names = SiloNames()
+    for source in sorted(sources):
+        for document in sources[source]:
+            silos.setdefault(names.of(document.source), []).append(document)
     return silos
+
+
+def check_silo_name(name: str) -> None:
+    """Refuse what cannot be the name of a silo.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot be the name of a folder.
+    """
+    if not re.fullmatch(SILO_NAME, name):
+        raise PhotonError(
+            f"silo name {name!r} cannot be a folder name: use letters, digits and . _ + - (at most 64)"
+        )
+
+
+class SiloNames:
+    """Names of silos for the values of a field: two values that would give one name are an error."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str] = {}
+
+    def of(self, value: str) -> str:
+        """Return the name for a value.
+
+        Raises
+        ------
+        PhotonError
+            If it cannot be a folder name, or is that of another value already.
+        """
+        name = folder_name(value)
+        other = self._values.setdefault(name, value)
+        if other != value:
+            raise PhotonError(
+                f"the field's values {other!r} and {value!r} give the same silo name {name!r}: "
+                "rename one of them"
+            )
+        return name
 
 
 def folder_name(value: str) -> str:
@@ -123,7 +155,7 @@ def folder_name(value: str) -> str:
         If nothing is left.
     """
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", value).strip("-.")[:64]
-    if not re.match(SILO_NAME, name):
+    if not re.fullmatch(SILO_NAME, name):
         raise PhotonError(
             f"{value!r} cannot be made a silo name: it needs a letter or a digit from a to z, 0 to 9"
         )

@@ -2,19 +2,18 @@
 
 import errno
 import math
-import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from photon.config.tree import SILO_NAME
 from photon.data.documents import Document
-from photon.data.partition import parse_partition, partition_documents
+from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
     MANIFEST_NAME,
@@ -29,17 +28,88 @@ from photon.data.prepared import (
     is_prepared,
     silo_file,
 )
-from photon.data.split import drop_exact_duplicates, split_documents
+from photon.data.split import Comparison, drop_exact_duplicates, split_documents
 from photon.data.text_files import read_documents
+from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 from photon.files.atomic import atomic_directory
 
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.
 TOKENIZER_SAMPLE = 20_000_000
+# Tokens in a window at most, and the largest seed that fits in 64 bits with a sign.
+LONGEST_WINDOW = 2**24
+LARGEST_SEED = 2**63 - 1
 # Characters encoded at a time: bounds the memory of token lists, which take 30 times the text.
 ENCODE_CHUNK = 1_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How text is prepared.
+
+    Attributes
+    ----------
+    partition
+        ``by-source``, ``iid:N``, ``dirichlet:N:ALPHA``, or ``field:NAME`` for documents whose ``source`` is
+        the field's value.
+    vocab_size
+        Entries of the tokenizer to train; a small corpus may give fewer. Unused with ``tokenizer``.
+    tokenizer
+        A ``tokenizer.json`` or a Hugging Face folder to take instead of training one.
+    sequence_length
+        Tokens in a window.
+    validation_fraction
+        Share of every silo's bytes that is held out, by whole documents; above 0, at most 0.5.
+    seed
+        Decides partition, split, order of documents and the sample that the tokenizer learns from.
+    near_duplicates
+        Which documents count as alike and are kept on one side of the split: alike in their "words", in words
+        and "digits", or "none".
+    tokenizer_loss
+        Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
+
+    Raises
+    ------
+    PhotonError
+        If one is out of its range.
+    """
+
+    partition: str
+    vocab_size: int
+    tokenizer: Path | None
+    sequence_length: int
+    validation_fraction: float
+    seed: int
+    near_duplicates: Comparison
+    tokenizer_loss: float
+
+    def __post_init__(self) -> None:
+        parse_partition(self.partition)
+        if self.tokenizer is None:
+            check_vocab_size(self.vocab_size)
+        elif not self.tokenizer.exists():
+            raise PhotonError(
+                f"{printable(self.tokenizer)} does not exist: give a tokenizer.json or its folder"
+            )
+        if not 2 <= self.sequence_length <= LONGEST_WINDOW:
+            raise PhotonError(
+                f"sequence length {self.sequence_length} is out of range: from 2 to {LONGEST_WINDOW}"
+            )
+        if not 0 < self.validation_fraction <= 0.5:
+            raise PhotonError(
+                f"validation fraction {self.validation_fraction} is out of range: above 0, at most 0.5"
+            )
+        if not 0 <= self.seed <= LARGEST_SEED:
+            what = "negative" if self.seed < 0 else "too large"
+            raise PhotonError(f"seed {self.seed} is {what}: give 0 or more, at most {LARGEST_SEED}")
+        if self.near_duplicates not in get_args(Comparison):
+            raise PhotonError(
+                f"near-duplicates {self.near_duplicates!r} is not understood: use words, digits or none"
+            )
+        if not 0 <= self.tokenizer_loss <= 1:
+            raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
 
 
 def prepare(
@@ -52,6 +122,8 @@ def prepare(
     sequence_length: int = 128,
     validation_fraction: float = 0.05,
     seed: int = 0,
+    near_duplicates: Comparison = "words",
+    tokenizer_loss: float = MOST_LOST,
     text_field: str = "text",
     overwrite: bool = False,
     progress: bool = False,
@@ -65,7 +137,7 @@ def prepare(
     text_field
         Field or column of JSON and parquet files that holds the text.
 
-    The others are those of ``prepare_documents``.
+    The others are those of `prepare_documents` and `Options`.
 
     Raises
     ------
@@ -74,7 +146,19 @@ def prepare(
     """
     check_output(output, overwrite=overwrite)
     # Before the files are read, which may take minutes.
-    _Options(partition, sequence_length, validation_fraction, seed, vocab_size, tokenizer)
+    options: dict[str, Any] = {
+        "partition": partition,
+        "vocab_size": vocab_size,
+        "tokenizer": tokenizer,
+        "sequence_length": sequence_length,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+        "near_duplicates": near_duplicates,
+        "tokenizer_loss": tokenizer_loss,
+    }
+    Options(**options)
+    for name in sources:
+        check_silo_name(name)
     source_field = parse_partition(partition).field or None
     documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
@@ -88,17 +172,7 @@ def prepare(
                 skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in reading.skipped]
                 bar.advance(task)
     return prepare_documents(
-        documents,
-        output,
-        partition=partition,
-        vocab_size=vocab_size,
-        tokenizer=tokenizer,
-        sequence_length=sequence_length,
-        validation_fraction=validation_fraction,
-        seed=seed,
-        skipped=skipped,
-        overwrite=overwrite,
-        progress=progress,
+        documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
     )
 
 
@@ -112,6 +186,8 @@ def prepare_documents(
     sequence_length: int = 128,
     validation_fraction: float = 0.05,
     seed: int = 0,
+    near_duplicates: Comparison = "words",
+    tokenizer_loss: float = MOST_LOST,
     skipped: Sequence[SourceSkipped] = (),
     overwrite: bool = False,
     progress: bool = False,
@@ -127,25 +203,14 @@ def prepare_documents(
         Documents by source. Their order matters only for which of two equal texts is kept.
     output
         Folder to write; it must not exist or be empty.
-    partition
-        ``by-source``, ``iid:N``, ``dirichlet:N:ALPHA``, or ``field:NAME`` for documents whose ``source`` is
-        the field's value.
-    vocab_size
-        Entries of the tokenizer to train; a small corpus may give fewer. Unused with ``tokenizer``.
-    tokenizer
-        A ``tokenizer.json`` or a Hugging Face folder to take instead of training one.
-    sequence_length
-        Tokens in a window.
-    validation_fraction
-        Share of every silo's bytes that is held out, by whole documents; above 0, at most 0.5.
-    seed
-        Decides partition, split, order of documents and the sample that the tokenizer learns from.
     skipped
         What reading skipped, for the manifest.
     overwrite
         Replace ``output`` if it is a folder of prepared data.
     progress
         Show bars on standard error if that is a terminal.
+
+    The others are those of `Options`.
 
     Returns
     -------
@@ -156,23 +221,35 @@ def prepare_documents(
     ------
     PhotonError
         If an option is out of its range, a silo is too small for one window of train and one of validation or
-        cannot be split, or the disk is full.
+        cannot be split, the tokenizer loses too much of the text, or the disk is full.
     """
     check_output(output, overwrite=overwrite)
-    options = _Options(partition, sequence_length, validation_fraction, seed, vocab_size, tokenizer)
+    options = Options(
+        partition=partition,
+        vocab_size=vocab_size,
+        tokenizer=tokenizer,
+        sequence_length=sequence_length,
+        validation_fraction=validation_fraction,
+        seed=seed,
+        near_duplicates=near_duplicates,
+        tokenizer_loss=tokenizer_loss,
+    )
     documents, duplicates = drop_exact_duplicates(documents)
     _check_sources(documents, duplicates)
     silos = partition_documents(documents, parse_partition(partition), seed)
     with progress_bar(show=progress) as bar:
         split = _split(silos, options, bar)
         loaded = _make_tokenizer(split, options, bar)
+        lost = check_lost(loaded, silos, tokenizer_loss)
         sources = _sources(documents, duplicates, skipped)
         try:
             with atomic_directory(output.resolve()) as folder:
-                return _write(folder, split, loaded, sources, options, bar)
+                return _write(folder, split, loaded, lost, sources, options, bar)
         except OSError as error:
             mend = "free some space" if error.errno == errno.ENOSPC else "give another --output"
-            raise PhotonError(f"{output} cannot be written ({error.strerror or error}): {mend}") from None
+            raise PhotonError(
+                f"{printable(output)} cannot be written ({error.strerror or error}): {mend}"
+            ) from None
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -187,45 +264,21 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         if not any(output.iterdir()) or (overwrite and is_prepared(output)):
             return
         if is_prepared(output):
-            raise PhotonError(f"{output} holds prepared data already: give --overwrite or another --output")
-        raise PhotonError(f"{output} is not empty and holds no prepared data: give another --output")
-    if output.exists():
-        raise PhotonError(f"{output} is a file: give a folder as --output")
-
-
-@dataclass(frozen=True)
-class _Options:
-    partition: str
-    sequence_length: int
-    validation_fraction: float
-    seed: int
-    vocab_size: int
-    tokenizer: Path | None
-
-    def __post_init__(self) -> None:
-        parse_partition(self.partition)
-        if self.tokenizer is None:
-            check_vocab_size(self.vocab_size)
-        elif not self.tokenizer.exists():
-            raise PhotonError(f"{self.tokenizer} does not exist: give a tokenizer.json or its folder")
-        if self.sequence_length < 2:
-            raise PhotonError(f"sequence length {self.sequence_length} is too short: it must be at least 2")
-        if not 0 < self.validation_fraction <= 0.5:
             raise PhotonError(
-                f"validation fraction {self.validation_fraction} is out of range: above 0, at most 0.5"
+                f"{printable(output)} holds prepared data already: give --overwrite or another --output"
             )
-        if self.seed < 0:
-            raise PhotonError(f"seed {self.seed} is negative: give 0 or more")
+        raise PhotonError(
+            f"{printable(output)} is not empty and holds no prepared data: give another --output"
+        )
+    if output.exists():
+        raise PhotonError(f"{printable(output)} is a file: give a folder as --output")
 
 
 def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, int]) -> None:
     if not documents:
         raise PhotonError("no silo was given: name one with --silo NAME=PATH")
     for name, kept in documents.items():
-        if not re.match(SILO_NAME, name):
-            raise PhotonError(
-                f"silo name {name!r} cannot be a folder name: use letters, digits and . _ + - (at most 64)"
-            )
+        check_silo_name(name)
         if not kept:
             reason = "repeats text of another silo" if duplicates[name] else "holds no documents"
             raise PhotonError(f"silo {name!r} {reason}: leave it out or give it text of its own")
@@ -244,7 +297,7 @@ def _sources(
 
 
 def _split(
-    silos: dict[str, list[Document]], options: _Options, bar: Progress
+    silos: dict[str, list[Document]], options: Options, bar: Progress
 ) -> dict[str, tuple[list[Document], list[Document]]]:
     task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
     # Eight bytes a token are more than any tokenizer here packs into one.
@@ -255,12 +308,13 @@ def _split(
         smallest,
         options.seed,
         advance=lambda count: bar.advance(task, count),
+        comparison=options.near_duplicates,
     )
 
 
 def _make_tokenizer(
     split: dict[str, tuple[list[Document], list[Document]]],
-    options: _Options,
+    options: Options,
     bar: Progress,
 ) -> EosTokenizer:
     if options.tokenizer is not None:
@@ -287,8 +341,9 @@ def _write(
     folder: Path,
     split: dict[str, tuple[list[Document], list[Document]]],
     tokenizer: EosTokenizer,
+    lost: dict[str, float],
     sources: Sources,
-    options: _Options,
+    options: Options,
     bar: Progress,
 ) -> Manifest:
     tokenizer.save(folder / "tokenizer")
@@ -314,7 +369,7 @@ def _write(
         entries[name] = (written[0][0], written[1][0])
         counts[name] = tuple(count_tokens(windows, vocab_size) for _, windows in written)  # type: ignore[assignment]
         np.save(silo_file(folder, name, "unigram"), counts[name][0], allow_pickle=False)
-    manifest = _manifest(folder, entries, counts, tokenizer, sources, options, dtype)
+    manifest = _manifest(folder, entries, counts, tokenizer, lost, sources, options, dtype)
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 
@@ -374,8 +429,9 @@ def _manifest(
     entries: dict[str, tuple[Split, Split]],
     counts: dict[str, tuple[np.ndarray, np.ndarray]],
     tokenizer: EosTokenizer,
+    lost: dict[str, float],
     sources: Sources,
-    options: _Options,
+    options: Options,
     dtype: np.dtype,
 ) -> Manifest:
     union = np.sum([train for train, _ in counts.values()], axis=0)
@@ -385,6 +441,7 @@ def _manifest(
             validation=entries[name][1],
             unigram_loss=unigram_loss(union, validation),
             own_unigram_loss=unigram_loss(train, validation),
+            text_lost=lost[name],
         )
         for name, (train, validation) in counts.items()
     }
@@ -397,12 +454,14 @@ def _manifest(
         partition=options.partition,
         seed=options.seed,
         validation_fraction=options.validation_fraction,
+        near_duplicates=options.near_duplicates,
         eos_token_id=tokenizer.eos_token_id,
         tokenizer_sha256=file_sha256(folder / "tokenizer" / "tokenizer.json"),
         unigram_loss=loss,
         unigram_perplexity=math.exp(loss),
         silos=silos,
         sources=sources,
+        notes=list(tokenizer.notes),
     )
 
 
@@ -434,7 +493,7 @@ def progress_bar(*, show: bool) -> Progress:
     """Return bars on standard error, silent where that is no terminal or nobody wants them."""
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

@@ -19,7 +19,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from photon.config.tree import SILO_NAME
-from photon.errors import PhotonError
+from photon.data.split import Comparison
+from photon.errors import PhotonError, printable
 
 FORMAT = "photon-data/1"
 MANIFEST_NAME = "manifest.json"
@@ -58,13 +59,15 @@ class SiloEntry(_Record):
     """One silo's two splits and how well unigram models predict its validation tokens (nats per token).
 
     ``unigram_loss`` is the cross-entropy of the silo's validation tokens under the add-one-smoothed unigram
-    counts of all silos' train tokens; ``own_unigram_loss`` the same under the silo's own.
+    counts of all silos' train tokens; ``own_unigram_loss`` the same under the silo's own. ``text_lost`` is
+    the share of its text that the tokenizer loses (`photon.data.text_lost`), None in data of earlier times.
     """
 
     train: Split
     validation: Split
     unigram_loss: float
     own_unigram_loss: float
+    text_lost: float | None = None
 
 
 class SourceRead(_Record):
@@ -92,7 +95,10 @@ class Sources(_Record):
 
 
 class Manifest(_Record):
-    """The contents of ``manifest.json``; see the fields' own classes."""
+    """The contents of ``manifest.json``; see the fields' own classes.
+
+    ``notes`` are what else was done to a tokenizer that was given, a line each.
+    """
 
     format: Literal["photon-data/1"]
     sequence_length: int = Field(ge=2)
@@ -101,12 +107,14 @@ class Manifest(_Record):
     partition: str
     seed: int
     validation_fraction: float
+    near_duplicates: Comparison = "words"
     eos_token_id: int = Field(ge=0)
     tokenizer_sha256: str
     unigram_loss: float
     unigram_perplexity: float
     silos: dict[Annotated[str, StringConstraints(pattern=SILO_NAME)], SiloEntry] = Field(min_length=1)
     sources: Sources
+    notes: list[str] = []
 
 
 def silo_file(root: Path, silo: str, name: str) -> Path:
@@ -185,6 +193,11 @@ class PreparedData:
             If a silo has fewer windows than there are shares.
         """
         return _share(self, island, islands)
+
+    def text_sha256(self, silos: Sequence[str]) -> str:
+        """Return one hash of the text of some silos, by what the manifest says of both splits."""
+        splits = [getattr(self._entry(silo), split).sha256 for silo in silos for split in SPLITS]
+        return hashlib.sha256("".join(splits).encode()).hexdigest()
 
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
@@ -308,8 +321,10 @@ _MEND = "prepare the data again with `photon data prepare`"
 
 def _read_manifest(path: Path) -> Manifest:
     if not path.is_dir():
-        raise PhotonError(f"{path} is not a folder: give one that `photon data prepare` wrote")
+        raise PhotonError(f"{printable(path)} is not a folder: give one that `photon data prepare` wrote")
     file = path / MANIFEST_NAME
+    if file.exists() and not file.is_file():
+        raise PhotonError(f"{printable(file)} is not a regular file: {_MEND}")
     try:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -325,6 +340,8 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _load(file: Path, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    if file.exists() and not file.is_file():  # to open a pipe would wait for ever
+        raise PhotonError(f"{file} is not a regular file: {_MEND}")
     try:
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:

@@ -6,12 +6,16 @@ white space, overlap by some 60 % or more (Jaccard). They are found by MinHash w
 hashing: 24 bands of 5 hashes meet for 99.99 % of pairs that overlap by 80 %, for 98.7 % at 70 % and for 5.7 %
 at 30 %, and a meeting counts when the estimated overlap is at least 55 %. Clusters are what such pairs
 connect. A text that contains another among as much of its own is no near-duplicate of it.
+
+Texts that are made by one template, such as sums and logs, may differ in their digits alone: digits can count
+as words, or nothing but equal texts as duplicates.
 """
 
 import hashlib
 import re
 import zlib
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -23,8 +27,21 @@ ROWS = 5
 SHINGLE = 3
 SIMILAR = 0.55
 
+Comparison = Literal["words", "digits", "none"]
+
 # Scripts without spaces between words: every character counts as a word.
-_WORD = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]|[^\W\d]+")
+_CHARACTER = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]"
+_WORD: dict[Comparison, re.Pattern[str]] = {
+    "words": re.compile(rf"{_CHARACTER}|[^\W\d]+"),
+    "digits": re.compile(rf"{_CHARACTER}|[^\W\d]+|\d+"),
+}
+
+# What to do where too much is alike.
+_LESS: dict[Comparison, str] = {
+    "words": "--near-duplicates digits (digits count as words) or none",
+    "digits": "--near-duplicates none",
+    "none": "another --partition",
+}
 
 # How far over its share a silo's validation may go to keep a cluster whole.
 _TOLERANCE = 1.25
@@ -60,6 +77,8 @@ def split_documents(
     smallest_validation: int,
     seed: int,
     advance: Callable[[int], None] = lambda _: None,
+    *,
+    comparison: Comparison = "words",
 ) -> dict[str, tuple[list[Document], list[Document]]]:
     """Split every silo into train and validation documents.
 
@@ -76,6 +95,8 @@ def split_documents(
         Mixed into the hash.
     advance
         Called with the number of documents compared so far since the last call, for a progress bar.
+    comparison
+        What near-duplicates are: documents alike in their "words", in words and "digits", or "none".
 
     Returns
     -------
@@ -90,7 +111,7 @@ def split_documents(
     names = sorted(silos)
     documents = [document for name in names for document in silos[name]]
     owners = [name for name in names for _ in silos[name]]
-    cluster_of = cluster_near_duplicates([document.text for document in documents], advance)
+    cluster_of = cluster_near_duplicates([document.text for document in documents], advance, comparison)
     chosen = _choose(documents, owners, cluster_of, validation_fraction, smallest_validation, seed)
     split: dict[str, tuple[list[Document], list[Document]]] = {name: ([], []) for name in names}
     for document, owner, cluster in zip(documents, owners, cluster_of, strict=True):
@@ -104,7 +125,8 @@ def split_documents(
                 )
             raise PhotonError(
                 f"silo {name!r} cannot be split into train and validation: its {len(silos[name])} documents "
-                "are near-duplicates of each other or of another silo's; give it more, different documents"
+                "are near-duplicates of each other or of another silo's; give it more, different documents, "
+                f"or compare less with {_LESS[comparison]}"
             )
     return split
 
@@ -118,7 +140,7 @@ def _choose(
     seed: int,
 ) -> set[int]:
     """Choose the clusters that go to validation."""
-    keys: dict[int, bytes] = {}
+    keys: dict[int, tuple[bytes, bytes]] = {}
     sizes: dict[int, dict[str, int]] = {}
     totals: dict[str, int] = dict.fromkeys(owners, 0)
     for document, owner, cluster in zip(documents, owners, cluster_of, strict=True):
@@ -154,7 +176,9 @@ def _choose(
 
 
 def cluster_near_duplicates(
-    texts: Sequence[str], advance: Callable[[int], None] = lambda _: None
+    texts: Sequence[str],
+    advance: Callable[[int], None] = lambda _: None,
+    comparison: Comparison = "words",
 ) -> list[int]:
     """Find for each text the cluster of near-duplicates that it belongs to, if only its own.
 
@@ -164,6 +188,9 @@ def cluster_near_duplicates(
         For each text the index of the first text of its cluster.
     """
     parent = list(range(len(texts)))
+    if comparison == "none":
+        advance(len(texts))
+        return parent
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -171,10 +198,10 @@ def cluster_near_duplicates(
             index = parent[index]
         return index
 
-    words = _WordHashes()
+    word, hash_of = _WORD[comparison], _WordHashes()
     signatures = np.empty((len(texts), BANDS * ROWS), dtype=np.uint32)
     for index, text in enumerate(texts):
-        signatures[index] = _signature(_shingles(text, words))
+        signatures[index] = _signature(_shingles(text, word, hash_of))
         advance(1)
     for band in range(BANDS):
         first: dict[bytes, int] = {}
@@ -195,13 +222,14 @@ class _WordHashes(dict[str, int]):
         return value
 
 
-def _shingles(text: str, words: _WordHashes) -> np.ndarray:
+def _shingles(text: str, word: re.Pattern[str], hash_of: _WordHashes) -> np.ndarray:
     """Hash every run of three words: uint64, at least one value."""
-    hashes = np.array([words[word] for word in _WORD.findall(text.lower())], dtype=np.uint64)
-    if len(hashes) < SHINGLE:
+    words = word.findall(text.lower())
+    if len(words) < SHINGLE:
         # Too few words to compare: equal words count as the same, or equal characters if there is no word.
-        alone = " ".join(_WORD.findall(text.lower())) or "".join(text.split())
+        alone = " ".join(words) or "".join(text.split())
         return np.array([zlib.crc32(alone.encode())], dtype=np.uint64)
+    hashes = np.array([hash_of[one] for one in words], dtype=np.uint64)
     mixed = hashes[: len(hashes) - SHINGLE + 1].copy()
     for offset in range(1, SHINGLE):
         mixed *= _MULTIPLIER
@@ -229,7 +257,14 @@ _A, _B = np.random.default_rng(20190814).integers(
 ) | np.uint64(1)
 
 
-def _content_hash(text: str, seed: int) -> bytes:
-    """Hash the normalised text (case, digits and white space do not count)."""
+def _content_hash(text: str, seed: int) -> tuple[bytes, bytes]:
+    """Hash the normalised text (case, digits and white space do not count), and the text itself.
+
+    The second decides between texts of one template, which would otherwise go by their order.
+    """
     normal = " ".join(re.sub(r"\d+", "0", text.lower()).split())
-    return hashlib.blake2b(normal.encode(), digest_size=16, key=str(seed).encode()).digest()
+    key = str(seed).encode()
+    first, second = (
+        hashlib.blake2b(one.encode(), digest_size=16, key=key).digest() for one in (normal, text)
+    )
+    return first, second

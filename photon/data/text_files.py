@@ -1,22 +1,16 @@
 """Documents from local files: plain text, JSON, JSON lines and parquet, the first three also gzipped."""
 
-import gzip
-import json
-import os
 import re
-import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from photon.data.documents import Document
-from photon.errors import PhotonError
-
-PLAIN_SUFFIXES = (".txt", ".md")
-ROW_SUFFIXES = (".jsonl", ".json", ".parquet")
+from photon.data.file_kinds import FileKind
+from photon.data.folders import UnreadableError, files_of
+from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
+from photon.errors import PhotonError, printable
 
 # A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut
 # at blank lines: the split into train and validation is by document, and a book would lie on one side.
@@ -39,13 +33,19 @@ class Reading:
     documents: list[Document] = field(default_factory=list)
     skipped: list[SkippedFile] = field(default_factory=list)
 
+    def leave(self, file: str, reason: str) -> None:
+        """Note what was skipped."""
+        self.skipped.append(SkippedFile(file, reason))
+
 
 def read_documents(path: Path, *, text_field: str = "text", source_field: str | None = None) -> Reading:
     """Read the documents of a file, or of a folder and all below it in the order of their names.
 
-    In a folder, files named ``*.txt *.md *.jsonl *.json *.parquet`` (and ``.gz`` of all but the last) are
-    read, hidden ones are not. A file given by its own name is read as plain text if its suffix is another. A
-    plain text file of more than 64 KiB becomes documents of about 16 KiB, cut at blank lines.
+    A file's name says how it is read (`photon.data.file_kinds.kind_of`): ``.txt .md`` as plain text, ``.jsonl
+    .ndjson .json .parquet`` by rows, all but the last also with ``.gz``. In a folder the rest is left alone,
+    and so are hidden files. A file given by itself is read as plain text if its suffix is unknown, and left
+    alone if it is of a kind that is not read, or has none. A plain text file of more than 64 KiB becomes
+    documents of about 16 KiB, cut at blank lines.
 
     Parameters
     ----------
@@ -59,7 +59,8 @@ def read_documents(path: Path, *, text_field: str = "text", source_field: str | 
     Returns
     -------
     Reading
-        Files that are truncated, empty, binary, wrongly encoded or without the field are in its ``skipped``.
+        What was left out is in its ``skipped``: files that are truncated, empty, of another kind or without a
+        row that can be used, and of the others the rows that cannot, counted by reason.
 
     Raises
     ------
@@ -67,124 +68,91 @@ def read_documents(path: Path, *, text_field: str = "text", source_field: str | 
         If ``path`` does not exist, or nothing in it can be read.
     """
     reading = Reading()
-    files = _files(path, reading)
-    for file, name in files:
-        before = len(reading.documents)
+    for file, name, kind in files_of(path, reading.leave):
+        before, skipped = len(reading.documents), len(reading.skipped)
         try:
-            for document in _read_file(file, name, text_field, source_field, reading):
-                reading.documents.append(document)
-        except _UnreadableError as error:
-            del reading.documents[before:]
-            reading.skipped.append(SkippedFile(name, str(error)))
+            if kind.form == "plain":
+                found = _parts(file, name, kind, source_field)
+            else:
+                found = _rows(file, name, kind, text_field, source_field)
+            _take(found, name, "parts" if kind.form == "plain" else "rows", reading)
+        except UnreadableError as error:
+            del reading.documents[before:], reading.skipped[skipped:]
+            reading.leave(name, str(error))
     if not reading.documents:
         reasons = "; ".join(f"{skip.file}: {skip.reason}" for skip in reading.skipped[:3])
         raise PhotonError(
-            f"{path} holds no text that can be read ({reasons or 'the folder is empty'}): "
+            f"{printable(path)} holds no text that can be read ({reasons or 'the folder is empty'}): "
             "give a .txt, .md, .jsonl, .json or .parquet file, or a folder of them"
         )
     return reading
 
 
-class _UnreadableError(Exception):
-    """Why one file cannot be used; becomes a SkippedFile."""
+@dataclass(frozen=True)
+class _Fault:
+    """Why a part of a file is left out, and where that is."""
+
+    reason: str
+    place: str
 
 
-def _files(path: Path, reading: Reading) -> list[tuple[Path, str]]:
-    """List the files to read with the names they go by in messages and in the manifest."""
-    if path.is_file():
-        return [(path, path.name)]
-    if not path.is_dir():
-        raise PhotonError(f"{path} does not exist: give a file or a folder with text")
-    files, others = [], Counter[str]()
-    for folder, subfolders, names in os.walk(path):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in subfolders:
-            if (link := Path(folder, name)).is_symlink():
-                reason = "a link to a folder, not followed; give the folder itself to read it"
-                reading.skipped.append(SkippedFile(link.relative_to(path).as_posix(), reason))
-        for name in sorted(names):
-            file = Path(folder, name)
-            if name.startswith("."):
-                continue
-            if _kind(file) is None:
-                others[file.suffix or "no suffix"] += 1
-            else:
-                files.append((file, file.relative_to(path).as_posix()))
-    if others:
-        kinds = ", ".join(sorted(others)[:8])
-        count = f"{others.total()} file{'' if others.total() == 1 else 's'}"
-        reason = f"{count} of other kinds ({kinds}) left alone; give one by its own name to read it"
-        reading.skipped.append(SkippedFile(".", reason))
-    return sorted(files, key=lambda item: item[1])
-
-
-def _kind(file: Path) -> str | None:
-    """Return "plain", ".jsonl", ".json", ".parquet", or None for a suffix that says nothing."""
-    suffixes = [suffix.lower() for suffix in file.suffixes[-2:]]
-    suffix = suffixes[-1] if suffixes else ""
-    if suffix == ".gz":
-        suffix = suffixes[0] if len(suffixes) == 2 else ""
-        if suffix == ".parquet":
-            return None
-    if suffix in PLAIN_SUFFIXES:
-        return "plain"
-    return suffix if suffix in ROW_SUFFIXES else None
-
-
-def _read_file(
-    file: Path, name: str, text_field: str, source_field: str | None, reading: Reading
-) -> Iterator[Document]:
-    kind = _kind(file) or "plain"
-    if kind == "plain":
-        if source_field is not None:
-            raise _UnreadableError(f"plain text has no field {source_field!r}")
-        parts = split_long_text(_decode(_read_bytes(file)).replace("\r\n", "\n"))
-        for number, part in enumerate(parts, 1):
-            yield Document(name if len(parts) == 1 else f"{name}#{number}", part)
-        return
-    problems = Counter[str]()
+def _take(found: Iterable[Document | _Fault], name: str, what: str, reading: Reading) -> None:
+    faults = Faults()
     used = 0
-    rows = _parquet_rows(file, text_field, source_field) if kind == ".parquet" else _json_rows(file, kind)
-    for number, row in rows:
-        document = _document(row, f"{name}:{number}", text_field, source_field)
-        if isinstance(document, Document):
+    for document in found:
+        if isinstance(document, _Fault):
+            faults.add(document.reason, document.place)
+        else:
             used += 1
-            yield document
-        else:
-            problems[document] += 1
+            reading.documents.append(document)
     if not used:
-        raise _UnreadableError(problems.most_common(1)[0][0] if problems else "holds no rows")
-    for problem, count in sorted(problems.items()):
-        reading.skipped.append(SkippedFile(name, f"{count} of {used + problems.total()} rows: {problem}"))
+        raise UnreadableError(faults.worst() or f"holds no {what}")
+    for told in faults.told(used, what):
+        reading.leave(name, told)
 
 
-def _read_bytes(file: Path) -> bytes:
-    try:
-        if file.suffix.lower() == ".gz":
-            with gzip.open(file, "rb") as stream:
-                data = stream.read()
-        else:
-            data = file.read_bytes()
-    except EOFError:
-        raise _UnreadableError("the gzip file is truncated") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise _UnreadableError(f"the gzip file is damaged ({error})") from None
-    except OSError as error:
-        raise _UnreadableError(error.strerror or str(error)) from None
+def _rows(
+    file: Path, name: str, kind: FileKind, text_field: str, source_field: str | None
+) -> Iterator[Document | _Fault]:
+    fields = [text_field] if source_field is None else [text_field, source_field]
+    for number, row in rows_of(file, kind, fields):
+        found = document_of(row, f"{name}:{number}", text_field, source_field)
+        yield found if isinstance(found, Document) else _Fault(found, f"row {number:,}")
+
+
+def _parts(file: Path, name: str, kind: FileKind, source_field: str | None) -> Iterator[Document | _Fault]:
+    if source_field is not None:
+        raise UnreadableError(f"plain text has no field {source_field!r}")
+    with opened(file, kind) as stream:
+        data = stream.read().removeprefix(BOM)
     if not data.strip():
-        raise _UnreadableError("empty")
-    return data
+        raise UnreadableError("empty")
+    text = data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    if looks_like_json(text):
+        raise UnreadableError("holds JSON, a row on each line: name it .jsonl to have its fields read")
+    parts = split_long_text(text)
+    places: dict[str, str] = {}
+    for number, part in enumerate(parts, 1):
+        fault = text_fault(part)
+        if fault is None:
+            yield Document(name if len(parts) == 1 else f"{name}#{number}", part)
+        elif part.strip():
+            if fault not in places:
+                places[fault] = _bad_byte(data)
+            yield _Fault(fault, places[fault])
 
 
-def _decode(data: bytes) -> str:
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _UnreadableError("UTF-16, not UTF-8: convert it with iconv -f UTF-16 -t UTF-8")
-    if b"\0" in data:
-        raise _UnreadableError("binary (it holds NUL bytes)")
+def _bad_byte(data: bytes) -> str:
+    """Say which byte is the first that is no text, or a NUL."""
     try:
-        return data.decode("utf-8-sig")
+        place = data.index(b"\0")
+    except ValueError:
+        place = len(data)
+    try:
+        data[:place].decode()
     except UnicodeDecodeError as error:
-        raise _UnreadableError(f"not UTF-8 (byte {data[error.start]:#04x} at offset {error.start})") from None
+        place = error.start
+    return f"byte {data[place]:#04x} at offset {place:,}"
 
 
 def split_long_text(text: str) -> list[str]:
@@ -193,13 +161,13 @@ def split_long_text(text: str) -> list[str]:
     Where no blank line comes for 64 KiB the cut is at the end of a line; a single line is never cut. The
     parts joined are the text.
     """
-    if len(text.encode()) <= LONG_TEXT:
+    if _size(text) <= LONG_TEXT:
         return [text]
     ends = [match.end() for match in re.finditer(r"\n[ \t]*\n\s*", text)]
     paragraphs = [text[start:end] for start, end in pairwise([0, *ends, len(text)])]
     parts = []
     for part in _packed(paragraphs):
-        if len(part.encode()) <= LONG_TEXT:
+        if _size(part) <= LONG_TEXT:
             parts.append(part)
         else:
             parts.extend(_packed(part.splitlines(keepends=True)))
@@ -215,89 +183,11 @@ def _packed(pieces: Iterable[str]) -> list[str]:
             parts.append([])
             size = 0
         parts[-1].append(piece)
-        size += len(piece.encode())
+        size += _size(piece)
     if len(parts) > 1 and size < PART_OF_LONG_TEXT // 2:
         parts[-2].extend(parts.pop())
     return ["".join(part) for part in parts]
 
 
-def _json_rows(file: Path, kind: str) -> Iterator[tuple[int, Any]]:
-    """Yield (number, row); a line that is no JSON is yielded as a _Problem."""
-    text = _decode(_read_bytes(file))
-    if kind == ".json":
-        try:
-            value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
-            pass  # JSON lines under the name .json are common.
-        else:
-            yield from enumerate(value if isinstance(value, list) else [value], 1)
-            return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, RecursionError):
-                row = _Problem("not JSON")
-            yield number, row
-
-
-def _parquet_rows(file: Path, text_field: str, source_field: str | None) -> Iterator[tuple[int, Any]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file)
-        columns = table.schema_arrow.names
-        wanted = {
-            name if name in columns else name.split(".")[0] for name in (text_field, source_field) if name
-        }
-        number = 0
-        for batch in table.iter_batches(batch_size=4096, columns=sorted(wanted & set(columns))):
-            rows = batch.to_pylist() if batch.num_columns else [dict[str, Any]()] * batch.num_rows
-            for row in rows:
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise _UnreadableError(f"not a readable parquet file ({str(error).splitlines()[0]})") from None
-
-
-@dataclass(frozen=True)
-class _Problem:
-    reason: str
-
-
-def _document(row: Any, place: str, text_field: str, source_field: str | None) -> Document | str:
-    """Return the row's document, or the reason why it has none."""
-    if isinstance(row, _Problem):
-        return row.reason
-    text = field_value(row, text_field)
-    if not isinstance(text, str):
-        return f"no text field {text_field!r}; name another with --text-field"
-    if not text.strip():
-        return "empty text"
-    if not _is_unicode(text):
-        return "text is not valid Unicode (a lone surrogate)"
-    if source_field is None:
-        return Document(place, text)
-    source = field_value(row, source_field)
-    if source is None or isinstance(source, (dict, list)):
-        return f"no field {source_field!r}"
-    return Document(str(source), text)
-
-
-def field_value(row: Any, name: str) -> Any:
-    """Return the field ``name`` of a row, or None; a dot reaches into an inner object."""
-    if not isinstance(row, dict):
-        return None
-    if name in row:
-        return row[name]
-    outer, _, inner = name.partition(".")
-    return field_value(row.get(outer), inner) if inner else None
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _size(text: str) -> int:
+    return len(text.encode("utf-8", "surrogateescape"))

@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import tempfile
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData, file_sha256
 from photon.deployment.keys import certificate_hosts, read_node_key
+from photon.engine.app_folder import source_folder
 from photon.engine.processes import is_healthy
 from photon.errors import PhotonError
 from photon.silo.policy import SiloPolicy
@@ -156,11 +158,9 @@ def _versions(_: Silo) -> Iterator[Finding]:
 
 def _pinned_minor() -> str:
     """Return the minor version of flwr that this photon depends on, such as ``1.41``."""
-    for requirement in importlib.metadata.requires("photon") or []:
-        if requirement.startswith("flwr"):
-            _, _, lowest = requirement.partition(">=")
-            return ".".join(lowest.split(".")[:2])
-    raise PhotonError("the installation of photon names no version of flwr; install photon again")
+    project = tomllib.loads((source_folder() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (flower,) = (requirement for requirement in project["dependencies"] if requirement.startswith("flwr"))
+    return ".".join(flower.partition(">=")[2].split(".")[:2])
 
 
 # --- the connection -------------------------------------------------------------------------------------

@@ -27,12 +27,10 @@ def app_folder(home: Path | None = None) -> Path:
     PhotonError
         If the installation lacks the app's ``pyproject.toml``.
     """
+    source = source_folder()
     package = Path(photon.__file__).parent
-    checkout = package.parent
-    if (checkout / "pyproject.toml").is_file() and (checkout / "conf").is_dir():
-        return checkout
-    if not (package / "pyproject.toml").is_file():
-        raise PhotonError(f"{package}: the installation is incomplete (no pyproject.toml); reinstall photon")
+    if source != package:
+        return source
     # Two installations may bear one version, and what is there may be of another one.
     folder = (home or photon_home()) / "app" / f"{photon.__version__}-{_digest(package)}"
     if not folder.is_dir():
@@ -42,6 +40,25 @@ def app_folder(home: Path | None = None) -> Path:
             for name in _BESIDE:
                 shutil.copy(package / name, app / name)
     return folder
+
+
+def source_folder() -> Path:
+    """Return the folder with ``pyproject.toml``: the checkout, or the package that a wheel has installed.
+
+    Raises
+    ------
+    PhotonError
+        If there is none.
+    """
+    package = Path(photon.__file__).parent
+    if (package.parent / "pyproject.toml").is_file() and (package.parent / "conf").is_dir():
+        return package.parent
+    if not (package / "pyproject.toml").is_file():
+        raise PhotonError(
+            f"{package}: the installation is incomplete (no pyproject.toml); "
+            f"install {photon.DISTRIBUTION} again"
+        )
+    return package
 
 
 def _left_out(package: Path) -> Callable[[str, list[str]], set[str]]:

@@ -95,7 +95,7 @@ def _run_deployed(config: RunConfig, *, resume: bool) -> None:
     run_dir = Path(str(config.run_dir))
     earlier = earlier_events(run_dir)
     run_id = connection.submit(config, resume=resume, settings=run_dir / "run-config.toml")
-    say = Console(stderr=True, soft_wrap=True).print
+    say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print
     say(f"run {run_id}; stop it with: flwr stop {run_id} {connection.name}")
     try:
         end = connection.follow(config, run_id, lambda: True, earlier)

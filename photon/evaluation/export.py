@@ -143,7 +143,8 @@ def export_model(
     remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
         for file in sorted(tokenizer_path.iterdir()):
-            shutil.copyfile(file, folder / file.name)
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
         _set_special_tokens(model, folder)
         model.save_pretrained(folder)
         if sparse:

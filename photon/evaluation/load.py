@@ -108,13 +108,10 @@ def check_tokenizer(trained: TrainedModel, data: PreparedData) -> None:
 
 
 def _canonical(file: Path) -> str:
-    """Return a tokenizer as text in one layout: the same one may be written down in several."""
-    from tokenizers import Tokenizer
+    """Return a tokenizer as prepared data has it: the same one may be written down in several ways."""
+    from photon.data.tokenizer import load_tokenizer
 
-    try:
-        text: str = Tokenizer.from_file(str(file)).to_str()
-    except Exception as error:  # the library raises Exception itself
-        raise PhotonError(f"{file}: not a tokenizer ({error})") from error
+    text: str = load_tokenizer(file).tokenizer.to_str()
     return text
 
 

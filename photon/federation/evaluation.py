@@ -73,6 +73,7 @@ class Evaluation:
                 run_id=state.run_id,
                 last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
                 own=own,
+                decided=None if silo.federation else state.decided.get(silo.name),
             )
             content[BODY] = pack(request, sent_config)
             messages[silo.name] = self._roster.message(

@@ -15,8 +15,8 @@ from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
 from photon.federation.intake import Collected
-from photon.federation.ledger import advance, first_state
-from photon.federation.origin import adopted, first_params, sent_config, with_own
+from photon.federation.ledger import advance, first_state, with_decided
+from photon.federation.origin import adopted, first_params, sent_config, settled, with_own
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
@@ -74,6 +74,7 @@ class Federation:
         last = self.config.rounds if assignment is None else assignment.ends
         while checkpoint.state.round < last:
             checkpoint = self._round(checkpoint)
+            self._settle(checkpoint.state)
             self._clean_store(checkpoint.state, all_rounds=False)
         self._clean_store(checkpoint.state, all_rounds=True)
         return checkpoint
@@ -95,12 +96,14 @@ class Federation:
         UndoneError
             If it is not.
         """
-        begin, before = time.perf_counter(), checkpoint.state
-        server_round = before.round + 1
+        begin = time.perf_counter()
         self._at.roster.refresh()
         silos = self._at.roster.silos()
+        before = with_decided(checkpoint.state, silos)
+        server_round = before.round + 1
         cohort = draw_cohort(self.config, self._strategy, silos, server_round, before.ledger)
-        checkpoint = replace(checkpoint, participants=len(self._strategy.participants(silos)))
+        everybody = len(self._strategy.participants(silos))
+        checkpoint = replace(checkpoint, state=before, participants=everybody)
         self._events.round_started(before, cohort)
         if self.config.federation.server_silo is not None and self._strategy.schedule == "sequential":
             checkpoint = self._train_server_silo(server_round, checkpoint, collected)
@@ -194,11 +197,19 @@ class Federation:
         self._sent_config = sent_config(self.config, silos[0].vocab_size)
         return silos
 
+    def _settle(self, state: ServerState) -> None:
+        """Let what was decided for all silos hold from now on."""
+        self.config = settled(self.config, state, self.run_dir)
+        if self.config.training != self._sent_config.training:
+            self._sent_config = self._sent_config.model_copy(update={"training": self.config.training})
+
     def _begin(self, silos: Sequence[SiloInfo], assignment: Assignment | None) -> Checkpoint:
         """Write the checkpoint of round 0, and have it evaluated."""
         vocab_size = silos[0].vocab_size
         params, kept = first_params(self.config, self._strategy, self.run_dir, vocab_size, assignment)
-        state = first_state(silos[0])
+        state = with_decided(first_state(silos[0]), silos)
+        self._settle(state)
+        state = state.model_copy(update={"config": self._sent_config.text})
         self._started(state, silos, resumed_from=None)
         with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
             if assignment is None:
@@ -213,6 +224,9 @@ class Federation:
         before = checkpoint.state.round
         self._checkpoints.set_aside_after(before, self._checkpoints.aside_for(before))
         check_same_data(checkpoint, silos)
+        self._settle(checkpoint.state)
+        state = checkpoint.state.model_copy(update={"config": self._sent_config.text})
+        checkpoint = replace(checkpoint, state=state)
         self._clean_store(checkpoint.state, all_rounds=True)
         self._started(checkpoint.state, silos, resumed_from=checkpoint.state.round)
         return checkpoint
@@ -241,6 +255,7 @@ class Federation:
         silos = self.gather()
         began = assignment.begins > 0
         state = self._checkpoints.load(assignment.begins).state if began else first_state(silos[0])
+        state = with_decided(state, silos)
         came = assignment.groups_file(self.run_dir)
         checkpoint = Checkpoint(self.run_dir, state, Received(came, came))
         evaluated = self._at.evaluation.of(checkpoint, self._sent_config, own=assignment.own)

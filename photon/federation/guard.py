@@ -62,6 +62,8 @@ def undone(config: RunConfig, good: ServerState, before: ServerState, named: Col
             "model_id": uuid.uuid4().hex,
             "progress": good.progress.model_copy(update={"undone": before.progress.undone + 1}),
             "ledger": ledger,
+            "decided": before.decided,
+            "config": before.config,
         }
     )
 

@@ -3,7 +3,7 @@
 import math
 import statistics
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from photon.config.admission import AdmissionSection
 from photon.config.schema import RunConfig
@@ -27,6 +27,12 @@ def first_state(silo: SiloInfo) -> ServerState:
         sequence_length=silo.sequence_length,
         tokenizer_sha256=silo.tokenizer_sha256,
     )
+
+
+def with_decided(state: ServerState, silos: Iterable[SiloInfo]) -> ServerState:
+    """Return a state that knows what the machines of silos train with; what it knew already stays."""
+    told = {silo.name: silo.decided for silo in silos if silo.decided is not None}
+    return state.model_copy(update={"decided": told | state.decided})
 
 
 def advance(
@@ -73,6 +79,10 @@ def advance(
         )
     for name in collected.rejected - set(reports):
         ledger[name] = rejected(ledger.get(name, LedgerEntry()), server_round, config.federation.admission)
+    decided = dict(before.decided)
+    for name, report in reports.items():
+        if report.decided is not None:
+            decided[name] = report.decided.completed(decided.get(name))
     return before.model_copy(
         update={
             "round": server_round,
@@ -84,6 +94,7 @@ def advance(
             "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
             "local_scalars": _typical_scalars(reports.values()),
             "routed": list(aggregate.routed),
+            "decided": decided,
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(
                 aggregate.step.pseudo_gradient_norm,

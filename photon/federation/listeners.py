@@ -1,14 +1,15 @@
 """Who hears what happens in a run: what ``telemetry.listeners`` names, the event log first."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from photon.components import build, import_target
 from photon.config.schema import Component, RunConfig
 from photon.errors import PhotonError
+from photon.state.checkpoint import CheckpointStore
 from photon.telemetry import display, log, wandb
-from photon.telemetry.events import Event, EventStream, Listener
+from photon.telemetry.events import Event, EventStream, Listener, Notice, RunInterrupted
 from photon.telemetry.listener import ListenerRun
 
 WHERE = "telemetry.listeners"
@@ -30,6 +31,17 @@ def listener_run(config: RunConfig, run_dir: Path, *, live: bool) -> ListenerRun
     """Return what the listeners of a run are told when they begin."""
     path = run_dir / log.EVENTS
     return ListenerRun(run_dir, config, live, log.read_events(path) if path.exists() else [])
+
+
+def mended(run_dir: Path) -> list[Notice]:
+    """Cut damaged lines out of a run's events, and return what is to be told of that."""
+    return [
+        Notice(
+            level="warning",
+            message=f"line {number} of {log.EVENTS} was damaged and is cut out; it is kept in {log.DAMAGED}",
+        )
+        for number in log.mend(run_dir / log.EVENTS)
+    ]
 
 
 def open_log(run: ListenerRun) -> EventStream:
@@ -62,6 +74,34 @@ def _begin(entry: Component, where: str, run: ListenerRun) -> Listener | None:
     if listener is not None and not callable(listener):
         raise PhotonError(f"{where}: what {entry.target} returns cannot be called with an event")
     return listener
+
+
+@contextmanager
+def listening(
+    config: RunConfig, run_dir: Path, *, live: bool
+) -> Iterator[tuple[ListenerRun, EventStream, list[Notice]]]:
+    """Open the event log, and tell in it what ends the run before its time.
+
+    Yields
+    ------
+    tuple
+        What listeners are told; the stream; and what is to be told of damaged lines once they listen.
+    """
+    # Here, because it brings transformers: who only shows a run does without.
+    from photon.federation.for_above import reason_of
+
+    cut = mended(run_dir)
+    run = listener_run(config, run_dir, live=live)
+    with closing(open_log(run)) as stream:
+        try:
+            yield run, stream, cut
+        except BaseException as error:
+            bad_input = isinstance(error, PhotonError)
+            last = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
+            # A log that cannot be written may be what ends the run.
+            with suppress(Exception):
+                stream.emit(RunInterrupted(round=last, reason=reason_of(error), bad_input=bad_input))
+            raise
 
 
 @contextmanager

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from photon.config.decided import agreed
 from photon.config.schema import RunConfig
 from photon.federation.assignment import Assignment
+from photon.files.atomic import write_text
 from photon.link.pipelines import check_names
 from photon.models.build import self_contained, without_files
 from photon.objective.configured import model_of
-from photon.state.checkpoint import Checkpoint, Received
+from photon.state.checkpoint import Checkpoint, Received, ServerState
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.strategy.base import Strategy
 from photon.strategy.contract import PARAMS, check_promises
@@ -29,6 +31,24 @@ def sent_config(config: RunConfig, vocab_size: int | None = None) -> RunConfig:
     model = without_files(config.model) if vocab_size is None else self_contained(config.model, vocab_size)
     telemetry = config.telemetry.model_copy(update={"listeners": None})
     return config.model_copy(update={"telemetry": telemetry, "model": model})
+
+
+def settled(config: RunConfig, state: ServerState, run_dir: Path) -> RunConfig:
+    """Return a run's configuration with what was decided for all of its silos, where it leaves that open.
+
+    That is written down, too, so that the run goes on, or is done again, with it.
+
+    Silos of a deployed run are machines of their own: what each has decided is in the ledger alone. So it is
+    with the silos of a federation within another, which is given what holds for all.
+    """
+    decided = agreed(state.decided.values())
+    if decided is None or config.federation.engine == "deployment" or config.federation.parent is not None:
+        return config
+    training = decided.applied_to(config.training)
+    if training != config.training:
+        config = config.model_copy(update={"training": training})
+        write_text(run_dir / "config.yaml", config.text)
+    return config
 
 
 def first_params(

@@ -122,6 +122,8 @@ class RequestWriter:
         requests = {}
         for participant in cohort:
             entry = state.ledger.get(participant.name, LedgerEntry())
+            # The members of a federation know for themselves.
+            is_federation = self._roster.is_federation(participant.name)
             requests[participant.name] = TrainRequest(
                 run_id=state.run_id,
                 model_id=state.model_id,
@@ -137,6 +139,7 @@ class RequestWriter:
                 averaged_rounds=state.averaged_rounds,
                 scalars=state.local_scalars,
                 routed=self._strategy.routed_tags(checkpoint, participant.name),
+                decided=None if is_federation else state.decided_by(participant.name, participant.members),
             )
         return requests
 

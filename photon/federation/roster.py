@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
+from photon.config.decided import agreed
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.admission import Admission
@@ -258,5 +259,6 @@ def joined(name: str, members: list[SiloInfo], rounds: int = 1) -> SiloInfo:
             "federation": True,
             "leaves": min(MAX_MEMBERS, sum(silo.leaves for silo in members)),
             "pace": min(MAX_MEMBERS, rounds * max(silo.pace for silo in members)),
+            "decided": agreed(silo.decided for silo in members),
         }
     )

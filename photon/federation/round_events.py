@@ -159,6 +159,12 @@ class RoundEvents:
                 f"round {report.round}: {reply.participant} had lost its local state; it went on from the "
                 "right place in its text with a fresh local optimizer",
             )
+        if report.text_changed:
+            self.notice(
+                "warning",
+                f"round {report.round}: {reply.participant} has other text than in its last round; it goes "
+                "on at the same place of that",
+            )
 
     def silo_failed(self, server_round: int, name: str, failure: Failure) -> None:
         """Tell why a participant's answer does not count."""

@@ -4,7 +4,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ from flwr.serverapp import Grid
 from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RunError
-from photon.federation.listeners import listener_run, open_log, open_others
+from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
 from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import EventStream, RunInterrupted
-from photon.telemetry.listener import ListenerRun
+from photon.telemetry.events import Notice
 
 
 def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
@@ -97,10 +97,15 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
 
     run_dir = check_run_dir(config, resume)
     try:
-        with _alone(run_dir), _listening(config, run_dir, live=live) as (run, stream):
+        with _alone(run_dir), listening(config, run_dir, live=live) as (run, stream, cut):
             if not resume:
                 write_text(run_dir / "config.yaml", config.text)
             open_others(run, stream)
+            for notice in cut:
+                stream.emit(notice)
+            if resume and (changed := _changed(config, run_dir)):
+                told = f"the run goes on with another configuration: {changed}"
+                stream.emit(Notice(level="info", message=told))
             federation = Federation(config, grid, run_dir, stream)
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
@@ -110,24 +115,6 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.
         raise RunError(f"{run_dir}: {reason_of(error)}") from error
-
-
-@contextmanager
-def _listening(config: RunConfig, run_dir: Path, *, live: bool) -> Iterator[tuple[ListenerRun, EventStream]]:
-    """Open the event log, and tell in it what ends the run before its time."""
-    from photon.federation.for_above import reason_of
-
-    run = listener_run(config, run_dir, live=live)
-    with closing(open_log(run)) as stream:
-        try:
-            yield run, stream
-        except BaseException as error:
-            bad_input = isinstance(error, PhotonError)
-            last = max(CheckpointStore(run_dir / "checkpoints").rounds(), default=0)
-            # A log that cannot be written may be what ends the run.
-            with suppress(Exception):
-                stream.emit(RunInterrupted(round=last, reason=reason_of(error), bad_input=bad_input))
-            raise
 
 
 def check_run_dir(config: RunConfig, resume: bool) -> Path:
@@ -147,6 +134,8 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
         )
     if resume and not has_run:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
+    if resume:
+        _changed(config, run_dir)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):
@@ -156,6 +145,30 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
             f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error
     return run_dir
+
+
+def _changed(config: RunConfig, run_dir: Path) -> str | None:
+    """Return what was changed of the configuration since the newest checkpoint that can be read, in words.
+
+    Raises
+    ------
+    PhotonError
+        If the run cannot go on like that.
+    """
+    # Here, because it brings transformers, which a new run on another engine does without.
+    from photon.federation.resumed import compared
+
+    store = CheckpointStore(run_dir / "checkpoints")
+    for server_round in reversed(store.rounds()):
+        try:
+            checkpoint = store.load(server_round)
+            checkpoint.load_params()
+            checkpoint.load_outer()
+        except PhotonError:
+            # A damaged one is passed over, or named, where the run goes on from it.
+            continue
+        return compared(checkpoint, config)
+    return None
 
 
 def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) -> None:
@@ -202,7 +215,10 @@ def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) ->
 def _data_path(config: RunConfig) -> Path:
     data = config.data
     if data.path:
-        return Path(data.path).absolute()
+        path = Path(data.path).absolute()
+        # Before a process is started for the run: silos would say the same one by one, minutes later.
+        PreparedData.open(path)
+        return path
     if data.source == "hub":
         from photon.data.hub import ensure_hub
 

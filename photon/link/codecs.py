@@ -4,7 +4,7 @@ from photon.link.encoding import CODECS
 from photon.link.lossless import Zstd
 from photon.link.low_rank import PowerSGD
 from photon.link.quantize import E3M0, Cast, Float8, Int, Sign, TwoBit
-from photon.link.sparsify import Bitmask, RandomK, TopK
+from photon.link.sparsify import Bitmask, RandomK, TopK, TopKTiles
 
 __all__ = [
     "CODECS",
@@ -17,6 +17,7 @@ __all__ = [
     "RandomK",
     "Sign",
     "TopK",
+    "TopKTiles",
     "TwoBit",
     "Zstd",
 ]
@@ -24,5 +25,5 @@ __all__ = [
 # Receivers look names up there.
 CODECS |= {
     codec.name: codec
-    for codec in (Cast, Float8, Int, E3M0, Sign, TwoBit, TopK, RandomK, Bitmask, PowerSGD, Zstd)
+    for codec in (Cast, Float8, Int, E3M0, Sign, TwoBit, TopK, TopKTiles, RandomK, Bitmask, PowerSGD, Zstd)
 }

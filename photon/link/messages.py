@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
+from photon.config.decided import Decided
 from photon.config.tree import MAX_ROUTED, RoutedTag
 from photon.errors import PhotonError, RefusedError
 from photon.link import BODY
@@ -69,6 +70,7 @@ class SiloInfo(Body):
     A silo that keeps its validation figures tells neither ``validation_tokens`` nor ``unigram_loss``, and is
     not asked to evaluate. A federation that takes part as a silo describes its members together: how many
     silos train for it (``leaves``), and in how many rounds of theirs during one of ours, at most (``pace``).
+    ``decided`` is what the silo's machine would train with.
     """
 
     name: SiloName
@@ -83,6 +85,7 @@ class SiloInfo(Body):
     federation: bool = False
     leaves: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     pace: int = Field(default=1, ge=1, le=MAX_MEMBERS)
+    decided: Decided | None = None
 
 
 class Description(Body):
@@ -255,6 +258,8 @@ class TrainRequest(Body):
         Under secure aggregation, what the silo needs to mask its update.
     routed
         What the key blocks of other federations are that the request brings.
+    decided
+        What the silo's machine has decided in this run; None: nothing yet.
     """
 
     run_id: str
@@ -274,6 +279,7 @@ class TrainRequest(Body):
     scalars: dict[str, float] = Field(default_factory=dict)
     masking: Masking | None = None
     routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
+    decided: Decided | None = None
 
 
 class SiloSeconds(TypedDict):
@@ -312,7 +318,8 @@ class TrainReport(Body):
     position, how many silos it has (``leaves``), and what the key blocks are that it passes on
     (``routed``). With restricted vocabularies ``vocabulary`` says which rows were trained, as
     `photon.models.vocabulary.pack_vocabulary` writes it. Where no steps were taken, ``tokens`` are those that
-    were read, and there is no loss.
+    were read, and there is no loss. ``decided`` is what was trained with; of a federation it is what
+    all its silos trained with. With ``text_changed`` the text is not the one of the silo's last round.
     """
 
     round: Count
@@ -333,6 +340,8 @@ class TrainReport(Body):
     leaves: int = Field(default=1, ge=1, le=MAX_MEMBERS)
     routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
     vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
+    decided: Decided | None = None
+    text_changed: bool = False
 
 
 class EvaluateRequest(Body):
@@ -343,6 +352,8 @@ class EvaluateRequest(Body):
     own
         Whether the node also evaluates its own model: the received backbone with the key layers that it has
         kept from ``last_round`` of the run ``run_id``; 0: none.
+    decided
+        As of `TrainRequest`.
     """
 
     round: int = Field(ge=0)
@@ -350,6 +361,7 @@ class EvaluateRequest(Body):
     run_id: str = ""
     last_round: int = Field(default=0, ge=0)
     own: bool = False
+    decided: Decided | None = None
 
 
 class NodeLoss(TypedDict):

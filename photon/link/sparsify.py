@@ -12,6 +12,8 @@ from photon.link.quantize import SLICE
 
 #: Places have at most twelve bits.
 LONGEST_CHUNK = 4096
+#: Sides of a tile that is as large as the longest chunk.
+LONGEST_SIDE = 64
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,79 @@ class TopK(Codec):
 
     def _count(self, numel: int) -> int:
         return numel // self.chunk * self.k + self._share(numel % self.chunk)
+
+
+@dataclass(frozen=True)
+class TopKTiles(Codec):
+    """Send the largest values of every tile of a matrix, as `TopK` does of every chunk.
+
+    These are the chunks of SparseLoCo (2508.15706). A tile has h rows and w columns, the largest divisors up
+    to ``tile`` of the matrix's rows and columns. Tiles come row by row, and so do the values in them; places
+    count within a tile. A vector is one row. Of a tensor of more dimensions all but the last count as rows.
+
+    Parameters
+    ----------
+    k
+        Values that a tile sends; a smaller tile sends all.
+    tile
+        Longest side of a tile, at most 64.
+    """
+
+    name: ClassVar[str] = "topk_tiles"
+    gives_values: ClassVar[bool] = True
+    k: int = 64
+    tile: int = LONGEST_SIDE
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.tile <= LONGEST_SIDE and 1 <= self.k <= self.tile**2):
+            raise ValueError(
+                f"k={self.k}, tile={self.tile}: expected 1 <= tile <= {LONGEST_SIDE} and 1 <= k <= tile²"
+            )
+
+    def encode(
+        self, values: torch.Tensor, draw: np.random.Generator, feedback: torch.Tensor | None = None
+    ) -> Encoded:
+        """Choose by magnitude; of equal ones the first."""
+        tiles = self._tiles(tuple(values.shape))
+        down, height, across, width = tiles
+        cut = values.detach().reshape(down, height, across, width).transpose(1, 2)
+        return self._topk(tiles).encode(cut.reshape(-1), draw)
+
+    def layout(self, shape: tuple[int, ...], dtype: torch.dtype, length: int | None) -> Layout:
+        """Return the chosen values, and a place for each."""
+        down, height, across, width = tiles = self._tiles(shape)
+        return self._topk(tiles).layout((down * height * across * width,), dtype, length)
+
+    def decode(
+        self, values: torch.Tensor, side: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype
+    ) -> SparseTensor:
+        """Return the values at their places in the tensor."""
+        down, height, across, width = tiles = self._tiles(shape)
+        cut = self._topk(tiles).decode(values, side, (down * height * across * width,), dtype)
+        # In place, and some at a time: there may be as many places as there are values.
+        for places in cut.indices.split(SLICE):
+            tile = places.div(height * width, rounding_mode="floor")
+            within = places.remainder_(height * width)
+            row = tile.div(across, rounding_mode="floor").mul_(height)
+            row += within.div(width, rounding_mode="floor")
+            column = tile.remainder_(across).mul_(width).add_(within.remainder_(width))
+            places.copy_(row.mul_(across * width).add_(column))
+        return SparseTensor(torch.Size(shape), cut.indices, cut.values)
+
+    def _tiles(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+        """Return tiles in a column of them, rows of each, tiles in a row of them, columns of each."""
+        columns = shape[-1] if shape else 1
+        rows = int(np.prod(shape[:-1], dtype=object))
+        height, width = (self._side(length) for length in (rows, columns))
+        return rows // height, height, columns // width, width
+
+    def _side(self, length: int) -> int:
+        sides = range(min(self.tile, length), 0, -1)
+        return next((side for side in sides if length % side == 0), 1)
+
+    def _topk(self, tiles: tuple[int, int, int, int]) -> TopK:
+        size = tiles[1] * tiles[3]
+        return TopK(min(self.k, size), size)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
+from photon import DISTRIBUTION
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_file
 
@@ -183,7 +184,7 @@ class ObjectStore(Store):
             )
         except (ImportError, ValueError) as error:
             raise PhotonError(
-                f"link.store.url={url}: cannot be opened ({error}); S3 needs pip install 'photon[s3]'"
+                f"link.store.url={url}: cannot be opened ({error}); S3 needs pip install '{DISTRIBUTION}[s3]'"
             ) from error
         self._root = root.rstrip("/")
 

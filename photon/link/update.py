@@ -1,10 +1,11 @@
 """What a silo sends: its trained parameters, or their update with what earlier rounds have lost.
 
-    Δ = θ_received − θ_trained,   a = Δ + e,   sent = encode(a),   e ← a − decode(sent)
+    Δ = θ_received − θ_trained,   a = Δ + β e,   sent = encode(a),   e ← a − decode(sent)
 
 θ_received is what the silo decoded, so a codec that rounds on the way down takes nothing from the update.
 e, the residual, is zero at first and part of the silo's state: it counts for the rounds that the server has
-accepted, and a reply that was lost leaves no trace in it.
+accepted, and a reply that was lost leaves no trace in it. β is ``link.error_decay``: with 1 nothing is lost
+for ever; below that, what is small in every round fades (SparseLoCo, 2508.15706).
 """
 
 import json
@@ -96,7 +97,7 @@ def _encode(
         return pack(trained, codecs, draw, feedback)
     update = received - trained.to(received.device)
     if link.error_feedback and RESIDUAL in feedback:
-        update += feedback[RESIDUAL]
+        update.add_(feedback[RESIDUAL], alpha=link.error_decay)
     packed, remembered = pack(update, codecs, draw, feedback)
     if link.error_feedback and packed.encoding:
         remembered[RESIDUAL] = subtract(update, unpack(packed, "the update"))

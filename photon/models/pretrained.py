@@ -159,11 +159,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or raise :class:`PhotonError` that names the file."""
+    if path.exists() and not path.is_file():
+        raise PhotonError(f"{path}: not a regular file")
     try:
-        fields = json.loads(path.read_text())
+        fields = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise PhotonError(f"{path}: cannot read it ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PhotonError(f"{path}: not JSON ({first_line(error)})") from error
     if not isinstance(fields, dict):
         raise PhotonError(f"{path}: expected a JSON object, found a {type(fields).__name__}")

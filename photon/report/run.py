@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from photon.config.reader import UNREADABLE
 from photon.errors import PhotonError
 from photon.report.plots import Style
 from photon.telemetry.events import (
@@ -167,7 +168,7 @@ def _weights_sha256(folder: Path, events: Sequence[Event]) -> str | None:
 def _read_config(path: Path, text: str) -> dict[str, Any]:
     try:
         config = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except UNREADABLE as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
         raise PhotonError(f"{path}{line}: not YAML; mend it or start the run again") from None

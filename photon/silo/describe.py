@@ -3,8 +3,8 @@
 from photon.config.schema import RunConfig
 from photon.link.messages import SiloInfo
 from photon.silo.site import SiloSite
-from photon.training.hardware import device_facts, resolve_device, set_up_torch
-from photon.training.precision import resolve_precision
+from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
+from photon.training.precision import CLEARLY_FASTER, bf16_speedup_on_cpu, resolve_precision
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
@@ -14,6 +14,9 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)
+    if config.training.precision == "auto" and device.type == "cpu":
+        measured = f"{bf16_speedup_on_cpu():.2f}"
+        name += f" (auto: bf16 is {measured} times as fast as fp32, and taken from {CLEARLY_FASTER} on)"
     shares = site.policy.share_validation
     return [
         SiloInfo(
@@ -26,6 +29,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
             tokenizer_sha256=data.manifest.tokenizer_sha256,
             device=name,
             roofline_flops=flops,
+            decided=decided_here(config.training),
         )
         for silo, entry in sorted(data.manifest.silos.items())
     ]

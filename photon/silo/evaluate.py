@@ -33,15 +33,17 @@ def evaluate(
 
     def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:
         write_params(runtime.model, params)
-        measured = objective_of(config).evaluate(
-            runtime.model,
-            data,
-            rows,
-            batch_size=config.evaluation.batch_size,
-            device=runtime.device,
-            precision=runtime.precision,
-            limit=config.evaluation.sequences,
-        )
+        # All rounds are measured on the same draws.
+        with runtime.seeded(config.seed, 0, request.silo, "evaluate"):
+            measured = objective_of(config).evaluate(
+                runtime.model,
+                data,
+                rows,
+                batch_size=config.evaluation.batch_size,
+                device=runtime.device,
+                precision=runtime.precision,
+                limit=config.evaluation.sequences,
+            )
         return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)
 
     received = evaluated(groups[PARAMS])

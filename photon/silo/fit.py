@@ -74,15 +74,17 @@ def _fit_here(
     else:
         write_optimizer(runtime.model, runtime.optimizer, start.optimizer, start.scalars)
     context, collected = _placed(start.context, runtime.device), _placed(start.collected, runtime.device)
-    method.begin(runtime.model, runtime.optimizer, context)
-    stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
-    result = trainer(runtime, config, request.batch_size).train(
-        stream,
-        global_step=request.global_step,
-        steps=request.steps,
-        rows=start.rows,
-        hooks=method.hooks(context, collected),
-    )
+    loop = trainer(runtime, config, request.batch_size)
+    with runtime.seeded(config.seed, request.round, request.silo, "train"):
+        method.begin(runtime.model, runtime.optimizer, context)
+        stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
+        result = loop.train(
+            stream,
+            global_step=request.global_step,
+            steps=request.steps,
+            rows=start.rows,
+            hooks=method.hooks(context, collected),
+        )
     result = replace(result, figures={**result.figures, **figures})
     states, scalars = read_optimizer(runtime.model, runtime.optimizer)
     trained = read_params(runtime.model)

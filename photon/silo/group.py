@@ -11,7 +11,8 @@ from photon.silo.site import SiloSite
 from photon.strategy.local import Start
 from photon.training.device_job import GroupJob, GroupState
 from photon.training.devices import GroupResult, train_in_group
-from photon.training.hardware import resolve_device
+from photon.training.draws import draw_seed
+from photon.training.hardware import resolve_device, set_up_torch
 from photon.training.precision import resolve_precision
 
 
@@ -19,6 +20,8 @@ def fit_in_group(
     request: TrainRequest, start: Start, data: PreparedData, config: RunConfig, site: SiloSite
 ) -> GroupResult:
     """Train in ``training.processes`` processes, one per device."""
+    # A process of the group has its share of the threads that this one would train with.
+    set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)
     files = [silo_file(data.path, member, "train") for member in request.members]
     job = GroupJob(
@@ -33,6 +36,7 @@ def fit_in_group(
         global_step=request.global_step,
         steps=request.steps,
         rows=None if start.rows is None else pack_vocabulary(start.rows),
+        draw_seed=draw_seed(config.seed, request.round, request.silo, "train"),
     )
     return train_in_group(
         job,

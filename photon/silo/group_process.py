@@ -24,6 +24,7 @@ from photon.silo import runtime
 from photon.strategy.base import strategy_of
 from photon.training.collectives import GroupTrainer, gather, join_group, place_model, placed_like
 from photon.training.device_job import GroupJob, GroupState, load_job, load_state, save_state, serve
+from photon.training.draws import seeded
 from photon.training.groups import (
     StateGroups,
     read_optimizer,
@@ -90,19 +91,21 @@ class _Member:
         context = placed_like(self._model, state.context)
         # Hooks change it, and what was loaded is a memory map of the file.
         collected = placed_like(self._model, _copied(state.collected))
-        self._method.begin(self._model, self._optimizer, context)
         arrays = {name: [_mapped(path) for path in paths] for name, paths in job.arrays.items()}
         stream = BatchStream(arrays, job.stream_seed, job.position)
         rows = None
         if job.rows is not None:
             rows = unpack_vocabulary(job.rows, self._model.config.vocab_size)
-        result = self._trainer.train(
-            stream,
-            global_step=job.global_step,
-            steps=job.steps,
-            rows=rows,
-            hooks=self._method.hooks(context, collected),
-        )
+        # Dropout must not draw the same mask for the rows of different processes.
+        with seeded(job.draw_seed + dist.get_rank(), self._device):
+            self._method.begin(self._model, self._optimizer, context)
+            result = self._trainer.train(
+                stream,
+                global_step=job.global_step,
+                steps=job.steps,
+                rows=rows,
+                hooks=self._method.hooks(context, collected),
+            )
         self._save(folder, result, collected, stream.position)
         if self._device.type == "cuda":
             # Until the next job the device may serve the process that evaluates.

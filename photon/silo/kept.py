@@ -79,11 +79,14 @@ def save_round(
     report: TrainReport,
     reply: PackedGroups,
     feedback: StateGroups,
+    text: str,
 ) -> None:
     """Keep the reply and what the next round needs.
 
     Parameters
     ----------
+    text
+        Hash of the text that was trained on.
     reply, feedback
         The encoded reply, and what the link wants to see again with the next one.
     """
@@ -96,6 +99,8 @@ def save_round(
             scalars=dict(stays.scalars),
             report=report.model_dump_json(),
             encodings=encodings_of(reply),
+            accepted=request.last_round,
+            text=text,
             groups=stays.groups,
             link=feedback,
         ),

@@ -10,12 +10,11 @@ that it has counted on its own disk. Names and the size of the cohort are what t
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from pydantic import Field, ValidationError
 
 from photon.config.explain import explain_validation
+from photon.config.reader import read_file
 from photon.config.schema import PrivacySection, RunConfig
 from photon.config.section import Section
 from photon.errors import PhotonError, RefusedError
@@ -380,9 +379,9 @@ def read_policy(path: Path | None) -> SiloPolicy:
     if path is None:
         return NO_POLICY
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PhotonError(f"policy {path}: cannot be read ({' '.join(str(error).split())})") from error
+        values = read_file(path)
+    except PhotonError as error:
+        raise PhotonError(f"policy {path}: cannot be read ({error})") from error
     if not isinstance(values, dict):
         raise PhotonError(f"policy {path}: expected a mapping of rules; remove `policy` to allow everything")
     try:

@@ -1,18 +1,22 @@
-"""What leaves a silo: the state groups that are due, bounded and noised where it has privacy, and encoded."""
+"""What leaves a silo: state groups, bounded and noised where it has privacy, and encoded; and a report."""
 
 import random
 
 import torch
 
 from photon.config.schema import PrivacySection, RunConfig
+from photon.link.bounded import as_figure
 from photon.link.encoding import PackedGroups
-from photon.link.messages import PrivacyReport, TrainRequest
+from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
 from photon.link.update import REFERENCE, encode_reply
+from photon.models.vocabulary import pack_vocabulary
 from photon.privacy.gaussian import privatise
 from photon.silo.site import SiloSite
 from photon.state.silo import SiloStore
 from photon.strategy.local import Start
+from photon.training.devices import GroupResult
 from photon.training.groups import StateGroups, Tensors
+from photon.training.hardware import decided_here
 
 
 def privatised(
@@ -78,3 +82,55 @@ def encoded(
     if config.link.downlink_payload == "update":
         feedback[REFERENCE] = dict(received)
     return reply, feedback
+
+
+def report_of(
+    request: TrainRequest,
+    fitted: GroupResult,
+    *,
+    update_norm: float,
+    seconds: float,
+    state_lost: bool,
+    text_changed: bool,
+    privacy: PrivacyReport | None,
+    diagnostics: dict[str, float],
+    rows: torch.Tensor | None,
+    config: RunConfig,
+) -> TrainReport:
+    """Return the report of a round that took ``seconds`` and is not saved yet.
+
+    Parameters
+    ----------
+    fitted
+        What local training left.
+    rows
+        Rows of the vocabulary that were trained; None: all.
+    config
+        The run's configuration as it was carried out here.
+    """
+    result = fitted.result
+    return TrainReport(
+        round=request.round,
+        silo=request.silo,
+        steps=result.steps,
+        tokens=result.tokens,
+        position=fitted.position,
+        loss=as_figure(result.loss),
+        loss_last=as_figure(result.loss_last),
+        learning_rate=as_figure(result.learning_rate),
+        gradient_norm=as_figure(result.gradient_norm),
+        update_norm=as_figure(update_norm),
+        seconds={
+            "load": seconds - result.seconds,
+            "training": result.seconds,
+            "save": 0.0,
+            "total": seconds,
+        },
+        state_lost=state_lost,
+        text_changed=text_changed,
+        privacy=privacy,
+        scalars=fitted.scalars,
+        diagnostics={name: value for name, value in diagnostics.items() if as_figure(value) is not None},
+        vocabulary=None if rows is None else pack_vocabulary(rows),
+        decided=decided_here(config.training, result.micro_batch_size),
+    )

@@ -4,6 +4,7 @@ It is built once per process and lent to every silo that the process serves; not
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from photon.config.schema import Component, RunConfig
 from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
+from photon.training.draws import draw_seed, seeded
 from photon.training.groups import read_params, reset_optimizer, write_params
 from photon.training.hardware import DTYPES, resolve_device, set_up_torch
 from photon.training.loop import LocalTrainer, build_optimizer, enable_activation_checkpointing
@@ -34,12 +36,16 @@ class Runtime:
     schedule: Schedule
     device: torch.device
     precision: Precision
-    trainers: dict[int, LocalTrainer]
+    trainers: dict[tuple[int, int | str | None], LocalTrainer]
+
+    def seeded(self, seed: int, server_round: int, silo: str, purpose: str) -> AbstractContextManager[None]:
+        """Let a block draw from a seed of its own, as of `draw_seed`."""
+        return seeded(draw_seed(seed, server_round, silo, purpose), self.device)
 
 
 def runtime_of(config: RunConfig, vocab_size: int) -> Runtime:
     """Return model, optimizer and loop for a configuration; the last one is kept."""
-    return _runtime(as_trained(config.text), vocab_size)
+    return _runtime(_as_built(config.text), vocab_size)
 
 
 @lru_cache(maxsize=16)
@@ -59,6 +65,14 @@ def as_trained(config_text: str) -> str:
         "federation": federation,
     }
     return config.model_copy(update=own).text
+
+
+@lru_cache(maxsize=16)
+def _as_built(config_text: str) -> str:
+    """Drop in what loops over one model differ: a run's first round probes for what the others are told."""
+    config = parse(as_trained(config_text))
+    training = config.training.model_copy(update={"micro_batch_size": None})
+    return config.model_copy(update={"training": training}).text
 
 
 def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
@@ -84,12 +98,11 @@ def _runtime(config_text: str, vocab_size: int) -> Runtime:
 
 def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTrainer:
     """Return the local loop for a batch size; it is made, and ``auto`` probed for, on first use."""
-    if batch_size not in runtime.trainers:
-        micro = config.training.micro_batch_size
-        if micro == "auto":
-            micro = _probe_micro_batch(runtime, config, batch_size)
+    asked = config.training.micro_batch_size
+    if (batch_size, asked) not in runtime.trainers:
+        micro = _probe_micro_batch(runtime, config, batch_size) if asked == "auto" else asked
         objective = objective_of(config)
-        runtime.trainers[batch_size] = LocalTrainer(
+        runtime.trainers[batch_size, asked] = LocalTrainer(
             runtime.model,
             runtime.optimizer,
             runtime.schedule,
@@ -103,7 +116,7 @@ def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTraine
             compile=config.training.compile,
             transition=config.transition,
         )
-    return runtime.trainers[batch_size]
+    return runtime.trainers[batch_size, asked]
 
 
 def _probe_micro_batch(runtime: Runtime, config: RunConfig, batch_size: int) -> int:

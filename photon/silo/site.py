@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from photon.config.compose import parse
+from photon.config.decided import Decided
 from photon.config.explain import explain_validation
 from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
 from photon.data.prepared import PreparedData
@@ -180,13 +181,20 @@ class SiloSite:
         return data if self.share is None else data.dealt(*self.share)
 
 
-def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, RunConfig]:
+def find_site(
+    node_config: NodeConfig, config: RunConfig, decided: Decided | None = None
+) -> tuple[SiloSite, RunConfig]:
     """Find a node's site, and the run's configuration as it is carried out there.
 
     A deployed silo names its folders in its own node config, and no word of the server changes them. A
     simulated node, which Flower gives a ``partition-id``, lives in the run's folder on the machine where the
     run was started. Devices and processes belong to the silo, so what the operator sets of them goes
     before the run's ``training`` section.
+
+    Parameters
+    ----------
+    decided
+        What the silo has decided earlier in the run where neither of them says.
 
     Raises
     ------
@@ -195,7 +203,7 @@ def find_site(node_config: NodeConfig, config: RunConfig) -> tuple[SiloSite, Run
         folders, or does not go together with the run; or if the policy is wrong.
     """
     settings = read_settings(node_config)
-    return _site(settings, config), _carried_out(config.text, settings)
+    return _site(settings, config), _carried_out(config.text, settings, decided or Decided())
 
 
 def read_settings(node_config: NodeConfig) -> NodeSettings:
@@ -240,14 +248,14 @@ def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:
 
 
 @lru_cache(maxsize=8)
-def _carried_out(text: str, settings: NodeSettings) -> RunConfig:
+def _carried_out(text: str, settings: NodeSettings, decided: Decided) -> RunConfig:
     """Put the operator's settings before the run's. Kept, because every message asks for the same."""
     config = parse(text)
-    own = settings.training()
-    if not own:
-        return config
-    values = config.model_dump(by_alias=True)
-    try:
-        return RunConfig.model_validate(values | {"training": values["training"] | own})
-    except ValidationError as error:
-        raise PhotonError(f"node config: {explain_validation(error, own)}") from error
+    if own := settings.training():
+        values = config.model_dump(by_alias=True)
+        try:
+            config = RunConfig.model_validate(values | {"training": values["training"] | own})
+        except ValidationError as error:
+            raise PhotonError(f"node config: {explain_validation(error, own)}") from error
+    training = decided.applied_to(config.training)
+    return config if training == config.training else config.model_copy(update={"training": training})

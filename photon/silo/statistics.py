@@ -18,6 +18,7 @@ from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.contract import PARAMS, Contract
 from photon.training.groups import StateGroups, write_params
+from photon.training.hardware import decided_here
 
 
 def sum_up(
@@ -75,9 +76,11 @@ def sum_up(
             "total": max(1e-6, summed - begin),
         },
         state_lost=False,
+        decided=decided_here(config.training),
     )
     reply, _ = encode_reply(sums, {}, config.link, {}, seed=seed)
-    save_round(store, request, Stays(request.position), report, reply, {})
+    text = prepared.text_sha256(request.members)
+    save_round(store, request, Stays(request.position), report, reply, {}, text)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - summed, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})

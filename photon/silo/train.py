@@ -6,19 +6,16 @@ from collections.abc import Mapping
 import torch
 
 from photon.config.schema import RunConfig
-from photon.link.bounded import as_figure
 from photon.link.encoding import PackedGroups
-from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
-from photon.models.vocabulary import pack_vocabulary
+from photon.link.messages import TrainReport, TrainRequest
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
 from photon.silo.kept import Stays, kept_reply, kept_state, save_round, silo_store
-from photon.silo.reply import encoded, privatised
+from photon.silo.reply import encoded, privatised, report_of
 from photon.silo.site import SiloSite
 from photon.silo.start import request_of, start_from
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
-from photon.training.devices import GroupResult
 
 
 def train(
@@ -58,6 +55,7 @@ def train(
     for_method = request_of(request, contract, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, request)
     start, received = start_from(kept, groups, request, for_method, data, config)
+    text = data.text_sha256(request.members)
     finish = strategy_of(config).local.finish(
         start, fit(request, start, groups, data, config, site), for_method
     )
@@ -71,57 +69,21 @@ def train(
     if norm is not None and config.telemetry.diagnostics:
         diagnostics["update_norm_before_clip"] = norm
     shared = {name: t for name, t in leaves[PARAMS].items() if name not in contract.own}
-    report = _report(
+    report = report_of(
         request,
         finish.trained,
         update_norm=distance(shared, start.reference),
         seconds=trained - begin,
         state_lost=state_lost,
+        text_changed=kept is not None and kept.text not in ("", text),
         privacy=privacy_report,
         diagnostics=diagnostics,
         rows=start.rows,
+        config=config,
     )
     reply, feedback = encoded(leaves, start, received, kept.link if kept else {}, request, config)
     stays = Stays(finish.trained.position, finish.stays, finish.scalars)
-    save_round(store, request, stays, report, reply, feedback)
+    save_round(store, request, stays, report, reply, feedback, text)
     saved = time.perf_counter()
     seconds = {**report.seconds, "save": saved - trained, "total": saved - begin}
     return reply, report.model_copy(update={"seconds": seconds})
-
-
-def _report(
-    request: TrainRequest,
-    fitted: GroupResult,
-    *,
-    update_norm: float,
-    seconds: float,
-    state_lost: bool,
-    privacy: PrivacyReport | None,
-    diagnostics: dict[str, float],
-    rows: torch.Tensor | None,
-) -> TrainReport:
-    """Return the report of a round that took ``seconds`` and is not saved yet."""
-    result = fitted.result
-    return TrainReport(
-        round=request.round,
-        silo=request.silo,
-        steps=result.steps,
-        tokens=result.tokens,
-        position=fitted.position,
-        loss=as_figure(result.loss),
-        loss_last=as_figure(result.loss_last),
-        learning_rate=as_figure(result.learning_rate),
-        gradient_norm=as_figure(result.gradient_norm),
-        update_norm=as_figure(update_norm),
-        seconds={
-            "load": seconds - result.seconds,
-            "training": result.seconds,
-            "save": 0.0,
-            "total": seconds,
-        },
-        state_lost=state_lost,
-        privacy=privacy,
-        scalars=fitted.scalars,
-        diagnostics={name: value for name, value in diagnostics.items() if as_figure(value) is not None},
-        vocabulary=None if rows is None else pack_vocabulary(rows),
-    )

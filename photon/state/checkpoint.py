@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from photon.config.decided import Decided
 from photon.config.renamed import renamed
 from photon.config.tree import RoutedTag
 from photon.errors import PhotonError, RunError
@@ -26,13 +27,12 @@ from photon.files.atomic import atomic_directory, remove_directory, remove_lefto
 from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
+from photon.state.seal import SEAL, broken, is_sealed, seal
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 FORMAT = "photon-checkpoint/2"
 #: The form of earlier versions, which differs in names alone.
 EARLIER = "photon-checkpoint/1"
-#: The file with the hashes of a checkpoint's other files.
-_SEAL = "blake3.json"
 _PARAMS = "params.safetensors"
 #: The parameters of the round before, for strategies that send them.
 _PREVIOUS = "previous.safetensors"
@@ -85,6 +85,10 @@ class ServerState(BaseModel):
         Scalar states of the local optimizers, such as ``step``, after the last round.
     routed
         What the key blocks are that travel to other federations.
+    decided
+        Silo or participant to what its machine trains with in this run.
+    config
+        Text of the configuration that the run had by then; empty in those of earlier versions.
     validation_loss
         Of the global parameters, over all silos that evaluate; None: they were not evaluated.
     progress
@@ -107,12 +111,21 @@ class ServerState(BaseModel):
     local_scalars: dict[str, float] = Field(default_factory=dict)
     noise: NoiseScale = Field(default_factory=NoiseScale)
     routed: list[RoutedTag] = Field(default_factory=list)
+    decided: dict[str, Decided] = Field(default_factory=dict)
+    config: str = ""
     validation_loss: float | None = None
     progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
+
+    def decided_by(self, participant: str, members: Sequence[str]) -> Decided:
+        """Return what the machine of a participant has decided: as such, and for the silos that it is."""
+        found = self.decided.get(participant, Decided())
+        for member in members:
+            found = found.completed(self.decided.get(member))
+        return found
 
 
 @dataclass(frozen=True)
@@ -541,8 +554,8 @@ def _seal(folder: Path, state: ServerState, sums: Mapping[str, str]) -> None:
         raise _unreadable(state.round, f"{where}: {problem['msg']}") from error
     if read.model_dump_json(indent=1) != text:
         raise _unreadable(state.round, f"{file.name} holds other numbers than it was given")
-    (folder / _SEAL).write_text(json.dumps({**sums, file.name: hash_of_file(file)}, indent=1))
-    for each in (file, folder / _SEAL):
+    seal(folder, sums)
+    for each in (file, folder / SEAL):
         sync_file(each)
 
 
@@ -554,14 +567,12 @@ def _check_seal(checkpoint: Checkpoint) -> None:
     PhotonError
         If a file of it is gone or holds something else.
     """
-    folder, seal = checkpoint.path, checkpoint.path / _SEAL
-    if checkpoint.state.format == EARLIER and not seal.is_file():
+    folder = checkpoint.path
+    if checkpoint.state.format == EARLIER and not is_sealed(folder):
         return
     try:
-        sums: dict[str, str] = json.loads(seal.read_text())
-        wrong = [name for name, digest in sums.items() if hash_of_file(folder / name) != digest]
-        wrong += sorted({"checkpoint.json", _PARAMS} - sums.keys())
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        wrong = broken(folder, ("checkpoint.json", _PARAMS))
+    except (OSError, ValueError, RecursionError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:
         raise PhotonError(

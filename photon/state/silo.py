@@ -6,7 +6,7 @@ lost is trained again from the same windows, and a round that is asked for twice
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from photon.config.renamed import renamed
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, write_text
 from photon.state.places import MAX_PLACES, Place
+from photon.state.seal import broken, is_sealed, seal
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What is counted for a run.
@@ -26,6 +27,8 @@ Counted = TypeVar("Counted")
 
 #: Name of the file that holds a round's reply.
 REPLY = "reply.safetensors"
+#: Those of its numbers, of the local optimizer's state, and of what the link wants to see again.
+_STATE, _OPTIMIZER, _LINK = "state.json", "optimizer.safetensors", "link.safetensors"
 
 #: Name of the file that holds what the text of a silo was used for.
 COUNTS = "counts.json"
@@ -76,6 +79,10 @@ class SiloState:
         How the reply's payloads become tensors again, as JSON text.
     groups
         State groups of the local optimizer.
+    accepted
+        The round that this one went on from: the last one that the server had accepted; 0: none.
+    text
+        Hash of the text that was trained on; empty in those of earlier versions.
     link
         What the link wants to see again with the next update, such as what codecs have lost.
     """
@@ -87,6 +94,8 @@ class SiloState:
     scalars: dict[str, float]
     report: str
     encodings: str
+    accepted: int = 0
+    text: str = ""
     groups: StateGroups = field(default_factory=dict, compare=False)
     link: StateGroups = field(default_factory=dict, compare=False)
 
@@ -100,6 +109,7 @@ class SiloStore:
         The silo's own folder for this run.
     keep
         Rounds to keep, those that were written last: at least two, so that a lost reply can be trained again.
+        The last accepted one stays, too, however many are rejected after it.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -118,29 +128,33 @@ class SiloStore:
         del numbers["groups"], numbers["link"]
         # Not flushed: a power cut costs the silo its moments, which it then says, and never a finished round.
         with _written(self.folder), atomic_directory(self._path(state.round), flush=False) as folder:
-            save_groups(folder / "optimizer.safetensors", state.groups)
-            save_groups(folder / "link.safetensors", state.link)
+            save_groups(folder / _OPTIMIZER, state.groups)
+            save_groups(folder / _LINK, state.link)
             save_groups(folder / REPLY, reply)
-            (folder / "state.json").write_text(json.dumps(numbers))
-        self._remove_old(state.round)
+            (folder / _STATE).write_text(json.dumps(numbers))
+            seal(folder)
+        self._remove_old(state)
 
     def load(self, run_id: str, server_round: int) -> SiloState | None:
-        """Return the state after ``server_round`` of this run, or None if it is not there."""
+        """Return the state after ``server_round`` of this run, or None if it is not there, or damaged."""
         remove_leftovers(self.folder)
         path = self._path(server_round)
         try:
-            written = json.loads((path / "state.json").read_text())
-            numbers, groups = renamed().content(written), load_groups(path / "optimizer.safetensors")
+            written = json.loads((path / _STATE).read_text())
+            if not self._is_whole(path, (_STATE, _OPTIMIZER, _LINK), sealed="text" in written):
+                return None
+            numbers, groups = renamed().content(written), load_groups(path / _OPTIMIZER)
             if numbers != written:
                 groups = renamed().kept_by_silo(groups)
-            state = SiloState(
-                **numbers,
-                groups=groups,
-                link=load_groups(path / "link.safetensors"),
-            )
+            state = SiloState(**numbers, groups=groups, link=load_groups(path / _LINK))
         except (OSError, ValueError, TypeError, RecursionError, PhotonError):
             return None
         return state if state.run_id == run_id else None
+
+    @staticmethod
+    def _is_whole(path: Path, files: Sequence[str], *, sealed: bool) -> bool:
+        """Tell whether files of a round are what was written; of earlier versions there is no seal."""
+        return not broken(path, files, files) if sealed or is_sealed(path) else True
 
     def reply(self, run_id: str, model_id: str, server_round: int) -> tuple[SiloState, StateGroups] | None:
         """Return the reply already trained for this round of this model, or None."""
@@ -148,8 +162,10 @@ class SiloStore:
         if state is None or state.model_id != model_id:
             return None
         try:
+            if not self._is_whole(self._path(server_round), (REPLY,), sealed=bool(state.text)):
+                return None
             return state, load_groups(self.reply_file(server_round))
-        except PhotonError:
+        except (OSError, ValueError, RecursionError, PhotonError):
             return None
 
     def reply_file(self, server_round: int) -> Path:
@@ -188,19 +204,31 @@ class SiloStore:
             # As little flushed as the rest of a silo's state: what a power cut takes is trained again.
             write_text(self.folder / name, json.dumps(counts), flush=False)
 
-    def _remove_old(self, written: int) -> None:
-        """Remove rounds beyond ``keep``.
+    def _remove_old(self, written: SiloState) -> None:
+        """Remove rounds beyond ``keep``, but for those that the server may still have accepted last.
 
         Those of larger numbers are of an earlier run, or of rounds that were undone: they are older, and yet
         stay for a while, because whoever went back may have done so by mistake.
         """
         rounds = self._rounds()
-        # Whatever the clock says: the one just written, and the one that it went on from.
-        stay = [each for each in rounds if each <= written][-2:]
+        # Whatever the clock says: the one just written, and the one before it.
+        stay = [each for each in rounds if each <= written.round][-2:]
         others = [each for each in rounds if each not in stay]
         others.sort(key=lambda each: (self._path(each).stat().st_mtime_ns, each), reverse=True)
-        for old in others[max(0, self._keep - len(stay)) :]:
-            remove_directory(self._path(old))
+        kept = max(0, self._keep - len(stay))
+        # The server keeps a checkpoint less than there are rounds here, and may go back to any of them.
+        newest = [*reversed(stay), *others][: max(1, self._keep - 2)]
+        needed = set(map(self._accepted, newest))
+        for old in others[kept:]:
+            if old not in needed:
+                remove_directory(self._path(old))
+
+    def _accepted(self, server_round: int) -> int:
+        """Return the round that one went on from; 0 where nobody can tell."""
+        try:
+            return int(json.loads((self._path(server_round) / _STATE).read_text())["accepted"])
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            return 0
 
     def _rounds(self) -> list[int]:
         return sorted(int(path.name.removeprefix("round-")) for path in self.folder.glob("round-[0-9]*"))

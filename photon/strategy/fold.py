@@ -45,13 +45,25 @@ class WeightedMean:
     what it stands for. The caller adds replies in cohort order, which makes the result independent of the
     order of arrival. Memory: one accumulator, whatever the number of replies.
 
+    What a sparse update leaves out counts as zero, or not at all: with ``over_senders`` the mean of each
+    value of ``params`` is over the replies that hold it, Σ_{i sends} w_i x_i / Σ_{i sends} w_i, and zero
+    where none does.
+
     A reply may count for some rows of a tensor alone. Each row then has a W_k of its own, so its mean is that
     of the replies that count for it; a row for which none does is as in the first reply.
+
+    Parameters
+    ----------
+    over_senders
+        Whether the mean of a value is over those that sent it. Takes a second accumulator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, over_senders: bool = False) -> None:
         self._mean: dict[str, dict[str, torch.Tensor]] = {}
         self._sums: set[tuple[str, str]] = set()
+        self._over_senders = over_senders
+        #: Of each parameter of which a sum is taken: the weights of those that sent each value.
+        self._senders: dict[str, torch.Tensor] = {}
         self._row_weights: dict[str, torch.Tensor] = {}
         self.total_weight = 0.0
         self.count = 0
@@ -111,19 +123,38 @@ class WeightedMean:
         elif (group, name) not in self._sums:
             sums[name] *= self.total_weight - weight
             self._sums.add((group, name))
+        if self._over_senders and group == "params":
+            self._count_senders(name, tensor, weight)
         if isinstance(tensor, SparseTensor):
             sums[name].view(-1).index_add_(0, tensor.indices, tensor.values.to(torch.float32), alpha=weight)
         else:
             sums[name].add_(tensor.to(torch.float32), alpha=weight)
 
+    def _count_senders(self, name: str, tensor: torch.Tensor | SparseTensor, weight: float) -> None:
+        if name not in self._senders:
+            # Replies before this one, if there are any, came whole.
+            self._senders[name] = torch.full((tensor.shape.numel(),), self.total_weight - weight)
+        if isinstance(tensor, SparseTensor):
+            # One number for all, not a tensor of as many as were sent.
+            one = torch.tensor(weight, dtype=torch.float32).expand(len(tensor.indices))
+            self._senders[name].index_add_(0, tensor.indices, one)
+        else:
+            self._senders[name] += weight
+
     @property
     def nbytes(self) -> int:
-        """Bytes of the accumulator."""
-        return sum(tensor.nbytes for tensors in self._mean.values() for tensor in tensors.values())
+        """Bytes of the accumulators."""
+        means = sum(tensor.nbytes for tensors in self._mean.values() for tensor in tensors.values())
+        return means + sum(tensor.nbytes for tensor in self._senders.values())
 
     def result(self) -> dict[str, dict[str, torch.Tensor]]:
         """Return the mean; the accumulator itself, not a copy. Nothing can be added after that."""
         for group, name in self._sums:
-            self._mean[group][name] /= self.total_weight
+            if group == "params" and name in self._senders:
+                senders = self._senders.pop(name)
+                # What nobody sent is a sum of nothing: zero, whatever it is divided by.
+                self._mean[group][name].view(-1).div_(senders.masked_fill_(senders == 0, 1.0))
+            else:
+                self._mean[group][name] /= self.total_weight
         self._sums.clear()
         return self._mean

@@ -203,11 +203,21 @@ class LocalMethod:
 
         A silo that has kept nothing takes averages only if they are the whole state: with one moment at zero
         and a step counter far from it, bias correction would blow up the first steps.
+
+        Raises
+        ------
+        PhotonError
+            If what the silo has kept is of another optimizer.
         """
         states = optimizer_groups(self.config.optimizer)
         averaged: StateGroups = {group: dict(received[group]) for group in states if group in received}
         came = received.get(RECEIVED)
         before = None if self.local_state == "reset" else kept
+        if before is not None and (strange := sorted(set(before.optimizer) - set(states))):
+            raise PhotonError(
+                f"optimizer: {request.silo} has kept the state of another one ({', '.join(strange)}); change "
+                "it back, set strategy.local_state=reset, or start anew"
+            )
         optimizer: StateGroups | None = None
         scalars: Mapping[str, float] = {}
         if before is not None:

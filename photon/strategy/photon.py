@@ -26,6 +26,7 @@ from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
 from photon.strategy.robust import Fold, check_fold, fold_robustly
 from photon.strategy.sync import OTHERS, SyncPlan
+from photon.training.draws import draw_seed, seeded
 from photon.training.states import (
     is_refreshing,
     optimizer_groups,
@@ -190,7 +191,9 @@ class Photon(Strategy):
         folded = self._robustly(checkpoint, replies) if self.fold.is_robust else self._averaged(replies)
         groups = folded.groups
         begin = time.perf_counter()
-        params, step, outer, scalars = self.step_outer(server_round, checkpoint, groups.pop(PARAMS))
+        # An outer optimizer may draw, as one of Langevin dynamics does.
+        with seeded(draw_seed(self.config.seed, server_round, "server", "outer"), torch.device("cpu")):
+            params, step, outer, scalars = self.step_outer(server_round, checkpoint, groups.pop(PARAMS))
         shared = {group: groups.pop(group) for group in list(groups) if group.startswith(SHARED)}
         return Aggregate(
             params=params,
@@ -207,7 +210,7 @@ class Photon(Strategy):
 
     def _averaged(self, replies: Iterator[Reply]) -> Folded:
         """Take the weighted mean of replies, one at a time."""
-        mean = WeightedMean()
+        mean = WeightedMean(over_senders=self.config.link.mean_over == "senders")
         weights: dict[str, float] = {}
         fold_seconds = 0.0
         for reply in replies:

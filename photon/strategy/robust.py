@@ -37,7 +37,7 @@ from photon.config.schema import RunConfig
 from photon.config.section import Section
 from photon.link.encoding import SparseTensor
 from photon.link.pipelines import uplink_pipelines
-from photon.link.sparsify import RandomK, TopK
+from photon.link.sparsify import RandomK, TopK, TopKTiles
 from photon.strategy.contract import PARAMS
 from photon.strategy.fold import Folded, Groups, WeightedMean
 
@@ -108,6 +108,11 @@ def check_fold(fold: Fold, config: RunConfig, weighting: str, local_state: str) 
             f"{rule} looks at replies one by one, which privacy.secure_aggregation hides; set "
             "strategy.fold.rule=mean, or privacy.secure_aggregation=false"
         )
+    if config.link.mean_over == "senders":
+        raise ValueError(
+            f"{rule} takes what a reply leaves out for zero; set link.mean_over=silos, or "
+            "strategy.fold.rule=mean"
+        )
     by_coordinate = fold.rule in ("median", "trimmed-mean")
     if by_coordinate:
         _check_dense(rule, config)
@@ -128,7 +133,7 @@ def _check_dense(rule: str, config: RunConfig) -> None:
     pipelines = uplink_pipelines(config.link)
     for codecs in (pipelines.params, *(codecs for _, codecs in pipelines.named)):
         for codec in codecs:
-            if isinstance(codec, TopK | RandomK):
+            if isinstance(codec, TopK | TopKTiles | RandomK):
                 raise ValueError(
                     f"{rule}: under the codec {codec.name} most silos leave a coordinate out, so its fold is "
                     "zero and nothing is learnt; set fold.rule=multi-krum or norm-bounded-mean, or another "

@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from photon.config.explain import explain_validation
+from photon.config.reader import read_file
 from photon.config.schema import RunConfig
 from photon.config.tree import TreeNode, read_tree
 from photon.engine.deployment import Connection, deployed_connection
@@ -70,9 +70,9 @@ def read_gateway(path: Path) -> GatewaySettings:
         If it cannot be read, or has an unknown key (the nearest valid one is named) or a wrong value.
     """
     try:
-        values: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise PhotonError(f"federation {path}: cannot be read ({' '.join(str(error).split())})") from error
+        values = read_file(path)
+    except PhotonError as error:
+        raise PhotonError(f"federation {path}: cannot be read ({error})") from error
     if not isinstance(values, dict) or "children" in values or "data" in values:
         raise PhotonError(
             f"federation {path}: expected name, connection and rules; the members are those of its SuperLink"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from photon.config.decided import agreed
 from photon.config.schema import RunConfig
 from photon.config.tree import RoutedTag, TreeNode
 from photon.errors import PhotonError
@@ -156,6 +157,7 @@ class Replies:
             leaves=len({reply.silo for reply in replies}) if self._unseen else len(self._node.silos()),
             routed=[] if self._node.privacy else self._tags(after),
             vocabulary=after.state.vocabulary,
+            decided=agreed(after.state.decided.values()),
         )
 
     def _told(self, span: Span) -> tuple[list[RoundFinished], list[SiloFinished]]:

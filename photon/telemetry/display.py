@@ -28,7 +28,7 @@ from photon.telemetry.events import (
     SiloFinished,
 )
 from photon.telemetry.listener import ListenerRun
-from photon.telemetry.log import current_history
+from photon.telemetry.log import current_history, seconds_between
 from photon.telemetry.summary import (
     counted,
     format_bytes,
@@ -368,7 +368,8 @@ def _line(event: Event, state: _State) -> Text | None:
             return None
         return Text(f"interrupted after round {event.round}/{rounds}", style="yellow")
     if isinstance(event, RunFinished):
-        return Text(f"finished after {format_seconds(event.time - state.start_time)}")
+        begun = event if state.started is None else state.started
+        return Text(f"finished after {format_seconds(seconds_between(begun, event))}")
     return None
 
 

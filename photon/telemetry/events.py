@@ -1,8 +1,8 @@
 """The typed events of a run, and the stream that hands them to listeners.
 
-An event is one line of JSON in ``events.jsonl``: ``event`` (its name), ``time`` (unix seconds) and the
-fields of its class. JSON knows no NaN and no infinity, so both are written as ``null``; where a number
-is required, ``null`` is read back as NaN, and where a figure may be missing it is read back as ``None``.
+An event is one line of JSON in ``events.jsonl``: ``event`` (its name), ``time`` (unix seconds), ``clock``
+and the fields of its class. JSON knows no NaN and no infinity, so both are written as ``null``; where a
+number is required, ``null`` is read back as NaN, and where a figure may be missing as ``None``.
 """
 
 import dataclasses
@@ -94,9 +94,14 @@ class SiloEvaluation(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """What every event carries: ``time``, unix seconds at which it happened."""
+    """What every event carries: ``time``, unix seconds at which it happened.
+
+    ``clock`` is the same moment in seconds of a clock that nobody sets, for the time between two events of
+    one attempt; ``None`` where nobody has looked at it.
+    """
 
     time: float = dataclasses.field(default_factory=time.time)
+    clock: float | None = dataclasses.field(default=None, compare=False)
 
     def to_json(self) -> str:
         """Return the event as one line of JSON without a line end."""
@@ -327,7 +332,9 @@ class EventStream:
             self._at_the_end.callback(self._close, listener, listener.close)
 
     def emit(self, event: Event) -> None:
-        """Hand ``event`` to the log and to the listeners that are left."""
+        """Hand ``event``, with the clock's seconds, to the log and to the listeners that are left."""
+        if event.clock is None:
+            event = dataclasses.replace(event, clock=time.monotonic())
         if self._log is not None:
             self._log(event)
         broken = []

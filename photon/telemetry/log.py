@@ -1,21 +1,25 @@
 """``events.jsonl``: writing it, reading it, following it while another process writes it.
 
-A line counts once its line end is there; what a crash left behind it is no event yet.
+A line counts once its line end is there; what a crash left behind it is no event yet. In the place of a line
+that is damaged readers get a warning, and a run that goes on writes that warning there.
 """
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from photon.errors import PhotonError
+from photon.files.atomic import write_bytes
 from photon.telemetry.events import (
     Checkpointed,
     Diagnostics,
     Evaluated,
     Event,
+    Notice,
     RoundFinished,
     RoundStarted,
     RunFinished,
@@ -29,6 +33,8 @@ from photon.telemetry.listener import ListenerRun
 
 #: The file of events in a run's folder.
 EVENTS = "events.jsonl"
+#: Damaged lines that were cut out of it.
+DAMAGED = "events-damaged.txt"
 
 _ROUND_EVENTS = (
     RoundStarted,
@@ -77,23 +83,43 @@ def event_log(run: ListenerRun) -> EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """Read all events of a file; a half-written last line is left out.
+    """Read all events of a file; a half-written last line is left out, and a damaged one is a warning.
 
     Raises
     ------
     PhotonError
-        The file cannot be read, or a complete line is not an event; the message names file and line.
+        The file cannot be read, or has lines and none is an event; the message names file and line.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise PhotonError(f"{path}: cannot read the events ({error.strerror})") from None
-    lines = content.split(b"\n")[:-1]
-    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    lines = _lines(path)
+    events, damaged = _read(path, lines)
+    if damaged and len(damaged) == len(lines):
+        _parse(path, 1, lines[0])
+    return events
+
+
+def mend(path: Path) -> list[int]:
+    """Put warnings in the place of damaged lines; return the numbers of those, counted from 1.
+
+    The lines themselves are appended to a file beside it, so that nothing is lost.
+
+    Raises
+    ------
+    PhotonError
+        The file cannot be read.
+    """
+    lines = _lines(path) if path.exists() else []
+    events, damaged = _read(path, lines)
+    if damaged:
+        with path.with_name(DAMAGED).open("ab") as aside:
+            aside.writelines(lines[number - 1] + b"\n" for number in damaged)
+        for number in damaged:
+            lines[number - 1] = events[number - 1].to_json().encode()
+        write_bytes(path, b"".join(line + b"\n" for line in lines))
+    return damaged
 
 
 def follow(path: Path, stop: Callable[[], bool], *, interval: float = 0.1) -> Iterator[Event]:
-    """Yield the events of a file from its start on, as they appear.
+    """Yield the events of a file from its start on, as they appear; a damaged line is a warning.
 
     Parameters
     ----------
@@ -104,19 +130,20 @@ def follow(path: Path, stop: Callable[[], bool], *, interval: float = 0.1) -> It
         is still yielded.
     interval
         Seconds to wait before looking again.
-
-    Raises
-    ------
-    PhotonError
-        A complete line is not an event; the message names file and line.
     """
     position, number, stopping = 0, 0, False
+    file, last = 0, None
     while True:
         lines = _complete_lines(path, position)
+        if (now := _identity(path)) != file:
+            # It was mended: its lines are as many, and perhaps of other lengths.
+            file, position = now, sum(map(len, _complete_lines(path, 0)[:number]))
+            lines = _complete_lines(path, position)
         for line in lines:
             position += len(line)
             number += 1
-            yield _parse(path, number, line)
+            last = _event(path, number, line, last)[0]
+            yield last
         if lines:
             continue
         if stopping:
@@ -154,13 +181,21 @@ def elapsed_seconds(history: Iterable[Event]) -> list[float]:
     Neither the pause before a run is resumed nor the work that was lost with an interruption counts.
     """
     elapsed: list[float] = []
-    worked = start = 0.0
+    worked = before = 0.0
+    begun: Event | None = None
     for event in history:
-        if isinstance(event, RunStarted) or not elapsed:
-            start = event.time - worked
-        worked = max(worked, event.time - start)
+        if isinstance(event, RunStarted) or begun is None:
+            begun, before = event, worked
+        worked = max(worked, before + seconds_between(begun, event))
         elapsed.append(worked)
     return elapsed
+
+
+def seconds_between(earlier: Event, later: Event) -> float:
+    """Return the seconds between two events of an attempt, by the clock that nobody sets if it was read."""
+    if earlier.clock is not None and later.clock is not None:
+        return later.clock - earlier.clock
+    return later.time - earlier.time
 
 
 def _last_round(history: list[Event]) -> int:
@@ -197,6 +232,42 @@ def _complete_lines(path: Path, position: int) -> list[bytes]:
     except FileNotFoundError:
         return []
     return [line + b"\n" for line in lines]
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise PhotonError(f"{path}: cannot read the events ({error.strerror})") from None
+
+
+def _identity(path: Path) -> int:
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _read(path: Path, lines: Iterable[bytes]) -> tuple[list[Event], list[int]]:
+    """Return an event for each line, and the numbers of those that are damaged."""
+    events: list[Event] = []
+    damaged: list[int] = []
+    for number, line in enumerate(lines, start=1):
+        event, is_whole = _event(path, number, line, events[-1] if events else None)
+        events.append(event)
+        if not is_whole:
+            damaged.append(number)
+    return events, damaged
+
+
+def _event(path: Path, number: int, line: bytes, before: Event | None) -> tuple[Event, bool]:
+    """Return the event of a line, and whether it is one: else there is a warning in its place."""
+    try:
+        return _parse(path, number, line), True
+    except PhotonError:
+        message = f"line {number} of {path.name} was damaged, and is left out"
+    notice = Notice(level="warning", message=message)
+    return notice if before is None else replace(notice, time=before.time, clock=before.clock), False
 
 
 def _parse(path: Path, number: int, line: bytes) -> Event:

@@ -1,9 +1,11 @@
-"""The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon[wandb]'``)."""
+"""The metrics of a run in Weights & Biases, for those who have it (``pip install 'photon-fl[wandb]'``)."""
 
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from photon import DISTRIBUTION
 from photon.errors import PhotonError
 from photon.telemetry.events import (
     Diagnostics,
@@ -37,6 +39,9 @@ class WandbListener:
         The resolved configuration, stored with the run.
     run_id
         The run's id; a run that is resumed goes on under the same one.
+    rows
+        Rows that earlier attempts have logged. Offline, W&B would count from 0 again, and parts of a run that
+        begin at the same step hide each other once they are sent.
 
     Raises
     ------
@@ -51,12 +56,14 @@ class WandbListener:
         run_dir: Path,
         config: dict[str, Any],
         run_id: str,
+        rows: int = 0,
     ) -> None:
         try:
             import wandb
         except ImportError:
             raise PhotonError(
-                f"telemetry.wandb.mode={mode} needs Weights & Biases; run: pip install 'photon[wandb]'"
+                f"telemetry.wandb.mode={mode} needs Weights & Biases; run: "
+                f"pip install '{DISTRIBUTION}[wandb]'"
             ) from None
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
@@ -80,6 +87,8 @@ class WandbListener:
         self._run.define_metric("*", step_metric="round")
         self._replies: list[SiloFinished] = []
         self._failures = 0
+        # Online, W&B itself knows how far the run is.
+        self._rows = rows if mode == "offline" else None
 
     def __call__(self, event: Event) -> None:
         """Log what ``event`` tells."""
@@ -91,18 +100,23 @@ class WandbListener:
             self._failures += 1
         elif isinstance(event, RoundFinished):
             metrics = _round_metrics(event) | _silo_metrics(self._replies, self._failures)
-            self._run.log({key: value for key, value in metrics.items() if value is not None})
+            self._log({key: value for key, value in metrics.items() if value is not None})
             self._replies, self._failures = [], 0
         elif isinstance(event, Diagnostics):
             values = {f"diagnostics/{name}": value for name, value in event.values.items()}
-            self._run.log({"round": event.round, **values})
+            self._log({"round": event.round, **values})
         elif isinstance(event, Evaluated):
-            self._run.log(_evaluation_metrics(event))
+            self._log(_evaluation_metrics(event))
         elif isinstance(event, RunFinished):
             self._run.summary.update(event.summary)
             self.close()
         elif isinstance(event, RunInterrupted):
             self.close(exit_code=1)
+
+    def _log(self, row: Mapping[str, object]) -> None:
+        self._run.log(dict(row), step=self._rows)
+        if self._rows is not None:
+            self._rows += 1
 
     def close(self, exit_code: int = 0) -> None:
         """Write out what is left; nothing can be logged after that. Closing again does nothing."""
@@ -119,6 +133,7 @@ def weights_and_biases(run: ListenerRun) -> WandbListener | None:
         project=settings.project,
         run_dir=run.run_dir,
         config=run.config.model_dump(by_alias=True),
+        rows=sum(isinstance(event, RoundFinished | Diagnostics | Evaluated) for event in run.history),
         run_id=f"{run.run_dir.name}-{zlib.crc32(str(run.run_dir).encode()):08x}",
     )
 

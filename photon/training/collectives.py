@@ -103,8 +103,6 @@ class GroupTrainer(LocalTrainer):
                 "training.parallel=fsdp: the strategy adds a term to the loss, which needs whole parameters; "
                 "set training.parallel=ddp"
             )
-        # Dropout must not draw the same mask for the rows of different processes.
-        torch.manual_seed(global_step * self._world + dist.get_rank())
         result = super().train(
             stream, global_step=global_step, steps=steps, on_step=on_step, rows=rows, hooks=hooks
         )

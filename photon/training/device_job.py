@@ -59,6 +59,8 @@ class GroupJob(BaseModel):
         First step of the run to take, and how many.
     rows
         Rows of the vocabulary that the softmax runs over, as `pack_vocabulary` writes them; None: all.
+    draw_seed
+        Of the round's draws, from which each process makes one of its own.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,9 +76,12 @@ class GroupJob(BaseModel):
     global_step: int
     steps: int
     rows: str | None = None
+    draw_seed: int
 
     #: What the same processes can be given anew.
-    PER_FIT: ClassVar = frozenset({"arrays", "stream_seed", "position", "global_step", "steps", "rows"})
+    PER_FIT: ClassVar = frozenset(
+        {"arrays", "stream_seed", "position", "global_step", "steps", "rows", "draw_seed"}
+    )
 
     def fixed(self) -> str:
         """Return, as text, the part of the job that the processes are built for."""

@@ -5,10 +5,11 @@ from functools import lru_cache
 
 import torch
 
+from photon.config.decided import Decided
 from photon.config.schema import TrainingSection
 from photon.errors import PhotonError
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
-from photon.training.precision import Precision
+from photon.training.precision import Precision, resolve_precision
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,6 +44,25 @@ def set_up_torch(training: TrainingSection, processes: int) -> None:
     """
     torch.set_num_threads(training.threads or max(1, usable_cores() // processes))
     torch.set_float32_matmul_precision(training.matmul_precision)
+
+
+def decided_here(training: TrainingSection, micro_batch_size: int | None = None) -> Decided:
+    """Return what this process, set up as `set_up_torch` does it, trains with.
+
+    Parameters
+    ----------
+    micro_batch_size
+        What the batch probe has found; None: it was not asked.
+    """
+    device = resolve_device(training.device)
+    return Decided.model_validate(
+        {
+            "device": device.type,
+            "precision": resolve_precision(training.precision, device),
+            "threads": torch.get_num_threads(),
+            "micro_batch_size": micro_batch_size,
+        }
+    )
 
 
 def device_facts(device: torch.device, precision: Precision) -> tuple[str, float | None]:

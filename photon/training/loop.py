@@ -66,6 +66,8 @@ class TrainResult:
         Learning rate of the last step (first parameter group).
     seconds : float
         Wall time of the steps alone.
+    micro_batch_size : int
+        Sequences per forward pass.
     figures : dict[str, float]
         Means over the steps of the figures that came with the loss.
     """
@@ -77,6 +79,7 @@ class TrainResult:
     gradient_norm: float
     learning_rate: float
     seconds: float
+    micro_batch_size: int
     figures: dict[str, float] = field(default_factory=dict)
 
 
@@ -231,6 +234,7 @@ class LocalTrainer:
             gradient_norm=math.fsum(norms) / len(norms),
             learning_rate=float(self.optimizer.param_groups[0]["lr"]),
             seconds=seconds,
+            micro_batch_size=self.micro_batch_size,
             figures=record.figures(),
         )
 

@@ -103,8 +103,8 @@ class WsdSchedule:
         _check_fraction("final_fraction", self.final_fraction)
         _check(
             self.warmup_steps <= self.steps - self.decay_steps,
-            f"schedule: {self.warmup_steps} steps of warm-up and {self.decay_steps} of decay do not fit into "
-            f"{self.steps}; shorten one of them",
+            f"schedule: {self.warmup_steps} local steps of warm-up and {self.decay_steps} of decay do not "
+            f"fit into {self.steps}; lower schedule.warmup_steps or schedule.decay_fraction, or train more",
         )
         _check(self.decay in ("linear", "sqrt"), f"schedule.decay is {self.decay!r}; use linear or sqrt")
 
@@ -179,8 +179,27 @@ def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int
     PhotonError
         When the target refuses its arguments.
     """
-    schedule: Schedule = build(resolve_schedule(section, total_steps, batch_size), "schedule")
+    arguments = resolve_schedule(section, total_steps, batch_size)
+    _check_warmup(section, arguments)
+    schedule: Schedule = build(arguments, "schedule")
     return schedule
+
+
+def _check_warmup(section: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+    """Check that the warm-up ends within the schedule, in the numbers and by the keys that a user has set."""
+    steps, warmup_steps = arguments.get("steps"), arguments.get("warmup_steps")
+    if not (isinstance(steps, int) and isinstance(warmup_steps, int) and warmup_steps > max(steps, 0)):
+        return
+    given = section["warmup_steps"]
+    if section["steps"] is None:
+        whole, more = f"the {steps} of the run (rounds × local_steps)", "train more rounds"
+    else:
+        whole, more = f"the {steps} of schedule.steps={section['steps']}", "raise schedule.steps"
+    most = steps * given // warmup_steps
+    raise PhotonError(
+        f"schedule.warmup_steps={given}: a warm-up of {warmup_steps} local steps does not fit into {whole}; "
+        f"set schedule.warmup_steps={most} or less, or {more}"
+    )
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

@@ -17,7 +17,20 @@ from collections.abc import Callable
 import torch
 from common import Report, interleave, parser, spread, timed
 
-from photon.link.codecs import E3M0, Bitmask, Cast, Float8, Int, PowerSGD, RandomK, Sign, TopK, TwoBit, Zstd
+from photon.link.codecs import (
+    E3M0,
+    Bitmask,
+    Cast,
+    Float8,
+    Int,
+    PowerSGD,
+    RandomK,
+    Sign,
+    TopK,
+    TopKTiles,
+    TwoBit,
+    Zstd,
+)
 from photon.link.encoding import Codec, SparseTensor, generator
 from photon.strategy.fold import WeightedMean
 
@@ -32,7 +45,8 @@ PIPELINES: dict[str, list[Codec]] = {
     "e3m0": [E3M0(block=64)],
     "sign": [Sign()],
     "topk, bf16": [TopK(), Cast("bfloat16")],
-    "sparseloco": [TopK(), TwoBit()],
+    "sparseloco": [TopKTiles(), TwoBit()],
+    "top64of4096": [TopK(), TwoBit()],
     "top1of32": [TopK(k=1, chunk=32), TwoBit()],
     "1 of 28, sign": [TopK(k=1, chunk=28), Sign()],
     "1 of 8, sign": [TopK(k=1, chunk=8), Sign()],

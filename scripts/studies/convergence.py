@@ -21,7 +21,7 @@ import hashlib
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -241,17 +241,19 @@ def run_once(
     """Do one run, of a method or, if it is none, of a try that is known by its overrides."""
     known = method or f"try-{hashlib.sha256(' '.join(overrides).encode()).hexdigest()[:12]}"
     where = f"H{cell.local_steps}-N{cell.clients}-seed{cell.seed}-lr{rate:g}-T{cell.steps}"
-    runs.once(f"{known}-{where}", partial(train, data, method or " ".join(overrides), overrides, cell, rate))
+    text = partial(dealt_evenly, data, cell.clients)
+    runs.once(f"{known}-{where}", partial(train, text, method or " ".join(overrides), overrides, cell, rate))
 
 
-def train(data: Path, method: str, overrides: Sequence[str], cell: Cell, rate: float) -> Result:
+def train(text: Callable[[], Path], method: str, overrides: Sequence[str], cell: Cell, rate: float) -> Result:
+    """Do one run on the prepared text whose folder ``text`` returns."""
     from photon.telemetry.events import Evaluated, RunStarted, SiloFinished
     from photon.telemetry.log import read_events
 
     settings = [
         *SETTINGS,
         f"optimizer.lr={rate}",
-        f"data.path={dealt_evenly(data, cell.clients)}",
+        f"data.path={text()}",
         f"cohort={cell.clients}",
         f"local_steps={cell.local_steps}",
         f"rounds={cell.steps // cell.local_steps}",

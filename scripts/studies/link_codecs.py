@@ -48,6 +48,8 @@ LINKS = {
     "e3m0": ["link=e3m0"],
     "e3m0, blocks of 256": ["link=e3m0", "link.uplink=[{_target_: photon.link.codecs.E3M0, block: 256}]"],
     "sparseloco": ["link=sparseloco"],
+    "top64of4096": ["link=top64of4096"],
+    "two-bit": ["link=two-bit"],
     "top1of32": ["link=top1of32"],
     "hundredth": ["link=topk-100x"],
     "1 of 24, two bits": ["link=top1of32", TOPK.format(1, 24, TWO_BIT)],

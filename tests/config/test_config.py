@@ -1,5 +1,6 @@
 """Configuration: bad input is one clear line, the three ways of giving it mean the same run."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from photon.config.folders import conf_dir
 from photon.errors import PhotonError
 from photon.federation.run import settings_from
 from photon.preflight import preflight
+from photon.silo.policy import read_policy
+from photon.subfederation.gateway import read_gateway
 from tests.conftest import SMALL, composed
 
 
@@ -74,7 +77,10 @@ def test_the_tests_own_short_cut_composes_what_users_get(overrides: list[str]) -
         ("training.micro_batch_size=3", "does not divide training.batch_size=4"),
         ("training.processes=3", "does not divide training.batch_size=4"),
         ("training.precision=fp8", "'auto', 'fp32', 'bf16' or 'fp16'"),
-        ("schedule.warmup_steps=100000", "must lie between 0 and schedule.steps"),
+        ("schedule.warmup_steps=100000", r"set schedule\.warmup_steps=\d+ or less, or"),
+        pytest.param(f"federation.tree={'[' * 3000}{']' * 3000}", "cannot be read", id="deep"),
+        pytest.param(f"seed={'9' * 5000}", "cannot be read", id="digits"),
+        ("run_dir=\udcff", "cannot be read"),
         ("data=prepared", "data.path is not set"),
         ("federation.quorum=9", "larger than cohort=3"),
         ("rounds", "'rounds': cannot be read; overrides look like KEY=VALUE"),
@@ -180,8 +186,44 @@ def test_malformed_texts_are_refused() -> None:
 
 def test_a_stored_configuration_that_is_no_text_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_bytes(bytes(range(200, 256)))
-    with pytest.raises(PhotonError, match=r"config.yaml: 'utf-8' codec"):
+    with pytest.raises(PhotonError, match=r"not a valid configuration \(byte 0xc8 at offset 0 is no"):
         with_overrides(tmp_path / "config.yaml", [])
+
+
+UNREADABLE_FILES = {
+    "deep list": (b"a: " + b"[" * 3000 + b"]" * 3000, "more than 64 deep"),
+    "deep mapping": (b"".join(b" " * level + b"a:\n" for level in range(1500)), "more than 64 deep"),
+    "bytes": (b"seed: \xff\xfe", "byte 0xff at offset 6 is no UTF-8"),
+    "NUL": (b"seed: \x00", "control characters are not allowed"),
+    "digits": (b"seed: " + b"9" * 5000, "4300"),
+    "open": (b"a: [1,\nb: 2", "while parsing a flow sequence in line 1"),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE_FILES)
+@pytest.mark.parametrize("what", ["run", "tree", "policy", "federation"])
+def test_a_file_of_ones_own_that_cannot_be_read_is_one_line(tmp_path: Path, kind: str, what: str) -> None:
+    data, reason = UNREADABLE_FILES[kind]
+    (tmp_path / "own.yaml").write_bytes(data)
+    read: dict[str, Callable[[Path], object]] = {
+        "run": lambda path: with_overrides(path, []),
+        "tree": lambda path: compose([f"federation.tree={path}"]),
+        "policy": read_policy,
+        "federation": read_gateway,
+    }
+    with pytest.raises(PhotonError, match=reason) as caught:
+        read[what](tmp_path / "own.yaml")
+    assert "own.yaml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", ["[" * 3000 + "]" * 3000, "9" * 5000, "\udcff"])
+def test_a_changed_key_of_an_earlier_run_that_cannot_be_read_is_one_line(tmp_path: Path, value: str) -> None:
+    (tmp_path / "config.yaml").write_text(compose([]).text)
+    with pytest.raises(PhotonError) as caught:
+        with_overrides(tmp_path / "config.yaml", [f"seed={value}"])
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
 
 
 def test_a_changed_copy_has_a_text_of_its_own() -> None:

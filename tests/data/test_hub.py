@@ -1,6 +1,7 @@
 import gzip
 import json
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -8,12 +9,12 @@ import pytest
 from photon.config.schema import DataSection, HubSection
 from photon.data.hub import CORPORA, ensure_hub, hub_documents
 from photon.data.prepared import PreparedData
+from photon.data.text_files import read_documents
 from photon.errors import PhotonError
 
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
-    import datasets
     import huggingface_hub.constants
 
     # The libraries read HF_DATASETS_OFFLINE and HF_HUB_OFFLINE once, at import.
@@ -33,8 +34,13 @@ def c4_rows(language, count):
     ]
 
 
+def streamed(rows):
+    """Return what ``datasets`` streams."""
+    return datasets.IterableDataset.from_generator(lambda: iter(rows))
+
+
 def texts(silos):
-    return {name: [document.text for document in documents] for name, documents in silos.items()}
+    return {name: [document.text for document in documents] for name, documents in silos.silos.items()}
 
 
 def test_c4_in_its_own_file_format(tmp_path):
@@ -42,7 +48,7 @@ def test_c4_in_its_own_file_format(tmp_path):
     write_lines(tmp_path / "c4-train.00001-of-01024.json.gz", c4_rows("EN", 4))
     silos = hub_documents("c4", data_files=[str(tmp_path / "c4-train.*.json.gz")], limit=6)
     assert texts(silos) == {"c4": ["en 0", "en 1", "en 2", "en 3", "EN 0", "EN 1"]}
-    assert silos["c4"][0].source == "c4:en:1"
+    assert silos.silos["c4"][0].source == "c4:en:1"
 
 
 def test_mc4_makes_a_silo_of_each_language(tmp_path):
@@ -72,7 +78,7 @@ def test_fineweb_edu_from_parquet_up_to_a_number_of_bytes(tmp_path):
     assert texts(hub_documents("fineweb-edu", data_files=files, limit_bytes=150)) == {
         "fineweb-edu": ["é" * 50] * 2
     }
-    assert len(hub_documents("fineweb-edu", data_files=files)["fineweb-edu"]) == 4
+    assert len(hub_documents("fineweb-edu", data_files=files).silos["fineweb-edu"]) == 4
 
 
 def test_files_of_ones_own_with_other_columns(tmp_path):
@@ -98,13 +104,13 @@ def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypat
 
     def load_dataset(path, name=None, *, split, streaming):
         asked.append((path, name, split, streaming))
-        yield {"text": f"text of {name}", "meta": {"pile_set_name": "Github"}}
+        return streamed([{"text": f"text of {name}", "meta": {"pile_set_name": "Github"}}])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     silos = hub_documents(name)
     corpus = CORPORA[name]
     assert asked == [(corpus.path, config, "train", True) for config in corpus.configs or (None,)]
-    assert list(silos) == (
+    assert list(silos.silos) == (
         ["Github"] if name == "the-pile" else list(corpus.configs) if name == "mc4" else [name]
     )
 
@@ -116,12 +122,13 @@ def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypat
         ("json", {}, "needs files: name them with --hub-files"),
         ("c4", {}, "allenai/c4 cannot be streamed .*check the network, or give local copies"),
         ("c4", {"data_files": ["{folder}/nothing-*.json"]}, "cannot be streamed .*check the files"),
-        ("c4", {"data_files": ["{folder}/bad.jsonl"]}, "bad.jsonl cannot be streamed"),
+        ("c4", {"data_files": ["{folder}/bad.jsonl"]}, r"gave no text \(not JSON \(first: row 1\)"),
+        ("c4", {"configs": ["a/b"]}, "'a/b' cannot be a folder name"),
         ("c4", {"data_files": ["{folder}/cut.json.gz"]}, "cut.json.gz cannot be streamed"),
         (
             "c4",
             {"data_files": ["{folder}/x.jsonl"], "text_field": "body"},
-            r"no text column 'body' \(it has text\)",
+            r"gave no text \(no text field 'body'; name another with --text-field .*its fields: text\)",
         ),
         ("c4", {"data_files": ["{folder}/blank.jsonl"]}, "gave no text"),
         ("c4", {"limit": 0}, "takes none"),
@@ -130,7 +137,7 @@ def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypat
 def test_what_cannot_be_streamed_is_one_clear_error(tmp_path, name, options, message):
     write_lines(tmp_path / "x.jsonl", [{"text": "x"}])
     write_lines(tmp_path / "blank.jsonl", [{"text": " "}])
-    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text": \n')
+    (tmp_path / "bad.jsonl").write_text('{"text": \n')
     (tmp_path / "cut.json.gz").write_bytes(gzip.compress(b'{"text": "some text"}\n' * 9000)[:-30])
     options = dict(options)
     if "data_files" in options:
@@ -140,12 +147,84 @@ def test_what_cannot_be_streamed_is_one_clear_error(tmp_path, name, options, mes
     assert "\n" not in str(caught.value)
 
 
+ROWS = [
+    {"text": "good", "lang": "zh"},
+    {"text": None, "lang": "zh"},
+    {"lang": "zh"},
+    {"text": 5, "lang": "zh"},
+    {"text": "no silo"},
+    {"text": "null silo", "lang": None},
+    {"text": "blank silo", "lang": " "},
+    {"text": "also good", "lang": "de"},
+]
+LEFT_OUT = [
+    "1 of 8 rows: field 'lang' holds null (first: row 6)",
+    "1 of 8 rows: field 'lang' is empty, or no valid text (first: row 7)",
+    "1 of 8 rows: no field 'lang' (first: row 5)",
+    "1 of 8 rows: no text field 'text'; name another with --text-field (first: row 3)",
+    "1 of 8 rows: text field 'text' holds a number, no text (first: row 4)",
+    "1 of 8 rows: text field 'text' holds null, no text (first: row 2)",
+]
+
+
+def test_a_row_without_text_or_silo_costs_that_row_as_in_files(tmp_path):
+    write_lines(tmp_path / "x.jsonl", ROWS)
+    text = hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], silo_field="lang")
+    assert texts(text) == {"zh": ["good"], "de": ["also good"]}
+    assert [(skip.name, skip.reason) for skip in text.skipped] == [("json", reason) for reason in LEFT_OUT]
+    reading = read_documents(tmp_path / "x.jsonl", source_field="lang")
+    assert [skip.reason for skip in reading.skipped] == LEFT_OUT
+
+
+def test_a_streamed_row_without_text_or_in_another_encoding_costs_that_row(tmp_path, monkeypatch):
+    raw = pa.array([b"good", b"caf\xe9", None, b"also good"], pa.binary())
+    pq.write_table(
+        pa.table({"text": pa.Array.from_buffers(pa.string(), 4, raw.buffers())}), tmp_path / "x.parquet"
+    )
+    load_dataset = datasets.load_dataset
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda *_, **__: load_dataset(
+            "parquet", data_files=[str(tmp_path / "x.parquet")], split="train", streaming=True
+        ),
+    )
+    for text in (hub_documents("c4"), hub_documents("parquet", data_files=[str(tmp_path / "x.parquet")])):
+        assert list(texts(text).values()) == [["good", "also good"]]
+        assert [skip.reason for skip in text.skipped] == [
+            "1 of 4 rows: not UTF-8 (first: row 2)",
+            "1 of 4 rows: text field 'text' holds null, no text (first: row 3)",
+        ]
+
+
+def test_two_values_that_would_give_one_silo_are_an_error(tmp_path):
+    write_lines(tmp_path / "x.jsonl", [{"text": "a", "lang": "zh/CN"}, {"text": "b", "lang": "zh CN"}])
+    with pytest.raises(PhotonError, match="'zh/CN' and 'zh CN' give the same silo name 'zh-CN'"):
+        hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], silo_field="lang")
+
+
+def test_a_field_that_no_row_has_ends_the_stream_early(monkeypatch):
+    drawn = []
+
+    def rows():
+        for number in range(10**9):
+            drawn.append(number)
+            yield {"body": "x"}
+
+    monkeypatch.setattr("photon.data.hub.PATIENCE", 1000)
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda *_, **__: datasets.IterableDataset.from_generator(rows)
+    )
+    with pytest.raises(PhotonError, match=r"no text field .text.*its fields: body"):
+        hub_documents("c4")
+    assert len(drawn) < 2000
+
+
 def test_a_run_prepares_its_corpus_once_and_another_configuration_apart(make_text, tmp_path, monkeypatch):
     streams = []
 
     def load_dataset(path, name=None, *, split, streaming):
         streams.append(path)
-        return ({"text": make_text(number)} for number in range(100))
+        return streamed([{"text": make_text(number)} for number in range(100)])
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     data = DataSection(

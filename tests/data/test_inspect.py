@@ -1,12 +1,13 @@
 import io
 import math
+import os
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from photon.data.inspect import divergences, inspect, jensen_shannon
-from photon.data.prepare import prepare_documents
+from photon.data.prepare import prepare, prepare_documents
 from photon.errors import PhotonError
 
 
@@ -79,3 +80,20 @@ def test_verify_finds_a_changed_file(folder):
     inspect(folder)
     with pytest.raises(PhotonError, match="has changed"):
         inspect(folder, verify=True)
+
+
+def test_names_with_markup_and_signs_that_cannot_be_printed_are_shown_as_they_are(make_text, tmp_path):
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(12):
+        (texts / f"{number}.txt").write_text(make_text(number))
+    for name in (b"[red]x[bold].txt", b"caf\xe9.txt", b"a\nb.txt"):
+        (texts / os.fsdecode(name)).write_bytes(b"")
+    output = tmp_path / os.fsdecode(b"[bold]out\xff")
+    prepare({"a": [texts]}, output, vocab_size=300, sequence_length=16, validation_fraction=0.2)
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict"), width=300)
+    console.print(inspect(output))
+    console.file.seek(0)
+    shown = console.file.read()
+    for told in ("[red]x[bold].txt", "caf\\udce9.txt", "a\\nb.txt", "[bold]out\\udcff"):
+        assert told in shown

@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from transformers import AutoTokenizer
 from photon.data.documents import Document
 from photon.data.prepare import prepare, prepare_documents, unigram_loss
 from photon.data.prepared import PreparedData, file_sha256
+from photon.data.tokenizer import train_tokenizer
 from photon.errors import PhotonError
 
 SMALL = {"vocab_size": 300, "sequence_length": 16, "validation_fraction": 0.2}
@@ -84,6 +88,55 @@ def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(corpus, tmp_
     assert sum(silo[s]["documents"] for silo in silos.values() for s in ("train", "validation")) == 60
 
 
+@pytest.mark.parametrize("given", ["trained", "with dropout"])
+def test_any_number_of_workers_gives_the_same_bytes(corpus, tmp_path, given):
+    options = {**SMALL}
+    if given == "with dropout":
+        tokenizer = train_tokenizer([document.text for document in corpus["low"]], 300).tokenizer
+        tokenizer.model.dropout = 0.2
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        options = {"sequence_length": 16, "tokenizer": str(tmp_path / "tokenizer.json")}
+    job = {name: [[d.source, d.text] for d in silo] for name, silo in corpus.items()}
+    code = (
+        "import json, sys; from pathlib import Path; from photon.data.documents import Document\n"
+        "from photon.data.prepare import prepare_documents\n"
+        "job, options = json.load(sys.stdin)\n"
+        "options |= {'tokenizer': Path(options['tokenizer'])} if 'tokenizer' in options else {}\n"
+        "corpus = {name: [Document(*document) for document in silo] for name, silo in job.items()}\n"
+        "prepare_documents(corpus, Path(sys.argv[1]), **options)"
+    )
+    for workers in ("1", "4"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path / workers)],
+            input=json.dumps([job, options]).encode(),
+            check=True,
+            cwd=Path(__file__).parents[2],
+            env={
+                **os.environ,
+                "PYTHONHASHSEED": workers,
+                "RAYON_NUM_THREADS": workers,
+                "TOKENIZERS_PARALLELISM": "false" if workers == "1" else "true",
+            },
+        )
+    one, four = folder_bytes(tmp_path / "1"), folder_bytes(tmp_path / "4")
+    assert one == four
+    notes = json.loads(one["manifest.json"])["notes"]
+    assert [note.split(" was ")[0] for note in notes] == (
+        ["the tokenizer's dropout of 0.2"] if given == "with dropout" else []
+    )
+
+
+def test_data_of_earlier_versions_is_still_read(prepared):
+    manifest = json.loads((prepared.path / "manifest.json").read_text())
+    for new in ("notes", "near_duplicates"):
+        del manifest[new]
+    for silo in manifest["silos"].values():
+        del silo["text_lost"]
+    (prepared.path / "manifest.json").write_text(json.dumps(manifest))
+    read = PreparedData.open(prepared.path).manifest
+    assert (read.notes, read.near_duplicates, read.silos["low"].text_lost) == ([], "words", None)
+
+
 def test_the_order_in_which_silos_are_given_does_not_matter(corpus, tmp_path):
     prepare_documents(corpus, tmp_path / "one", **SMALL)
     prepare_documents(dict(reversed(corpus.items())), tmp_path / "two", **SMALL)
@@ -140,12 +193,14 @@ def test_a_field_makes_the_silos(make_text, tmp_path):
 
 
 BAD_OPTIONS = {
-    "sequence_length": (1, "at least 2"),
+    "sequence_length": (1, "from 2 to"),
     "validation_fraction": (0.0, "validation fraction 0.0 is out of range"),
     "seed": (-1, "seed -1 is negative"),
     "vocab_size": (100, "too small"),
     "partition": ("iid", "is not understood"),
     "tokenizer": (Path("nowhere"), "does not exist"),
+    "near_duplicates": ("letters", "use words, digits or none"),
+    "tokenizer_loss": (1.5, "a share from 0 to 1"),
 }
 
 
@@ -166,6 +221,7 @@ def test_an_option_out_of_range_is_an_error_and_nothing_is_left(corpus, tmp_path
             "silo 'tiny' has .* tokens, fewer than",
         ),
         ({"../up": [Document("t", "x")]}, "cannot be a folder name"),
+        ({"up\n": [Document("t", "x")]}, "cannot be a folder name"),
         ({"one": [Document("t", "a single document " * 50)]}, "silo 'one' has one document.*give it several"),
     ],
 )

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -155,3 +156,12 @@ def test_reopening_reads_a_manifest_again_only_when_it_has_changed(folder, tmp_p
     (folder / "manifest.json").unlink()
     with pytest.raises(PhotonError, match=r"manifest\.json is missing"):
         PreparedData.reopen(folder)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "tokenizer/tokenizer.json", "silos/low/train.npy"])
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(corpus, tmp_path, name):
+    prepare_documents(corpus, tmp_path / "data", vocab_size=300, sequence_length=16)
+    (tmp_path / "data" / name).unlink()
+    os.mkfifo(tmp_path / "data" / name)
+    with pytest.raises(PhotonError, match=r"is not a regular file|is missing"):
+        PreparedData.open(tmp_path / "data")

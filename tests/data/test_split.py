@@ -141,3 +141,34 @@ def test_a_silo_that_is_one_cluster_is_an_error_that_names_it(make_text, count):
     message = "silo 'lonely' has one document" if count == 1 else "silo 'lonely' cannot be split"
     with pytest.raises(PhotonError, match=message):
         split_documents(silos, 0.1, 100, seed=0)
+
+
+def sums(count):
+    draw = random.Random(0)
+    pairs = [(draw.randrange(10**5), draw.randrange(10**5)) for _ in range(count)]
+    return [f"What is {a} plus {b}? Answer: {a + b}" for a, b in pairs]
+
+
+def genome(count):
+    draw = random.Random(0)
+    return [" ".join(draw.choices("ACGT", k=400)) for _ in range(count)]
+
+
+@pytest.mark.parametrize(("make", "less"), [(sums, ("digits", "none")), (genome, ("none",))])
+def test_texts_of_one_template_can_be_split_by_document(make, less):
+    silos = {"a": [Document(str(number), text) for number, text in enumerate(make(300))]}
+    with pytest.raises(PhotonError, match=f"--near-duplicates.* {less[0]}" if less[1:] else "or none"):
+        split_documents(silos, 0.1, 100, seed=0)
+    for comparison in less:
+        train, validation = split_documents(silos, 0.1, 100, seed=0, comparison=comparison)["a"]
+        assert len(train) + len(validation) == 300
+        assert 27 <= len(validation) <= 38
+        # Not the first of them: the texts differ in what the order of clusters does not look at.
+        assert max(int(document.source) for document in validation) > 200
+
+
+def test_with_digits_texts_that_differ_in_words_or_in_few_digits_are_still_alike(make_text):
+    text = make_text(1, words=150)
+    texts = [text, edited(text, 2, 0), text + " version 12.5", make_text(2, words=150)]
+    assert cluster_near_duplicates(texts, comparison="digits") == [0, 0, 0, 3]
+    assert cluster_near_duplicates(texts, comparison="none") == [0, 1, 2, 3]

@@ -1,5 +1,8 @@
 import gzip
 import json
+import os
+import socket
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,8 +17,8 @@ ROWS = "".join(json.dumps({"text": f"row {i}", "lang": "de" if i % 2 else "en"})
 UNREADABLE = {
     "empty.txt": (b"", "empty"),
     "blank.md": (b" \n\n", "empty"),
-    "binary.txt": (b"abc\0def", "binary"),
-    "latin1.txt": ("caf\u00e9 und noch mehr".encode("latin-1"), "not UTF-8 (byte 0xe9 at offset 3)"),
+    "binary.txt": (b"abc\0def", "a NUL byte (first: byte 0x00 at offset 3)"),
+    "latin1.txt": ("caf\u00e9 und noch mehr".encode("latin-1"), "not UTF-8 (first: byte 0xe9 at offset 3)"),
     "utf16.txt": ("text".encode("utf-16"), "UTF-16"),
     "cut.txt.gz": (gzip.compress(GOOD.encode() * 500)[:-20], "truncated"),
     "not.txt.gz": (b"this is no gzip file", "damaged"),
@@ -25,12 +28,18 @@ UNREADABLE = {
     ),
     "cut.jsonl.gz": (gzip.compress(ROWS.encode() * 500)[:-20], "truncated"),
     "nofield.jsonl": (b'{"body": "x"}\n', "no text field 'text'"),
-    "numbers.jsonl": (b'{"text": 5}\n', "no text field 'text'"),
+    "numbers.jsonl": (b'{"text": 5}\n', "text field 'text' holds a number"),
     "nojson.jsonl": (b"just text\n", "not JSON"),
     "emptylist.json": (b"[]", "holds no rows"),
-    "scalar.json": (b"7", "no text field 'text'"),
+    "scalar.json": (b"7", "not an object with fields"),
     "cut.parquet": (b"PAR1\x00\x00", "not a readable parquet file"),
     "surrogate.jsonl": (b'{"text": "\\ud800"}\n', "not valid Unicode"),
+    "rows.txt": (ROWS.encode(), "holds JSON"),
+    "packed.jsonl": (gzip.compress(ROWS.encode()), "it holds gzip"),
+    "twice.txt.gz": (gzip.compress(gzip.compress(GOOD.encode())), "it holds gzip"),
+    "table.jsonl": (b"PAR1\x15\x04\x15", "it holds parquet"),
+    "plain.parquet": (GOOD.encode(), "not a readable parquet file"),
+    "deep.json": (b"[" * 100_000, "nested too deeply"),
 }
 
 
@@ -92,8 +101,10 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
         "e.jsonl:1",
         "e.jsonl:3",
     ]
-    assert len(reading.skipped) == 1
-    assert "1 file of other kinds (.csv)" in reading.skipped[0].reason
+    assert [skip.reason.split(":")[0] for skip in reading.skipped] == [
+        "1 hidden file or folder (.name) left alone",
+        "1 file of other kinds (.csv) that is not read",
+    ]
 
 
 def test_a_file_named_itself_is_plain_text_whatever_its_suffix(tmp_path):
@@ -103,15 +114,157 @@ def test_a_file_named_itself_is_plain_text_whatever_its_suffix(tmp_path):
 
 def test_bad_rows_are_counted_and_good_rows_kept(tmp_path):
     (tmp_path / "x.jsonl").write_text(
-        '{"text": "good"}\n{"text": \n{"other": 1}\n{"text": " "}\n{"text": "too"}\n'
+        '{"text": "good"}\n{"text": \n\n{"other": 1}\n{"text": " "}\n{"text": "too"}\n{"other": 2}\n'
     )
     reading = read_documents(tmp_path / "x.jsonl")
     assert [document.text for document in reading.documents] == ["good", "too"]
     assert sorted(skip.reason for skip in reading.skipped) == [
-        "1 of 5 rows: empty text",
-        "1 of 5 rows: no text field 'text'; name another with --text-field",
-        "1 of 5 rows: not JSON",
+        "1 of 6 rows: empty text (first: row 5)",
+        "1 of 6 rows: not JSON (first: row 2)",
+        "2 of 6 rows: no text field 'text'; name another with --text-field (first: row 4)",
     ]
+
+
+BAD = {
+    "bad byte": (b'{"text": "caf\xe9"}', "text is not UTF-8"),
+    "NUL": (b'{"text": "a\x00b"}', "text holds a NUL byte"),
+    "escaped NUL": (b'{"text": "a\\u0000b"}', "text holds a NUL byte"),
+    "surrogate": (b'{"text": "\\udfff"}', "text is not valid Unicode (a lone surrogate)"),
+    "null": (b'{"text": null}', "text field 'text' holds null, no text"),
+    "missing": (b'{"id": 1}', "no text field 'text'; name another with --text-field"),
+    "number": (b'{"text": 1.5}', "text field 'text' holds a number, no text"),
+    "huge number": (b'{"text": ' + b"1" * 5000 + b"}", "text field 'text' holds a number, no text"),
+    "truth": (b'{"text": true}', "text field 'text' holds true or false, no text"),
+    "list": (b'{"text": ["a"]}', "text field 'text' holds a list, no text"),
+    "object": (b'{"text": {"a": "b"}}', "text field 'text' holds an object, no text"),
+    "blank": (b'{"text": " \\n"}', "empty text"),
+    "no object": (b'["text"]', "not an object with fields"),
+}
+BROKEN = {
+    "no JSON": (b'{"text": "a', "not JSON"),
+    "deep": (b'{"text": "a", "b": ' + b"[" * 100_000 + b"}", "JSON that is nested too deeply"),
+}
+FORMS = {
+    "x.jsonl": b"\n".join,
+    "x.ndjson": b"\n".join,
+    "x.JSONL.GZ": lambda rows: gzip.compress(b"\n".join(rows)),
+    "lines.json": b"\r\n".join,
+    "list.json": lambda rows: b"[\n" + b",\n".join(rows) + b"\n]\n",
+    "one-line.json": lambda rows: b"[" + b", ".join(rows) + b"]",
+}
+GOOD_ROWS = [b'{"text": "one", "id": ' + b"7" * 5000 + b"}", b'{"text": "two", "other": "\xff\x00"}']
+
+
+@pytest.mark.parametrize(
+    ("form", "fault"),
+    [*((form, fault) for form in FORMS for fault in BAD)]
+    + [(form, fault) for form in FORMS if form != "one-line.json" for fault in BROKEN],
+)
+def test_what_is_wrong_in_a_row_costs_that_row(tmp_path, form, fault):
+    row, reason = {**BAD, **BROKEN}[fault]
+    (tmp_path / form).write_bytes(FORMS[form]([GOOD_ROWS[0], row, GOOD_ROWS[1]]))
+    reading = read_documents(tmp_path)
+    assert [document.text for document in reading.documents] == ["one", "two"]
+    number = 3 if (form, fault in BROKEN) == ("list.json", True) else 2  # a row of the list, or a line
+    assert [(skip.file, skip.reason) for skip in reading.skipped] == [
+        (form, f"1 of 3 rows: {reason} (first: row {number})")
+    ]
+
+
+def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):
+    raw = pa.array([b"one", b"caf\xe9", None, b"nul\0", b" ", b"two"], pa.binary())
+    text = pa.Array.from_buffers(pa.string(), 6, raw.buffers())
+    inner = pa.StructArray.from_arrays([text], names=["words"])
+    pq.write_table(pa.table({"text": text, "meta": inner, "n": range(6)}), tmp_path / "x.parquet")
+    for field in ("text", "meta.words"):
+        reading = read_documents(tmp_path, text_field=field)
+        assert [(document.source, document.text) for document in reading.documents] == [
+            ("x.parquet:1", "one"),
+            ("x.parquet:6", "two"),
+        ]
+        assert [skip.reason for skip in reading.skipped] == [
+            "1 of 6 rows: empty text (first: row 5)",
+            "1 of 6 rows: not UTF-8 (first: row 2)",
+            f"1 of 6 rows: text field {field!r} holds null, no text (first: row 3)",
+            "1 of 6 rows: text holds a NUL byte (first: row 4)",
+        ]
+    for field, reason in (("n", "holds a number"), ("none", "no text field 'none'")):
+        with pytest.raises(PhotonError, match=reason):
+            read_documents(tmp_path, text_field=field)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ([5, None], "field 'lang' holds null"),
+        (["x", {"a": "b"}], "field 'lang' holds an object"),
+        (["x", ["a"]], "field 'lang' holds a list"),
+        (["x", ""], "field 'lang' is empty, or no valid text"),
+        (["x", "\ud800"], "field 'lang' is empty, or no valid text"),
+        ([1.5, float("inf")], "field 'lang' holds no finite number"),
+    ],
+)
+def test_a_silo_that_a_row_does_not_name_costs_that_row(tmp_path, values, reason):
+    rows = [{"text": f"row {n}", "lang": value} for n, value in enumerate(values)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    reading = read_documents(tmp_path, source_field="lang")
+    assert [document.source for document in reading.documents] == [str(values[0])]
+    assert [skip.reason for skip in reading.skipped] == [f"1 of 2 rows: {reason} (first: row 2)"]
+
+
+def test_a_bad_byte_in_a_book_costs_its_part(tmp_path):
+    book = "\n\n".join(f"Paragraph {i}. " + "All work and no play. " * 20 for i in range(1000)).encode()
+    bad = book[:200_000] + b"\xff" + book[200_000:]
+    (tmp_path / "book.txt").write_bytes(bad)
+    reading = read_documents(tmp_path)
+    parts = split_long_text(book.decode())
+    lost = [part for part in parts if part not in {document.text for document in reading.documents}]
+    assert len(lost) == 1
+    assert len(reading.documents) == len(parts) - 1
+    assert [skip.reason for skip in reading.skipped] == [
+        f"1 of {len(parts)} parts: text is not UTF-8 (first: byte 0xff at offset 200,000)"
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("x.csv", "x.TSV", "part-00000", "x.jsonl.zst", "x.txt.bz2", "x.xz", "x.csv.gz", "x.csv.1", "x.gz"),
+        *("x.jsonl.bak", "x.tar.gz", "x.parquet.gz", "x.arrow", "x.txt.gz.gz", "x.pdf", "1"),
+    ],
+)
+def test_a_name_that_says_another_kind_is_refused_and_never_read_as_plain_text(tmp_path, name):
+    (tmp_path / name).write_text("a,b\n1,2\n")
+    suffix = (
+        "no suffix" if name in {"part-00000", "1", "x.gz"} else "." + name.split(".", 1)[1].split(".")[-1]
+    )
+    with pytest.raises(PhotonError) as caught:
+        read_documents(tmp_path / name)
+    assert "\n" not in str(caught.value)
+    told = {"x.csv.gz": ".csv", "x.csv.1": ".csv", "x.txt.gz.gz": ".gz"}.get(name, suffix.lower())
+    assert told in str(caught.value)
+    (tmp_path / "good.txt").write_text(GOOD)
+    reading = read_documents(tmp_path)
+    assert [document.text for document in reading.documents] == [GOOD]
+    assert len(reading.skipped) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["x.jsonl.1", "x.jsonl.gz.1", "x.jsonl.2.gz", "x.JSONL", "x.ndjson", "x.ndjson.GZ"]
+)
+def test_numbers_and_case_of_a_suffix_do_not_count(tmp_path, name):
+    data = ROWS.encode()
+    (tmp_path / name).write_bytes(gzip.compress(data) if ".gz" in name.lower() else data)
+    for path in (tmp_path, tmp_path / name):
+        assert [document.text for document in read_documents(path).documents] == [
+            f"row {i}" for i in range(4)
+        ]
+
+
+def test_a_code_file_that_holds_rows_is_named_and_not_trained_as_their_syntax(tmp_path):
+    (tmp_path / "rows.log").write_text(ROWS)
+    with pytest.raises(PhotonError, match=r"holds JSON, a row on each line: name it \.jsonl"):
+        read_documents(tmp_path / "rows.log")
 
 
 def test_fields_by_other_names_and_inside_other_fields(tmp_path):
@@ -140,6 +293,74 @@ def test_a_link_to_a_folder_is_named_and_not_followed(tmp_path):
     assert [(skip.file, skip.reason.split(",")[0]) for skip in reading.skipped] == [
         ("link", "a link to a folder")
     ]
+
+
+def test_pipes_sockets_loops_and_broken_links_are_named_and_nothing_waits(tmp_path):
+    folder = tmp_path / "d"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.txt").write_text(GOOD)
+    os.mkfifo(folder / "pipe.txt")
+    (folder / "loop.jsonl").symlink_to("loop.jsonl")
+    (folder / "gone.md").symlink_to("nowhere")
+    (folder / "sub" / "up").symlink_to(folder)
+    with socket.socket(socket.AF_UNIX) as server:
+        here = os.getcwd()
+        os.chdir(folder)  # the path of a socket may have some hundred bytes
+        server.bind("sock.txt")
+        os.chdir(here)
+        reading = read_documents(folder)
+    assert [document.text for document in reading.documents] == [GOOD]
+    assert {skip.file: skip.reason for skip in reading.skipped} == {
+        "pipe.txt": "a pipe, not a regular file",
+        "sock.txt": "a socket, not a regular file",
+        "loop.jsonl": "Too many levels of symbolic links",
+        "gone.md": "No such file or directory",
+        "sub/up": "a link to a folder, not followed; give the folder itself to read it",
+    }
+    with pytest.raises(PhotonError, match=r"pipe\.txt cannot be read \(a pipe, not a regular file\)"):
+        read_documents(folder / "pipe.txt")
+
+
+def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text(GOOD)
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    assert [(skip.file, skip.reason) for skip in read_documents(tmp_path).skipped] == [
+        ("locked", "Permission denied")
+    ]
+
+
+def test_names_that_no_terminal_can_show_are_escaped(tmp_path):
+    for name in (b"caf\xe9.txt", b"line\nend.txt", b"\x1b[31mred.txt", b"[bold]x.txt"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    (tmp_path / "a.txt").write_text(GOOD)
+    skipped = [skip.file for skip in read_documents(tmp_path).skipped]
+    assert sorted(skipped) == [
+        "[bold]x.txt",
+        "\\x1b[31mred.txt",
+        "caf\\udce9.txt",
+        "line\\nend.txt",
+    ]
+
+
+def test_a_folder_of_a_thousand_levels_is_read(tmp_path):
+    deepest = tmp_path.joinpath(*["d"] * 1050)
+    os.makedirs(tmp_path.joinpath(*["d"] * 400))
+    os.makedirs(tmp_path.joinpath(*["d"] * 800))
+    os.makedirs(deepest)
+    (deepest / "deep.txt").write_text(GOOD)
+    try:
+        assert [document.text for document in read_documents(tmp_path).documents] == [GOOD]
+    finally:  # what clears temporary folders away goes down by recursion
+        (deepest / "deep.txt").unlink()
+        os.removedirs(deepest)
 
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):

@@ -1,14 +1,17 @@
 import json
 import os
+import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers.models import BPE
 from transformers import AutoTokenizer, GPT2TokenizerFast
 
-from photon.data.tokenizer import load_tokenizer, train_tokenizer
+from photon.data.tokenizer import _pieces, load_tokenizer, train_tokenizer
 from photon.errors import PhotonError
 
 TRICKY = [
@@ -113,6 +116,86 @@ def test_the_end_of_sequence_is_the_one_that_the_folder_names(trained, tmp_path,
     assert AutoTokenizer.from_pretrained(tmp_path / "again").eos_token_id == 400
 
 
+@pytest.mark.parametrize(
+    ("flag", "kind"), [(True, "GPT2Tokenizer"), (True, "RobertaTokenizer"), (False, None)]
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_add_prefix_space_counts_as_in_transformers(trained, tmp_path, flag, kind, as_json):
+    folder = gpt2_folder(tmp_path / "own", trained)
+    if as_json:
+        trained.tokenizer.save(str(folder / "tokenizer.json"))
+    kind = kind or "GPT2Tokenizer"
+    config = {"add_prefix_space": flag, "tokenizer_class": kind, "eos_token": "<|endoftext|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    reference = AutoTokenizer.from_pretrained(folder)
+    plain = [text for text in TRICKY if "<|endoftext|>" not in text]
+    wanted = [reference(text, add_special_tokens=False)["input_ids"] for text in plain]
+    assert load_tokenizer(folder).encode(plain) == wanted
+    assert (wanted != trained.encode(plain)) == flag
+
+
+def test_chance_and_templates_are_taken_out_and_said(trained, tmp_path):
+    tokenizer = Tokenizer.from_str(trained.tokenizer.to_str())
+    tokenizer.model.dropout = 0.5
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = load_tokenizer(tmp_path)
+    assert {tuple(loaded.encode(["Hello world, hello"])[0]) for _ in range(20)} == {
+        tuple(trained.encode(["Hello world, hello"])[0])
+    }
+    assert len(loaded.notes) == 2
+    assert "dropout of 0.5" in loaded.notes[0]
+    assert "template (<|endoftext|>)" in loaded.notes[1]
+    loaded.save(tmp_path / "again")
+    written = AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert written("Hello")["input_ids"] == trained.encode(["Hello"])[0]
+    assert load_tokenizer(tmp_path / "again").notes == ()
+
+
+@pytest.mark.parametrize("model", ["wordlevel", "wordpiece", "unigram"])
+def test_a_tokenizer_that_gives_up_at_a_text_is_one_line(tmp_path, model):
+    words = {"</s>": 0, "Hello": 1, "world": 2}
+    scores = [("</s>", 0.0), ("Hello", -1.0), ("world", -1.0)]
+    tokenizer = Tokenizer(
+        {
+            "wordlevel": lambda: models.WordLevel(words),
+            "wordpiece": lambda: models.WordPiece(words, unk_token="[UNK]"),
+            "unigram": lambda: models.Unigram(scores, None),
+        }[model]()
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(PhotonError, match="cannot write this text") as caught:
+        load_tokenizer(tmp_path).encode(["Grüße"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", ["word", "spaces", "one letter", "lines"])
+def test_one_endless_word_does_not_stall_training(shape):
+    letters = random.Random(0)
+    size = 400_000
+    text = {
+        "word": lambda: "".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=size)),
+        "spaces": lambda: " " * size,
+        "one letter": lambda: "a" * size,
+        "lines": lambda: "\n" * size,
+    }[shape]()
+    started = time.monotonic()
+    trained = train_tokenizer([text, "some other text"], 400)
+    assert time.monotonic() - started < 15  # minutes, with time that grows with the square
+    assert trained.tokenizer.decode(trained.encode([text])[0]) == text
+
+
+def test_long_lines_are_cut_between_words_and_all_is_learnt_from():
+    text = "".join(f" word{number}" for number in range(5000)) + "\n" + "x" * 20_000 + "\nend"
+    pieces = list(_pieces([text]))
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 8192
+    assert all(piece[0] in " x" for piece in pieces[:-1])
+
+
 def without_vocabulary(folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
@@ -129,6 +212,17 @@ BROKEN = {
     "other json": (
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
         "not a tokenizer that can be used",
+    ),
+    "deep config": (
+        lambda folder: (
+            without_vocabulary(folder),
+            (folder / "tokenizer_config.json").write_text("[" * 10**5),
+        ),
+        "tokenizer_config.json cannot be read",
+    ),
+    "words that end": (
+        lambda folder: BPE({"a</w>": 0, "a": 1, "b": 2, "ab</w>": 3}, []).save(str(folder)),
+        "vocab.json is no byte-level vocabulary",
     ),
     "encodes nothing": (without_vocabulary, 'encodes "Hello world" to nothing'),
 }

@@ -169,13 +169,13 @@ def test_a_killed_supernode_is_started_again(
         assert federation.status(folder)
         supervisors = dict(federation._running(folder))
         family = [p for s in supervisors.values() for p in [s, *s.children(recursive=True)]]
-        for lost in ("flower-supernode", "flower-superexec"):
+        for lost in ("flower-superexec", "flower-supernode"):
             below = supervisors["alpha"].children(recursive=True)
             # The last: what keeps a SuperNode running has its name in its command line, too.
             node = [process for process in below if any(lost in word for word in process.cmdline())][-1]
             node.kill()
+            wait_until(lambda: not federation.status(folder), "the status to tell", 20)
             if lost == "flower-superexec":
-                wait_until(lambda: not federation.status(folder), "somebody to notice", 20)
                 assert "without a SuperExec" in capsys.readouterr().out
             wait_until(lambda: federation.status(folder), "all nodes online again", 300, pause=2.0)
         with pytest.raises(PhotonError, match="is running there"):

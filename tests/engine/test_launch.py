@@ -173,6 +173,20 @@ def flwr_run(
                 process.terminate()
 
 
+@pytest.mark.parametrize("engine", ["inprocess", "simulation"])
+def test_data_that_is_not_there_is_told_before_anything_is_started(
+    tmp_path: Path, environment: dict[str, str], engine: str
+) -> None:
+    where = [f"federation={engine}", f"data.path={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}"]
+    process = photon("train", *RUN, *where, env=environment)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.splitlines() == [
+        f"photon: {tmp_path / 'nowhere'} is not a folder: give one that `photon data prepare` wrote"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.timeout(300)
 def test_a_failed_run_is_a_failure_and_loses_nothing(
     environment: dict[str, str], corpus: Path, tmp_path: Path

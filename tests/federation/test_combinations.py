@@ -16,7 +16,7 @@ from photon.silo import service
 
 ROUNDS = 4
 SILOS = ("alpha", "beta", "gamma")
-CODECS = ("bf16", "fp8", "int8", "int4", "e3m0", "sign", "topk", "powersgd", "sparseloco", "top1of32")
+CODECS = ("bf16", "fp8", "int8", "int4", "e3m0", "sign", "topk", "powersgd", "top64of4096", "top1of32")
 TREES = ("{n: [alpha, beta], s: [gamma]}", "{n: {m: [alpha], k: [beta]}, s: [gamma]}")
 INT8 = "[{_target_: photon.link.codecs.Int, bits: 8, block: 256}]"
 E5M2 = "[{_target_: photon.link.codecs.Float8, dtype: float8_e5m2}]"
@@ -41,6 +41,7 @@ FAMILIES: list[tuple[Axis, list[Axis]]] = [
         axis("strategy", "photon", "diloco", "fedavg-reset", "streaming-diloco", "centralized"),
         [
             *ANY,
+            axis("link", "sparseloco"),
             axis("optimizer", "adopt", "qhadopt", "muon", "sgd"),
             [["privacy=gaussian", "privacy.seed=3"], ["+transition.step=8", "+transition.lr_scale=0.5"]],
         ],
@@ -83,7 +84,9 @@ def draw(number: int, chance: random.Random) -> list[str]:
         drawn |= {override.partition("=")[0]: override for override in chance.choice(options)}
     if "federation.tree" in drawn:
         drawn["cohort"] = "cohort=null"
-    return [f"rounds={ROUNDS}", "model.architecture.n_layer=2", "federation.quorum=1", *drawn.values()]
+    # Dropout draws in every step, whoever else has drawn in the process before.
+    model = ["model.architecture.n_layer=2", "model.architecture.resid_pdrop=0.1"]
+    return [f"rounds={ROUNDS}", *model, "federation.quorum=1", *drawn.values()]
 
 
 class Killed(BaseException):

@@ -19,8 +19,9 @@ PRESETS = sorted(path.stem for path in (conf_dir() / "link").glob("*.yaml"))
 
 
 def test_the_presets_have_the_names_that_users_know() -> None:
-    names = "dense bf16 fp8 int8 int4 e3m0 sign topk sparseloco top1of32 topk-100x powersgd sparse"
-    assert sorted(names.split()) == PRESETS
+    dense = "dense bf16 fp8 int8 int4 e3m0 two-bit sign powersgd"
+    sparse = "sparse topk sparseloco top64of4096 top1of32 topk-100x"
+    assert sorted([*dense.split(), *sparse.split()]) == PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -73,14 +74,14 @@ def test_a_payload_has_the_length_that_is_computed(
 
     from safetensors.torch import load_file
 
-    from photon.link.codecs import TopK, TwoBit
+    from photon.link.codecs import TopKTiles, TwoBit
 
     run_small("link=sparseloco", "rounds=1", "cohort=1")
     (kept,) = (tmp_path / "run").rglob("round-000001/reply.safetensors")
     encodings = json.loads(json.loads((kept.parent / "state.json").read_text())["encodings"])["params"]
     for name, payload in load_file(kept).items():
         shape = encodings[name.removeprefix("params/")]["shape"]
-        assert payload.nbytes == encoded_bytes([TopK(), TwoBit()], shape)
+        assert payload.nbytes == encoded_bytes([TopKTiles(), TwoBit()], shape)
 
 
 # --- the model comes down as a change ------------------------------------------------------------------

@@ -191,7 +191,7 @@ def test_what_ended_a_run_is_told_even_if_the_log_cannot_tell_it(
         ),
         (
             [listening(own("a"), WANDB), "telemetry.wandb.mode=offline"],
-            "telemetry.wandb.mode=offline needs Weights & Biases; run: pip install 'photon[wandb]'",
+            "telemetry.wandb.mode=offline needs Weights & Biases; run: pip install 'photon-fl[wandb]'",
         ),
     ],
 )

@@ -12,10 +12,12 @@ import pytest
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError, RunError
+from photon.federation.admission import Admission
+from photon.federation.exchange import Failure
 from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import RoundFinished, SiloFinished
+from photon.telemetry.events import Notice, RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
 from tests.conftest import small_run
 from tests.federation.crash import POINTS, forking, train_until
@@ -171,3 +173,50 @@ def test_a_run_is_never_overwritten_nor_resumed_from_nothing(run_small: Callable
     run_small("cohort=1", "rounds=1")
     with pytest.raises(PhotonError, match="already holds a run"):
         run_small("cohort=1", "rounds=1")
+
+
+def test_a_silo_that_is_rejected_for_long_goes_on_from_its_last_accepted_round(
+    run_small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = Admission.trained
+
+    def rejecting(self: Admission, message: Any, asked: Any) -> Any:
+        if asked.request.silo == "alpha" and 2 <= asked.request.round <= 6:
+            return Failure("rejected", "it is of no use")
+        return trained(self, message, asked)
+
+    monkeypatch.setattr(Admission, "trained", rejecting)
+    run_small("rounds=7", "cohort=3", "federation.admission.quarantine_after=99")
+    events = read_events(tmp_path / "run" / "events.jsonl")
+    assert [e.round for e in events if isinstance(e, SiloFinished) and e.silo == "alpha"] == [1, 7]
+    assert "lost its local state" not in (tmp_path / "run" / "events.jsonl").read_text()
+
+
+def test_a_damaged_event_does_not_keep_a_run_from_going_on(
+    run_small: Callable[..., Any], small_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    run_small("rounds=2")
+    file = tmp_path / "run" / "events.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    number = next(at for at, line in enumerate(lines) if b'"silo_finished"' in line)
+    lines[number] = b"\x00" + lines[number][1:]
+    file.write_bytes(b"".join(lines))
+    summary = run_small("rounds=3", resume=True)
+    assert summary["rounds"] == 3
+    told = [event.message for event in read_events(file) if isinstance(event, Notice)]
+    cut = f"line {number + 1} of events.jsonl was damaged and is cut out; it is kept in events-damaged.txt"
+    assert cut in told
+    assert b"".join(json.dumps(json.loads(line)).encode() for line in file.read_bytes().splitlines())
+    assert (file.with_name("events-damaged.txt")).read_bytes() == lines[number]
+
+
+def test_a_flipped_bit_of_a_silos_state_costs_that_state_and_is_told(
+    run_small: Callable[..., Any], tmp_path: Path
+) -> None:
+    run_small("rounds=2", "cohort=3")
+    flip_last_bit(tmp_path / "run" / "silos" / "alpha" / "round-000002" / "optimizer.safetensors")
+    run_small("rounds=3", "cohort=3", resume=True)
+    told = [e.message for e in read_events(tmp_path / "run" / "events.jsonl") if isinstance(e, Notice)]
+    assert [line.partition(" had")[0] for line in told if "lost its local state" in line] == [
+        "round 3: alpha"
+    ]

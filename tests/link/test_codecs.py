@@ -14,7 +14,20 @@ from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
 from photon.errors import PhotonError
 from photon.link.bits import pack_bits, packed_bytes, unpack_bits
-from photon.link.codecs import E3M0, Bitmask, Cast, Float8, Int, PowerSGD, RandomK, Sign, TopK, TwoBit, Zstd
+from photon.link.codecs import (
+    E3M0,
+    Bitmask,
+    Cast,
+    Float8,
+    Int,
+    PowerSGD,
+    RandomK,
+    Sign,
+    TopK,
+    TopKTiles,
+    TwoBit,
+    Zstd,
+)
 from photon.link.encoding import (
     Codec,
     Packed,
@@ -40,7 +53,9 @@ PIPELINES: dict[str, list[Codec]] = {
     "sign": [Sign(block=100)],
     "two_bit": [TwoBit()],
     "topk": [TopK()],
-    "sparseloco": [TopK(), TwoBit()],
+    "topk_tiles": [TopKTiles(k=5, tile=16)],
+    "sparseloco": [TopKTiles(), TwoBit()],
+    "top64of4096": [TopK(), TwoBit()],
     "top1of32": [TopK(k=1, chunk=32), TwoBit()],
     "topk int8": [TopK(k=7, chunk=100), Int(8, block=64)],
     "randomk": [RandomK(stride=8)],
@@ -165,6 +180,40 @@ def test_topk_takes_the_largest_of_every_chunk() -> None:
         assert torch.equal(kept[best], row[best])
 
 
+@pytest.mark.parametrize(
+    ("shape", "height", "width"),
+    [
+        ((96, 80), 48, 40),  # the largest divisors up to 64, not up to the root
+        ((128, 192), 64, 64),
+        ((30, 67), 30, 1),  # a prime length is cut into single columns
+        ((3, 40, 70), 60, 35),
+        ((200,), 1, 50),
+        ((67,), 1, 1),
+        ((), 1, 1),
+    ],
+    ids=str,
+)
+def test_tiles_are_squares_of_the_matrix(shape: tuple[int, ...], height: int, width: int) -> None:
+    tensor = values(shape)
+    received = unpack(pack(tensor, [TopKTiles(k=7)])[0], "w", tensor.shape)
+    assert isinstance(received, SparseTensor)
+    columns = shape[-1] if shape else 1
+    matrix, kept = tensor.reshape(-1, columns), received.dense().reshape(-1, columns)
+    for top in range(0, len(matrix), height):
+        for left in range(0, columns, width):
+            tile = matrix[top : top + height, left : left + width].flatten()
+            of_tile = kept[top : top + height, left : left + width].flatten()
+            best = tile.abs().topk(min(7, tile.numel())).indices
+            expected = torch.zeros_like(tile)
+            expected[best] = tile[best]
+            assert torch.equal(of_tile, expected)
+
+
+def test_a_small_tile_sends_all() -> None:
+    tensor = values((12, 5))
+    assert torch.equal(sent(tensor, [TopKTiles()]), tensor)
+
+
 def test_of_equal_magnitudes_topk_takes_the_first() -> None:
     tensor = torch.tensor([1.0, -2.0, 2.0, 1.0, -1.0, 2.0] * 2)
     received = sent(tensor, [TopK(k=4, chunk=6)])
@@ -172,7 +221,7 @@ def test_of_equal_magnitudes_topk_takes_the_first() -> None:
     assert sent(tensor, [TopK(k=1, chunk=6)]).tolist() == [0.0, -2.0, 0.0, 0.0, 0.0, 0.0] * 2
 
 
-@pytest.mark.parametrize("pipeline", ["sparseloco", "top1of32"])
+@pytest.mark.parametrize("pipeline", ["sparseloco", "top64of4096", "top1of32"])
 def test_sparseloco_takes_0_219_bits_a_parameter(pipeline: str) -> None:
     tensor = values((2048, 4096))
     packed, _ = pack(tensor, PIPELINES[pipeline])

@@ -38,6 +38,7 @@ from photon.link.codecs import (
     RandomK,
     Sign,
     TopK,
+    TopKTiles,
     TwoBit,
     Zstd,
 )
@@ -58,6 +59,8 @@ PIPELINES: list[list[Codec]] = [
     [TwoBit()],
     [TopK(k=9, chunk=128), TwoBit(), Zstd(level=1)],
     [TopK(k=64, chunk=4096)],
+    [TopKTiles(k=9, tile=16), TwoBit()],
+    [TopKTiles(k=4096, tile=64)],
     [RandomK(stride=8), Cast("float16")],
     [Bitmask(), Zstd(width=2)],
     [PowerSGD(rank=2), Int(8, block=64)],
@@ -152,7 +155,8 @@ def _changed(data: bytes, source: random.Random) -> bytes:
 ENTRIES = [
     CodecEntry(codec=codec.name, version=codec.version, arguments=asdict(codec))  # type: ignore[call-overload]
     for codec in [
-        *(Cast("bfloat16"), Float8("float8_e5m2"), Int(), E3M0(), Sign(), TwoBit(), TopK(), RandomK()),
+        *(Cast("bfloat16"), Float8("float8_e5m2"), Int(), E3M0(), Sign(), TwoBit()),
+        *(TopK(), TopKTiles(), RandomK()),
         *(Bitmask(), PowerSGD(), Zstd()),
     ]
 ]

@@ -55,6 +55,22 @@ def test_what_was_sent_and_what_was_kept_is_what_was_trained() -> None:
         torch.testing.assert_close(sent[name] + feedback[RESIDUAL][name].double(), whole, rtol=0, atol=1e-5)
 
 
+def test_a_part_of_what_was_lost_fades() -> None:
+    """a = Δ + β e and e = a − sent, round by round."""
+    link = section(BF16).model_copy(update={"error_decay": 0.75})
+    lost = {name: torch.zeros_like(t) for name, t in weights(0).items()}
+    feedback: dict[str, dict[str, torch.Tensor]] = {}
+    for server_round in range(1, 6):
+        received, trained = weights(server_round), weights(100 + server_round)
+        reply, feedback = encode_reply({"params": trained}, received, link, feedback, seed="")
+        for name, before in lost.items():
+            whole = received[name] - trained[name] + 0.75 * before
+            sent = whole.to(torch.bfloat16).float()
+            assert torch.equal(unpack(reply["params"][name], name), sent)  # type: ignore[arg-type]
+            assert torch.equal(feedback[RESIDUAL][name], whole - sent)
+        lost = feedback[RESIDUAL]
+
+
 def test_parameters_have_codecs_by_name() -> None:
     """The first expression that is found counts; without codecs a parameter goes as it is."""
     sign = CodecSection.model_validate({"_target_": "photon.link.codecs.Sign"})
@@ -149,7 +165,7 @@ def test_killed_with_a_residual_and_resumed_equals_uninterrupted(
         with pytest.raises(RuntimeError, match="the server dies"):
             run_small(*link)
     assert run_small(*link, resume=True)["weights_sha256"] == whole["weights_sha256"]
-    without = run_small(*link, "link.error_feedback=false", name="without")
+    without = run_small(*link, "link.error_feedback=false", "link.error_decay=1", name="without")
     assert without["weights_sha256"] != whole["weights_sha256"], "feedback must have done something"
     # At most half of float32, and the headers.
     sent = [e for e in read_events(tmp_path / "whole" / "events.jsonl") if isinstance(e, SiloFinished)]
@@ -183,6 +199,32 @@ def test_the_order_of_arrival_changes_nothing(
     assert run_small("link=sparseloco", "cohort=3")["weights_sha256"] == forwards["weights_sha256"]
 
 
-def test_feedback_needs_updates(small_config: Callable[..., RunConfig]) -> None:
-    with pytest.raises(PhotonError, match=r"needs link\.uplink_payload=update"):
-        small_config("link.error_feedback=true")
+@pytest.mark.parametrize("key", ["link.error_feedback=true", "link.mean_over=senders"])
+def test_what_acts_on_updates_needs_them(key: str, small_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(PhotonError, match=rf"{key} needs link\.uplink_payload=update"):
+        small_config(key)
+
+
+def test_a_decay_needs_feedback(small_config: Callable[..., RunConfig]) -> None:
+    with pytest.raises(PhotonError, match=r"link\.error_decay=0\.5 needs link\.error_feedback=true"):
+        small_config("link.uplink_payload=update", "link.error_decay=0.5")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["strategy.weighting=uniform", "strategy.fold.rule=norm-bounded-mean"],
+            "takes what a reply leaves out for zero; set link.mean_over=silos",
+        ),
+        (
+            ["strategy=worldlm", "federation.tree={n: [alpha, beta], s: [gamma]}", "cohort=null"],
+            "folds parameters",
+        ),
+    ],
+)
+def test_a_mean_over_senders_needs_a_mean_of_updates(
+    overrides: list[str], message: str, run_small: Callable[..., dict[str, Any]]
+) -> None:
+    with pytest.raises(PhotonError, match=message):
+        run_small("link=sparseloco", *overrides)

@@ -14,6 +14,7 @@ from photon.errors import PhotonError
 from photon.models.build import build_model, parameter_count, self_contained, transformers_config
 from photon.models.fields import written
 from photon.models.loss import causal_loss
+from photon.training.schedule import WsdSchedule, build_schedule
 
 VOCABULARY = 300
 
@@ -390,3 +391,21 @@ def test_a_warm_start_that_does_not_fit_is_named(
         build_model(section.model_copy(update={"warm_start": str(saved)}), vocabulary, seed=0)
     assert message in str(caught.value)
     assert str(saved) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "steps", "warmup"),
+    [("llama-135m", 1024, 3072, 512), ("llama-1.7b", 1024, 20_480, 2048), ("llama-720m", 512, 38_912, 2048)],
+)
+def test_llama_presets_have_the_papers_batch_over_four_silos_and_its_schedule(
+    name: str, batch: int, steps: int, warmup: int
+) -> None:
+    """Not stretched: a local step is a step."""
+    config = compose([f"model={name}", "schedule=desloc", "cohort=4"])
+    assert 4 * config.training.batch_size == batch == config.model.recipe.batch_size
+    schedule = build_schedule(config.schedule.as_mapping(), 10**6, config.training.batch_size)
+    assert isinstance(schedule, WsdSchedule)
+    assert (schedule.steps, schedule.warmup_steps) == (steps, warmup)
+    assert schedule(steps - round(0.1 * steps) - 1) == 1.0
+    assert schedule(steps - round(0.025 * steps)) == pytest.approx(1 - 0.75**0.5, abs=1e-3)
+    assert config.optimizer.as_mapping()["lr"] == 0.003

@@ -104,6 +104,7 @@ def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **chan
         "position": 0,
         "global_step": 0,
         "steps": 3,
+        "draw_seed": 7,
     }
     return GroupJob.model_validate(fields | changes)
 
@@ -231,7 +232,7 @@ for line in sys.stdin:
 def fit_idly(tmp_path: Path) -> Callable[..., set[int]]:
     """Give a job to processes that train nothing, and return which did it."""
     program = [sys.executable, "-c", IDLE]
-    result = TrainResult(1, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    result = TrainResult(1, 0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)
     (tmp_path / "result.json").write_text(json.dumps({"position": 4, "result": vars(result)}))
     params = {"w": torch.ones(2)}
 

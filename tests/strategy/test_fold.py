@@ -109,3 +109,29 @@ def test_sparse_replies_fold_as_dense_ones(dense_at: int | None) -> None:
     stacked = np.stack([item.dense().double().numpy() for item in items])
     expected = np.average(stacked, axis=0, weights=weights)
     np.testing.assert_allclose(fold(mixed, weights)["params"]["w"].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dense_at", [None, 0, 1, 3])
+def test_a_mean_over_senders_leaves_out_who_sent_nothing(dense_at: int | None) -> None:
+    """Value by value; one that nobody sent is zero, and a reply that comes dense has sent all."""
+    items, weights = [sparse(seed) for seed in range(4)], [3.0, 1.0, 8.0, 2.0]
+    mean = WeightedMean(over_senders=True)
+    for number, (item, weight) in enumerate(zip(items, weights, strict=True)):
+        whole = number == dense_at
+        mean.add({"params": {"w": item.dense() if whole else item}, "exp_avg": {"w": item}}, weight)
+    assert mean.nbytes == 3 * 4 * 35, "a sum of each group, and who sent what of the parameters"
+    result = mean.result()
+    expected = np.zeros(35)
+    for place in range(35):
+        values = [
+            (float(item.dense().view(-1)[place]), weight)
+            for number, (item, weight) in enumerate(zip(items, weights, strict=True))
+            if number == dense_at or place in item.indices.tolist()
+        ]
+        if values:
+            expected[place] = sum(v * w for v, w in values) / sum(w for _, w in values)
+    np.testing.assert_allclose(result["params"]["w"].view(-1).numpy(), expected, rtol=1e-5, atol=1e-6)
+    if dense_at is None:
+        assert (expected == 0).any(), "there is a value that nobody has sent"
+    of_all = np.average([item.dense().double().numpy() for item in items], axis=0, weights=weights)
+    np.testing.assert_allclose(result["exp_avg"]["w"].numpy(), of_all, rtol=1e-5, atol=1e-6)

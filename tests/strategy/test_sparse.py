@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from photon.config.compose import compose
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
 from photon.errors import PhotonError
@@ -64,13 +65,25 @@ def figures(run_dir: Path, name: str) -> list[float]:
 def test_nothing_pruned_and_nothing_mapped_is_fedavg(trained: Callable[..., Path]) -> None:
     reference = summary(trained("strategy=photon"))["weights_sha256"]
     assert summary(trained("strategy=topk", "strategy.sparsity=0"))["weights_sha256"] == reference
-    plain = ("strategy=sparsyfed", "strategy.beta=1", "strategy.activation_pruning=false")
+    plain = ("strategy=sparsyfed", "optimizer=adamw", "strategy.beta=1", "strategy.activation_pruning=false")
     assert summary(trained(*plain, "strategy.sparsity=0"))["weights_sha256"] == reference
     assert (
         summary(trained(*plain, "strategy.sparsity=0.9"))["weights_sha256"]
         == summary(trained("strategy=topk", "strategy.sparsity=0.9"))["weights_sha256"]
         != reference
     )
+
+
+def test_sparsyfed_brings_the_rate_that_it_needs() -> None:
+    """Whoever chooses an optimizer or a rate has that."""
+
+    def rate(*overrides: str) -> float:
+        return float(compose(["strategy=sparsyfed", *overrides]).optimizer.as_mapping()["lr"])
+
+    recipe = compose().model.recipe.learning_rate
+    assert rate() == pytest.approx(4 * recipe)
+    assert rate("optimizer=adamw") == recipe
+    assert rate("optimizer.lr=0.1") == 0.1
 
 
 @pytest.mark.parametrize(("outer", "local_state"), [("fedavg", "keep"), ("diloco", "reset")])

@@ -1,5 +1,7 @@
+import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,14 +9,23 @@ import pytest
 from photon.errors import PhotonError
 from photon.telemetry.events import (
     Event,
+    EventStream,
     Notice,
     RoundFinished,
     RoundStarted,
     RunFinished,
     RunInterrupted,
     RunStarted,
+    from_json,
 )
-from photon.telemetry.log import EventLog, current_history, elapsed_seconds, follow, read_events
+from photon.telemetry.log import (
+    EventLog,
+    current_history,
+    elapsed_seconds,
+    follow,
+    mend,
+    read_events,
+)
 
 
 def _notice(number: int) -> Notice:
@@ -101,16 +112,83 @@ def test_a_half_line_of_any_length_is_cut(tmp_path: Path, length: int) -> None:
     assert read_events(path) == [_notice(0)]
 
 
-def test_a_malformed_line_is_named_by_number(tmp_path: Path) -> None:
+def test_a_damaged_line_is_a_warning_and_costs_no_other(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    path.write_text(f"{_notice(0).to_json()}\nnonsense\n{_notice(1).to_json()}\n")
-    with pytest.raises(PhotonError, match=r"events\.jsonl, line 2: not an event"):
+    lines = [_notice(number).to_json().encode() for number in range(4)]
+    damaged = bytes([lines[1][0] ^ 1]) + lines[1][1:]
+    path.write_bytes(b"\n".join([lines[0], damaged, b"\xff\xfe", lines[3], b""]))
+    content = path.read_bytes()
+    events = read_events(path)
+    assert [events[0], events[3]] == [_notice(0), _notice(3)]
+    for number in (2, 3):
+        warning = events[number - 1]
+        assert isinstance(warning, Notice)
+        assert (warning.level, warning.time) == ("warning", 0.0)
+        assert warning.message == f"line {number} of events.jsonl was damaged, and is left out"
+    assert path.read_bytes() == content, "who reads does not write"
+    assert list(follow(path, lambda: True)) == events
+
+    assert mend(path) == [2, 3]
+    assert read_events(path) == events
+    assert [from_json(line) for line in path.read_text().splitlines()] == events
+    assert (tmp_path / "events-damaged.txt").read_bytes() == damaged + b"\n\xff\xfe\n"
+    content = path.read_bytes()
+    assert mend(path) == []
+    assert path.read_bytes() == content
+    assert mend(tmp_path / "missing.jsonl") == []
+
+
+def test_who_follows_a_file_does_not_lose_its_place_when_it_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [_notice(0).to_json(), "x", _notice(2).to_json()]
+    path.write_text("".join(f"{line}\n" for line in lines))
+    looks = [0]
+
+    def stop() -> bool:
+        looks[0] += 1
+        if looks[0] == 1:
+            mend(path)
+            with EventLog(path) as log:
+                log(_notice(3))
+        return looks[0] > 2
+
+    seen = list(follow(path, stop, interval=0))
+    assert [seen[0], *seen[2:]] == [_notice(0), _notice(2), _notice(3)]
+
+
+def test_a_file_without_any_event_is_none_of_events(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text("nonsense\nmore\n")
+    with pytest.raises(PhotonError, match=r"events\.jsonl, line 1: not an event"):
         read_events(path)
     path.write_bytes(b"\xff\xfe\n")
     with pytest.raises(PhotonError, match="line 1: not UTF-8"):
         read_events(path)
+    assert mend(path) == [1]
     with pytest.raises(PhotonError, match="cannot read the events"):
         read_events(tmp_path / "missing.jsonl")
+
+
+def test_durations_come_from_a_clock_that_nobody_sets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine's time is set back within the first attempt, and the second runs after the next boot."""
+    times = iter([1000.0, 400.0, 410.0, 2000.0, 9000.0])
+    clocks = iter([50.0, 53.0, 57.0, 3.0, 5.0])
+    monkeypatch.setattr("time.monotonic", lambda: next(clocks))
+    path = tmp_path / "events.jsonl"
+    stream = EventStream(log=EventLog(path))
+    first, second = _started(next(times), None), _started(0, 1)
+    for event in [first, *_round(next(times), 1), replace(second, time=next(times)), _notice(0)]:
+        stream.emit(event)
+    stream.close()
+    history = read_events(path)
+    assert [event.clock for event in history] == [50.0, 53.0, 57.0, 3.0, 5.0]
+    assert elapsed_seconds(history) == [0, 3, 7, 7, 9]
+    # A line of an earlier version has none.
+    content = json.loads(first.to_json())
+    del content["clock"]
+    assert from_json(json.dumps(content)).clock is None
 
 
 def test_follow_sees_events_as_they_come(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
+import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -35,11 +38,54 @@ def test_an_offline_run_is_written_below_the_run_folder(
     assert content.count(b"validation/perplexity") >= 11
 
 
+def test_the_parts_of_an_offline_run_have_one_axis(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row of the second part comes after those of the first."""
+    pytest.importorskip("wandb")
+    for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    chosen = ("telemetry=wandb", "telemetry.wandb.mode=offline", "schedule=constant")
+    run_small(*chosen, "rounds=2")
+    run_small(*chosen, "rounds=4", resume=True)
+    files = sorted((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime)
+    assert len(files) == 2
+    assert files[0].name == files[1].name, "both are of one run"
+    rows = [row for file in files for row in _rows(file)]
+    assert [step for step, _ in rows] == list(range(len(rows)))
+    assert {number for _, number in rows} == {0, 1, 2, 3, 4}
+
+
+def _rows(file: Path) -> list[tuple[int, int]]:
+    """Return step and round of each row of a file of W&B's.
+
+    Blocks of 32 KiB after a head of seven bytes; in them chunks: checksum, length, and whether a record is
+    whole (1) or begins (2), goes on (3) or ends (4) there.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, place, data = file.read_bytes(), 7, b""
+    rows: list[tuple[int, int]] = []
+    while place + 7 <= len(content):
+        if (left := 2**15 - place % 2**15) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        data += content[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):
+            record, data = Record.FromString(data), b""
+            items = {(".".join(i.nested_key) or i.key): i.value_json for i in record.history.item}
+            if items:
+                rows.append((int(items["_step"]), int(items["round"])))
+    return rows
+
+
 def test_a_missing_installation_is_said_with_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(PhotonError, match=r"pip install 'photon\[wandb\]'"):
+    with pytest.raises(PhotonError, match=r"pip install 'photon-fl\[wandb\]'"):
         WandbListener("online", "photon", tmp_path, {}, "id")
 
 

@@ -1,0 +1,301 @@
+"""Rows of JSON and parquet, and what each gives: a document, or the reason why not.
+
+One rule for all that is read, from files and from the hub: what is wrong in a row costs that row.
+"""
+
+import gzip
+import json
+import math
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BufferedReader
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from photon.data.documents import Document
+from photon.data.file_kinds import FileKind, other_kind
+from photon.data.folders import UnreadableError, check_regular
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BOM = b"\xef\xbb\xbf"
+_BLANK = b" \t\r\n"
+_MISSING = object()
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be read at all, and why."""
+
+    reason: str
+
+
+@dataclass
+class Faults:
+    """Why rows were left out: how often, and where first."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    first: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, place: str) -> None:
+        """Count a row."""
+        self.counts[reason] += 1
+        self.first.setdefault(reason, place)
+
+    def worst(self) -> str | None:
+        """Return the most frequent reason, with its first place."""
+        for reason, _ in self.counts.most_common(1):
+            return f"{reason} (first: {self.first[reason]})"
+        return None
+
+    def told(self, used: int, what: str = "rows") -> Iterator[str]:
+        """Yield a line for each reason; ``used`` rows were not left out."""
+        total = used + self.counts.total()
+        for reason, count in sorted(self.counts.items()):
+            yield f"{count:,} of {total:,} {what}: {reason} (first: {self.first[reason]})"
+
+
+def rows_of(file: Path, kind: FileKind, fields: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, row) of a file of rows; a row that cannot be read is a `BadRow`.
+
+    Parameters
+    ----------
+    file, kind
+        The file and how it is read.
+    fields
+        Names of the fields that are wanted.
+
+    Raises
+    ------
+    UnreadableError
+        If it cannot be opened, is damaged or cut short, or is something else than its name says.
+    """
+    if kind.form == "parquet":
+        check_regular(file)
+        yield from parquet_rows(file, fields)
+        return
+    read = json_lines if kind.form == "lines" else json_rows
+    with opened(file, kind) as stream:
+        yield from read(stream)
+
+
+@contextmanager
+def opened(file: Path, kind: FileKind) -> Iterator[BufferedReader | gzip.GzipFile]:
+    """Open a file of text for reading, uncompressed.
+
+    Raises
+    ------
+    UnreadableError
+        If it cannot be read, or is something else than its name says.
+    """
+    check_regular(file)
+    try:
+        with gzip.open(file) if kind.gzipped else file.open("rb") as stream:
+            beginning = other_kind(stream.peek(8)[:8])
+            if beginning is not None:
+                raise UnreadableError(f"it holds {beginning}, not text in UTF-8 as its name says")
+            yield stream
+    except EOFError:
+        raise UnreadableError("the gzip file is truncated") from None
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UnreadableError(f"the gzip file is damaged ({error})") from None
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from None
+
+
+def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each line that is not blank, from 1, and its value or a `BadRow`."""
+    for number, line in enumerate(lines, 1):
+        if line.strip(_BLANK):
+            yield number, _parse(line.removeprefix(BOM) if number == 1 else line)
+
+
+def json_rows(stream: BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any]]:
+    """Yield the rows of a ``.json`` file: of its list, its one value, or its lines.
+
+    JSON lines under this name are common, and read line by line. Of a list with a mistake in it, what stands
+    on a line by itself is read.
+    """
+    head: list[bytes] = []
+    for line in stream:
+        head.append(line)
+        if line.strip(_BLANK):
+            break
+    if not head:
+        return
+    if isinstance(_parse(head[-1].removeprefix(BOM)), dict):
+        yield from json_lines(_chained(head, stream))
+        return
+    data = b"".join(head) + stream.read()
+    value = _parse(data.removeprefix(BOM))
+    if not isinstance(value, BadRow):
+        yield from enumerate(value if isinstance(value, list) else [value], 1)
+        return
+    # The brackets and commas of a list that has a row on each line.
+    lines = (line.strip(_BLANK) for line in data.split(b"\n"))
+    yield from json_lines(b"" if line in {b"[", b"]"} else line.removesuffix(b",") for line in lines)
+
+
+def looks_like_json(text: str) -> bool:
+    """Tell whether a text begins with two lines that are JSON objects: a file of rows by another name."""
+    lines = (line.strip() for line in text.split("\n", 64))
+    first = [line for line in lines if line][:2]
+    return len(first) == 2 and all(
+        line.startswith("{") and isinstance(_parse(line.encode("utf-8", "surrogateescape")), dict)
+        for line in first
+    )
+
+
+def parquet_rows(file: Path, fields: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, row) of a parquet file; only what holds the fields is read.
+
+    Raises
+    ------
+    UnreadableError
+        If it is no parquet file, or damaged.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(file)
+        columns = table.schema_arrow.names
+        wanted = {name if name in columns else name.split(".")[0] for name in fields}
+        number = 0
+        for batch in table.iter_batches(batch_size=4096, columns=sorted(wanted & set(columns))):
+            for row in arrow_rows(batch):
+                number += 1
+                yield number, row
+    except (pa.ArrowException, OSError) as error:
+        raise UnreadableError(f"not a readable parquet file ({str(error).splitlines()[0]})") from None
+
+
+def arrow_rows(batch: "pa.RecordBatch | pa.Table") -> Iterator[Any]:
+    """Yield the rows of a batch as dictionaries; one that Python cannot hold as a `BadRow`."""
+    if not batch.num_columns:
+        yield from ({} for _ in range(batch.num_rows))
+        return
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, ArithmeticError):  # a text that is no UTF-8, a date that is none
+        rows = [_arrow_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
+    yield from rows
+
+
+def _arrow_row(batch: "pa.RecordBatch | pa.Table") -> Any:
+    try:
+        return batch.to_pylist()[0]
+    except UnicodeDecodeError:
+        return BadRow("not UTF-8")
+    except (ValueError, ArithmeticError):
+        return BadRow("a value that Python cannot hold")
+
+
+def document_of(row: Any, place: str, text_field: str, source_field: str | None = None) -> Document | str:
+    """Return the row's document, or the reason why it has none.
+
+    Parameters
+    ----------
+    row
+        What was read.
+    place
+        The document's ``source`` without a ``source_field``.
+    text_field, source_field
+        Names of fields; a dot reaches into an inner object.
+    """
+    if isinstance(row, BadRow):
+        return row.reason
+    if not isinstance(row, dict):
+        return "not an object with fields"
+    text = _value(row, text_field)
+    if text is _MISSING:
+        return f"no text field {text_field!r}; name another with --text-field"
+    if not isinstance(text, str):
+        return f"text field {text_field!r} holds {_called(text)}, no text"
+    fault = text_fault(text)
+    if fault is not None:
+        return fault
+    if source_field is None:
+        return Document(place, text)
+    source = _value(row, source_field)
+    if source is _MISSING:
+        return f"no field {source_field!r}"
+    if source is None or isinstance(source, dict | list | bytes):
+        return f"field {source_field!r} holds {_called(source)}"
+    if isinstance(source, float) and not math.isfinite(source):
+        return f"field {source_field!r} holds no finite number"
+    name = str(source)
+    if not name.strip() or text_fault(name) is not None:
+        return f"field {source_field!r} is empty, or no valid text"
+    return Document(name, text)
+
+
+def text_fault(text: str) -> str | None:
+    """Return why a text cannot be used, or None: it is empty, has a NUL, or was not valid UTF-8."""
+    if not text.strip():
+        return "empty text"
+    if "\0" in text:
+        return "text holds a NUL byte"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        # Where a byte was no UTF-8, decoding has left a surrogate of this range.
+        escaped = "\udc80" <= text[error.start] <= "\udcff"
+        return "text is not UTF-8" if escaped else "text is not valid Unicode (a lone surrogate)"
+    return None
+
+
+def _chained(head: list[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
+    yield from head
+    yield from rest
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
+    except json.JSONDecodeError:
+        return BadRow("not JSON")
+    except RecursionError:
+        return BadRow("JSON that is nested too deeply")
+
+
+def _integer(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads no integer of more than 4,300 digits
+        return math.inf
+
+
+# Control characters in a string are let through: what they cost is the text's matter.
+_DECODER = json.JSONDecoder(strict=False, parse_int=_integer)
+
+
+def _value(row: Any, name: str) -> Any:
+    """Return the field ``name`` of a row, or _MISSING; a dot reaches into an inner object."""
+    if not isinstance(row, dict):
+        return _MISSING
+    if name in row:
+        return row[name]
+    outer, _, inner = name.partition(".")
+    return _value(row.get(outer), inner) if inner else _MISSING
+
+
+def _called(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case dict():
+            return "an object"
+        case list():
+            return "a list"
+        case bytes():
+            return "bytes"
+    return f"a value of another type ({type(value).__name__})"
