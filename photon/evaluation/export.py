@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Card = Mapping[str, Mapping[str, object]]
 """Sections of a model card: heading, then what and how much."""
 
-_EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja")
+_EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja", "abbie.py")
 
 _FRONT = """---
 library_name: transformers
