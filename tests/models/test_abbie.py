@@ -2,6 +2,7 @@ import copy
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +155,6 @@ def by_hand(model: Any, long: list[nn.Module], variant: str, mode: str, ids: Ten
 
 @modes
 def test_the_bodys_gradient_is_the_sum_over_untied_copies(variant: str, mode: str) -> None:
-    # Eager attention with no mask is causal only with one, so one token after another is compared below;
-    # here sdpa finds out by itself.
     model = iterated("gpt2", variant, mode).double()
     long = [copy.deepcopy(blocks(model)[origin]) for origin in (0, 1, 2, 1, 2, 3)]
     logits = by_hand(model, long, variant, mode, tokens())
@@ -226,13 +225,10 @@ def test_prenorm_law_of_lengths_and_angles(variant: str, mode: str) -> None:
     model = iterated("gpt2", variant, mode, parts=(1, 2, 1), initializer_range=0.1).double()
     found = states(model, 12)
     lengths = [float(state.norm(dim=-1).mean()) for state in found]
-    angles = [float(angle_between(*pair).mean()) for pair in zip(found, found[1:], strict=False)]
-    ratios = [after / before for before, after in zip(angles, angles[1:], strict=False)]
+    angles = [float(angle_between(*pair).mean()) for pair in pairwise(found)]
+    ratios = [after / before for before, after in pairwise(angles)]
     if variant == "D" and mode in ("inter", "post"):
-        assert all(
-            after / before == pytest.approx(2, rel=0.02)
-            for before, after in zip(lengths[6:], lengths[7:], strict=False)
-        )
+        assert all(after / before == pytest.approx(2, rel=0.02) for before, after in pairwise(lengths[6:]))
         assert all(0.4 <= ratio <= 0.6 for ratio in ratios[5:])
     elif variant == "C":
         assert all(ratio >= 0.7 for ratio in ratios[5:])
@@ -251,7 +247,7 @@ def test_recomputed_activations_give_the_same_gradients(shape: str, variant: str
     assert all(map(torch.equal, *gradients))
 
 
-# --- caches ---------------------------------------------------------------------------------------------------
+# --- caches ---------------------------------------------------------------------------------------
 
 
 def test_a_cache_of_other_iterations_is_refused() -> None:
@@ -273,7 +269,7 @@ def test_every_state_can_be_had() -> None:
         model(tokens(), encoder_hidden_states=torch.zeros(2, 3, 32))
 
 
-# --- from the configuration -------------------------------------------------------------------------------------
+# --- from the configuration -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "other"), [("tiny", "tiny"), ("350m", "photon-350m")])
@@ -374,7 +370,8 @@ def test_a_saved_model_is_read_as_what_it_is(shape: str, tmp_path: Path) -> None
     for one, other in zip(loaded.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(one, other)
     sent = self_contained(warm, VOCABULARY)
-    assert sent.abbie is not None and sent.architecture is not None
+    assert sent.abbie is not None
+    assert sent.architecture is not None
     assert sent.architecture["model_type"] == shape
     assert (sent.abbie.head_blocks, sent.abbie.body_blocks, sent.abbie.tail_blocks) == (1, 1, 2)
     assert not set(sent.architecture) & {*AbbieSection.model_fields, "iterations", "auto_map"}
