@@ -2,6 +2,7 @@
 
 import ast
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 
 from photon import node, preflight, server_app, worker
 from photon.cli import main
+from photon.commands.sweep import JOB
 from photon.commands.train import train_one
 from photon.config.compose import compose, parse
 from photon.config.schema import RunConfig
@@ -69,7 +71,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "node of the tree": (
         {"federation.tree": {"north": TREE | {"outer": "dilco"}, "south": ["beta"]}},
         "federation.tree: north: outer=dilco: no such option; did you mean 'diloco'? "
-        "(there are: diloco, fedadam, fedavg, fedmom)",
+        "(there are: diloco, fedadam, fedavg, fedmom, muloco)",
     ),
     "rule of a node": (
         {"federation.tree": {"north": TREE | {"strategy": {"weightin": "uniform"}}, "south": ["beta"]}},
@@ -240,8 +242,11 @@ def test_each_run_of_a_sweep_refuses_it(
     """What is wrong only together is in no value of its own; the other runs of the sweep go on."""
     chosen = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "run")))
     monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: chosen)
+    (tmp_path / "run").mkdir()  # as Hydra does
     train_one(OmegaConf.create(bad.text))
     assert capsys.readouterr().err == f"photon: {tmp_path / 'run'}: {bad.words}\n"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [JOB]
+    shutil.rmtree(tmp_path / "run")
     assert nothing_came_of_it(tmp_path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE, Unigram
+from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from photon.errors import PhotonError, printable
@@ -140,8 +140,8 @@ def load_tokenizer(path: Path) -> EosTokenizer:
     """Load a ``tokenizer.json``, or a Hugging Face folder with one or with ``vocab.json`` and ``merges.txt``.
 
     The end of sequence is the one that the folder's ``tokenizer_config.json`` or ``special_tokens_map.json``
-    names, or else ``<|endoftext|>``, which is added if the vocabulary lacks it. Chance (dropout, sampling)
-    and the tokens that a template adds are taken out, as the ``notes`` say: what is trained, written and
+    names, or else ``<|endoftext|>``, which is added if the vocabulary lacks it. Dropout and the tokens
+    that a template adds are taken out, as the ``notes`` say: what is trained, written and
     exported encodes a text in one way.
 
     Raises
@@ -201,14 +201,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _without_chance(tokenizer: Tokenizer) -> Iterator[str]:
-    """Let a text be encoded in one way; yield what was taken out."""
+    """Let a text be encoded in one way (a file can ask for dropout alone); yield what was taken out."""
     model = tokenizer.model
     if isinstance(model, BPE) and model.dropout:
         yield f"the tokenizer's dropout of {model.dropout:g} was taken out: text is encoded in one way alone"
         model.dropout = None
-    elif isinstance(model, Unigram) and (model.alpha is not None or model.nbest_size is not None):
-        yield "the tokenizer's sampling was taken out: text is encoded in one way alone"
-        model.alpha = model.nbest_size = None
 
 
 def _without_template(tokenizer: Tokenizer) -> Iterator[str]:

@@ -40,9 +40,10 @@ def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | Non
         If the user stopped it.
     """
     run_dir = Path(config.run_dir or Path("runs") / new_run_name(config)).absolute()
-    config = config.model_copy(update={"run_dir": str(run_dir)})
+    # First: what names no data leaves no folder behind.
+    config = prepare_run(config.model_copy(update={"run_dir": str(run_dir)}))
     with owned(run_dir) as lock:
-        return _start(prepare_run(config), answer, lock, resume=resume, back_to=back_to)
+        return _start(config, answer, lock, resume=resume, back_to=back_to)
 
 
 def _start(

@@ -16,7 +16,7 @@ from photon.link.messages import BODY, TrainRequest, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
-from photon.objective.configured import kept_of, steps_of
+from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
 from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
@@ -227,8 +227,7 @@ class RequestWriter:
             self.reference = params
             return None, None
         seed = f"{self._config.seed}/{server_round}/down"
-        plain = kept_of(self._config)
-        change, self.reference = encode_change(params, before, self._config.link, seed=seed, plain=plain)
+        change, self.reference = encode_change(params, before, self._config.link, seed=seed)
         return change, weights_sha256(before)
 
     def _encode(

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
-from photon.data.prepared import PreparedData
+from photon.data.source import prepared_path
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
@@ -58,7 +58,9 @@ def prepare_run(config: RunConfig) -> RunConfig:
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
     if config.federation.engine != "deployment":
-        changes["data"] = config.data.model_copy(update={"path": str(_data_path(config))})
+        changes["data"] = config.data.model_copy(
+            update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
+        )
     elif config.data.path is not None:
         # Where the aggregator has the tokenizer; the ServerApp may work in another folder.
         changes["data"] = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
@@ -210,24 +212,6 @@ def go_back(config: RunConfig, server_round: int, say: Callable[[str], None]) ->
         for name in ("summary.json", "report.html", "export"):
             if (run_dir / name).exists():
                 os.rename(run_dir / name, aside / name)
-
-
-def _data_path(config: RunConfig) -> Path:
-    data = config.data
-    if data.path:
-        path = Path(data.path).absolute()
-        # Before a process is started for the run: silos would say the same one by one, minutes later.
-        PreparedData.open(path)
-        return path
-    if data.source == "hub":
-        from photon.data.hub import ensure_hub
-
-        return ensure_hub(photon_home(), data, config.model.sequence_length, config.seed)
-    from photon.data.embedded import ensure_embedded
-
-    return ensure_embedded(
-        photon_home(), sequence_length=config.model.sequence_length, vocab_size=data.vocab_size
-    )
 
 
 @contextmanager

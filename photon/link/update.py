@@ -9,7 +9,7 @@ for ever; below that, what is small in every round fades (SparseLoCo, 2508.15706
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -110,17 +110,11 @@ def encode_change(
     link: LinkSection,
     *,
     seed: str,
-    plain: Collection[str] = (),
 ) -> tuple[dict[str, Packed], dict[str, torch.Tensor]]:
     """Encode what brings silos from one reference to the next.
 
     The reference is what silos have decoded so far. What codecs lose stays in params − reference, and so in
-    the next change.
-
-    Parameters
-    ----------
-    plain
-        Names of the tensors whose change travels as it is.
+    the next change. What has not changed stays as it is, whatever the codecs.
 
     Returns
     -------
@@ -131,8 +125,7 @@ def encode_change(
     change: dict[str, Packed] = {}
     after: dict[str, torch.Tensor] = {}
     for name, tensor in params.items():
-        own = () if name in plain else codecs
-        change[name], _ = pack(tensor - reference[name], own, generator(f"{seed}/{name}"))
+        change[name], _ = pack(tensor - reference[name], codecs, generator(f"{seed}/{name}"))
         decoded = unpack(change[name], name)
         # Silos add the dense change, too: both sides get the same bits.
         after[name] = reference[name] + (decoded.dense() if isinstance(decoded, SparseTensor) else decoded)

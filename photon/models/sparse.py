@@ -189,7 +189,7 @@ def prunable_names(model: nn.Module, layers: Iterable[str]) -> list[str]:
         If an expression fits no weight, or is none.
     """
     # Of a tied weight the one name that the parameter goes by.
-    own = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    own = {name for name, _ in model.named_parameters()}
     return sorted(own & set(_prunable_modules(model, tuple(layers))))
 
 

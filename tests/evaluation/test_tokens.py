@@ -57,12 +57,11 @@ def prefix_space_of_its_configuration() -> tuple[Tokenizer, dict[str, Any]]:
     return byte_level(), {"eos_token": "</s>", "add_prefix_space": True, "tokenizer_class": "GPT2Tokenizer"}
 
 
-def sampling_and_eos() -> tuple[Tokenizer, dict[str, Any]]:
+def pieces_and_eos() -> tuple[Tokenizer, dict[str, Any]]:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trained(tokenizer, trainers.UnigramTrainer, unk_token="<unk>")
-    tokenizer.model.nbest_size, tokenizer.model.alpha = 16, 0.5
     return template(tokenizer, "$A </s>"), CONFIG
 
 
@@ -82,7 +81,7 @@ def bytes_where_it_knows_nothing() -> tuple[Tokenizer, dict[str, Any]]:
 @pytest.fixture(
     params=[
         *(dropout_and_bos, prefix_space_of_its_configuration),
-        *(sampling_and_eos, bytes_where_it_knows_nothing),
+        *(pieces_and_eos, bytes_where_it_knows_nothing),
     ]
 )
 def given(request: pytest.FixtureRequest, tmp_path: Path) -> Path:

@@ -252,6 +252,36 @@ def test_a_hundredth_of_the_inputs_counts_however_few_weights_are_left(activatio
     assert model[0].weight.grad[:, -10:].count_nonzero() == 30  # the largest inputs
 
 
+class Grouped(nn.Linear):
+    """A layer that is called linear and computes otherwise, as some models have it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("bi,oi->bo", input[:, : self.in_features], self.weight)
+
+
+def test_a_linear_layer_that_computes_otherwise_keeps_its_activations() -> None:
+    model = nn.Sequential(Grouped(8, 6))
+    x = torch.randn(5, 11, generator=torch.Generator().manual_seed(2))
+    expected = model(x)
+    expected.sum().backward()
+    gradient = model[0].weight.grad.clone()
+    model.zero_grad()
+    SparseTraining(0.5, activations="constant").attach(model)
+    model.train()(x).sum().backward()
+    assert torch.equal(model(x), expected)
+    assert torch.equal(model[0].weight.grad, gradient)
+
+
+def test_what_is_frozen_is_not_pruned() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    model[1].weight.requires_grad_(False)
+    assert prunable_names(model, []) == ["0.weight"]
+    SparseTraining(0.5, beta=1.25).attach(model)
+    assert [name for name, _ in model.named_parameters() if "parametrizations" in name] == [
+        "0.parametrizations.weight.original"
+    ]
+
+
 CONVOLUTIONS = [
     {"kernel_size": 3, "padding": 1},
     {"kernel_size": 1, "stride": 2, "bias": False},
