@@ -395,3 +395,15 @@ def test_a_plain_models_weights_can_begin_to_iterate(tmp_path: Path) -> None:
 def test_what_is_built_of_it_is_bounded() -> None:
     with pytest.raises(PhotonError, match=r"more than .* parameters"), bounded_model(1000):
         iterated()
+
+
+@pytest.mark.slow
+@shapes
+def test_a_compiled_model_gives_the_same_gradients(shape: str) -> None:
+    gradients = []
+    for compiled in (False, True):
+        model = iterated(shape, r=3)
+        causal_loss(torch.compile(model) if compiled else model, tokens()).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
