@@ -1,6 +1,6 @@
 """AbbIE on a source with a memory of two symbols: which variants bear more iterations than in training."""
 
-from functools import cache
+import math
 from typing import Any
 
 import pytest
@@ -14,8 +14,13 @@ from photon.models.loss import causal_loss
 from photon.training.schedule import WsdSchedule
 
 SYMBOLS, LENGTH, ROWS, STEPS = 32, 47, 32, 600
-#: What each is to be at r = 16 against r = 2, and the seeds of the source, the model and the batches.
-BOUNDS = {("C", "inter"): (1.15, 2.0), ("D", "inter"): (0.99, 1.05), ("D", "post"): (0.99, 1.05)}
+#: Least and most perplexity at r = 16, of that at r = 2.
+BOUNDS = {
+    ("C", "inter"): (1.15, math.inf),
+    ("D", "inter"): (1.0, 1.05),
+    ("D", "post"): (1.0, 1.05),
+    ("D", "input"): (1.0, math.inf),
+}
 
 
 def source(seed: int) -> Tensor:
@@ -33,7 +38,6 @@ def draw(chances: Tensor, rows: int, generator: torch.Generator) -> Tensor:
     return torch.stack(drawn, 1)
 
 
-@cache
 def perplexities(variant: str, mode: str, seed: int) -> dict[int, float]:
     """Train at r = 2; return the validation perplexity at each number of iterations."""
     abbie: Any = {
@@ -45,7 +49,7 @@ def perplexities(variant: str, mode: str, seed: int) -> dict[int, float]:
     }
     tiny = compose(["model=tiny"]).model
     assert tiny.architecture is not None
-    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "initializer_range": 0.02}
+    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "initializer_range": 0.06}
     update = {
         "architecture": tiny.architecture | shape,
         "abbie": AbbieSection(**abbie),
@@ -75,10 +79,9 @@ def perplexities(variant: str, mode: str, seed: int) -> dict[int, float]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize(("variant", "mode"), [*BOUNDS, ("D", "input")])
+@pytest.mark.parametrize(("variant", "mode"), BOUNDS)
 def test_which_variants_bear_more_iterations(variant: str, mode: str, seed: int) -> None:
     found = perplexities(variant, mode, seed)
     assert min(found, key=found.__getitem__) == 2
-    if (variant, mode) in BOUNDS:
-        least, most = BOUNDS[variant, mode]
-        assert least <= found[16] / found[2] <= most
+    least, most = BOUNDS[variant, mode]
+    assert least <= found[16] / found[2] <= most
