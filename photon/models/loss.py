@@ -30,6 +30,20 @@ class CausalLosses(NamedTuple):
     auxiliary: torch.Tensor | None
 
 
+def kept_apart(positions: torch.Tensor | None) -> dict[str, Any]:
+    """Return what a model is called with so that texts which share a row do not see each other.
+
+    A text begins where the positions begin anew. transformers looks for that where it has neither a mask nor
+    a cache, and a configuration may ask for a cache.
+
+    Parameters
+    ----------
+    positions
+        Place of each token in its text, of the shape of the token ids; None: each row is one text.
+    """
+    return {} if positions is None else {"position_ids": positions, "use_cache": False}
+
+
 def causal_loss(
     model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -71,13 +85,11 @@ def causal_losses(
     # A wrapper for several devices has the model within.
     experts = experts_of(getattr(getattr(model, "module", model), "config", None))
     if experts is None or not experts.coefficient:
-        # transformers keeps texts apart whose positions begin anew, if it is given no mask.
-        places = {} if positions is None else {"position_ids": positions[:, :-1]}
-        logits = model(input_ids=input_ids[:, :-1], **places).logits
+        places = None if positions is None else positions[:, :-1]
+        logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
         cross_entropy = _cross_entropy(logits, input_ids, vocabulary, targets)
         return CausalLosses(cross_entropy, cross_entropy, None)
-    places = {} if positions is None else {"position_ids": positions}
-    output = model(input_ids=input_ids, output_router_logits=True, **places)
+    output = model(input_ids=input_ids, output_router_logits=True, **kept_apart(positions))
     cross_entropy = _cross_entropy(output.logits[:, :-1], input_ids, vocabulary, targets)
     auxiliary = getattr(output, "aux_loss", None)
     if not isinstance(auxiliary, torch.Tensor):

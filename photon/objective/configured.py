@@ -7,7 +7,7 @@ import torch
 
 from photon.components import build
 from photon.config.schema import Component, ModelSection, RunConfig
-from photon.data.prepared import PreparedData
+from photon.data.prepared import ARRAYS, PreparedData
 from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
@@ -28,6 +28,18 @@ def _objective(component: str) -> Objective:
     section = Component.model_validate_json(component)
     objective: Objective = build(section.as_mapping(), "objective")
     return objective
+
+
+def check_arrays(config: RunConfig) -> None:
+    """Check that there is data that has what an objective reads.
+
+    Raises
+    ------
+    PhotonError
+        If there is none.
+    """
+    if unknown := set(objective_of(config).arrays).difference(*ARRAYS.values()):
+        raise PhotonError(f"objective: needs the array {min(unknown)}, and no prepared data has it")
 
 
 def check_data(config: RunConfig, data: PreparedData) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from photon.models.loss import kept_apart
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -168,9 +170,8 @@ def _summed_loss(
 ) -> tuple[float, int]:
     """Return the summed loss of a batch, and of how many tokens."""
     input_ids = batch["tokens"]
-    # transformers keeps texts apart whose positions begin anew.
-    places = {"position_ids": batch["positions"][:, :-1]} if "positions" in batch else {}
-    logits = model(input_ids=input_ids[:, :-1], **places).logits
+    places = batch["positions"][:, :-1] if "positions" in batch else None
+    logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
     targets = input_ids[:, 1:]
     if "targets" in batch:
         counted = batch["targets"][:, 1:] == 1

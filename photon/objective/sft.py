@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.errors import PhotonError
-from photon.models.loss import causal_losses
+from photon.models.loss import causal_losses, kept_apart
 from photon.objective.causal_lm import CausalLM
 from photon.training.hooks import Batch, Loss
 
@@ -18,8 +18,8 @@ class SupervisedFineTuning(CausalLM):
     """The mean cross-entropy of what the assistant says, in nats per token, each from its own conversation.
 
     A batch has conversations packed into windows, as `photon.data.chat_windows` packs them. The mean is over
-    all of the assistant's tokens of a step, however they are spread over micro-batches and devices. The auxiliary
-    loss of a mixture of experts counts all tokens alike.
+    all of the assistant's tokens of a step, however they are spread over micro-batches and devices. The
+    auxiliary loss of a mixture of experts counts all tokens alike.
     """
 
     arrays = ("tokens", "positions", "targets")
@@ -70,7 +70,7 @@ def keeps_apart(model: nn.Module) -> bool:
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(input_ids=tokens, position_ids=positions).logits[:, 3:].float()
+            logits = model(input_ids=tokens, **kept_apart(positions)).logits[:, 3:].float()
     except TypeError:  # it takes no positions
         return False
     finally:
