@@ -242,6 +242,17 @@ def test_packing_cuts_no_conversation_and_marks_where_each_begins() -> None:
     assert (packed.tokens == 0).mean() < 0.05, "little is left empty"
 
 
+def test_the_first_token_of_a_conversation_is_predicted_from_nothing(
+    tokenizer: EosTokenizer, tmp_path: Path
+) -> None:
+    bare = "{% for m in messages %}{% generation %}{{ m['content'] }}{% endgeneration %}{% endfor %}"
+    coder = encoder(tokenizer, tmp_path / "t", bare)
+    found, _ = coder.encode(chat(("assistant", "It is 7.")))
+    assert found.targets == [False] + [True] * (len(found.ids) - 1)
+    with pytest.raises(TemplateError, match="writes nothing that the assistant says"):
+        coder.encode(chat(("assistant", "a")))
+
+
 def test_faults_of_conversations_are_counted(tokenizer: EosTokenizer, tmp_path: Path) -> None:
     coder = encoder(tokenizer, tmp_path / "t", None, 40)
     good = chat(("user", "hi"), ("assistant", "b"))
