@@ -23,6 +23,7 @@ from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
 from photon.evaluation.perplexity import evaluate_data
 from photon.federation.run import prepare_run
+from photon.models.abbie import AbbieGPT2Config, AbbieLlamaConfig
 from photon.models.build import build_model
 from photon.models.loss import causal_losses, kept_apart
 from photon.node import answer
@@ -39,6 +40,8 @@ KINDS = {
     "gpt2": GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2),
     "llama": LlamaConfig(**SMALLEST, intermediate_size=16),
     "qwen2": Qwen2Config(**SMALLEST, intermediate_size=16, num_key_value_heads=1),
+    "abbie_gpt2": AbbieGPT2Config(**SMALLEST),
+    "abbie_llama": AbbieLlamaConfig(**SMALLEST, intermediate_size=16),
 }
 
 
