@@ -343,6 +343,21 @@ def test_a_run_starts_from_an_export_and_gets_better(
     assert last["loss"] < first["loss"]
 
 
+def test_files_of_the_model_are_found_from_where_the_run_is_started(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ServerApp of a simulation works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    config = composed(*SMALL, "model=custom", "model.warm_start=base/export", f"data.path={chats}")
+    model = prepare_run(config).model
+    assert model.warm_start == str(tmp_path / "base" / "export")
+    assert model.config_file is None
+    model = prepare_run(
+        composed(*SMALL, "model=custom", "model.config_file=c.json", f"data.path={chats}")
+    ).model
+    assert model.config_file == str(tmp_path / "c.json")
+
+
 @pytest.mark.parametrize(
     "way",
     [
