@@ -348,13 +348,12 @@ def test_files_of_the_model_are_found_from_where_the_run_is_started(
 ) -> None:
     """The ServerApp of a simulation works in a folder of its own."""
     monkeypatch.chdir(tmp_path)
-    config = composed(*SMALL, "model=custom", "model.warm_start=base/export", f"data.path={chats}")
-    model = prepare_run(config).model
+    custom = [*(one for one in SMALL if not one.startswith("model.")), "model=custom", f"data.path={chats}"]
+    custom += [*CHATS, "model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=2"]
+    model = prepare_run(composed(*custom, "model.warm_start=base/export")).model
     assert model.warm_start == str(tmp_path / "base" / "export")
     assert model.config_file is None
-    model = prepare_run(
-        composed(*SMALL, "model=custom", "model.config_file=c.json", f"data.path={chats}")
-    ).model
+    model = prepare_run(composed(*custom, "model.config_file=c.json")).model
     assert model.config_file == str(tmp_path / "c.json")
 
 
@@ -375,6 +374,7 @@ def test_files_of_the_model_are_found_from_where_the_run_is_started(
         ["link=int8"],
         ["privacy=gaussian", "link.uplink_payload=update"],
         ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=3"],
+        ["model=abbie-tiny", "model.architecture.n_layer=4"],
         ["training.compile=true"],
         ["training.micro_batch_size=auto"],
     ],
