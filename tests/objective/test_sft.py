@@ -346,6 +346,20 @@ def test_a_run_starts_from_an_export_and_gets_better(
     assert last["loss"] < first["loss"]
 
 
+def test_files_of_the_model_are_found_from_where_the_run_is_started(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ServerApp of a simulation works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    custom = [*(one for one in SMALL if not one.startswith("model.")), "model=custom", f"data.path={chats}"]
+    custom += [*CHATS, "model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=2"]
+    model = prepare_run(composed(*custom, "model.warm_start=base/export")).model
+    assert model.warm_start == str(tmp_path / "base" / "export")
+    assert model.config_file is None
+    model = prepare_run(composed(*custom, "model.config_file=c.json")).model
+    assert model.config_file == str(tmp_path / "c.json")
+
+
 @pytest.mark.parametrize(
     "way",
     [
@@ -363,6 +377,7 @@ def test_a_run_starts_from_an_export_and_gets_better(
         ["link=int8"],
         ["privacy=gaussian", "link.uplink_payload=update"],
         ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=3"],
+        ["model=abbie-tiny", "model.architecture.n_layer=4"],
         ["training.compile=true"],
         ["training.micro_batch_size=auto"],
     ],
