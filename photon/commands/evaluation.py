@@ -190,7 +190,7 @@ def _print_tasks(results: "dict[str, Any]") -> None:
             table.add_row(
                 *(first if row == 0 else ("", "", "")),
                 name.replace("_", " "),
-                f"{metrics[name]:.4f}",
+                f"{metrics[name]:.4f}" if metrics[name] < 1000 else f"{metrics[name]:.4g}",
                 "" if error is None else f"±{error:.4f}",
             )
     console = Console()

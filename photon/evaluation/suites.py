@@ -1,4 +1,4 @@
-"""The suites of in-context-learning tasks of the papers, by name, with their examples before each question."""
+"""The papers' suites of in-context-learning tasks, by name, with the examples before each question."""
 
 from dataclasses import dataclass
 
@@ -97,8 +97,8 @@ def asked_tasks(names: str, shots: int | None = None) -> list[Asked]:
             earlier = asked.get(task)
             if earlier is not None and earlier.shots != wanted:
                 raise PhotonError(
-                    f"--tasks {printable(names)}: {printable(task)} is asked for with {earlier.shots} and with "
-                    f"{wanted} examples; ask for one suite at a time, or set --shots"
+                    f"--tasks {printable(names)}: {printable(task)} is asked for with {earlier.shots} and "
+                    f"with {wanted} examples; ask for one suite at a time, or set --shots"
                 )
             suites = (*(earlier.suites if earlier else ()), *((name,) if suite else ()))
             asked[task] = Asked(task, file, registered, wanted, suites)

@@ -100,7 +100,7 @@ def read_task(file: Path, shots: int) -> LocalTask:
         few for the examples. A row is not left out: the figure would be of another task.
     """
     try:
-        ((_, name, kind),) = _files(file)
+        ((_, _, kind),) = _files(file)
         rows = list(_plain_row(file, kind) if kind.form == "plain" else _rows(file, kind))
     except UnreadableError as error:
         raise PhotonError(f"{printable(file)}: {error}") from None

@@ -1,10 +1,11 @@
 """Tasks of in-context learning, through EleutherAI's lm-eval."""
 
+import io
 import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -132,8 +133,8 @@ def _specs(
             names = [str(file) for file in files.get(task.file, files.get(task.name, []))]
         if len(names) > 1:
             raise PhotonError(
-                f"--tasks {printable(task.name)}: {len(names)} files have this name ({', '.join(names[:2])}); "
-                "put the folder before it, such as small/triviaqa"
+                f"--tasks {printable(task.name)}: {len(names)} files have this name "
+                f"({', '.join(names[:2])}); put the folder before it, such as small/triviaqa"
             )
         if not names and not task.suites:
             where = "lm-eval" if files is None else f"--task-data {task_data}"
@@ -246,7 +247,7 @@ def _entry(
 
 
 def _averages(asked: Sequence[Asked], tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the mean accuracy of each suite, and the mean of what is above chance, as a share of the rest."""
+    """Return each suite's mean accuracy, and its mean part above chance, of what there is above chance."""
     averages: dict[str, Any] = {}
     for suite in dict.fromkeys(suite for task in asked for suite in task.suites):
         rated = [
@@ -280,7 +281,8 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(logging.ERROR)
     os.environ["DISABLE_MULTIPROC"] = "1"
     try:
-        with quiet_transformers():
+        # It prints that it resamples.
+        with quiet_transformers(), redirect_stdout(io.StringIO()):
             yield
     finally:
         logger.setLevel(level)
