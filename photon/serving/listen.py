@@ -70,7 +70,8 @@ def listen(host: str, port: int, key: str | None) -> socket.socket:
         return socket.create_server(address[:2], family=family, backlog=128)
     except OSError as error:
         raise PhotonError(
-            f"cannot listen at {host}, port {port} ({error.strerror}); choose another with --port"
+            f"cannot listen at {host}, port {port} ({os.strerror(error.errno or 0)}); "
+            "choose another with --port"
         ) from None
 
 
