@@ -4,11 +4,11 @@
     python scripts/studies/outer.py table                  # docs/results/outer.md
 
 Every run is a whole federation in this process, as those of `convergence.py` are. A method's search begins at
-one point of a grid and tries the neighbours of the best known point: one step of any axis, and one step up in
-momentum with one down in the outer rate, or the other way round. It ends when all of them are worse; the
-grid is the same for all. The two best points of a search, which has seed 0, are run with two other seeds,
-since a rate may suit one seed and not the next, and the better mean counts. That point is then run with 8
-silos, on silos of one domain each, at other periods, and with a larger model.
+one point of a grid and tries the neighbours of the best known point: one step of an axis, or one step up of
+one with one down of another. It ends when all twelve are worse; the grid is the same for all. The two best
+points of a search, which has seed 0, are run with two other seeds, since a rate may suit one seed and not the
+next, and the better mean counts; its neighbours are tried, too. It is then run with 8 silos, on silos of one
+domain each, at other periods, and with a larger model.
 """
 
 import math
@@ -31,7 +31,10 @@ MOMENTA = (0.0, 0.3, 0.5, 0.7, 0.8, 0.9)
 OUTER = (0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0)
 AXES: tuple[tuple[float, ...], ...] = (RATES, MOMENTA, OUTER)
 #: Steps along the axes to a point's neighbours.
-MOVES = ((-1, 0, 0), (1, 0, 0), (0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0), (0, -1, 1), (0, 1, -1))
+MOVES = (
+    *((-1, 0, 0), (1, 0, 0), (0, 0, -1), (0, 0, 1), (0, -1, 0), (0, 1, 0)),
+    *((0, -1, 1), (0, 1, -1), (-1, 0, 1), (1, 0, -1), (-1, 1, 0), (1, -1, 0)),
+)
 TUNING = Cell(16, 4, 0)
 
 
@@ -91,7 +94,7 @@ SEARCHED = {
     "MuLoCo": Method(MULOCO, Point(0.016, 0.5, 0.7)),
     "MuLoCo, averaged": Method(AVERAGED, Point(0.016, 0.5, 0.7)),
     "Streaming DiLoCo, 2 fragments": Method(
-        ["strategy=streaming-diloco", "strategy.fragments=2", QUICK], Point(0.0056, 0.5, 0.7)
+        ["strategy=streaming-diloco", "strategy.fragments=2", QUICK], Point(0.0056, 0.7, 0.7)
     ),
     "synchronous Muon": Method(["strategy=centralized", *MUON[1:]], Point(0.016)),
 }
@@ -191,13 +194,10 @@ def plan(results: Results) -> Iterator[Run]:
         yield Run(method, (), "iid", 0, next_point(results, method))
     points = {method: point for method in METHODS if (point := tuned(results, method))}
     for method in points:
-        for point in finalists(results, method):
-            for seed in PLACES["iid"].seeds[1:]:
-                yield Run(method, (), "iid", seed, point)
+        yield from confirm(results, method)
     for method, variations in VARIATIONS.items():
-        if method in points:
-            for variation in variations:
-                yield Run(method, tuple(variation), "iid", 0, points[method])
+        for variation in variations if method in points else ():
+            yield Run(method, tuple(variation), "iid", 0, points[method])
     for seeds in zip_longest(*(place.seeds for place in PLACES.values())):
         for name, seed in zip(PLACES, seeds, strict=True):
             for method in points if seed is not None else ():
@@ -206,12 +206,22 @@ def plan(results: Results) -> Iterator[Run]:
                     yield Run(method, (), name, seed, replace(best, rate=rate))
 
 
+def confirm(results: Results, method: str) -> Iterator[Run]:
+    """Yield the finalists of a search with the other seeds, and the neighbours of the one that wins."""
+    for point in finalists(results, method):
+        for seed in PLACES["iid"].seeds[1:]:
+            yield Run(method, (), "iid", seed, point)
+    best = winner(results, method)
+    for point in neighbours(best) if best and method in SEARCHED else ():
+        yield Run(method, (), "iid", 0, point)
+
+
 def rates_of(place: str, rate: float) -> list[float]:
     """Return the rates to try at a place, by the one that is best where methods are tuned.
 
     Longer rounds and wider models want lower ones.
     """
-    lower = {"large": (2, 4), "period-64": (0, 1)}.get(place, (0,))
+    lower = {"large": (0, 2, 4), "period-64": (0, 1)}.get(place, (0,))
     return [RATES[RATES.index(rate) - steps] for steps in lower]
 
 
@@ -346,11 +356,10 @@ def place_table(results: Results, name: str) -> Iterator[str]:
     target = mean_of(found["DiLoCo"]) if "DiLoCo" in found else None
     rows = []
     for method, runs in sorted(found.items(), key=lambda item: mean_of(item[1])):
-        point = point_of(runs[0])
-        step = "–" if point.momentum is None else f"{point.momentum:g}, {point.outer:g}"
         every = ", ".join(perplexity(one["perplexity"]) for one in sorted(runs, key=lambda one: one["seed"]))
         up = statistics.fmean(one["curve"][-1]["bytes_up"] for one in runs) / 1e6
-        cells = [method, step, f"{point.rate:g}", f"{mean_of(runs):.2f}", every, f"{up:.1f} MB"]
+        at = [step_of(runs[0]), f"{runs[0]['rate']:g}"]
+        cells = [method, *at, f"{mean_of(runs):.2f}", every, f"{up:.1f} MB"]
         rows.append([*cells, share_to(target, runs)])
     columns = ["Method", "Momentum, outer rate", "Rate", "Perplexity", "Seeds 0, 1, …", "Bytes up per silo"]
     yield from table([*columns, "Tokens to DiLoCo's"], rows, left=(0, 4))
@@ -370,15 +379,17 @@ def share_to(target: float | None, runs: Sequence[Result]) -> str:
 
 
 def variations_table(results: Results) -> Iterator[str]:
-    """List what was changed at the tuned points, and what came of it."""
+    """List what was changed of a method, and what came of it."""
     rows = [
         [
             one["method"],
             f"`{' '.join(one['variation'])}`",
+            step_of(one),
             f"{one['rate']:g}",
+            str(one["steps"]),
             perplexity(one["perplexity"], 2),
         ]
-        for one in sorted(results, key=lambda one: (one["method"], one["variation"]))
+        for one in sorted(results, key=lambda one: (one["method"], one["variation"], one["run"]))
         if one["variation"]
     ]
     if rows:
@@ -386,7 +397,12 @@ def variations_table(results: Results) -> Iterator[str]:
         yield ""
         yield "Options that begin with `+` were tried, and are not in the repository."
         yield ""
-        yield from table(["Method", "Changed", "Rate", "Perplexity"], rows, left=(0, 1))
+        columns = ["Method", "Changed", "Momentum, outer rate", "Rate", "Steps", "Perplexity"]
+        yield from table(columns, rows, left=(0, 1))
+
+
+def step_of(one: Result) -> str:
+    return "–" if one["momentum"] is None else f"{one['momentum']:g}, {one['outer']:g}"
 
 
 STUDY = Study(

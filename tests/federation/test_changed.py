@@ -53,7 +53,7 @@ def told(run_dir: Path) -> list[str]:
         ([], ["strategy.local_state=sync"], "strategy.sync: the run has averaged no states, and .* exp_avg"),
         (
             ["strategy=local-adam"],
-            ["strategy=local-adam", "strategy.sync={exp_avg: 4}"],
+            ["strategy=local-adam", "strategy.sync={exp_avg: 4, exp_avg_sq: never}"],
             "strategy.sync: the run has averaged exp_avg, exp_avg_sq, params, and would now average exp_avg,",
         ),
         (

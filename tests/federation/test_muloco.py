@@ -103,6 +103,20 @@ def test_two_bits_take_two_bits(run_small: Callable[..., dict[str, Any]], tmp_pa
         assert event.group_bytes_up["params"] < summary["parameters"] / 4 + 16 * 64
 
 
+def test_averaged_silos_share_every_state_of_both_optimizers(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    summary = run_small("strategy=muloco-averaged", "cohort=2")
+    checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0]
+    params = checkpoint.load_params()
+    hidden = {name for name, t in params.items() if t.dim() == 2 and not any(e in name for e in EMBEDDINGS)}
+    shared = {group: set(checkpoint.load_averaged(group)) for group in checkpoint.state.averaged_rounds}
+    others = set(params) - hidden
+    assert shared == {"momentum_buffer": hidden, "exp_avg": others, "exp_avg_sq": others}
+    assert set(checkpoint.state.averaged_rounds.values()) == {summary["rounds"]}
+    assert checkpoint.load_outer().keys() == {"momentum_buffer"}, "and the outer step has its momentum"
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_local_optimizer_and_its_rate_can_be_others(
     optimizer: str, small_config: Callable[..., RunConfig]

@@ -182,7 +182,7 @@ def test_every_preset_is_in_the_table(table: Table) -> None:
     """
     said = {override for run in table.runs.values() for override in run.overrides}
     for section, implied in {
-        "strategy": {"sums", "robust", "muloco"},
+        "strategy": {"sums", "robust", "muloco", "muloco-averaged"},
         "link": {"dense", "sparse", "sparseloco", "top64of4096", "two-bit"},
         "outer": {"fedavg", "diloco", "muloco"},
         "optimizer": {"adamw", "adamw-sparse", "qhadamw", "lordo", "muloco"},
