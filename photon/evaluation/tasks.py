@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from photon import DISTRIBUTION
 from photon.errors import PhotonError, printable
+from photon.evaluation.load import check_export
 from photon.evaluation.suites import Asked
 from photon.evaluation.task_files import LocalTask, find_files, read_task
 from photon.files.atomic import write_text
@@ -70,6 +71,7 @@ def evaluate_tasks(
         lm-eval cannot go on, such as without the hub. A task of a suite that is not there is named in the
         results instead, under ``missing``.
     """
+    check_export(export)
     specs, local, missing = _specs(asked, task_data)
     with _quiet():
         model = _model(export, batch_size=batch_size, device=device, precision=precision)

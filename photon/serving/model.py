@@ -13,9 +13,8 @@ from tokenizers.decoders import DecodeStream
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
-from photon.errors import PhotonError
 from photon.evaluation.generate import load_tokenizer
-from photon.evaluation.load import open_trained
+from photon.evaluation.load import check_export, open_trained
 from photon.models.pretrained import first_line, quiet_transformers
 
 if TYPE_CHECKING:
@@ -302,8 +301,5 @@ def open_served(export: Path, device: torch.device) -> ServedModel:
     PhotonError
         If the folder is not an export, or damaged.
     """
-    if not (export / "config.json").is_file():
-        raise PhotonError(
-            f"{export}: not an exported model (config.json); photon export RUN {export} makes one"
-        )
+    check_export(export)
     return ServedModel(export, device)

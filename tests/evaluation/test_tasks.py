@@ -234,7 +234,7 @@ def test_a_folder_without_tokenizer_or_model_is_one_line(
     (export / "tokenizer.json").unlink()
     with pytest.raises(PhotonError, match=r"no tokenizer\.json"):
         evaluated(export, "quiz", task_data)
-    with pytest.raises(PhotonError, match="no such folder"):
+    with pytest.raises(PhotonError, match="not an exported model"):
         evaluated(tmp_path / "nowhere", "quiz", task_data)
     with pytest.raises(PhotonError, match="no such folder; give one with task files"):
         evaluated(export, "quiz", tmp_path / "nowhere")
