@@ -32,7 +32,7 @@ from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
-from photon.objective.configured import objective_of
+from photon.objective.configured import check_arrays, objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
@@ -127,8 +127,7 @@ def _try_components(config: RunConfig) -> None:
         # A matrix, because some optimizers take nothing else.
         build(getattr(config, where).as_mapping(), where, [nn.Parameter(torch.zeros(2, 2))])
     build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
-    if unknown := set(objective_of(config).arrays) - {"tokens"}:
-        raise PhotonError(f"objective: needs the array {min(unknown)}, and prepared text has tokens alone")
+    check_arrays(config)
     for pipelines in (
         uplink_pipelines,
         downlink_pipelines,

@@ -388,3 +388,64 @@ def test_liars_send_what_the_attack_says_and_report_its_norm(module: Callable[[s
     assert not torch.allclose(2 * noise["w"], other["w"])
     with pytest.raises(PhotonError, match="away"):
         sent("liars away", "z")
+
+
+def abbie_run(
+    model: str, seed: int, rate: float, perplexity: float, method: str = "Photon"
+) -> dict[str, Any]:
+    iterates = model.startswith("AbbIE")
+    sweep = {str(r): perplexity * (1 + 0.01 * abs(r - 2) * (seed + 1)) for r in (1, 2, 4, 8)}
+    return {
+        "run": f"{model}; {method}-lr{rate}-seed{seed}",
+        "model": model,
+        "method": method,
+        "rate": rate,
+        "seed": seed,
+        "operations_per_token": 2e6 if iterates else 1e6,
+        "parameters": 1000,
+        "tokens": 3_000_000,
+        "bytes_up": 5e6,
+        "perplexity": perplexity,
+        "sweep": sweep if iterates else {},
+        "angles": {str(r): 1 / r for r in (1, 2, 4, 8)} if iterates else {},
+    }
+
+
+def test_models_that_iterate_are_compared_at_their_best_rates(
+    module: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    study, page, results = module("abbie"), tmp_path / "abbie.md", tmp_path / "abbie.jsonl"
+    plain = "plain, equal parameters"
+    lines = [
+        abbie_run(model, 0, rate, perplexity)
+        for model in ("AbbIE-D", plain)
+        for rate, perplexity in ((0.004, 60.0), (0.0056, 50.0), (0.008, 55.0))
+    ]
+    assert next(study.search(lines[:2], "AbbIE-D", "Photon")).rate == 0.008
+    assert study.tuned(lines, "AbbIE-D", "Photon") == 0.0056
+    assert [case.seed for case in study.plan(lines) if case.model == plain and case.method == "Photon"] == [
+        1,
+        2,
+    ]
+    write_lines(results, *lines, abbie_run("AbbIE-D", 1, 0.0056, 52.0))
+    study.STUDY.main(["table", "--output", str(page), "--results", str(results)])
+    text = page.read_text()
+    assert "| AbbIE-D | Photon | 60.0 | **50.0** | 55.0 |" in text
+    assert "| AbbIE-D | 0.0056 | 51.00 | 50.0, 52.0 | 1,000 | 3,000,000 | 6.00 | 5.0 MB |" in text
+    assert f"| {plain} | 0.0056 | 50.00 | 50.0 | 1,000 | 3,000,000 | 3.00 | 5.0 MB |" in text
+    # By hand: (50 · 1.02 + 52 · 1.04) / 2 at r = 4; and that is 2 % and 4 % more than at r = 2.
+    assert "| AbbIE-D | 51.77 | 51.00 | 52.54 | 55.62 | +2.0 % … +4.0 % | +6.0 % … +12.0 % |" in text
+    assert "| AbbIE-D | 1.000 | 0.500 | 0.250 | 0.125 |" in text
+
+
+def test_equal_operations_and_equal_depth_are_what_they_are_called(
+    module: Callable[[str], ModuleType],
+) -> None:
+    study = module("abbie")
+    iterating, plain, longer, deeper = (
+        study.operations(model) * study.steps_of(model)
+        for model in ("AbbIE-D", "plain, equal parameters", "plain, equal operations", "plain, equal depth")
+    )
+    assert plain < 0.8 * iterating
+    assert longer == pytest.approx(iterating, rel=0.02)
+    assert deeper == iterating

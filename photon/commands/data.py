@@ -40,10 +40,20 @@ _Embedded = Annotated[
         rich_help_panel=_TEXT,
     ),
 ]
-_TextField = Annotated[
+_Kind = Annotated[
     str,
     typer.Option(
-        help="Field of .jsonl, .json and .parquet that holds the text; `a.b` reaches inside.",
+        metavar="KIND",
+        help="`text`, or `chat`: conversations, each a list of objects with `role` and `content` in a field "
+        "of .jsonl, .json or .parquet.",
+        rich_help_panel=_TEXT,
+    ),
+]
+_TextField = Annotated[
+    str | None,
+    typer.Option(
+        help="Field of .jsonl, .json and .parquet that holds the text, or the conversation; `a.b` reaches "
+        "inside. [default: text, or messages]",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -138,7 +148,8 @@ def prepare(
     output: _Output,
     silo: _Silo = None,
     embedded: _Embedded = False,
-    text_field: _TextField = "text",
+    kind: _Kind = "text",
+    text_field: _TextField = None,
     partition: _Partition = "by-source",
     vocab_size: _VocabSize = None,
     tokenizer: _Tokenizer = None,
@@ -163,6 +174,11 @@ def prepare(
 
         photon data prepare --output data/mix --silo news=news.jsonl.gz --silo books=books/
         --partition dirichlet:8:0.3 --tokenizer gpt2/
+
+    Conversations, for objective=sft, with the tokenizer of the model that is tuned:
+
+        photon data prepare --output data/chats --kind chat --silo help=help.jsonl
+        --tokenizer runs/base/export
     """
     from photon.data.partition import parse_partition
     from photon.data.prepare import check_output, prepare_documents
@@ -176,6 +192,8 @@ def prepare(
         raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
     if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
         raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
+    if kind == "chat" and not silo:
+        raise PhotonError("--kind chat reads files: give them with --silo NAME=PATH")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -186,6 +204,7 @@ def prepare(
         "seed": seed,
         "near_duplicates": near_duplicates,
         "tokenizer_loss": tokenizer_loss,
+        "kind": kind,
         "overwrite": overwrite,
         "progress": True,
     }
@@ -193,7 +212,7 @@ def prepare(
         sources = _parse_silos(silo)
         prepare_files(sources, output, partition=partition, text_field=text_field, **options)
     elif hub is not None:
-        text = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field, field)
+        text = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field or "text", field)
         # The stream has sorted the documents by the field already.
         kind = "by-source" if field else partition
         prepare_documents(text.silos, output, partition=kind, skipped=text.skipped, **options)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from photon.data.prepared import Manifest
+    from photon.evaluation.iterations import Iterated
     from photon.objective.perplexity import Score
 
 
@@ -47,6 +48,10 @@ def evaluate(
             "last digits differ."
         ),
     ] = "auto",
+    iterations: Annotated[
+        str | None,
+        typer.Option(metavar="R,R,…", help="Passes through the body of an AbbIE model to try, as 1,2,4,8."),
+    ] = None,
 ) -> None:
     """Print a model's perplexity on prepared data, silo by silo, or its accuracy on tasks."""
     from photon.errors import PhotonError
@@ -86,23 +91,33 @@ def _on_data(
     from torch.nn import Module
 
     from photon.data.prepared import PreparedData
+    from photon.evaluation.iterations import evaluate_iterations
     from photon.evaluation.load import check_tokenizer, open_trained
     from photon.evaluation.perplexity import evaluate_data
     from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
 
+    numbers = None if iterations is None else _numbers(iterations)
     where = resolve_device(device)
     chosen = resolve_precision(precision, where)
     prepared = PreparedData.open(data)
     trained = open_trained(model)
     check_tokenizer(trained, prepared)
+    placed = Module.to(trained.model, where)
+    if numbers is not None:
+        found = evaluate_iterations(
+            placed,
+            prepared,
+            numbers,
+            batch_size=batch_size,
+            device=where,
+            precision=chosen,
+            limit=sequences,
+        )
+        Console().print(_iterations_table(trained.name, chosen, found))
+        return
     scores = evaluate_data(
-        Module.to(trained.model, where),
-        prepared,
-        batch_size=batch_size,
-        device=where,
-        precision=chosen,
-        limit=sequences,
+        placed, prepared, batch_size=batch_size, device=where, precision=chosen, limit=sequences
     )
     Console().print(_table(trained.name, chosen, scores, prepared.manifest))
 
@@ -115,6 +130,9 @@ def generate(
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to choose among at each step.")] = 50,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choices.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    iterations: Annotated[
+        int | None, typer.Option(help="Passes through the body of an AbbIE model; default: as in training.")
+    ] = None,
 ) -> None:
     """Continue a prompt with an exported model."""
     from photon.evaluation.generate import generate_text
@@ -128,8 +146,43 @@ def generate(
         top_k=top_k,
         seed=seed,
         device=str(resolve_device(device)),
+        iterations=iterations,
     )
     typer.echo(text)
+
+
+def _numbers(text: str) -> list[int]:
+    from photon.errors import PhotonError
+
+    try:
+        return sorted({int(number) for number in text.split(",")})
+    except ValueError:
+        raise PhotonError(f"--iterations={text!r}: expected numbers, as 1,2,4,8") from None
+
+
+def _iterations_table(name: str, precision: str, found: "dict[int, Iterated]") -> "Table":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from photon.errors import printable
+    from photon.evaluation.perplexity import overall
+
+    table = Table(
+        title=Text(f"Validation perplexity of {printable(name)} by iterations"),
+        caption=f"computed in {precision}; angle: of the last pass, between the states before and after it",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("silo")
+    for number in found:
+        table.add_column(f"r = {number}", justify="right")
+    silos = list(next(iter(found.values())).scores)
+    for silo in silos:
+        cells = (f"{one.scores[silo].perplexity:,.2f}" for one in found.values())
+        table.add_row(silo, *cells, end_section=silo == silos[-1])
+    table.add_row("overall", *(f"{overall(one.scores).perplexity:,.2f}" for one in found.values()))
+    table.add_row("angle (rad)", *(f"{one.angle:.4f}" for one in found.values()))
+    return table
 
 
 def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from photon.config.abbie import AbbieSection
 from photon.config.admission import AdmissionSection, GuardSection
 from photon.config.floats import tagged
 from photon.config.section import Section
@@ -82,6 +83,9 @@ class ModelSection(Section):
     sequence_length: int = Field(ge=2, description="Longest sequence that the model takes, in tokens.")
     warm_start: str | None = Field(
         description="Hugging Face folder (safetensors) whose weights the run starts from; null: random."
+    )
+    abbie: AbbieSection | None = Field(
+        None, description="Apply the middle blocks several times (gpt2 and llama); null: each once."
     )
     recipe: RecipeSection
 

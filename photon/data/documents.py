@@ -1,6 +1,10 @@
 """The unit that corpora are read, split and partitioned in."""
 
 from dataclasses import dataclass
+from typing import Literal
+
+#: Running text, or conversations.
+TextKind = Literal["text", "chat"]
 
 
 @dataclass(frozen=True)
@@ -18,3 +22,24 @@ class Document:
 
     source: str
     text: str
+
+
+@dataclass(frozen=True)
+class Message:
+    """What one side says in a conversation: its role, such as ``user``, and the text."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Chat(Document):
+    """A conversation. Its ``text`` is what was said, by which it is compared, split and measured.
+
+    Attributes
+    ----------
+    messages
+        In the order in which they were said; at least one is the assistant's.
+    """
+
+    messages: tuple[Message, ...]

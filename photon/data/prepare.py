@@ -6,29 +6,35 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from photon.data.documents import Document
+from photon.data.chat_windows import ChatEncoder, encode_chats, pack
+from photon.data.documents import Chat, Document, TextKind
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
     MANIFEST_NAME,
+    SPLITS,
+    ChatMarks,
     Manifest,
     SiloEntry,
     SourceRead,
     Sources,
     SourceSkipped,
     Split,
+    SplitName,
+    array_file,
     count_tokens,
     file_sha256,
     is_prepared,
     silo_file,
 )
 from photon.data.split import Comparison, drop_exact_duplicates, split_documents
+from photon.data.template import ChatTemplate
 from photon.data.text_files import read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
@@ -69,6 +75,9 @@ class Options:
         and "digits", or "none".
     tokenizer_loss
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
+    kind
+        Running "text", which is cut into windows; or conversations ("chat"), each of which goes into a window
+        whole, written by the tokenizer's chat template or a plain one.
 
     Raises
     ------
@@ -84,6 +93,7 @@ class Options:
     seed: int
     near_duplicates: Comparison
     tokenizer_loss: float
+    kind: TextKind = "text"
 
     def __post_init__(self) -> None:
         parse_partition(self.partition)
@@ -110,6 +120,8 @@ class Options:
             )
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
+        if self.kind not in get_args(TextKind):
+            raise PhotonError(f"kind {self.kind!r} is not understood: use text or chat")
 
 
 def prepare(
@@ -124,7 +136,8 @@ def prepare(
     seed: int = 0,
     near_duplicates: Comparison = "words",
     tokenizer_loss: float = MOST_LOST,
-    text_field: str = "text",
+    kind: TextKind = "text",
+    text_field: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
@@ -135,7 +148,8 @@ def prepare(
     sources
         Files and folders by the name of their source, which is the silo's for the partition "by-source".
     text_field
-        Field or column of JSON and parquet files that holds the text.
+        Field or column of JSON and parquet files that holds the text, or the messages of a conversation;
+        None: "text", or "messages".
 
     The others are those of `prepare_documents` and `Options`.
 
@@ -155,11 +169,13 @@ def prepare(
         "seed": seed,
         "near_duplicates": near_duplicates,
         "tokenizer_loss": tokenizer_loss,
+        "kind": kind,
     }
     Options(**options)
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
+    field = text_field or ("messages" if kind == "chat" else "text")
     documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
     with progress_bar(show=progress) as bar:
@@ -167,7 +183,7 @@ def prepare(
         for name in sorted(sources):
             documents[name] = []
             for path in sources[name]:
-                reading = read_documents(path, text_field=text_field, source_field=source_field)
+                reading = read_documents(path, text_field=field, source_field=source_field, kind=kind)
                 documents[name] += reading.documents
                 skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in reading.skipped]
                 bar.advance(task)
@@ -188,6 +204,7 @@ def prepare_documents(
     seed: int = 0,
     near_duplicates: Comparison = "words",
     tokenizer_loss: float = MOST_LOST,
+    kind: TextKind = "text",
     skipped: Sequence[SourceSkipped] = (),
     overwrite: bool = False,
     progress: bool = False,
@@ -233,6 +250,7 @@ def prepare_documents(
         seed=seed,
         near_duplicates=near_duplicates,
         tokenizer_loss=tokenizer_loss,
+        kind=kind,
     )
     documents, duplicates = drop_exact_duplicates(documents)
     _check_sources(documents, duplicates)
@@ -349,42 +367,58 @@ def _write(
     tokenizer.save(folder / "tokenizer")
     vocab_size = tokenizer.vocab_size
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
+    encoder = None
+    if options.kind == "chat":
+        template = ChatTemplate.of(options.tokenizer, tokenizer)
+        template.save(folder / "tokenizer")
+        encoder = ChatEncoder(tokenizer, template, options.sequence_length)
     task = bar.add_task("tokenizing documents", total=sum(len(t) + len(v) for t, v in split.values()))
     entries: dict[str, tuple[Split, Split]] = {}
     counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    skipped = list(sources.skipped)
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+
     for name, sides in split.items():
-        written = [
-            _write_split(
-                silo_file(folder, name, side),
-                name,
-                side,
-                [documents[i] for i in _order(len(documents), options.seed, name, number)],
-                tokenizer,
-                dtype,
-                options.sequence_length,
-                lambda count: bar.advance(task, count),
-            )
-            for number, (side, documents) in enumerate(zip(("train", "validation"), sides, strict=True))
-        ]
-        entries[name] = (written[0][0], written[1][0])
-        counts[name] = tuple(count_tokens(windows, vocab_size) for _, windows in written)  # type: ignore[assignment]
-        np.save(silo_file(folder, name, "unigram"), counts[name][0], allow_pickle=False)
+        written: list[_Written] = []
+        for number, side in enumerate(SPLITS):
+            documents = [sides[number][i] for i in _order(len(sides[number]), options.seed, name, number)]
+            if encoder is None:
+                done = _write_split(folder, name, side, documents, tokenizer, dtype, options, advance)
+            else:
+                done = _write_chats(folder, name, side, documents, encoder, dtype, advance, skipped)
+            written.append(done)
+        entries[name] = (written[0].entry, written[1].entry)
+        scored = [one.windows[one.targets] if one.targets is not None else one.windows for one in written]
+        counts[name] = (count_tokens(scored[0], vocab_size), count_tokens(scored[1], vocab_size))
+        whole = counts[name][0] if encoder is None else count_tokens(written[0].windows, vocab_size)
+        np.save(silo_file(folder, name, "unigram"), whole, allow_pickle=False)
+    sources = sources.model_copy(update={"skipped": skipped})
     manifest = _manifest(folder, entries, counts, tokenizer, lost, sources, options, dtype)
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
+class _Written(NamedTuple):
+    """A split that was written: its entry, its windows, and the tokens that are scored, if not all are."""
+
+    entry: Split
+    windows: np.ndarray
+    targets: np.ndarray | None = None
+
+
 def _write_split(
-    file: Path,
+    folder: Path,
     silo: str,
-    side: str,
+    side: SplitName,
     documents: list[Document],
     tokenizer: EosTokenizer,
     dtype: np.dtype,
-    sequence_length: int,
+    options: Options,
     advance: Callable[[int], None],
-) -> tuple[Split, np.ndarray]:
-    """Write one split; return its entry and the windows."""
+) -> _Written:
+    sequence_length = options.sequence_length
     ids = _encode(documents, tokenizer, dtype, advance)
     sequences = len(ids) // sequence_length
     if not sequences:
@@ -393,16 +427,55 @@ def _write_split(
             "it more text, shorten --sequence-length, or change --validation-fraction"
         )
     windows = ids[: sequences * sequence_length].reshape(sequences, sequence_length)
+    file = _save(folder, silo, side, "tokens", windows)
+    return _Written(_entry(documents, windows, file), windows)
+
+
+def _write_chats(
+    folder: Path,
+    silo: str,
+    side: SplitName,
+    documents: list[Document],
+    encoder: ChatEncoder,
+    dtype: np.dtype,
+    advance: Callable[[int], None],
+    skipped: list[SourceSkipped],
+) -> _Written:
+    """Write conversations; what was left out of them is added to ``skipped``."""
+    chats = [document for document in documents if isinstance(document, Chat)]
+    read = encode_chats(chats, encoder, advance)
+    if not read.encoded:
+        raise PhotonError(
+            f"silo {silo!r} has no {side} conversation that can be used: {read.faults.worst()}; give it "
+            "others, or a tokenizer with another chat template"
+        )
+    skipped += [SourceSkipped(name=silo, file=f"{side} conversations", reason=why) for why in read.told()]
+    packed = pack(read.encoded, encoder.length, dtype, encoder.tokenizer.eos_token_id)
+    files = {name: _save(folder, silo, side, name, array) for name, array in packed._asdict().items()}
+    marks = ChatMarks(
+        targets=int(packed.targets.sum(dtype=np.int64)),
+        shortened=read.shortened,
+        sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
+    )
+    entry = _entry([chats[i] for i in read.used], packed.tokens, files["tokens"])
+    return _Written(entry.model_copy(update={"chat": marks}), packed.tokens, packed.targets == 1)
+
+
+def _save(folder: Path, silo: str, side: SplitName, name: str, array: np.ndarray) -> Path:
+    file = array_file(folder, silo, side, name)
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, windows, allow_pickle=False)
-    entry = Split(
+    np.save(file, array, allow_pickle=False)
+    return file
+
+
+def _entry(documents: Sequence[Document], windows: np.ndarray, file: Path) -> Split:
+    return Split(
         documents=len(documents),
         bytes=_size(documents),
         tokens=windows.size,
-        sequences=sequences,
+        sequences=len(windows),
         sha256=file_sha256(file),
     )
-    return entry, windows
 
 
 def _encode(
@@ -448,6 +521,7 @@ def _manifest(
     loss = unigram_loss(union, np.sum([validation for _, validation in counts.values()], axis=0))
     return Manifest(
         format=FORMAT,
+        kind=options.kind,
         sequence_length=options.sequence_length,
         vocab_size=tokenizer.vocab_size,
         dtype="uint16" if dtype == np.uint16 else "uint32",
@@ -485,7 +559,7 @@ def _order(count: int, seed: int, silo: str, purpose: int) -> list[int]:
     return [int(index) for index in generator.permutation(count)]
 
 
-def _size(documents: list[Document]) -> int:
+def _size(documents: Sequence[Document]) -> int:
     return sum(len(document.text.encode()) for document in documents)
 
 

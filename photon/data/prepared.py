@@ -7,6 +7,12 @@
     DIR/silos/NAME/train.npy        (sequences, sequence_length) of uint16 or uint32, C order
     DIR/silos/NAME/validation.npy   the same
     DIR/silos/NAME/unigram.npy      int64 counts of the train tokens, (vocab_size,)
+
+Of conversations (kind "chat") there are also, of the shape of the windows::
+
+    DIR/silos/NAME/train-positions.npy      place of each token in its conversation, uint16 or uint32
+    DIR/silos/NAME/train-targets.npy        whether the assistant says it, uint8 of 0 and 1
+    DIR/silos/NAME/validation-*.npy         the same
 """
 
 import hashlib
@@ -19,6 +25,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from photon.config.tree import SILO_NAME
+from photon.data.documents import TextKind
 from photon.data.split import Comparison
 from photon.errors import PhotonError, printable
 
@@ -28,9 +35,30 @@ MANIFEST_NAME = "manifest.json"
 SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
 
+#: The arrays of each kind of data, beside each other window by window.
+ARRAYS: dict[TextKind, tuple[str, ...]] = {"text": ("tokens",), "chat": ("tokens", "positions", "targets")}
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ChatMarks(_Record):
+    """What belongs to the windows of conversations.
+
+    Attributes
+    ----------
+    targets
+        Tokens that the assistant says: those that are learnt, or measured.
+    shortened
+        Conversations whose oldest turns were left out.
+    sha256
+        Of the .npy file of each further array, hexadecimal.
+    """
+
+    targets: int = Field(ge=1)
+    shortened: int = Field(ge=0)
+    sha256: dict[str, str]
 
 
 class Split(_Record):
@@ -46,6 +74,8 @@ class Split(_Record):
         Windows in the file.
     sha256
         Of the .npy file, hexadecimal.
+    chat
+        Of conversations alone.
     """
 
     documents: int = Field(ge=1)
@@ -53,6 +83,12 @@ class Split(_Record):
     tokens: int = Field(ge=1)
     sequences: int = Field(ge=1)
     sha256: str
+    chat: ChatMarks | None = None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Return the hash of each array."""
+        return {"tokens": self.sha256, **(self.chat.sha256 if self.chat is not None else {})}
 
 
 class SiloEntry(_Record):
@@ -101,6 +137,7 @@ class Manifest(_Record):
     """
 
     format: Literal["photon-data/1"]
+    kind: TextKind = "text"
     sequence_length: int = Field(ge=2)
     vocab_size: int = Field(ge=2)
     dtype: Literal["uint16", "uint32"]
@@ -120,6 +157,11 @@ class Manifest(_Record):
 def silo_file(root: Path, silo: str, name: str) -> Path:
     """Return where the array ``name`` ("train", "validation", "unigram") of a silo lies under ``root``."""
     return root / "silos" / silo / f"{name}.npy"
+
+
+def array_file(root: Path, silo: str, split: SplitName, array: str) -> Path:
+    """Return where an array of a split lies under ``root``."""
+    return silo_file(root, silo, split if array == "tokens" else f"{split}-{array}")
 
 
 def is_prepared(path: Path) -> bool:
@@ -162,7 +204,7 @@ class PreparedData:
             raise PhotonError(f"{data.tokenizer_path / 'tokenizer.json'} is missing: {_MEND}")
         for silo in data.silo_names:
             for split in SPLITS:
-                data.windows(silo, split)
+                data.arrays(silo, split)
             data.unigram(silo)
         return data
 
@@ -196,8 +238,9 @@ class PreparedData:
 
     def text_sha256(self, silos: Sequence[str]) -> str:
         """Return one hash of the text of some silos, by what the manifest says of both splits."""
-        splits = [getattr(self._entry(silo), split).sha256 for silo in silos for split in SPLITS]
-        return hashlib.sha256("".join(splits).encode()).hexdigest()
+        splits: list[Split] = [getattr(self._entry(silo), split) for silo in silos for split in SPLITS]
+        hashes = (digest for split in splits for _, digest in sorted(split.hashes.items(), reverse=True))
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
         """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
@@ -207,9 +250,29 @@ class PreparedData:
         PhotonError
             If there is no such silo, or the file is not what the manifest says.
         """
+        return self._array(silo, split, "tokens")
+
+    def arrays(self, silo: str, split: SplitName) -> dict[str, np.ndarray]:
+        """Return all arrays of a split, memory-mapped: those of `ARRAYS`, by name.
+
+        Raises
+        ------
+        PhotonError
+            As :meth:`windows`.
+        """
+        return {name: self._array(silo, split, name) for name in self.array_names}
+
+    @property
+    def array_names(self) -> tuple[str, ...]:
+        """Return the names of the arrays that there are."""
+        return ARRAYS[self.manifest.kind]
+
+    def _array(self, silo: str, split: SplitName, name: str) -> np.ndarray:
         entry: Split = getattr(self._entry(silo), split)
-        shape = (entry.sequences, self.manifest.sequence_length)
-        return _load(silo_file(self.path, silo, split), shape, self.manifest.dtype)
+        length = self.manifest.sequence_length
+        positions = "uint16" if length <= 2**16 else "uint32"
+        dtype = {"tokens": self.manifest.dtype, "positions": positions, "targets": "uint8"}[name]
+        return _load(array_file(self.path, silo, split, name), (entry.sequences, length), dtype)
 
     def unigram(self, silo: str) -> np.ndarray:
         """Return the memory-mapped int64 counts of the silo's train tokens, (vocab_size,)."""
@@ -236,10 +299,14 @@ class PreparedData:
                 self._verify_split(silo, split)
 
     def _verify_split(self, silo: str, split: SplitName) -> None:
-        file = silo_file(self.path, silo, split)
         entry: Split = getattr(self._entry(silo), split)
-        if file_sha256(file) != entry.sha256:
-            raise PhotonError(f"{file} has changed since it was written (SHA-256): {_MEND}")
+        for name in self.array_names:
+            file = array_file(self.path, silo, split, name)
+            if file_sha256(file) != entry.hashes.get(name):
+                raise PhotonError(f"{file} has changed since it was written (SHA-256): {_MEND}")
+        if entry.chat is not None:
+            self._verify_marks(silo, split, entry.chat)
+        file = silo_file(self.path, silo, split)
         windows = self.windows(silo, split)
         highest = int(windows.max())
         if highest >= self.manifest.vocab_size:
@@ -252,6 +319,22 @@ class PreparedData:
             raise PhotonError(
                 f"{silo_file(self.path, silo, 'unigram')} does not count the tokens of {file}: {_MEND}"
             )
+
+    def _verify_marks(self, silo: str, split: SplitName, marks: ChatMarks) -> None:
+        arrays = self.arrays(silo, split)
+        targets, positions = arrays["targets"], arrays["positions"]
+        for name, whole in (
+            ("targets", int(targets.max()) <= 1 and int(targets.sum(dtype=np.int64)) == marks.targets),
+            # Each is 0, where a conversation begins, or the one before and one.
+            (
+                "positions",
+                not positions[:, 0].any()
+                and bool(((positions[:, 1:] == 0) | (positions[:, 1:] == positions[:, :-1] + 1)).all()),
+            ),
+        ):
+            if not whole:
+                file = array_file(self.path, silo, split, name)
+                raise PhotonError(f"{file} does not fit the conversations beside it: {_MEND}")
 
     def _entry(self, silo: str) -> SiloEntry:
         entry = self.manifest.silos.get(silo)
@@ -271,9 +354,9 @@ class _Share(PreparedData):
         silos = {share: self._entry_of(name, islands) for share, name in self._names.items()}
         super().__init__(whole.path, whole.manifest.model_copy(update={"silos": silos}))
 
-    def windows(self, silo: str, split: SplitName) -> np.ndarray:
+    def _array(self, silo: str, split: SplitName, name: str) -> np.ndarray:
         self._entry(silo)
-        return self._whole.windows(self._names[silo], split)[self._dealt]
+        return self._whole._array(self._names[silo], split, name)[self._dealt]
 
     def unigram(self, silo: str) -> np.ndarray:
         if silo not in self._unigrams:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
-_MISSING = object()
+#: In place of the value of a field that is not there.
+MISSING = object()
 
 
 @dataclass(frozen=True)
@@ -211,27 +212,40 @@ def document_of(row: Any, place: str, text_field: str, source_field: str | None 
         return row.reason
     if not isinstance(row, dict):
         return "not an object with fields"
-    text = _value(row, text_field)
-    if text is _MISSING:
+    text = value_of(row, text_field)
+    if text is MISSING:
         return f"no text field {text_field!r}; name another with --text-field"
     if not isinstance(text, str):
-        return f"text field {text_field!r} holds {_called(text)}, no text"
+        return f"text field {text_field!r} holds {called(text)}, no text"
     fault = text_fault(text)
     if fault is not None:
         return fault
     if source_field is None:
         return Document(place, text)
-    source = _value(row, source_field)
-    if source is _MISSING:
+    source = named_source(row, source_field)
+    return Document(source.name, text) if isinstance(source, NamedSource) else source
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """The source that a field of a row names."""
+
+    name: str
+
+
+def named_source(row: dict[str, Any], source_field: str) -> NamedSource | str:
+    """Return the source that a row's field names, or the reason why it names none."""
+    source = value_of(row, source_field)
+    if source is MISSING:
         return f"no field {source_field!r}"
     if source is None or isinstance(source, dict | list | bytes):
-        return f"field {source_field!r} holds {_called(source)}"
+        return f"field {source_field!r} holds {called(source)}"
     if isinstance(source, float) and not math.isfinite(source):
         return f"field {source_field!r} holds no finite number"
     name = str(source)
     if not name.strip() or text_fault(name) is not None:
         return f"field {source_field!r} is empty, or no valid text"
-    return Document(name, text)
+    return NamedSource(name)
 
 
 def text_fault(text: str) -> str | None:
@@ -274,17 +288,18 @@ def _integer(digits: str) -> int | float:
 _DECODER = json.JSONDecoder(strict=False, parse_int=_integer)
 
 
-def _value(row: Any, name: str) -> Any:
-    """Return the field ``name`` of a row, or _MISSING; a dot reaches into an inner object."""
+def value_of(row: Any, name: str) -> Any:
+    """Return the field ``name`` of a row, or MISSING; a dot reaches into an inner object."""
     if not isinstance(row, dict):
-        return _MISSING
+        return MISSING
     if name in row:
         return row[name]
     outer, _, inner = name.partition(".")
-    return _value(row.get(outer), inner) if inner else _MISSING
+    return value_of(row.get(outer), inner) if inner else MISSING
 
 
-def _called(value: Any) -> str:
+def called(value: Any) -> str:
+    """Return what a value is, in words."""
     match value:
         case None:
             return "null"

@@ -32,6 +32,10 @@ class SiloData:
         """Return the memory-mapped windows of each member, (sequences, sequence_length)."""
         return [self._prepared.windows(member, split) for member in self.members]
 
+    def arrays(self, split: SplitName) -> list[dict[str, np.ndarray]]:
+        """Return all memory-mapped arrays of each member: name to (sequences, sequence_length)."""
+        return [self._prepared.arrays(member, split) for member in self.members]
+
     def vocabulary(self) -> np.ndarray:
         """Return which tokens occur in the training text: bool, (vocab_size,)."""
         return self._prepared.vocabulary(self.members)

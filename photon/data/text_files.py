@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from photon.data.documents import Document
+from photon.data.chats import chat_of
+from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
@@ -38,7 +39,9 @@ class Reading:
         self.skipped.append(SkippedFile(file, reason))
 
 
-def read_documents(path: Path, *, text_field: str = "text", source_field: str | None = None) -> Reading:
+def read_documents(
+    path: Path, *, text_field: str = "text", source_field: str | None = None, kind: TextKind = "text"
+) -> Reading:
     """Read the documents of a file, or of a folder and all below it in the order of their names.
 
     A file's name says how it is read (`photon.data.file_kinds.kind_of`): ``.txt .md`` as plain text, ``.jsonl
@@ -55,6 +58,9 @@ def read_documents(path: Path, *, text_field: str = "text", source_field: str | 
         Field or column that holds the text; a dot reaches into an inner object (``meta.text``).
     source_field
         Field or column whose value becomes the documents' ``source``; needs files with fields.
+    kind
+        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`), which
+        needs files with fields.
 
     Returns
     -------
@@ -68,14 +74,16 @@ def read_documents(path: Path, *, text_field: str = "text", source_field: str | 
         If ``path`` does not exist, or nothing in it can be read.
     """
     reading = Reading()
-    for file, name, kind in files_of(path, reading.leave):
+    for file, name, form in files_of(path, reading.leave):
         before, skipped = len(reading.documents), len(reading.skipped)
         try:
-            if kind.form == "plain":
-                found = _parts(file, name, kind, source_field)
+            if form.form != "plain":
+                found = _rows(file, name, form, text_field, source_field, kind)
+            elif kind == "chat":
+                raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
-                found = _rows(file, name, kind, text_field, source_field)
-            _take(found, name, "parts" if kind.form == "plain" else "rows", reading)
+                found = _parts(file, name, form, source_field)
+            _take(found, name, "parts" if form.form == "plain" else "rows", reading)
         except UnreadableError as error:
             del reading.documents[before:], reading.skipped[skipped:]
             reading.leave(name, str(error))
@@ -112,11 +120,12 @@ def _take(found: Iterable[Document | _Fault], name: str, what: str, reading: Rea
 
 
 def _rows(
-    file: Path, name: str, kind: FileKind, text_field: str, source_field: str | None
+    file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
 ) -> Iterator[Document | _Fault]:
-    fields = [text_field] if source_field is None else [text_field, source_field]
-    for number, row in rows_of(file, kind, fields):
-        found = document_of(row, f"{name}:{number}", text_field, source_field)
+    fields = [field] if source_field is None else [field, source_field]
+    read = chat_of if kind == "chat" else document_of
+    for number, row in rows_of(file, form, fields):
+        found = read(row, f"{name}:{number}", field, source_field)
         yield found if isinstance(found, Document) else _Fault(found, f"row {number:,}")
 
 

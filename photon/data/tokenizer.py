@@ -52,6 +52,11 @@ class EosTokenizer:
         """Highest token id plus one."""
         return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
+    def special_tokens(self) -> list[str]:
+        """Return the tokens that are no text."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Encode each text; no special tokens are added.
 
@@ -157,7 +162,7 @@ def load_tokenizer(path: Path) -> EosTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         notes = [*_without_chance(tokenizer), *_without_template(tokenizer)]
-        eos_token = _declared(path, "eos_token")
+        eos_token = declared(path, "eos_token")
         if isinstance(eos_token, dict):
             eos_token = eos_token.get("content")
         loaded = _with_eos(tokenizer, eos_token if isinstance(eos_token, str) else END_OF_TEXT, notes)
@@ -178,11 +183,11 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     folder = path if path.is_dir() else path.parent
     file = path / "tokenizer.json" if path.is_dir() else path
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
-    prefix = _declared(path, "add_prefix_space")
+    prefix = declared(path, "add_prefix_space")
     if file.is_file():
         tokenizer = Tokenizer.from_str(file.read_text(encoding="utf-8"))
         byte_level = isinstance(tokenizer.pre_tokenizer, pre_tokenizers.ByteLevel)
-        if byte_level and prefix is not None and _declared(path, "tokenizer_class") not in _PLAIN_CLASSES:
+        if byte_level and prefix is not None and declared(path, "tokenizer_class") not in _PLAIN_CLASSES:
             tokenizer.pre_tokenizer.add_prefix_space = bool(prefix)
         return tokenizer
     mend = "write a tokenizer.json with transformers' tokenizer.save_pretrained"
@@ -233,8 +238,14 @@ def _with_eos(tokenizer: Tokenizer, eos_token: str, notes: Iterable[str] = ()) -
     return EosTokenizer(tokenizer, eos_token, eos_token_id, tuple(notes))
 
 
-def _declared(path: Path, name: str) -> Any:
-    """Return what the configuration beside a tokenizer says under a name, or None."""
+def declared(path: Path, name: str) -> Any:
+    """Return what the configuration beside a tokenizer says under a name, or None.
+
+    Raises
+    ------
+    PhotonError
+        If a file of it cannot be read.
+    """
     folder = path if path.is_dir() else path.parent
     for file in (folder / "tokenizer_config.json", folder / "special_tokens_map.json"):
         if not file.is_file():

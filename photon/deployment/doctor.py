@@ -483,7 +483,9 @@ def _tokens_per_second(silo: Silo) -> float:
 
     data, config = silo.data, silo.here[1]
     runtime = runtime_of(config, data.manifest.vocab_size)
-    stream = BatchStream({"tokens": [data.windows(data.silo_names[0], "train")]}, 0)
+    stream = BatchStream(
+        {name: [array] for name, array in data.arrays(data.silo_names[0], "train").items()}, 0
+    )
     local = trainer(runtime, config, config.training.batch_size)
     local.train(stream, global_step=0, steps=WARM_UP_STEPS)
     result = local.train(stream, global_step=WARM_UP_STEPS, steps=PROBE_STEPS)

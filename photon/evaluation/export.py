@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Card = Mapping[str, Mapping[str, object]]
 """Sections of a model card: heading, then what and how much."""
 
-_EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja")
+_EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja", "abbie.py")
 
 _FRONT = """---
 library_name: transformers
@@ -50,6 +50,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("PATH")
 tokenizer = AutoTokenizer.from_pretrained("PATH")
 ```
+"""
+
+_USE_CODE = """
+## Use
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("PATH", trust_remote_code=True, iterations=4)
+tokenizer = AutoTokenizer.from_pretrained("PATH", trust_remote_code=True)
+```
+
+Without `iterations` the body is applied as often as in training. `trust_remote_code=True` runs `abbie.py` of
+this folder, which is the whole code of the model.
 """
 
 _USE_SPARSE = """
@@ -154,12 +168,21 @@ def export_model(
             save_sparse(folder / SPARSE, read_params(model))
         facts = {"Architecture": _architecture(model), **card}
         (folder / "README.md").write_text(
-            _render(model_section.name, facts, _USE_SPARSE if sparse else _USE), encoding="utf-8"
+            _render(model_section.name, facts, _use(model, sparse=sparse)), encoding="utf-8"
         )
         # Weights are written for their owner alone; who may read the page may read the model.
         mode = (folder / "README.md").stat().st_mode
         for file in folder.iterdir():
             file.chmod(mode)
+
+
+def _use(model: "PreTrainedModel", *, sparse: bool) -> str:
+    """Return what the card says of how to open the export."""
+    from photon.models.abbie import body_of
+
+    if sparse:
+        return _USE_SPARSE
+    return _USE_CODE if body_of(model) else _USE
 
 
 def _check_replaceable(output: Path) -> None:
@@ -221,6 +244,7 @@ def _architecture(model: "PreTrainedModel") -> dict[str, object]:
         "type": config.model_type,
         "parameters": parameter_count(model),
         "layers": getattr(config, "num_hidden_layers", None),
+        "body": _body(model),
         "width": getattr(config, "hidden_size", None),
         "attention heads": getattr(config, "num_attention_heads", None),
         "positions": getattr(config, "max_position_embeddings", None),
@@ -228,6 +252,17 @@ def _architecture(model: "PreTrainedModel") -> dict[str, object]:
         "weights": "float32",
     }
     return {name: value for name, value in facts.items() if value is not None}
+
+
+def _body(model: "PreTrainedModel") -> str | None:
+    from photon.models.abbie import body_of
+
+    body, config = body_of(model), model.config
+    if not body:
+        return None
+    parts = f"{len(body)} layers after {config.head_blocks} of the head"
+    rule = f"{config.variant}, {config.residual_mode}" if config.variant == "D" else config.variant
+    return f"{parts}, {config.train_iterations} times in training (AbbIE-{rule})"
 
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:

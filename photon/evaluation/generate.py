@@ -1,5 +1,6 @@
 """Text from a trained model."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ def generate_text(
     top_k: int = 50,
     seed: int = 0,
     device: str = "cpu",
+    iterations: int | None = None,
 ) -> str:
     """Continue a prompt with an exported model; the same arguments give the same text.
 
@@ -37,6 +39,8 @@ def generate_text(
         Of the choices. The global random state is left as it was.
     device
         Where to run.
+    iterations
+        Passes through the body of a model that iterates; None: as many as in training.
 
     Returns
     -------
@@ -57,6 +61,7 @@ def generate_text(
     import torch
     from transformers import GenerationConfig
 
+    from photon.evaluation.iterations import iterating
     from photon.models.pretrained import load_pretrained, quiet_transformers
 
     tokenizer = load_tokenizer(export)
@@ -69,7 +74,8 @@ def generate_text(
         **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}),
     )
     input_ids = torch.tensor([start], device=device)
-    with torch.random.fork_rng(), torch.no_grad(), quiet_transformers():
+    passes = nullcontext() if iterations is None else iterating(model, iterations)
+    with passes, torch.random.fork_rng(), torch.no_grad(), quiet_transformers():
         torch.manual_seed(seed)
         output: Any = model.generate(
             input_ids, attention_mask=torch.ones_like(input_ids), generation_config=settings, use_cache=True

@@ -45,17 +45,19 @@ def evaluate_data(
             f"{data.path}: has {manifest.vocab_size} different tokens, the model knows {config.vocab_size}; "
             "prepare the text with the model's tokenizer"
         )
-    return {
-        silo: evaluate_windows(
+    scores = {}
+    for silo in data.silo_names:
+        arrays = data.arrays(silo, "validation")
+        scores[silo] = evaluate_windows(
             model,
-            data.windows(silo, "validation"),
+            arrays.pop("tokens"),
             batch_size=batch_size,
             device=device,
             precision=precision,
             limit=limit,
+            beside=arrays,
         )
-        for silo in data.silo_names
-    }
+    return scores
 
 
 def overall(scores: dict[str, Score]) -> Score:

@@ -87,7 +87,7 @@ def _problem(before: RunConfig, now: RunConfig, checkpoint: Checkpoint) -> str |
     """Return why a run cannot go on, or None."""
     if before.seed != now.seed:
         return f"seed={now.seed}: the run began with {before.seed}, by which silos read their text; {_BACK}"
-    parts = {"sequence_length", "vocab_size", "architecture"}
+    parts = {"sequence_length", "vocab_size", "architecture", "abbie"}
     if told := _differences(before.model.model_dump(include=parts), now.model.model_dump(include=parts)):
         return f"model: it is not the one of the checkpoint ({'; '.join(told)}); {_BACK}"
     if (kind := type(objective_of(before))) is not type(objective_of(now)):

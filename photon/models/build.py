@@ -15,11 +15,12 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from photon.components import nearest
+from photon.config.abbie import AbbieSection
 from photon.config.floats import untagged
 from photon.config.schema import ModelSection
 from photon.errors import PhotonError
 from photon.models.fields import WRITTEN, Fields, difference, written
-from photon.models.pretrained import first_line, load_warm_start, read_json, read_model_config
+from photon.models.pretrained import ABBIE, first_line, load_warm_start, read_json, read_model_config
 
 VOCABULARY_MULTIPLE = 64
 """Rows of an embedding are padded to this multiple: matrix kernels are slow on odd widths."""
@@ -83,18 +84,14 @@ def transformers_config(model: ModelSection, vocab_size: int) -> PreTrainedConfi
     """
     values, where, strict = _described(model)
     model_type = values.pop("model_type", None)
-    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        raise PhotonError(
-            f"{where}: model_type={model_type!r} is no causal language model of transformers"
-            f"{nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
-        )
-    kind: Any = CONFIG_MAPPING[model_type]
+    kind = _kind(model, model_type, where)
     fields = Fields(kind, values)
     if not fields.has("vocab_size"):
         raise PhotonError(
             f"{where}: {model_type} is not a text model by itself; name the type of its text part"
         )
     fields.check(where, strict=strict)
+    _iterate(model, fields, where, strict=strict)
     # A configuration without weights says nothing of this tokenizer's vocabulary.
     own = fields.get("vocab_size") if model.config_file is None else None
     rows = _vocabulary_rows(model, vocab_size, own)
@@ -114,6 +111,42 @@ def transformers_config(model: ModelSection, vocab_size: int) -> PreTrainedConfi
         raise PhotonError(f"{where}: {model_type} refuses it ({_all_lines(error):.500})") from error
 
 
+def _kind(model: ModelSection, model_type: Any, where: str) -> Any:
+    """Return the class of the configuration."""
+    # What was saved as AbbIE says so in its type; in a run the section does.
+    saved = next((kind for kind in ABBIE.values() if kind.model_type == model_type), None)
+    if saved is not None and model.architecture is None:
+        return saved
+    if saved is not None:
+        raise PhotonError(
+            f"{where}: model_type={model_type} is not set here; give the type of its blocks, and model.abbie"
+        )
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise PhotonError(
+            f"{where}: model_type={model_type!r} is no causal language model of transformers"
+            f"{nearest(str(model_type), MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+        )
+    if model.abbie is None:
+        return CONFIG_MAPPING[model_type]
+    if model_type not in ABBIE:
+        raise PhotonError(
+            f"model.abbie: {where} has blocks of {model_type}; those of {' and '.join(ABBIE)} can iterate"
+        )
+    return ABBIE[model_type]
+
+
+def _iterate(model: ModelSection, fields: Fields, where: str, *, strict: bool) -> None:
+    """Say how the model iterates, if it does."""
+    if not fields.has("train_iterations"):
+        return
+    # A run counts in its own iterations, whatever a file has been tried with.
+    fields.put("iterations", None)
+    for name, value in (model.abbie.model_dump() if model.abbie else {}).items():
+        if strict and fields.get(name) is not None:
+            raise PhotonError(f"{where}.{name}: set model.abbie.{name} instead")
+        fields.put(name, value)
+
+
 def self_contained(model: ModelSection, vocab_size: int) -> ModelSection:
     """Return the section with everything that it takes from files written out.
 
@@ -122,9 +155,15 @@ def self_contained(model: ModelSection, vocab_size: int) -> ModelSection:
     """
     config = transformers_config(model, vocab_size)
     architecture = {key: value for key, value in written(config).items() if key != "vocab_size"}
+    abbie = None
+    if type(config) in ABBIE.values():
+        architecture.pop("iterations", None)
+        abbie = AbbieSection(**{name: architecture.pop(name) for name in AbbieSection.model_fields})
+        architecture["model_type"] = config.model_type.removeprefix("abbie_")
     section = model.model_copy(
         update={
             "architecture": architecture,
+            "abbie": abbie,
             "config_file": None,
             "warm_start": None,
             "vocab_size": config.vocab_size,

@@ -2,6 +2,7 @@
 
 from transformers import PreTrainedModel
 
+from photon.models.abbie import body_of
 from photon.models.build import parameter_count
 from photon.models.experts import active_parameter_count, experts_of
 
@@ -17,9 +18,9 @@ def flops_per_token(parameters: int, layers: int, width: int, sequence_length: i
     ----------
     parameters
         N: a tied embedding once (as the output projection), positions included; of routed experts those that
-        a token passes through.
+        a token passes through; a block that is applied several times as often as that.
     layers, width
-        L and d of the transformer.
+        L, the blocks that a token passes through, and d of the transformer.
     sequence_length
         T, tokens per sequence.
     """
@@ -33,6 +34,10 @@ def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float
     parameters = parameter_count(model) if experts is None else active_parameter_count(model, experts)
     # A model of several parts has these for each of them: its attention is then left out.
     layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
+    body = body_of(model)
+    again = config.passes - 1 if body else 0
+    parameters += again * sum(map(parameter_count, body))
+    layers += again * len(body)
     return flops_per_token(parameters, layers, width, sequence_length)
 
 

@@ -7,6 +7,9 @@ from torch import nn
 
 from photon.models.experts import experts_of
 
+#: In place of a target that is not counted.
+_IGNORED = -100
+
 
 class CausalLosses(NamedTuple):
     """The losses of a causal language model on a batch, scalars in float32.
@@ -27,6 +30,20 @@ class CausalLosses(NamedTuple):
     auxiliary: torch.Tensor | None
 
 
+def kept_apart(positions: torch.Tensor | None) -> dict[str, Any]:
+    """Return what a model is called with so that texts which share a row do not see each other.
+
+    A text begins where the positions begin anew. transformers looks for that where it has neither a mask nor
+    a cache, and a configuration may ask for a cache.
+
+    Parameters
+    ----------
+    positions
+        Place of each token in its text, of the shape of the token ids; None: each row is one text.
+    """
+    return {} if positions is None else {"position_ids": positions, "use_cache": False}
+
+
 def causal_loss(
     model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -35,7 +52,12 @@ def causal_loss(
 
 
 def causal_losses(
-    model: nn.Module, input_ids: torch.Tensor, vocabulary: torch.Tensor | None = None
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    vocabulary: torch.Tensor | None = None,
+    *,
+    targets: torch.Tensor | None = None,
+    positions: torch.Tensor | None = None,
 ) -> CausalLosses:
     """Return the mean cross-entropy of predicting every token but the first from those before it.
 
@@ -53,14 +75,22 @@ def causal_losses(
     vocabulary
         Tokens that the softmax runs over, bool of shape (rows of the head,): all of ``input_ids`` are among
         them. None: every row.
+    targets
+        Which tokens of ``input_ids`` the mean is over, bool of its shape; the first of a row is predicted
+        from nothing, and never counts. None: all. Without any the loss is 0.
+    positions
+        Place of each token in its text, of the shape of ``input_ids``: where it is 0 another one begins,
+        which does not see those before it. None: each row is one text.
     """
     # A wrapper for several devices has the model within.
     experts = experts_of(getattr(getattr(model, "module", model), "config", None))
     if experts is None or not experts.coefficient:
-        cross_entropy = _cross_entropy(model(input_ids=input_ids[:, :-1]).logits, input_ids, vocabulary)
+        places = None if positions is None else positions[:, :-1]
+        logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
+        cross_entropy = _cross_entropy(logits, input_ids, vocabulary, targets)
         return CausalLosses(cross_entropy, cross_entropy, None)
-    output = model(input_ids=input_ids, output_router_logits=True)
-    cross_entropy = _cross_entropy(output.logits[:, :-1], input_ids, vocabulary)
+    output = model(input_ids=input_ids, output_router_logits=True, **kept_apart(positions))
+    cross_entropy = _cross_entropy(output.logits[:, :-1], input_ids, vocabulary, targets)
     auxiliary = getattr(output, "aux_loss", None)
     if not isinstance(auxiliary, torch.Tensor):
         # Some configurations have the coefficient, and the model has no use for it.
@@ -69,15 +99,34 @@ def causal_losses(
 
 
 def _cross_entropy(
-    logits: torch.Tensor, input_ids: torch.Tensor, vocabulary: torch.Tensor | None
+    logits: torch.Tensor,
+    input_ids: torch.Tensor,
+    vocabulary: torch.Tensor | None,
+    chosen: torch.Tensor | None,
 ) -> torch.Tensor:
-    logits = logits.float().flatten(0, 1)
+    if chosen is not None and logits.device.type == "cpu":
+        # Most tokens may be no targets. On a GPU their number would have to be waited for.
+        kept = chosen[:, 1:]
+        if not kept.any():
+            return logits.float().sum() * 0.0
+        return _cross_entropy_of(logits[kept].float(), input_ids[:, 1:][kept], vocabulary)
+    targets = input_ids[:, 1:]
+    if chosen is None:
+        return _cross_entropy_of(logits.float().flatten(0, 1), targets.reshape(-1), vocabulary)
+    targets = targets.masked_fill(~chosen[:, 1:], _IGNORED).reshape(-1)
+    total = _cross_entropy_of(logits.float().flatten(0, 1), targets, vocabulary, reduction="sum")
+    return total / chosen[:, 1:].sum().clamp_min(1)
+
+
+def _cross_entropy_of(
+    logits: torch.Tensor, targets: torch.Tensor, vocabulary: torch.Tensor | None, reduction: str = "mean"
+) -> torch.Tensor:
+    """Return the cross-entropy of targets, (n,), under logits, (n, rows)."""
     if vocabulary is not None:
         logits = logits.masked_fill(~vocabulary, -torch.inf)
-    targets = input_ids[:, 1:].reshape(-1)
-    if logits.device.type == "cpu":
+    if logits.device.type == "cpu" and reduction == "mean":
         return _CrossEntropy.apply(logits, targets)
-    return nn.functional.cross_entropy(logits, targets)
+    return nn.functional.cross_entropy(logits, targets, ignore_index=_IGNORED, reduction=reduction)
 
 
 class _CrossEntropy(torch.autograd.Function):

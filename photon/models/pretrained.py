@@ -14,6 +14,27 @@ from transformers.utils import logging as transformers_logging
 
 from photon.config.floats import untagged
 from photon.errors import PhotonError
+from photon.models.abbie import (
+    AbbieGPT2Config,
+    AbbieGPT2LMHeadModel,
+    AbbieLlamaConfig,
+    AbbieLlamaForCausalLM,
+)
+
+#: By the type of its blocks: what AbbIE's configuration is.
+ABBIE: dict[str, Any] = {"gpt2": AbbieGPT2Config, "llama": AbbieLlamaConfig}
+
+
+def _register(config: Any, model: Any) -> None:
+    """Let transformers build and load a model that is not its own, and save it with its code."""
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModelForCausalLM.register(config, model, exist_ok=True)
+    config.register_for_auto_class()
+    model.register_for_auto_class("AutoModelForCausalLM")
+
+
+_register(AbbieGPT2Config, AbbieGPT2LMHeadModel)
+_register(AbbieLlamaConfig, AbbieLlamaForCausalLM)
 
 #: Masks, positions and rotations that earlier versions of transformers saved with a model.
 _TABLES = {

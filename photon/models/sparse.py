@@ -61,8 +61,12 @@ class LayerTopK(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         """Zero the smallest of ``v`` in place while training; return it."""
         if self.training and torch.is_grad_enabled() and v.device.type != "meta":
-            with torch.no_grad():
-                v.mul_(largest(v, kept(v.numel(), self.sparsity)))
+            count = kept(v.numel(), self.sparsity)
+            # A layer that is applied several times in a step, as one of AbbIE's body is, is written to once:
+            # the backward pass wants what the earlier applications computed with.
+            if int(v.detach().count_nonzero()) > count:
+                with torch.no_grad():
+                    v.mul_(largest(v, count))
         return v.view_as(v)
 
 

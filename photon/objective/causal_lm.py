@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.models.loss import causal_losses
+from photon.models.loss import CausalLosses, causal_losses
 from photon.objective.base import Evaluation, Objective
 from photon.objective.perplexity import OwnTokens, evaluate_windows
 from photon.training.hooks import Batch, Loss
@@ -25,7 +25,11 @@ class CausalLM(Objective):
 
     def loss(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Loss:
         """Return the loss of a batch of token ids; see `Objective.loss`."""
-        losses = causal_losses(model, batch["tokens"], rows)
+        return self._of(causal_losses(model, batch["tokens"], rows))
+
+    @staticmethod
+    def _of(losses: CausalLosses) -> Loss:
+        """Return what is trained, and what is reported."""
         if losses.auxiliary is None:
             return Loss(losses.total)
         return Loss(losses.total, {"loss": losses.cross_entropy, "auxiliary_loss": losses.auxiliary})
@@ -49,14 +53,15 @@ class CausalLM(Objective):
         scores = [
             evaluate_windows(
                 model,
-                windows,
+                arrays.pop("tokens"),
                 batch_size=batch_size,
                 device=device,
                 precision=precision,
                 limit=limit,
                 own=own,
+                beside=arrays,
             )
-            for windows in data.windows("validation")
+            for arrays in data.arrays("validation")
         ]
         return Evaluation({"loss": sum(score.nll for score in scores)}, sum(score.tokens for score in scores))
 

@@ -7,6 +7,7 @@ import torch
 
 from photon.components import build
 from photon.config.schema import Component, ModelSection, RunConfig
+from photon.data.prepared import ARRAYS, PreparedData
 from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
@@ -27,6 +28,39 @@ def _objective(component: str) -> Objective:
     section = Component.model_validate_json(component)
     objective: Objective = build(section.as_mapping(), "objective")
     return objective
+
+
+def check_arrays(config: RunConfig) -> None:
+    """Check that there is data that has what an objective reads.
+
+    Raises
+    ------
+    PhotonError
+        If there is none.
+    """
+    if unknown := set(objective_of(config).arrays).difference(*ARRAYS.values()):
+        raise PhotonError(f"objective: needs the array {min(unknown)}, and no prepared data has it")
+
+
+def check_data(config: RunConfig, data: PreparedData) -> None:
+    """Check that an objective reads all that prepared data has, and the data has all that it reads.
+
+    Raises
+    ------
+    PhotonError
+        If not: conversations, with what fills up their windows, are no running text; text has no assistant.
+    """
+    objective, kind = objective_of(config), data.manifest.kind
+    if set(objective.arrays) == set(data.array_names):
+        return
+    mend = (
+        "it needs conversations: prepare them with `photon data prepare --kind chat`"
+        if kind == "text"
+        else "it reads running text: train on conversations with objective=sft"
+    )
+    raise PhotonError(
+        f"objective: {type(objective).__name__} cannot train on the {kind} in {data.path}; {mend}"
+    )
 
 
 def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "cpu") -> "PreTrainedModel":

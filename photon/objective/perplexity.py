@@ -1,12 +1,15 @@
 """Validation loss of a model on packed windows of text."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
+
+from photon.models.loss import kept_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,7 +28,7 @@ class Score(NamedTuple):
     nll : float
         Summed negative log-likelihood in nats.
     tokens : int
-        Tokens predicted: all of a window but its first.
+        Tokens predicted: all of a window but its first, or those of them that are targets.
     """
 
     nll: float
@@ -98,6 +101,7 @@ def evaluate_windows(
     precision: "Precision",
     limit: int | None = None,
     own: OwnTokens | None = None,
+    beside: Mapping[str, np.ndarray] | None = None,
 ) -> Score:
     """Return the negative log-likelihood of windows and the number of tokens predicted.
 
@@ -121,20 +125,29 @@ def evaluate_windows(
         Most windows to read, evenly spaced over all of them; None reads all.
     own
         Tokens that the softmax runs over; None: all.
+    beside
+        Of conversations, the ``positions`` and ``targets`` of the tokens, as `photon.data.prepared` has them:
+        none sees another, and targets alone are predicted.
     """
     device = torch.device(device)
     rows = _evenly_spaced(len(windows), limit)
     step = _windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
-    total, was_training = 0.0, model.training
+    arrays = {"tokens": windows, **(beside or {})}
+    total, count, was_training = 0.0, 0, model.training
     model.eval()
     try:
         with torch.no_grad(), _autocast(device, precision):
             for start in range(0, len(rows), step):
-                batch = torch.from_numpy(windows[rows[start : start + step]].astype(np.int64)).to(device)
-                total += _summed_loss(model, batch, own)
+                taken = rows[start : start + step]
+                batch = {
+                    name: torch.from_numpy(array[taken].astype(np.int64)).to(device)
+                    for name, array in arrays.items()
+                }
+                summed, counted = _summed_loss(model, batch, own)
+                total, count = total + summed, count + counted
     finally:
         model.train(was_training)
-    return Score(total, len(rows) * (windows.shape[1] - 1))
+    return Score(total, count)
 
 
 def _evenly_spaced(count: int, limit: int | None) -> np.ndarray:
@@ -152,11 +165,21 @@ def _autocast(device: torch.device, precision: "Precision") -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def _summed_loss(model: nn.Module, input_ids: torch.Tensor, own: OwnTokens | None) -> float:
-    logits = model(input_ids=input_ids[:, :-1]).logits.float().flatten(0, 1)
-    targets = input_ids[:, 1:].reshape(-1)
+def _summed_loss(
+    model: nn.Module, batch: Mapping[str, torch.Tensor], own: OwnTokens | None
+) -> tuple[float, int]:
+    """Return the summed loss of a batch, and of how many tokens."""
+    input_ids = batch["tokens"]
+    places = batch["positions"][:, :-1] if "positions" in batch else None
+    logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
+    targets = input_ids[:, 1:]
+    if "targets" in batch:
+        counted = batch["targets"][:, 1:] == 1
+        logits, targets = logits[counted].float(), targets[counted]
+    else:
+        logits, targets = logits.float().flatten(0, 1), targets.reshape(-1)
     if own is None:
         losses = nn.functional.cross_entropy(logits, targets, reduction="none")
     else:
         losses = own.losses(logits, targets)
-    return float(losses.sum(dtype=torch.float64))
+    return float(losses.sum(dtype=torch.float64)), len(targets)

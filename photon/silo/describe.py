@@ -2,6 +2,7 @@
 
 from photon.config.schema import RunConfig
 from photon.link.messages import SiloInfo
+from photon.objective.configured import check_data
 from photon.silo.site import SiloSite
 from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
 from photon.training.precision import CLEARLY_FASTER, bf16_speedup_on_cpu, resolve_precision
@@ -11,6 +12,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
     set_up_torch(config.training, config.federation.silos_in_parallel)
     data = site.prepared()
+    check_data(config, data)
     device = resolve_device(config.training.device)
     precision = resolve_precision(config.training.precision, device)
     name, flops = device_facts(device, precision)

@@ -3,7 +3,7 @@
 from photon.code import command
 from photon.config.schema import RunConfig
 from photon.data.loader import stream_seed
-from photon.data.prepared import PreparedData, silo_file
+from photon.data.prepared import PreparedData, array_file
 from photon.link.messages import TrainRequest
 from photon.models.vocabulary import pack_vocabulary
 from photon.silo.runtime import as_trained
@@ -23,14 +23,17 @@ def fit_in_group(
     # A process of the group has its share of the threads that this one would train with.
     set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)
-    files = [silo_file(data.path, member, "train") for member in request.members]
+    arrays = {
+        name: [array_file(data.path, member, "train", name) for member in request.members]
+        for name in data.array_names
+    }
     job = GroupJob(
         config=as_trained(config.text),
         vocab_size=data.manifest.vocab_size,
         batch_size=request.batch_size,
         precision=resolve_precision(config.training.precision, device),
         device="cuda" if device.type == "cuda" else "cpu",
-        arrays={"tokens": files},
+        arrays=arrays,
         stream_seed=stream_seed(config.seed, request.members),
         position=request.position,
         global_step=request.global_step,

@@ -408,4 +408,5 @@ def _strategies(config: RunConfig) -> list[str]:
 
 def _model_names(config: RunConfig) -> list[str]:
     """Return the names that a model goes by: the aggregator's, and the type that is really built."""
-    return [config.model.name, str((config.model.architecture or {}).get("model_type"))]
+    blocks = str((config.model.architecture or {}).get("model_type"))
+    return [config.model.name, blocks if config.model.abbie is None else f"abbie_{blocks}"]

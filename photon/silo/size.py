@@ -67,6 +67,11 @@ def sizes_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
     yield "max_sequence_length", "model.sequence_length", model.sequence_length
     if model.vocab_size is not None:
         yield "max_vocabulary", "model.vocab_size", model.vocab_size
+    if model.abbie is not None:
+        # What a token passes through costs time and memory as so many blocks do.
+        once = model.abbie.head_blocks + model.abbie.tail_blocks
+        depth = once + model.abbie.train_iterations * model.abbie.body_blocks
+        yield "max_layers", "model.abbie.train_iterations", depth
     yield "max_batch_size", "training.batch_size", config.training.batch_size
     yield "max_batch_size", "evaluation.batch_size", config.evaluation.batch_size
     yield "max_processes", "training.processes", config.training.processes

@@ -78,22 +78,22 @@ def batches(
     PhotonError
         If what it has chosen does not fit the text.
     """
-    windows = data.windows("train")
+    texts = data.arrays("train")
+    windows = {name: [arrays[name] for arrays in texts] for name in texts[0]}
     seed = stream_seed(config.seed, request.members)
     work = _chosen(request, model, groups, data, config) if chooses(config) else None
     if work is None:
-        return BatchStream({"tokens": windows}, seed, request.position), {}
-    total = sum(map(len, windows))
+        return BatchStream(windows, seed, request.position), {}
+    total = sum(map(len, windows["tokens"]))
     chosen = work.windows.cpu().numpy()
     if chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= total:
         raise PhotonError(f"objective: what it has chosen is not one or more of {total} windows")
     for silo in request.members:
         policy.check_chosen(silo, len(np.unique(chosen)))
-    arrays = {name: [array.cpu().numpy()] for name, array in work.arrays.items()}
+    arrays = {name: [np.concatenate(parts)[chosen]] for name, parts in windows.items()}
+    arrays |= {name: [array.cpu().numpy()] for name, array in work.arrays.items()}
     try:
-        return BatchStream(
-            {"tokens": [np.concatenate(windows)[chosen]], **arrays}, seed + request.round
-        ), work.figures
+        return BatchStream(arrays, seed + request.round), work.figures
     except ValueError as error:
         raise PhotonError(f"objective: what it made for its windows does not fit them ({error})") from error
 

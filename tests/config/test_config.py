@@ -88,7 +88,7 @@ def test_the_tests_own_short_cut_composes_what_users_get(overrides: list[str]) -
         ("rounds=1,2", "several values make a sweep; add -m"),
         ("=3", "no such option"),
         ("strategy=null", r"strategy=null: no such option \(there are: centralized"),
-        ("model=3", r"model=3: no such option \(there are: custom"),
+        ("model=3", r"model=3: no such option \(there are: abbie-200m"),
         ("hydra/launcher=foo", "hydra/launcher=foo: no such option$"),
         ("outer.foo=1", r"did you mean 'outer\.\w+'"),
         ("transition.step=64", "not a key of this transition; those that have it: lordo, mtdao$"),

@@ -274,6 +274,12 @@ def test_every_preset_is_registered() -> None:
 
 # --- models and sizes ---------------------------------------------------------------------------------------
 
+
+def iterating(body: int, iterations: int) -> dict[str, int]:
+    """Return the section of a model whose body is applied several times."""
+    return {"head_blocks": 1, "body_blocks": body, "tail_blocks": 1, "train_iterations": iterations}
+
+
 MODELS = [
     ({(*ARCHITECTURE, "n_layer"): 2000}, "max_layers=256, and the request asks for model.architecture"),
     ({(*ARCHITECTURE, "n_layer"): 10**12}, "max_layers=256"),
@@ -292,6 +298,13 @@ MODELS = [
         "strategy.fragments=1000000000: the model",
     ),
     ({ARCHITECTURE: {"model_type": "llama", "num_hidden_layers": 20_000}}, "max_layers=256"),
+    (
+        {(*ARCHITECTURE, "n_layer"): 7, ("model", "abbie"): iterating(5, 64)},
+        "max_layers=256, and the request asks for model.abbie.train_iterations=322",
+    ),
+    ({("model", "abbie"): iterating(5, 10**9)}, "model.abbie.train_iterations"),
+    ({("model", "abbie"): iterating(10**12, 1)}, "max_layers=256"),
+    ({ARCHITECTURE: {"model_type": "abbie_gpt2", "train_iterations": 2}}, "give the type of its blocks"),
     ({ARCHITECTURE: {"model_type": "mixtral", "num_local_experts": 10**6}}, "max_experts=1,024"),
     ({ARCHITECTURE: {"model_type": "xlm", "emb_dim": 2048, "max_position_embeddings": 10**6}}, "one by one"),
     (

@@ -361,6 +361,23 @@ def test_two_processes_continue_like_one(tmp_path, fit_anew, parallel, micro):
         assert getattr(trained.result, field) == pytest.approx(getattr(expected, field), rel=1e-5)
 
 
+ABBIE = ["model.abbie={head_blocks: 0, body_blocks: 1, tail_blocks: 1, train_iterations: 3}"]
+
+
+@pytest.mark.parametrize(
+    ("parallel", "more"),
+    [("ddp", []), ("fsdp", []), ("fsdp", ["training.activation_checkpointing=true"])],
+)
+def test_a_body_that_iterates_is_trained_alike_in_two_processes(tmp_path, fit_anew, parallel, more):
+    one = OneProcess(*ABBIE)
+    params = one.state()[0]
+    trained = fit_anew(job(tmp_path, *own(parallel), *ABBIE, *more), tmp_path / "job", params)
+    expected = one.train(3)
+    assert_state_equal(one, trained.params, trained.groups, trained.scalars)
+    assert trained.result.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert trained.result.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+
+
 def test_a_softmax_over_some_tokens_is_the_same_in_two_processes(tmp_path, fit_anew):
     few, windows = torch.arange(VOCABULARY) < 7, random_windows() % 7
     one = OneProcess(windows=windows)

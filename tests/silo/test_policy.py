@@ -143,6 +143,14 @@ def test_names_are_those_of_the_run(
             SiloPolicy(**{rule: names}).check_names("alpha", config)
 
 
+def test_a_model_that_iterates_has_a_type_of_its_own(small_config: Make) -> None:
+    parts = "{head_blocks: 1, body_blocks: 1, tail_blocks: 1}"
+    config = small_config("model.architecture.n_layer=3", f"model.abbie={parts}")
+    SiloPolicy(models=["abbie_gpt2"]).check_names("alpha", config)
+    with pytest.raises(RefusedError, match=r"refused by alpha's policy: models=\[gpt2\]"):
+        SiloPolicy(models=["gpt2"]).check_names("alpha", config)
+
+
 def test_the_largest_model_is_judged_by_what_would_be_built(small_config: Make) -> None:
     config = small_config()
     size = sum(parameter.numel() for parameter in build_model(config.model, 300, seed=0).parameters())
