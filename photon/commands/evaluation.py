@@ -63,8 +63,11 @@ def evaluate(
                 raise PhotonError(f"{option} is of tasks; name them with --tasks")
     if data is None and tasks is None:
         raise PhotonError("nothing to evaluate on: give prepared data with --data, or tasks with --tasks")
+    if data is None and iterations is not None:
+        raise PhotonError("--iterations is of prepared data; give it with --data")
     if data is not None:
-        _on_data(model, data, sequences, batch_size or 32, device, precision)
+        numbers = None if iterations is None else _numbers(iterations)
+        _on_data(model, data, sequences, batch_size or 32, device, precision, numbers)
     if tasks is not None:
         from photon.evaluation.suites import asked_tasks
         from photon.evaluation.tasks import evaluate_tasks, write_tasks
@@ -85,7 +88,13 @@ def evaluate(
 
 
 def _on_data(
-    model: Path, data: Path, sequences: int | None, batch_size: int, device: str, precision: str
+    model: Path,
+    data: Path,
+    sequences: int | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    numbers: "list[int] | None",
 ) -> None:
     from rich.console import Console
     from torch.nn import Module
@@ -97,7 +106,6 @@ def _on_data(
     from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
 
-    numbers = None if iterations is None else _numbers(iterations)
     where = resolve_device(device)
     chosen = resolve_precision(precision, where)
     prepared = PreparedData.open(data)
