@@ -7,6 +7,7 @@ from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.runs import export, report, summary, watch
+from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.walltime import app as walltime_app
@@ -30,6 +31,8 @@ app.add_typer(silo, name="silo")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)
+app.command()(chat)
+app.command()(serve)
 app.command(context_settings=OVERRIDES)(doctor)
 app.command(context_settings=OVERRIDES)(train)
 app.command()(resume)

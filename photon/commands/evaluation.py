@@ -1,7 +1,7 @@
 """``photon evaluate`` and ``photon generate``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,21 +15,78 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Prepared data.")],
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared data.")] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="Tasks and suites (photon, desloc, abbie), commas between; needs an exported model."
+        ),
+    ] = None,
+    task_data: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder of task files; without it lm-eval fetches its own tasks."),
+    ] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Examples before each question; default: the suite's, or none.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; default: all.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Put questions by the model's chat template.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Results of tasks; default: tasks.json in the export.")
+    ] = None,
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Validation windows per silo, evenly spaced; default: all.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Windows per forward pass.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Windows per forward pass (32), or sequences of tasks (1).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="auto (what is fast on the device), fp32, bf16 or fp16: last digits differ.")
+        str,
+        typer.Option(
+            help="auto (what is fast on the device; for tasks, the export's own), fp32, bf16 or fp16: "
+            "last digits differ."
+        ),
     ] = "auto",
     iterations: Annotated[
         str | None,
         typer.Option(metavar="R,R,…", help="Passes through the body of an AbbIE model to try, as 1,2,4,8."),
     ] = None,
 ) -> None:
-    """Print a model's validation perplexity on prepared data, silo by silo."""
+    """Print a model's perplexity on prepared data, silo by silo, or its accuracy on tasks."""
+    from photon.errors import PhotonError
+
+    if tasks is None:
+        others = {"--task-data": task_data, "--shots": shots, "--limit": limit, "--output": output}
+        for option, value in {**others, "--chat": chat or None}.items():
+            if value is not None:
+                raise PhotonError(f"{option} is of tasks; name them with --tasks")
+    if data is None and tasks is None:
+        raise PhotonError("nothing to evaluate on: give prepared data with --data, or tasks with --tasks")
+    if data is not None:
+        _on_data(model, data, sequences, batch_size or 32, device, precision)
+    if tasks is not None:
+        from photon.evaluation.suites import asked_tasks
+        from photon.evaluation.tasks import evaluate_tasks, write_tasks
+        from photon.training.hardware import resolve_device
+
+        results = evaluate_tasks(
+            model,
+            asked_tasks(tasks, shots),
+            task_data=task_data,
+            limit=limit,
+            batch_size=batch_size or 1,
+            device=resolve_device(device),
+            precision=precision,
+            chat=chat,
+        )
+        _print_tasks(results)
+        write_tasks(results, output or model / "tasks.json")
+
+
+def _on_data(
+    model: Path, data: Path, sequences: int | None, batch_size: int, device: str, precision: str
+) -> None:
     from rich.console import Console
     from torch.nn import Module
 
@@ -160,3 +217,41 @@ def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Man
             end_section=silo == rows[-2][0],
         )
     return table
+
+
+def _print_tasks(results: "dict[str, Any]") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from photon.errors import printable
+
+    title = Text(f"Tasks of {printable(results['model'])}")
+    settings = results["settings"]
+    caption = f"lm-eval {results['lm_eval']}, computed in {settings['dtype']}"
+    table = Table(title=title, caption=caption, box=box.SIMPLE_HEAD)
+    table.add_column("task")
+    for heading in ("questions", "examples", "figure", "value", "error"):
+        table.add_column(heading, justify="right")
+    for task, entry in results["tasks"].items():
+        metrics = entry["metrics"]
+        for row, name in enumerate(name for name in metrics if "_stderr" not in name):
+            base, comma, chosen = name.partition(",")
+            error = metrics.get(f"{base}_stderr{comma}{chosen}")
+            first = (printable(task), f"{entry['questions']:,}", str(entry["shots"]))
+            table.add_row(
+                *(first if row == 0 else ("", "", "")),
+                name.replace("_", " "),
+                f"{metrics[name]:.4f}" if metrics[name] < 1000 else f"{metrics[name]:.4g}",
+                "" if error is None else f"±{error:.4f}",
+            )
+    console = Console()
+    console.print(table)
+    for suite, average in results["suites"].items():
+        if average["accuracy"] is not None:
+            above = average["above_chance"]
+            told = "" if above is None else f", above chance {above:.4f}"
+            console.print(f"{suite}: accuracy {average['accuracy']:.4f} over {average['tasks']} tasks{told}")
+    if results["missing"]:
+        console.print(f"not there: {', '.join(results['missing'])}")

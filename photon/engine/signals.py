@@ -51,6 +51,12 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, before[number])
 
 
+def heard() -> None:
+    """Say that an interruption has been dealt with, and that work goes on: it does not come again."""
+    if threading.current_thread() is threading.main_thread():
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def _is_heard() -> bool:
     """Return whether this thread deals with an interruption, in a handler or on its way out."""
     error = sys.exc_info()[1]

@@ -160,6 +160,7 @@ def export_model(
             if file.is_file():
                 shutil.copyfile(file, folder / file.name)
         _set_special_tokens(model, folder)
+        _complete_tokenizer_config(model, folder)
         model.save_pretrained(folder)
         if sparse:
             for weights in folder.glob("*.safetensors*"):
@@ -169,6 +170,10 @@ def export_model(
         (folder / "README.md").write_text(
             _render(model_section.name, facts, _use(model, sparse=sparse)), encoding="utf-8"
         )
+        # Weights are written for their owner alone; who may read the page may read the model.
+        mode = (folder / "README.md").stat().st_mode
+        for file in folder.iterdir():
+            file.chmod(mode)
 
 
 def _use(model: "PreTrainedModel", *, sparse: bool) -> str:
@@ -214,6 +219,21 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
             setattr(model.config, name, value)
     model.config.use_cache = True
     model.generation_config = GenerationConfig(**ends, pad_token_id=tokenizer.eos_token_id)
+    if model.config.model_type == "gpt2":
+        # What transformers no longer writes, and the converter of llama.cpp reads.
+        model.config.n_ctx = model.config.n_positions
+
+
+def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
+    """Say what clients ask a tokenizer for, where its own configuration does not: length and padding."""
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    wanted = {
+        "model_max_length": getattr(model.config, "max_position_embeddings", None),
+        "pad_token": config.get("eos_token"),
+    }
+    told = {name: value for name, value in wanted.items() if value is not None and config.get(name) is None}
+    file.write_text(json.dumps({**config, **told}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _architecture(model: "PreTrainedModel") -> dict[str, object]:

@@ -64,7 +64,7 @@ def generate_text(
     from photon.evaluation.iterations import iterating
     from photon.models.pretrained import load_pretrained, quiet_transformers
 
-    tokenizer = _load_tokenizer(export)
+    tokenizer = load_tokenizer(export)
     model = torch.nn.Module.to(load_pretrained(export), device).eval()
     start = tokenizer.encode(prompt, add_special_tokens=False) or _document_start(tokenizer, export)
     settings = GenerationConfig(
@@ -85,7 +85,14 @@ def generate_text(
     return text
 
 
-def _load_tokenizer(export: Path) -> Any:
+def load_tokenizer(export: Path) -> Any:
+    """Load the tokenizer of an exported model.
+
+    Raises
+    ------
+    PhotonError
+        If the folder is not a model with a tokenizer.
+    """
     from transformers import AutoTokenizer
 
     from photon.models.pretrained import first_line, read_model_config

@@ -87,6 +87,20 @@ def _settings(run_dir: Path) -> RunConfig:
         raise PhotonError(f"{run_dir}: cannot read the run's settings ({error})") from error
 
 
+def check_export(path: Path) -> None:
+    """Check that a folder is an exported model.
+
+    Raises
+    ------
+    PhotonError
+        If it is not, with what makes one of a run.
+    """
+    if not (path / "config.json").is_file():
+        raise PhotonError(
+            f"{path}: not an exported model (config.json); `photon export RUN FOLDER` makes one"
+        )
+
+
 def check_tokenizer(trained: TrainedModel, data: PreparedData) -> None:
     """Check that token ids mean the same to the model and in the data.
 

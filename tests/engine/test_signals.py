@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from photon.engine.signals import interruptible
+from photon.engine.signals import heard, interruptible
 from tests.deployment.harness import wait_until
 
 BIN = Path(sys.executable).parent
@@ -66,14 +66,24 @@ def test_one_that_is_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch) -> N
         except BaseException as error:
             swallowed.append(error)
 
-    def heard() -> None:
+    def work() -> None:
         swallow()
         swallow()
         time.sleep(20)
 
     with pytest.raises(KeyboardInterrupt), interruptible():
-        heard()
+        work()
     assert len(swallowed) == 2
+
+
+def test_one_that_is_dealt_with_does_not_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("photon.engine.signals._AGAIN_SECONDS", 0.05)
+    with interruptible():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                ask(signal.SIGINT)
+            heard()
+            time.sleep(0.2)
 
 
 def test_one_that_is_ignored_stays_ignored() -> None:

@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from photon.commands import evaluation as cli
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
+from photon.data.tokenizer import load_tokenizer
 from photon.errors import PhotonError
 from photon.evaluation.export import export_model, export_run
 from photon.evaluation.generate import generate_text
@@ -25,6 +27,7 @@ from photon.files.atomic import write_text
 from photon.models.build import build_model
 from photon.state.checkpoint import CheckpointStore, LedgerEntry, ServerState
 from photon.training.groups import read_params
+from tests.conftest import composed
 
 
 @pytest.fixture
@@ -75,6 +78,64 @@ def test_the_export_has_the_tokenizer_of_the_data(run: SimpleNamespace, exported
     assert tokenizer.eos_token_id == run.manifest.eos_token_id
     own = (exported / "tokenizer.json").read_bytes()
     assert own == (run.data / "tokenizer" / "tokenizer.json").read_bytes()
+
+
+#: What the converter of llama.cpp and vLLM's registry look for, by architecture.
+READ_BY_OTHERS = {
+    "GPT2LMHeadModel": ["n_layer", "n_ctx", "n_embd", "n_head", "layer_norm_epsilon", "vocab_size"],
+    "LlamaForCausalLM": [
+        *("num_hidden_layers", "max_position_embeddings", "hidden_size", "intermediate_size"),
+        *("num_attention_heads", "num_key_value_heads", "rms_norm_eps", "head_dim", "vocab_size"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=tiny"],
+        [
+            "model=llama-135m",
+            *(f"model.architecture.{key}" for key in ("num_hidden_layers=1", "hidden_size=18")),
+            *(f"model.architecture.{key}" for key in ("intermediate_size=32", "num_key_value_heads=3")),
+        ],
+    ],
+)
+def test_other_programs_find_what_they_read(overrides: list[str], corpus: Path, tmp_path: Path) -> None:
+    section, data = composed(*overrides, "model.sequence_length=32").model, PreparedData.open(corpus)
+    size = section.vocab_size or data.manifest.vocab_size
+    params = read_params(build_model(section, size, seed=0))
+    export_model(params, section, size, data.tokenizer_path, tmp_path / "export", {})
+    config = json.loads((tmp_path / "export" / "config.json").read_text())
+    (architecture,) = config["architectures"]
+    assert [name for name in READ_BY_OTHERS[architecture] if config.get(name) is None] == []
+    assert config.get("n_ctx", 32) == 32
+
+
+def test_clients_find_length_and_padding_and_may_read_the_files(run: SimpleNamespace, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        export_run(run.folder, tmp_path / "export")
+    finally:
+        os.umask(before)
+    exported = tmp_path / "export"
+    assert {oct(file.stat().st_mode & 0o777) for file in exported.iterdir()} == {"0o640"}
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    assert tokenizer.model_max_length == run.model.config.max_position_embeddings
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+    # What the tokenizer's own configuration says stays, and the tokens are those of the data.
+    own = json.loads((run.data / "tokenizer" / "tokenizer_config.json").read_text())
+    told = json.loads((exported / "tokenizer_config.json").read_text())
+    assert {name: told[name] for name in own} == own
+    assert (
+        load_tokenizer(exported).tokenizer.to_str()
+        == load_tokenizer(run.data / "tokenizer").tokenizer.to_str()
+    )
+    # Training goes on from it.
+    section = composed("model=custom", f"model.warm_start={exported}", "model.sequence_length=16").model
+    again = build_model(section, run.manifest.vocab_size, seed=0)
+    for name, value in read_params(run.model).items():
+        assert torch.equal(read_params(again)[name], value)
 
 
 def test_the_card_states_the_facts(run: SimpleNamespace, tmp_path: Path) -> None:
