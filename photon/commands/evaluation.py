@@ -63,8 +63,11 @@ def evaluate(
                 raise PhotonError(f"{option} is of tasks; name them with --tasks")
     if data is None and tasks is None:
         raise PhotonError("nothing to evaluate on: give prepared data with --data, or tasks with --tasks")
+    numbers = None if iterations is None else _numbers(iterations)
+    if tasks is not None and numbers is not None and len(numbers) > 1:
+        raise PhotonError(f"--iterations={iterations}: tasks are asked at one number; name --output for each")
     if data is not None:
-        _on_data(model, data, sequences, batch_size or 32, device, precision)
+        _on_data(model, data, sequences, batch_size or 32, device, precision, numbers)
     if tasks is not None:
         from photon.evaluation.suites import asked_tasks
         from photon.evaluation.tasks import evaluate_tasks, write_tasks
@@ -79,13 +82,20 @@ def evaluate(
             device=resolve_device(device),
             precision=precision,
             chat=chat,
+            iterations=numbers[0] if numbers else None,
         )
         _print_tasks(results)
         write_tasks(results, output or model / "tasks.json")
 
 
 def _on_data(
-    model: Path, data: Path, sequences: int | None, batch_size: int, device: str, precision: str
+    model: Path,
+    data: Path,
+    sequences: int | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    numbers: list[int] | None,
 ) -> None:
     from rich.console import Console
     from torch.nn import Module
@@ -97,7 +107,6 @@ def _on_data(
     from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
 
-    numbers = None if iterations is None else _numbers(iterations)
     where = resolve_device(device)
     chosen = resolve_precision(precision, where)
     prepared = PreparedData.open(data)
