@@ -52,11 +52,14 @@ def new_run_name(config: RunConfig) -> str:
 def prepare_run(config: RunConfig) -> RunConfig:
     """Fill in what depends on this machine: the run's folder and the prepared data.
 
-    A relative ``run_dir`` is taken from the current folder; without one, the run goes to ``runs/`` in
-    Photon's home. Embedded and hub text is prepared on first use.
+    A relative ``run_dir`` is taken from the current folder, and so are the files of the model, because the
+    ServerApp may work in another one. Without a ``run_dir`` the run goes to ``runs/`` in Photon's home.
+    Embedded and hub text is prepared on first use.
     """
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
-    changes: dict[str, Any] = {"run_dir": str(run_dir)}
+    files = {"config_file": config.model.config_file, "warm_start": config.model.warm_start}
+    found = {name: str(Path(file).absolute()) for name, file in files.items() if file}
+    changes: dict[str, Any] = {"run_dir": str(run_dir), "model": config.model.model_copy(update=found)}
     if config.federation.engine != "deployment":
         changes["data"] = config.data.model_copy(
             update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}

@@ -377,7 +377,7 @@ def _check_trained_once(state: Path, run_dir: Path, silo: str, struck: Mapping[i
     """
     (used,) = json.loads((state / "counts.json").read_text()).values()
     wasted = used["tokens"] - _ledger(run_dir)[silo].tokens
-    lost = sum(silo in fault.failed or fault.interrupted for fault in struck.values())
+    lost = sum(silo in fault.failed or fault.interrupted is not None for fault in struck.values())
     assert 0 <= wasted <= lost * STEPS * BATCH * SEQUENCE_LENGTH
 
 

@@ -49,7 +49,7 @@ def perplexities(variant: str, mode: str, seed: int) -> dict[int, float]:
     }
     tiny = compose(["model=tiny"]).model
     assert tiny.architecture is not None
-    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "initializer_range": 0.025}
+    shape = {"n_layer": 4, "n_embd": 64, "n_head": 4, "initializer_range": 0.0275}
     update = {
         "architecture": tiny.architecture | shape,
         "abbie": AbbieSection(**abbie),

@@ -23,6 +23,7 @@ from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
 from photon.evaluation.perplexity import evaluate_data
 from photon.federation.run import prepare_run
+from photon.models.abbie import AbbieGPT2Config, AbbieLlamaConfig
 from photon.models.build import build_model
 from photon.models.loss import causal_losses, kept_apart
 from photon.node import answer
@@ -39,6 +40,8 @@ KINDS = {
     "gpt2": GPT2Config(vocab_size=64, n_embd=16, n_layer=2, n_head=2),
     "llama": LlamaConfig(**SMALLEST, intermediate_size=16),
     "qwen2": Qwen2Config(**SMALLEST, intermediate_size=16, num_key_value_heads=1),
+    "abbie_gpt2": AbbieGPT2Config(**SMALLEST),
+    "abbie_llama": AbbieLlamaConfig(**SMALLEST, intermediate_size=16),
 }
 
 
@@ -343,6 +346,20 @@ def test_a_run_starts_from_an_export_and_gets_better(
     assert last["loss"] < first["loss"]
 
 
+def test_files_of_the_model_are_found_from_where_the_run_is_started(
+    chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ServerApp of a simulation works in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    custom = [*(one for one in SMALL if not one.startswith("model.")), "model=custom", f"data.path={chats}"]
+    custom += [*CHATS, "model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=2"]
+    model = prepare_run(composed(*custom, "model.warm_start=base/export")).model
+    assert model.warm_start == str(tmp_path / "base" / "export")
+    assert model.config_file is None
+    model = prepare_run(composed(*custom, "model.config_file=c.json")).model
+    assert model.config_file == str(tmp_path / "c.json")
+
+
 @pytest.mark.parametrize(
     "way",
     [
@@ -360,6 +377,7 @@ def test_a_run_starts_from_an_export_and_gets_better(
         ["link=int8"],
         ["privacy=gaussian", "link.uplink_payload=update"],
         ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=3"],
+        ["model=abbie-tiny", "model.architecture.n_layer=4"],
         ["training.compile=true"],
         ["training.micro_batch_size=auto"],
     ],
