@@ -63,10 +63,10 @@ def evaluate(
                 raise PhotonError(f"{option} is of tasks; name them with --tasks")
     if data is None and tasks is None:
         raise PhotonError("nothing to evaluate on: give prepared data with --data, or tasks with --tasks")
-    if data is None and iterations is not None:
-        raise PhotonError("--iterations is of prepared data; give it with --data")
+    numbers = None if iterations is None else _numbers(iterations)
+    if tasks is not None and numbers is not None and len(numbers) > 1:
+        raise PhotonError(f"--iterations={iterations}: tasks are asked at one number; name --output for each")
     if data is not None:
-        numbers = None if iterations is None else _numbers(iterations)
         _on_data(model, data, sequences, batch_size or 32, device, precision, numbers)
     if tasks is not None:
         from photon.evaluation.suites import asked_tasks
@@ -82,6 +82,7 @@ def evaluate(
             device=resolve_device(device),
             precision=precision,
             chat=chat,
+            iterations=numbers[0] if numbers else None,
         )
         _print_tasks(results)
         write_tasks(results, output or model / "tasks.json")
@@ -94,7 +95,7 @@ def _on_data(
     batch_size: int,
     device: str,
     precision: str,
-    numbers: "list[int] | None",
+    numbers: list[int] | None,
 ) -> None:
     from rich.console import Console
     from torch.nn import Module

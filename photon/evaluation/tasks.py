@@ -5,13 +5,14 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from photon import DISTRIBUTION
 from photon.errors import PhotonError, printable
+from photon.evaluation.iterations import iterating
 from photon.evaluation.load import check_export
 from photon.evaluation.suites import Asked
 from photon.evaluation.task_files import LocalTask, find_files, read_task
@@ -39,6 +40,7 @@ def evaluate_tasks(
     device: "torch.device",
     precision: str = "auto",
     chat: bool = False,
+    iterations: int | None = None,
 ) -> dict[str, Any]:
     """Ask an exported model the questions of tasks.
 
@@ -58,6 +60,8 @@ def evaluate_tasks(
         Where and in which number format the model runs; "auto" is the export's own.
     chat
         Whether questions are put as turns of a conversation, by the tokenizer's chat template.
+    iterations
+        Passes through the body of a model that iterates; None: as many as in training.
 
     Returns
     -------
@@ -84,7 +88,8 @@ def evaluate_tasks(
                     **most,
                     "max_gen_toks": min(most["max_gen_toks"], model.max_length // 2),
                 }
-        found = _ask(model, specs, limit, with_registered=task_data is None, chat=chat)
+        with nullcontext() if iterations is None else iterating(model.model, iterations):
+            found = _ask(model, specs, limit, with_registered=task_data is None, chat=chat)
     tasks = {
         task.name: _entry(task, local.get(task.name), task.registered, found)
         for task in asked
@@ -99,6 +104,7 @@ def evaluate_tasks(
             "batch_size": batch_size,
             "limit": limit,
             "chat": chat,
+            "iterations": iterations,
         },
         "tasks": tasks,
         "suites": _averages(asked, tasks),

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
@@ -187,8 +186,7 @@ class Answer:
     def __init__(self, model: ServedModel, prompt: Sequence[int], settings: Settings, most: int) -> None:
         self.prompt_tokens, self.tokens, self.finish = len(prompt), 0, "stop"
         self._most = most
-        self._decode = DecodeStream(ids=list(prompt), skip_special_tokens=True)
-        self._tokenizer = model.tokenizer.backend_tokenizer
+        self._decoder = _Decoder(model.tokenizer, prompt)
         self._stop = StopWords(settings.stop)
         self._written = _Tokens()
         self._thread = threading.Thread(
@@ -219,13 +217,14 @@ class Answer:
             if isinstance(token, Exception):
                 raise token
             self.tokens += 1
-            piece = self._stop.take(self._decode.step(self._tokenizer, token) or "")
+            piece = self._stop.take(self._decoder.take(token))
             if piece:
                 yield piece
             if self._stop.found:
                 return
         self.finish = "length" if self.tokens >= self._most else "stop"
-        if rest := self._stop.held:
+        rest = self._stop.take(self._decoder.rest())
+        if rest := rest if self._stop.found else rest + self._stop.held:
             yield rest
 
     def close(self) -> None:
@@ -261,6 +260,35 @@ class _Tokens(BaseStreamer):
 
     def end(self) -> None:
         """Do nothing: the thread says when it has ended, and how."""
+
+
+class _Decoder:
+    """Makes text of tokens as they come, behind those of a prompt.
+
+    A character may be split between tokens, and what a token means may depend on the one before: so tokens
+    are decoded together with those that were shown last, and wait while they end within a character.
+    """
+
+    def __init__(self, tokenizer: Any, prompt: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._shown, self._waiting = list(prompt), list[int]()
+
+    def take(self, token: int) -> str:
+        """Return the text that has become whole by a token."""
+        self._waiting.append(token)
+        text = self.rest()
+        if not text or text.endswith("\ufffd"):
+            return ""
+        self._shown, self._waiting = self._waiting, []
+        return text
+
+    def rest(self) -> str:
+        """Return the text of the tokens that wait, whole or not."""
+        before, after = (
+            self._tokenizer.decode(tokens, skip_special_tokens=True)
+            for tokens in (self._shown, self._shown + self._waiting)
+        )
+        return str(after)[len(before) :]
 
 
 class StopWords:

@@ -254,6 +254,24 @@ def test_a_sparse_export_has_the_same_figures(
     assert whole == sparse
 
 
+def test_a_model_that_iterates_is_asked_at_the_number_that_is_named(
+    corpus: Path, small_config: Callable[..., RunConfig], task_data: Path, tmp_path: Path
+) -> None:
+    parts = "{head_blocks: 1, body_blocks: 1, tail_blocks: 1}"
+    section = small_config("model.architecture.n_layer=3", f"model.abbie={parts}").model
+    data = PreparedData.open(corpus)
+    params = read_params(build_model(section, data.manifest.vocab_size, seed=0))
+    params = {name: 3 * value for name, value in params.items()}
+    export_model(params, section, data.manifest.vocab_size, data.tokenizer_path, tmp_path / "export", {})
+    found = [
+        evaluated(tmp_path / "export", "letter", task_data, iterations=number) for number in (None, 1, 2, 8)
+    ]
+    bits = [results["tasks"]["letter"]["metrics"]["bits_per_byte"] for results in found]
+    assert bits[0] == bits[2], "as in training"
+    assert len(set(bits)) == 3
+    assert found[3]["settings"]["iterations"] == 8
+
+
 def test_a_suite_has_its_examples_and_says_what_is_missing(export: Path, task_data: Path) -> None:
     (task_data / "arc_easy.jsonl").write_text((task_data / "world" / "quiz.jsonl").read_text())
     results = evaluated(export, "abbie", task_data)
@@ -301,5 +319,7 @@ def test_the_command_writes_results_and_refuses_what_makes_no_sense(
     assert json.loads((export / "tasks.json").read_text()) == written
     assert "cannot write" in str(photon(*asked, "--output", str(tmp_path)).exception)
     assert "nothing to evaluate on" in str(photon().exception)
+    assert "at one number" in str(photon(*asked, "--iterations", "1,2").exception)
+    assert "applies each block once" in str(photon(*asked, "--iterations", "2").exception)
     for option in (["--shots", "1"], ["--limit", "1"], ["--chat"], ["--output", "a"], ["--task-data", "a"]):
         assert f"{option[0]} is of tasks" in str(photon(*option).exception)

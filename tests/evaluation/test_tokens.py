@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from photon.evaluation.export import export_model
 from photon.evaluation.generate import generate_text
 from photon.evaluation.load import TrainedModel, check_tokenizer
 from photon.models.build import build_model
+from photon.serving.model import ServedModel, Settings
 from photon.training.groups import read_params
 
 PROMPTS = ["the text", " a space first", "Grüße, 世界!", "two  spaces\n\nand lines\n", "x"]
@@ -146,6 +147,20 @@ def test_every_tool_makes_the_tokens_that_were_trained(
     for text in PROMPTS:
         generate_text(export, text)
     assert asked == wanted
+
+
+def test_an_answer_in_pieces_is_the_text_in_one(export: Path) -> None:
+    """Where pieces meet, and where they follow the prompt, no space is lost."""
+    model = ServedModel(export, torch.device("cpu"))
+    compared = 0
+    for prompt, seed in product(PROMPTS, range(4)):
+        ids = model.encode(prompt)
+        answer = "".join(model.answer(ids, Settings(most=3, top_k=50, temperature=0.8, seed=seed)))
+        whole = generate_text(export, prompt, max_new_tokens=3, seed=seed)
+        if "\ufffd" not in whole:  # bytes that are no text: what comes of them depends on those that follow
+            assert model.tokenizer.decode(ids) + answer == whole
+            compared += 1
+    assert compared
 
 
 def test_the_given_tokenizer_is_known_as_the_one_of_the_data(data: PreparedData, given: Path) -> None:

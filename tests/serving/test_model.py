@@ -1,5 +1,6 @@
 """Answers: the text that generation gives, piece by piece, up to a stop word."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -83,6 +84,19 @@ def test_a_seed_gives_the_same_text_whatever_is_written_beside_it(base: ServedMo
     assert torch.equal(torch.random.get_rng_state(), before)
     others = {written(base, "abc", Settings(most=20, temperature=1.5)) for _ in range(4)}
     assert len(others) > 1
+
+
+def test_each_end_that_the_export_names_ends_an_answer(base: ServedModel, export: Path) -> None:
+    tokens = base.answer(base.encode("abc"), GREEDY)
+    list(tokens)
+    written_ids = base.tokenizer.encode(written(base, "abc", GREEDY))
+    file = export / "generation_config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps({**config, "eos_token_id": [config["eos_token_id"], *written_ids]}))
+    model = ServedModel(export, torch.device("cpu"))
+    answer = model.answer(model.encode("abc"), GREEDY)
+    list(answer)
+    assert (answer.tokens < tokens.tokens, answer.finish) == (True, "stop")
 
 
 def test_whoever_stops_reading_ends_the_writing(base: ServedModel) -> None:
