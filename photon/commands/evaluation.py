@@ -61,10 +61,12 @@ def evaluate(
         for option, value in {**others, "--chat": chat or None}.items():
             if value is not None:
                 raise PhotonError(f"{option} is of tasks; name them with --tasks")
+    if data is None and iterations is not None:
+        raise PhotonError("--iterations is of the perplexity on prepared data; give it with --data")
     if data is None and tasks is None:
         raise PhotonError("nothing to evaluate on: give prepared data with --data, or tasks with --tasks")
     if data is not None:
-        _on_data(model, data, sequences, batch_size or 32, device, precision)
+        _on_data(model, data, sequences, batch_size or 32, device, precision, iterations)
     if tasks is not None:
         from photon.evaluation.suites import asked_tasks
         from photon.evaluation.tasks import evaluate_tasks, write_tasks
@@ -85,7 +87,13 @@ def evaluate(
 
 
 def _on_data(
-    model: Path, data: Path, sequences: int | None, batch_size: int, device: str, precision: str
+    model: Path,
+    data: Path,
+    sequences: int | None,
+    batch_size: int,
+    device: str,
+    precision: str,
+    iterations: str | None,
 ) -> None:
     from rich.console import Console
     from torch.nn import Module
