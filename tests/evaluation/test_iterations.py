@@ -187,6 +187,13 @@ def test_iterations_that_cannot_be_are_refused(numbers: str, run_dir: Path, corp
     assert "iterations=" in str(done.exception)
 
 
+def test_iterations_are_of_prepared_data(run_dir: Path) -> None:
+    words = ["evaluate", str(run_dir), "--tasks", "arc_easy", "--iterations", "1,2"]
+    done = CliRunner().invoke(app(), words)
+    assert isinstance(done.exception, PhotonError)
+    assert "give it with --data" in str(done.exception)
+
+
 def test_a_plain_model_has_nothing_to_iterate(
     run_small: Callable[..., Any], small_config: Callable[..., RunConfig], corpus: Path
 ) -> None:
