@@ -187,11 +187,11 @@ def test_iterations_that_cannot_be_are_refused(numbers: str, run_dir: Path, corp
     assert "iterations=" in str(done.exception)
 
 
-def test_iterations_are_of_prepared_data(run_dir: Path) -> None:
+def test_tasks_are_asked_at_one_number_of_iterations(run_dir: Path) -> None:
     words = ["evaluate", str(run_dir), "--tasks", "arc_easy", "--iterations", "1,2"]
     done = CliRunner().invoke(app(), words)
     assert isinstance(done.exception, PhotonError)
-    assert "give it with --data" in str(done.exception)
+    assert "tasks are asked at one number" in str(done.exception)
 
 
 def test_a_plain_model_has_nothing_to_iterate(
