@@ -1,5 +1,6 @@
 """``scripts/federation.sh``: what it refuses, what it leaves alone, and what its supervisors do."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -95,6 +96,10 @@ time.sleep(600)
     finally:
         supervisor.terminate()
         supervisor.wait(30)
+        # Flower's own SuperExec ends with its parent; this one does not.
+        for pid in pids_said(log):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def test_down_leaves_a_process_alone_that_has_taken_the_pid(
