@@ -23,8 +23,9 @@ import psutil
 
 from photon import code
 from photon.errors import PhotonError
+from photon.files.processes import is_gone
 from photon.link.frames import Frame, read_frame, write_frame
-from photon.silo.worker_client import LOG, check_peer, is_gone
+from photon.silo.worker_client import LOG, check_peer
 
 #: A message comes at once or not at all; only an answer takes its time.
 _TRANSFER_SECONDS = 60.0

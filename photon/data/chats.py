@@ -3,7 +3,7 @@
 from typing import Any, get_args
 
 from photon.data.documents import Chat, Message
-from photon.data.rows import MISSING, BadRow, NamedSource, called, named_source, text_fault, value_of
+from photon.data.rows import MISSING, NamedSource, called, named_source, row_fault, text_fault, value_of
 from photon.data.template import Role
 
 ROLES: tuple[str, ...] = get_args(Role)
@@ -26,10 +26,8 @@ def chat_of(row: Any, place: str, field: str, source_field: str | None = None) -
     source_field
         Field with the source.
     """
-    if isinstance(row, BadRow):
-        return row.reason
-    if not isinstance(row, dict):
-        return "not an object with fields"
+    if (fault := row_fault(row)) is not None:
+        return fault
     found = value_of(row, field)
     if found is MISSING:
         return f"no field {field!r} with messages; name another with --text-field"

@@ -196,6 +196,13 @@ def _arrow_row(batch: "pa.RecordBatch | pa.Table") -> Any:
         return BadRow("a value that Python cannot hold")
 
 
+def row_fault(row: Any) -> str | None:
+    """Return why a row has no fields; None: it has."""
+    if isinstance(row, BadRow):
+        return row.reason
+    return None if isinstance(row, dict) else "not an object with fields"
+
+
 def document_of(row: Any, place: str, text_field: str, source_field: str | None = None) -> Document | str:
     """Return the row's document, or the reason why it has none.
 
@@ -208,10 +215,8 @@ def document_of(row: Any, place: str, text_field: str, source_field: str | None 
     text_field, source_field
         Names of fields; a dot reaches into an inner object.
     """
-    if isinstance(row, BadRow):
-        return row.reason
-    if not isinstance(row, dict):
-        return "not an object with fields"
+    if (fault := row_fault(row)) is not None:
+        return fault
     text = value_of(row, text_field)
     if text is MISSING:
         return f"no text field {text_field!r}; name another with --text-field"

@@ -5,6 +5,8 @@ import subprocess
 
 import psutil
 
+from photon.files.processes import is_gone
+
 #: Word of its command line.
 _NAME = "flower-superexec"
 
@@ -28,10 +30,7 @@ class Executor:
             with contextlib.suppress(psutil.NoSuchProcess):
                 self._executor = executor_of(psutil.Process(self._process.pid))
             return False
-        with contextlib.suppress(psutil.NoSuchProcess):
-            # One that nobody waits for stays a zombie.
-            return not self._executor.is_running() or self._executor.status() == psutil.STATUS_ZOMBIE
-        return True
+        return is_gone(self._executor)
 
 
 def executor_of(process: psutil.Process) -> psutil.Process | None:

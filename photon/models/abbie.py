@@ -159,6 +159,7 @@ class _Iterated(_Abbie):
         return list(self._blocks())[start : start + self.config.body_blocks]
 
     def _blocks(self) -> nn.ModuleList:
+        """Return all blocks, which each shape keeps under a name of its own."""
         raise NotImplementedError
 
     def _cache(self, cache: DynamicCache | None, use_cache: bool | None) -> DynamicCache | None:

@@ -23,6 +23,7 @@ from flwr.app import ConfigRecord, RecordDict
 
 from photon import code
 from photon.errors import PhotonError
+from photon.files.processes import is_gone
 from photon.link import BODY
 from photon.link.answer import MessageType, NodeConfig
 from photon.link.frames import Frame, read_frame, write_frame
@@ -104,16 +105,6 @@ def check_peer(connection: socket.socket) -> None:
     uid = struct.unpack("iII", credentials)[1]
     if uid != os.geteuid():
         raise PhotonError(f"silo worker: the other end of {SOCKET} belongs to uid {uid}, not {os.geteuid()}")
-
-
-def is_gone(process: "psutil.Process") -> bool:
-    """Tell whether a process has ended; one that nobody has waited for yet has."""
-    import psutil
-
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 @dataclass(frozen=True)

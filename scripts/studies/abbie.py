@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from results import Result, Results, Runs
+from results import Result, Results, Runs, tuned_rate, untried_rates
 from study import Study
 from tables import by_rate, percent, perplexity, table
 from text import (
@@ -226,21 +226,13 @@ def tried(results: Results, model: str, method: str) -> dict[float, float]:
 
 def search(results: Results, model: str, method: str) -> Iterator[Case]:
     """Yield the middle three rates, then those beside the best."""
-    known, middle = tried(results, model, method), len(RATES) // 2
-    wanted = [rate for rate in RATES[middle - 1 : middle + 2] if rate not in known]
-    if not wanted:
-        best = RATES.index(min(known, key=lambda rate: known[rate]))
-        wanted = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in known]
-    for rate in wanted:
+    for rate in untried_rates(tried(results, model, method), RATES):
         yield Case(model, method, rate, SEEDS[0])
 
 
 def tuned(results: Results, model: str, method: str) -> float | None:
     """Return the best rate; None as long as one beside it has to be tried."""
-    if list(search(results, model, method)):
-        return None
-    known = tried(results, model, method)
-    return min(known, key=lambda rate: known[rate])
+    return tuned_rate(tried(results, model, method), RATES)
 
 
 # --- the page --------------------------------------------------------------------------------------

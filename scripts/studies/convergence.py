@@ -27,7 +27,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from results import Result, Results, Runs
+from results import Result, Results, Runs, tuned_rate, untried_rates
 from study import Study
 from tables import by_rate, perplexity, save_figure, table
 from text import (
@@ -305,21 +305,13 @@ def tried(results: Results, method: str, part: Part) -> dict[float, float]:
 
 def untried(results: Results, method: str, part: Part) -> float | None:
     """Return the rate to try next: one of the middle three, then a neighbour of the best; None if all are."""
-    known, rates = tried(results, method, part), part.rates
-    middle = len(rates) // 2
-    missing = [rate for rate in rates[max(0, middle - 1) : middle + 2] if rate not in known]
-    if not missing:
-        best = rates.index(min(known, key=lambda rate: known[rate]))
-        missing = [rate for rate in rates[max(0, best - 1) : best + 2] if rate not in known]
+    missing = untried_rates(tried(results, method, part), part.rates)
     return missing[0] if missing else None
 
 
 def tuned(results: Results, method: str, part: Part) -> float | None:
     """Return the rate with the lowest perplexity; None as long as one has to be tried."""
-    known = tried(results, method, part)
-    if untried(results, method, part) is not None:
-        return None
-    return min(known, key=lambda rate: known[rate])
+    return tuned_rate(tried(results, method, part), part.rates)
 
 
 def reached(curve: Sequence[dict[str, float]], target: float, what: str) -> float | None:

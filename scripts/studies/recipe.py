@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from results import Result, Results, Runs
+from results import Result, Results, Runs, tuned_rate, untried_rates
 from study import Study
 from tables import by_rate, percent, perplexity, table
 from text import (
@@ -172,21 +172,13 @@ def tried(results: Results, schedule: str, cohort: int) -> dict[float, float]:
 
 def search(results: Results, schedule: str, cohort: int) -> Iterator[Case]:
     """Yield the middle three rates, then those beside the best."""
-    known = tried(results, schedule, cohort)
-    wanted = [rate for rate in RATES[1:-1] if rate not in known]
-    if not wanted:
-        best = RATES.index(min(known, key=lambda rate: known[rate]))
-        wanted = [rate for rate in RATES[max(0, best - 1) : best + 2] if rate not in known]
-    for rate in wanted:
+    for rate in untried_rates(tried(results, schedule, cohort), RATES):
         yield Case(schedule, cohort, "iid", rate, 0)
 
 
 def tuned(results: Results, schedule: str, cohort: int) -> float | None:
     """Return the best rate; None as long as one beside it has to be tried."""
-    if list(search(results, schedule, cohort)):
-        return None
-    known = tried(results, schedule, cohort)
-    return min(known, key=lambda rate: known[rate])
+    return tuned_rate(tried(results, schedule, cohort), RATES)
 
 
 # --- the page --------------------------------------------------------------------------------------

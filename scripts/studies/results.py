@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,3 +96,26 @@ class Runs:
                 yield False
                 return
             yield True
+
+
+def untried_rates(known: Mapping[float, float], rates: Sequence[float]) -> list[float]:
+    """Return the rates to try next: the middle three, then those beside the best.
+
+    Parameters
+    ----------
+    known
+        Rate to perplexity, infinite where a run diverged.
+    rates
+        The grid, ascending.
+    """
+    middle = len(rates) // 2
+    missing = [rate for rate in rates[max(0, middle - 1) : middle + 2] if rate not in known]
+    if missing:
+        return missing
+    best = rates.index(min(known, key=lambda rate: known[rate]))
+    return [rate for rate in rates[max(0, best - 1) : best + 2] if rate not in known]
+
+
+def tuned_rate(known: Mapping[float, float], rates: Sequence[float]) -> float | None:
+    """Return the rate with the lowest perplexity; None as long as one beside it has to be tried."""
+    return None if untried_rates(known, rates) else min(known, key=lambda rate: known[rate])

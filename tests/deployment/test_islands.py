@@ -9,8 +9,8 @@ import pytest
 from photon.engine.deployment import COMPLETED
 from photon.engine.inprocess import run_inprocess
 from photon.federation.run import prepare_run
+from photon.files.processes import is_gone
 from photon.node import answer
-from photon.silo.worker_client import is_gone
 from photon.telemetry.events import RoundStarted, SiloFinished
 from tests.conftest import deal, small_run
 from tests.deployment.harness import Deployment, wait_until

@@ -22,6 +22,7 @@ from photon import code
 from photon.client_app import WORKER
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
+from photon.files.processes import is_gone
 from photon.link.frames import Frame, read_frame, write_frame
 from photon.link.messages import BODY, Describe, Description, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import decode_groups, encode_groups
@@ -75,7 +76,7 @@ def workers(folder: Path) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             words = process.cmdline()
-            if "photon.worker" in words and str(folder) in words and not worker_client.is_gone(process):
+            if "photon.worker" in words and str(folder) in words and not is_gone(process):
                 found.append(process)
         except psutil.Error:
             continue
@@ -201,7 +202,7 @@ def test_work_that_nobody_waits_for_is_given_up(config, busy_node):
             endless = train_message(lasting(config), run_id="given-up", steps=LONG)
             write_frame(stream, Frame(request, endless))
             wait_until(lambda: log.read_text().count("train: begun") > begun)
-    wait_until(lambda: worker_client.is_gone(worker))
+    wait_until(lambda: is_gone(worker))
     reply = ask_worker("train", train_message(config, run_id="given-up"), node, WORKER)
     assert unpack(reply, TrainReport).position == 12
 
@@ -241,7 +242,7 @@ def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its
     with find_worker(Path(node["state-dir"]), WORKER) as found:
         write_frame(found.stream, Frame({}, query(config)))
         assert read_frame(found.stream).fields["error"].startswith("KeyError: 'message_type'; see ")
-    wait_until(lambda: worker_client.is_gone(worker))
+    wait_until(lambda: is_gone(worker))
     assert greeting(node) != worker.pid
     assert "Traceback" in (Path(node["state-dir"]) / LOG).read_text()
 
@@ -293,7 +294,7 @@ def test_the_worker_outlives_the_processes_that_ask_and_dies_with_the_supernode(
     assert worker.pid == pid
     supernode.kill()  # and nobody waits for it: a zombie counts as gone
     begin = time.monotonic()
-    wait_until(lambda: worker_client.is_gone(worker))
+    wait_until(lambda: is_gone(worker))
     assert time.monotonic() - begin < 5.0
     assert "SuperNode is gone" in (Path(node["state-dir"]) / LOG).read_text()
 
@@ -320,7 +321,7 @@ def test_a_worker_of_other_code_is_replaced(node, tmp_path, monkeypatch):
             changed.write("# changed\n")
         assert greeting(node) != pid
     assert greeting(node) != pid
-    assert worker_client.is_gone(old)
+    assert is_gone(old)
     assert the_worker(node).environ()["PYTHONPATH"].startswith(str(code.CODE_ROOT))
 
 
@@ -328,7 +329,7 @@ def test_sigterm_ends_it(node):
     pid = greeting(node)
     worker = the_worker(node)
     worker.terminate()
-    wait_until(lambda: worker_client.is_gone(worker))
+    wait_until(lambda: is_gone(worker))
     assert greeting(node) != pid
 
 
@@ -391,4 +392,4 @@ def test_a_group_of_two_processes_is_kept_across_rounds_and_ends_with_the_worker
     for name, tensor in decode_groups(second)["params"].items():
         torch.testing.assert_close(tensor, expected[name])
     os.kill(worker.pid, signal.SIGKILL)
-    wait_until(lambda: all(worker_client.is_gone(process) for process in group))
+    wait_until(lambda: all(is_gone(process) for process in group))

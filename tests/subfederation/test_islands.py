@@ -21,8 +21,8 @@ from photon.errors import PhotonError
 from photon.federation.exchange import exchange
 from photon.federation.federation import Federation
 from photon.federation.run import prepare_run, run_federation
+from photon.files.processes import is_gone
 from photon.link.answer import MessageType, NodeConfig
-from photon.silo import worker_client
 from photon.silo.site import read_settings
 from photon.state.checkpoint import Checkpoint, CheckpointStore
 from photon.telemetry.events import Event, SiloFailed, SiloFinished
@@ -69,7 +69,7 @@ def workers(folder: Path) -> list[psutil.Process]:
     return [
         child
         for child in children
-        if not worker_client.is_gone(child) and any(str(folder) in word for word in child.cmdline())
+        if not is_gone(child) and any(str(folder) in word for word in child.cmdline())
     ]
 
 
