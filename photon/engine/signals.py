@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 
 #: Ctrl-C, a service manager, a closed terminal.
@@ -65,8 +66,12 @@ def _is_heard() -> bool:
     return error is not None
 
 
+@cache
 def end_with_parent() -> None:
-    """Ask this process to end when its parent is gone, within a second or two; it may have been killed."""
+    """Ask this process to end when its parent is gone, within a second or two; it may have been killed.
+
+    One thread looks, however often this is called.
+    """
     parent = os.getppid()
 
     def look() -> None:
