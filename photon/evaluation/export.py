@@ -41,7 +41,7 @@ _BACK = """
 None was chosen. Whoever publishes this model sets one here, with regard to the text it was trained on.
 """
 
-_USE = """
+USE = """
 ## Use
 
 ```python
@@ -143,17 +143,42 @@ def export_model(
     PhotonError
         If the parameters are not the model's, the tokenizer is missing, or ``output`` holds other files.
     """
-    from photon.evaluation.sparse_file import NAME as SPARSE
-    from photon.evaluation.sparse_file import save_sparse
     from photon.models.build import build_model
-    from photon.models.pretrained import quiet_transformers
-    from photon.training.groups import read_params, write_params
+    from photon.training.groups import write_params
 
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise PhotonError(f"{tokenizer_path}: no tokenizer.json; the export needs the tokenizer of the data")
     _check_replaceable(output)
     model = build_model(model_section, vocab_size, seed=0)
     write_params(model, params)
+    facts = {"Architecture": architecture_facts(model), **card}
+    page = _render(model_section.name, facts, _use(model, sparse=sparse))
+    write_folder(model, tokenizer_path, output, page, sparse=sparse)
+
+
+def write_folder(
+    model: "PreTrainedModel", tokenizer_path: Path, output: Path, page: str, *, sparse: bool = False
+) -> None:
+    """Write a model with its tokenizer, and all that programs expect beside them, whole or not at all.
+
+    Parameters
+    ----------
+    model
+        The model, in float32; its special tokens are set to the tokenizer's.
+    tokenizer_path
+        Folder of the tokenizer; its files are copied as they are.
+    output
+        Folder to write; what is there is replaced.
+    page
+        The model card.
+    sparse
+        As in :func:`export_run`.
+    """
+    from photon.evaluation.sparse_file import NAME as SPARSE
+    from photon.evaluation.sparse_file import save_sparse
+    from photon.models.pretrained import quiet_transformers
+    from photon.training.groups import read_params
+
     remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
         for file in sorted(tokenizer_path.iterdir()):
@@ -166,10 +191,7 @@ def export_model(
             for weights in folder.glob("*.safetensors*"):
                 weights.unlink()
             save_sparse(folder / SPARSE, read_params(model))
-        facts = {"Architecture": _architecture(model), **card}
-        (folder / "README.md").write_text(
-            _render(model_section.name, facts, _use(model, sparse=sparse)), encoding="utf-8"
-        )
+        (folder / "README.md").write_text(page, encoding="utf-8")
         # Weights are written for their owner alone; who may read the page may read the model.
         mode = (folder / "README.md").stat().st_mode
         for file in folder.iterdir():
@@ -182,7 +204,7 @@ def _use(model: "PreTrainedModel", *, sparse: bool) -> str:
 
     if sparse:
         return _USE_SPARSE
-    return _USE_CODE if body_of(model) else _USE
+    return _USE_CODE if body_of(model) else USE
 
 
 def _check_replaceable(output: Path) -> None:
@@ -236,7 +258,8 @@ def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     file.write_text(json.dumps({**config, **told}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _architecture(model: "PreTrainedModel") -> dict[str, object]:
+def architecture_facts(model: "PreTrainedModel") -> dict[str, object]:
+    """Return what a model card says of a model's shape."""
     from photon.models.build import parameter_count
 
     config = model.config
@@ -320,12 +343,17 @@ def _figure(value: float | None) -> str:
 
 
 def _render(name: str, card: Card, use: str) -> str:
-    parts = [_FRONT.format(name=name)]
+    return "".join([_FRONT.format(name=name), tables(card), _BACK, use])
+
+
+def tables(card: Card) -> str:
+    """Return the sections of a model card, a table each."""
+    parts = []
     for heading, facts in card.items():
         if facts:
             rows = "\n".join(f"| {what} | {_cell(value)} |" for what, value in facts.items())
             parts.append(f"\n## {heading}\n\n| | |\n|---|---|\n{rows}\n")
-    return "".join([*parts, _BACK, use])
+    return "".join(parts)
 
 
 def _cell(value: object) -> str:
