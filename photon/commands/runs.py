@@ -1,4 +1,4 @@
-"""Commands on runs and models that are there: look at runs, lay them side by side, export and import models."""
+"""Commands on what is there: look at runs, lay them side by side, export and import models."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,6 +1,7 @@
 """Models in GGUF, the format of llama.cpp: read by transformers, and written as a Photon export is."""
 
 import io
+import json
 import re
 import tempfile
 from collections import Counter
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _MAGIC = b"GGUF"
-#: Byte-level vocabularies that were learnt digit by digit, by their name in ``tokenizer.ggml.pre``. transformers
-#: splits numbers as GPT-2 does where it knows no better.
+#: Byte-level vocabularies that were learnt digit by digit, by their name in ``tokenizer.ggml.pre``; where
+#: transformers knows no better, it splits numbers as GPT-2 does.
 _SINGLE_DIGITS = {"codeshell", "command-r", "exaone", "minerva-7b", "refact", "smollm", "starcoder"}
 #: Those that were learnt on text split as GPT-2 does.
 _AS_GPT2 = {"default", "gpt-2", "jais", "mpt", "olmo", "phi-2", "trillion"}
@@ -31,7 +32,8 @@ pipeline_tag: text-generation
 
 # {name}
 
-A causal language model that Photon has read from a GGUF file. This page states facts of that file and nothing else.
+A causal language model that Photon has read from a GGUF file. This page states facts of that file and
+nothing else.
 """
 
 _BACK = """
@@ -67,21 +69,38 @@ def import_gguf(file: Path, output: Path) -> None:
     told = _Told(reader)
     # The bar of its progress goes to the terminal past all that transformers lets one set.
     unseen = redirect_stderr(io.StringIO())
-    with quiet_transformers(), tempfile.TemporaryDirectory(prefix="photon-gguf-") as beside:
+    with quiet_transformers(), tempfile.TemporaryDirectory(prefix="photon-gguf-") as made:
+        beside = Path(made)
         with unseen:
             tokenizer = _tokenizer(file, told)
             model = _model(file, reader, told)
-        if len(tokenizer) > model.config.vocab_size:
+        entries = told.count("tokenizer.ggml.tokens")
+        if entries > model.config.vocab_size:
             raise PhotonError(
-                f"{printable(file)}: its tokenizer has {len(tokenizer)} entries, and its model "
-                f"{model.config.vocab_size}"
+                f"{printable(file)}: its tokenizer has {entries:,} entries, and its model "
+                f"{model.config.vocab_size:,}"
             )
-        # Of how it was loaded nothing is kept, and what is not known is not said.
-        for name in ("is_local", "local_files_only"):
-            tokenizer.init_kwargs.pop(name, None)
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", None)
         tokenizer.save_pretrained(beside)
-        write_folder(model, Path(beside), output, _page(file, reader, told, model))
+        _leave_out_what_is_not_told(beside, entries)
+        write_folder(model, beside, output, _page(file, reader, told, model))
+
+
+def _leave_out_what_is_not_told(folder: Path, entries: int) -> None:
+    """Take out of a saved tokenizer the tokens that transformers has added, and how it was loaded."""
+    file = folder / "tokenizer.json"
+    saved = json.loads(file.read_text(encoding="utf-8"))
+    added = {token["content"] for token in saved["added_tokens"] if token["id"] >= entries}
+    saved["added_tokens"] = [token for token in saved["added_tokens"] if token["id"] < entries]
+    file.write_text(json.dumps(saved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in ("is_local", "local_files_only") and not (isinstance(value, str) and value in added)
+    }
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 class _Told:
@@ -93,6 +112,10 @@ class _Told:
     def get(self, key: str) -> Any:
         field = self._fields.get(key)
         return None if field is None else field.contents()
+
+    def count(self, key: str) -> int:
+        """Return the length of a list."""
+        return len(self._fields[key].data) if key in self._fields else 0
 
     @property
     def architecture(self) -> str:
@@ -148,8 +171,8 @@ def _tokenizer(file: Path, told: _Told) -> Any:
         )
     elif split not in GGUF_PRE_TOKENIZER_SPLITS and split not in _AS_GPT2:
         raise PhotonError(
-            f"{printable(file)}: its tokenizer splits text as {printable(split)!r} does, which transformers does "
-            "not know, so it would read other tokens than the model was trained on"
+            f"{printable(file)}: its tokenizer splits text as {printable(split)!r} does, which is not known "
+            "here, so the model would be given other tokens than it was trained on"
         )
     return tokenizer
 
@@ -160,7 +183,7 @@ def _model(file: Path, reader: "GGUFReader", told: _Told) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, GgufConfig
 
     try:
-        loaded, report = AutoModelForCausalLM.from_pretrained(
+        result: Any = AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
             quantization_config=GgufConfig(dequantize=True),
@@ -171,6 +194,7 @@ def _model(file: Path, reader: "GGUFReader", told: _Told) -> "PreTrainedModel":
         )
     except Exception as error:  # what it raises depends on what the file says
         raise _unreadable(file, told, error) from error
+    loaded, report = result
     problems = sorted({*map(str, report["missing_keys"]), *map(str, report["mismatched_keys"])})
     if problems:
         raise PhotonError(f"{printable(file)}: lacks {printable(problems[0])}, or has it in another shape")
@@ -182,7 +206,8 @@ def _model(file: Path, reader: "GGUFReader", told: _Told) -> "PreTrainedModel":
         model: Any = AutoModelForCausalLM.from_config(loaded.config, trust_remote_code=False)
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
-    return model  # type: ignore[no-any-return]
+    built: PreTrainedModel = model
+    return built
 
 
 def _check_all_is_read(file: Path, reader: "GGUFReader", told: _Told, model: "PreTrainedModel") -> None:
@@ -192,14 +217,14 @@ def _check_all_is_read(file: Path, reader: "GGUFReader", told: _Told, model: "Pr
     read = sum(parameter.numel() for parameter in model.parameters())
     if there != read:
         raise PhotonError(
-            f"{shown}: has {there:,} numbers, and transformers makes a model of {read:,} of it, so the model would "
-            f"be another one ({printable(told.architecture)})"
+            f"{shown}: has {there:,} numbers, and transformers makes a model of {read:,} of it, so it "
+            f"would be another one ({printable(told.architecture)})"
         )
     scaling = told.get(f"{told.architecture}.rope.scaling.type")
     positions = getattr(model.config, "rope_parameters", None) or {}
     if scaling not in (None, "none") and positions.get("rope_type", "default") == "default":
         raise PhotonError(
-            f"{shown}: stretches its positions ({printable(scaling)}), which transformers does not read from GGUF"
+            f"{shown}: stretches its positions ({printable(scaling)}), which transformers passes over"
         )
 
 
@@ -216,7 +241,7 @@ def _why(error: Exception) -> str:
 def _page(file: Path, reader: "GGUFReader", told: _Told, model: "PreTrainedModel") -> str:
     licence = told.get("general.license")
     formats = Counter(tensor.tensor_type.name for tensor in reader.tensors)
-    facts = {
+    facts: dict[str, dict[str, object]] = {
         "File": {
             "name": printable(file.name),
             "SHA-256": file_sha256(file),
