@@ -258,7 +258,7 @@ def asked(place: Place, base: str, model: Path, kinds: Sequence[str]) -> dict[st
         device=torch.device("cpu"),
         chat=True,
     )
-    return {kind: round(found["tasks"][kind]["metrics"]["acc,none"], 4) for kind in kinds}
+    return {kind: round(found["tasks"][kind]["metrics"]["acc"], 4) for kind in kinds}
 
 
 # --- what is run -----------------------------------------------------------------------------------
