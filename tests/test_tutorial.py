@@ -89,10 +89,8 @@ def test_the_tutorial_runs_as_it_says(tmp_path: Path) -> None:
         return done.stdout
 
     run(f"photon data prepare --output base --silo docs={ROOT / 'docs'} --vocab-size 512")
-    run(
-        "photon train data=prepared data.path=base federation=inprocess rounds=1 local_steps=1 cohort=1 schedule.warmup_steps=0 "
-        "run_dir=runs/quickstart"
-    )
+    small = "rounds=1 local_steps=1 cohort=1 schedule.warmup_steps=0"
+    run(f"photon train data=prepared data.path=base federation=inprocess {small} run_dir=runs/quickstart")
     sections = re.split(r"^## ", PAGE, flags=re.MULTILINE)
     told = {}
     for section in sections[2:-1]:
