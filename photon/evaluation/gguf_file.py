@@ -59,7 +59,7 @@ def import_gguf(file: Path, output: Path) -> None:
     ------
     PhotonError
         If a package is missing, the file is none, is damaged, or says something that transformers would pass
-        over, or ``output`` exists.
+        over, or ``output`` exists or cannot be written.
     """
     from photon.models.pretrained import quiet_transformers
 
@@ -83,7 +83,10 @@ def import_gguf(file: Path, output: Path) -> None:
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", None)
         tokenizer.save_pretrained(beside)
         _leave_out_what_is_not_told(beside, entries)
-        write_folder(model, beside, output, _page(file, reader, told, model))
+        try:
+            write_folder(model, beside, output, _page(file, reader, told, model))
+        except OSError as error:
+            raise PhotonError(f"{printable(output)}: cannot write it ({error.strerror or error})") from error
 
 
 def _leave_out_what_is_not_told(folder: Path, entries: int) -> None:
@@ -124,6 +127,8 @@ class _Told:
 
 def _opened(file: Path) -> "GGUFReader":
     shown = printable(file)
+    if file.exists() and not file.is_file():
+        raise PhotonError(f"{shown}: not a regular file")
     try:
         with file.open("rb") as opened:
             magic = opened.read(len(_MAGIC))

@@ -260,7 +260,9 @@ def test_a_file_that_is_cut_off_is_refused(share: float, write: Callable[..., Pa
 
 def test_what_is_no_gguf_file_is_refused(tmp_path: Path) -> None:
     refused(tmp_path / "missing.gguf", tmp_path, "No such file")
-    refused(tmp_path, tmp_path, "cannot read it")
+    refused(tmp_path, tmp_path, "not a regular file")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", tmp_path, "not a regular file")
     (tmp_path / "text.gguf").write_text("GGML, or what not")
     refused(tmp_path / "text.gguf", tmp_path, "not a GGUF file")
 
@@ -269,6 +271,8 @@ def test_nothing_is_replaced(write: Callable[..., Path], tmp_path: Path) -> None
     (tmp_path / "model").mkdir()
     with pytest.raises(PhotonError, match="model: exists already"):
         read(write(), tmp_path / "model")
+    with pytest.raises(PhotonError, match="cannot write it"):
+        read(tmp_path / "model.gguf", tmp_path / "model.gguf" / "model")
     for source in ("model.gguf", "gguf:", "onnx:model"):
         with pytest.raises(PhotonError, match="expected gguf: and the path of a file"):
             cli.import_(source, tmp_path / "other")
