@@ -143,59 +143,55 @@ def export_model(
     PhotonError
         If the parameters are not the model's, the tokenizer is missing, or ``output`` holds other files.
     """
+    from photon.evaluation.sparse_file import NAME as SPARSE
+    from photon.evaluation.sparse_file import save_sparse
     from photon.models.build import build_model
-    from photon.training.groups import write_params
+    from photon.models.pretrained import quiet_transformers
+    from photon.training.groups import read_params, write_params
 
     if not (tokenizer_path / "tokenizer.json").is_file():
         raise PhotonError(f"{tokenizer_path}: no tokenizer.json; the export needs the tokenizer of the data")
     _check_replaceable(output)
     model = build_model(model_section, vocab_size, seed=0)
     write_params(model, params)
-    facts = {"Architecture": architecture_facts(model), **card}
-    page = _render(model_section.name, facts, _use(model, sparse=sparse))
-    write_folder(model, tokenizer_path, output, page, sparse=sparse)
-
-
-def write_folder(
-    model: "PreTrainedModel", tokenizer_path: Path, output: Path, page: str, *, sparse: bool = False
-) -> None:
-    """Write a model with its tokenizer, and all that programs expect beside them, whole or not at all.
-
-    Parameters
-    ----------
-    model
-        The model, in float32; its special tokens are set to the tokenizer's.
-    tokenizer_path
-        Folder of the tokenizer; its files are copied as they are.
-    output
-        Folder to write; what is there is replaced.
-    page
-        The model card.
-    sparse
-        As in :func:`export_run`.
-    """
-    from photon.evaluation.sparse_file import NAME as SPARSE
-    from photon.evaluation.sparse_file import save_sparse
-    from photon.models.pretrained import quiet_transformers
-    from photon.training.groups import read_params
-
     remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
-        for file in sorted(tokenizer_path.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-        _set_special_tokens(model, folder)
-        _complete_tokenizer_config(model, folder)
-        model.save_pretrained(folder)
+        write_model(folder, model, tokenizer_path)
         if sparse:
             for weights in folder.glob("*.safetensors*"):
                 weights.unlink()
             save_sparse(folder / SPARSE, read_params(model))
-        (folder / "README.md").write_text(page, encoding="utf-8")
-        # Weights are written for their owner alone; who may read the page may read the model.
-        mode = (folder / "README.md").stat().st_mode
-        for file in folder.iterdir():
-            file.chmod(mode)
+        facts = {"Architecture": architecture_facts(model), **card}
+        write_card(folder, _render(model_section.name, facts, _use(model, sparse=sparse)))
+
+
+def write_model(folder: Path, model: "PreTrainedModel", tokenizer_path: Path) -> None:
+    """Write a model and its tokenizer into an empty folder, with what programs expect of both.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    model
+        The model, in float32; its special tokens are set to the tokenizer's.
+    tokenizer_path
+        Folder of the tokenizer; its files are copied as they are.
+    """
+    for file in sorted(tokenizer_path.iterdir()):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    _set_special_tokens(model, folder)
+    _complete_tokenizer_config(model, folder)
+    model.save_pretrained(folder)
+
+
+def write_card(folder: Path, page: str) -> None:
+    """Write the model card, and let whoever may read it read the model."""
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    # Weights are written for their owner alone.
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _use(model: "PreTrainedModel", *, sparse: bool) -> str:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from photon import DISTRIBUTION
 from photon.data.prepared import file_sha256
 from photon.errors import PhotonError, printable
-from photon.evaluation.export import USE, architecture_facts, tables, write_folder
+from photon.evaluation.export import USE, architecture_facts, tables, write_card, write_model
+from photon.files.atomic import atomic_directory, remove_leftovers
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -83,8 +84,12 @@ def import_gguf(file: Path, output: Path) -> None:
         tokenizer.model_max_length = getattr(model.config, "max_position_embeddings", None)
         tokenizer.save_pretrained(beside)
         _leave_out_what_is_not_told(beside, entries)
+        page = _page(file, reader, told, model)
         try:
-            write_folder(model, beside, output, _page(file, reader, told, model))
+            remove_leftovers(output.absolute().parent, output.name)
+            with atomic_directory(output.absolute()) as folder:
+                write_model(folder, model, beside)
+                write_card(folder, page)
         except OSError as error:
             raise PhotonError(f"{printable(output)}: cannot write it ({error.strerror or error})") from error
 
