@@ -140,11 +140,12 @@ class Place:
 
     def questions(self) -> Path:
         """Return the folder of conversations and tasks."""
+        from photon.files.atomic import atomic_directory
+
         folder = self.folder / f"instruct-{self.text}"
         if not folder.is_dir():
-            with temporary_folder() as beside:
-                write_all(beside / "made", CHATS, QUESTIONS, self.qa)
-                shutil.copytree(beside / "made", folder)
+            with atomic_directory(folder) as made:
+                write_all(made, CHATS, QUESTIONS, self.qa)
         return folder
 
     def chats(self, base: str, kinds: Sequence[str]) -> Path:
