@@ -1,5 +1,6 @@
-"""Whether a process is still there."""
+"""Whether a process is still there, and how many can work at once."""
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,3 +15,8 @@ def is_gone(process: "psutil.Process") -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use: all, where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
