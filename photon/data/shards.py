@@ -186,13 +186,14 @@ def _work(folder: Path, jobs: Sequence[LookJob | EncodeJob], advance: Advance) -
         for job in jobs:
             processes.append(_started(folder, job))
         with ThreadPoolExecutor(len(processes)) as pool:
-            # One that gives up ends the others: what they would find is not needed.
-            for done in [pool.submit(_follow, process, processes, advance) for process in processes]:
-                done.result()
+            said = list(pool.map(lambda process: _follow(process, processes, advance), processes))
     finally:
         for process in processes:
             process.kill()
             process.communicate()
+    # Those that were ended because another one gave up have said nothing.
+    if faults := sorted(fault for fault in said if fault is not None):
+        raise PhotonError(faults[-1] or "a process that prepares data has died; is there enough memory?")
 
 
 def _started(folder: Path, job: LookJob | EncodeJob) -> "subprocess.Popen[str]":
@@ -212,18 +213,21 @@ def _started(folder: Path, job: LookJob | EncodeJob) -> "subprocess.Popen[str]":
 
 def _follow(
     process: "subprocess.Popen[str]", others: Sequence["subprocess.Popen[str]"], advance: Advance
-) -> None:
+) -> str | None:
+    """Follow a process to its end; return None, or what it said when it gave up, perhaps nothing."""
     assert process.stdout is not None
-    fault = "a process that prepares data has died; is there enough memory?"
+    fault = ""
     for line in process.stdout:
         if line.strip().isdigit():
             advance(int(line))
         else:
             fault = line.strip()
-    if process.wait() != 0:
-        for other in others:
-            other.kill()
-        raise PhotonError(fault)
+    if process.wait() == 0:
+        return None
+    # What the others would find is not needed.
+    for other in others:
+        other.kill()
+    return fault
 
 
 def main() -> int:

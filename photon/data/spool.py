@@ -185,6 +185,10 @@ class Documents(Sequence[Document]):
         return self.spool.sizes(self.numbers)
 
 
+#: What takes documents that are read.
+Store = list[Document] | Documents
+
+
 def taken(documents: Sequence[Document], order: Iterable[int]) -> Sequence[Document]:
     """Return the documents at the places ``order``, where they lie."""
     if isinstance(documents, Documents):

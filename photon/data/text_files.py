@@ -1,17 +1,17 @@
 """Documents from local files: plain text, JSON, JSON lines and parquet, the first three also gzipped."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
 
 from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
+from photon.data.spool import Store
 from photon.errors import PhotonError, printable
 
 # A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut
@@ -28,22 +28,9 @@ class SkippedFile:
     reason: str
 
 
-class Sink(Protocol):
-    """Where documents go: a list, or `photon.data.spool.Documents`."""
-
-    def append(self, document: Document, /) -> None:
-        """Add a document."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, places: slice, /) -> Sequence[Document]: ...
-
-    def __delitem__(self, places: slice, /) -> None: ...
-
-
 def read_documents(
     path: Path,
-    documents: Sink,
+    documents: Store,
     *,
     text_field: str = "text",
     source_field: str | None = None,
@@ -119,7 +106,7 @@ class _Fault:
     place: str
 
 
-def _take(found: Iterable[Document | _Fault], what: str, documents: Sink) -> list[str]:
+def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> list[str]:
     """Take the documents; return why others were left out."""
     faults = Faults()
     used = 0

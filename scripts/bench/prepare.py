@@ -3,11 +3,11 @@
     python scripts/bench/prepare.py                     # 50 MB, each way in turn
     python scripts/bench/prepare.py --mb 1000 --only memory
 
-The text is made of random lines of what the installed packages bring, in documents of about 2 kB. Photon reads
-it, drops duplicates, compares documents, splits, encodes with a tokenizer that is given, packs, counts and
-hashes. The baseline reads the same file and encodes it with one call of the library for each 1,000 documents, on
-all cores, and writes the tokens down. Every way is a process of its own; its CPU time is that of its children,
-too.
+The text is made of random lines of what the installed packages bring, in documents of about 2 kB. Photon
+reads it, drops duplicates, compares documents, splits, encodes with a tokenizer that is given, packs, counts
+and hashes. The baseline reads the same file, encodes it with a call of the library for every 1,000 documents,
+on all cores, and writes the tokens down. Every way is a process of its own; its CPU time is that of its
+children, too.
 """
 
 import argparse

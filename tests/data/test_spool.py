@@ -2,7 +2,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 
@@ -124,16 +123,11 @@ def test_a_process_ends_with_the_one_that_started_it(spool):
         process.wait()
 
 
-def test_the_module_is_a_command(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "photon.data.shards", str(tmp_path)],
-        input='{"task": "look", "name": "x", "comparison": "words", "seed": 0}\n',
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert "cannot be written (No such file" in done.stdout
+def test_a_folder_that_is_gone_is_one_line(tmp_path):
+    process = shards._started(tmp_path, shards.LookJob(name="x", comparison="words", seed=0))
+    with process:
+        fault = shards._follow(process, [process], lambda _: None)
+    assert "cannot be written (No such file" in fault
 
 
 def test_a_documents_view_is_no_copy(spool):
