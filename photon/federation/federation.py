@@ -1,7 +1,7 @@
 """A run, round by round: cohort → requests → train → fold → outer step → evaluate → checkpoint → events."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +22,9 @@ from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
 from photon.strategy.base import Participant, Reply
 from photon.telemetry.events import Evaluated, EventStream
+
+#: What else is done with the checkpoint of a round.
+After = Callable[[Checkpoint], None]
 
 
 class Federation:
@@ -49,7 +52,9 @@ class Federation:
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
 
-    def run(self, *, resume: bool, assignment: Assignment | None = None) -> Checkpoint:
+    def run(
+        self, *, resume: bool, assignment: Assignment | None = None, after: After = lambda _: None
+    ) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
 
         Parameters
@@ -58,6 +63,8 @@ class Federation:
             Go on from the newest checkpoint.
         assignment
             What the federation above wants, if there is one: where to start, and which rounds.
+        after
+            Called with the checkpoint of each round once that is there, and with the one to go on from.
 
         Raises
         ------
@@ -72,9 +79,11 @@ class Federation:
             checkpoint, figures = adopted(self._strategy, self.run_dir, checkpoint, assignment)
             self._events.adopted(checkpoint.state.round, figures)
         last = self.config.rounds if assignment is None else assignment.ends
+        after(checkpoint)
         while checkpoint.state.round < last:
             checkpoint = self._round(checkpoint)
             self._settle(checkpoint.state)
+            after(checkpoint)
             self._clean_store(checkpoint.state, all_rounds=False)
         self._clean_store(checkpoint.state, all_rounds=True)
         return checkpoint
