@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
-from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
+from photon.federation.cohort import check_same_data, check_silos, draw_cohort, last_turns, reference_of
 from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
@@ -51,6 +51,8 @@ class Federation:
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
+        #: The last round in which silos are asked what they bring.
+        self._brings_until = config.rounds
 
     def run(
         self, *, resume: bool, assignment: Assignment | None = None, after: After = lambda _: None
@@ -79,6 +81,7 @@ class Federation:
             checkpoint, figures = adopted(self._strategy, self.run_dir, checkpoint, assignment)
             self._events.adopted(checkpoint.state.round, figures)
         last = self.config.rounds if assignment is None else assignment.ends
+        self._brings_until = last if assignment is None or assignment.before_merge else 0
         after(checkpoint)
         while checkpoint.state.round < last:
             checkpoint = self._round(checkpoint)
@@ -153,7 +156,11 @@ class Federation:
         self, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
     ) -> Iterator[Reply]:
         """Let a cohort train from a checkpoint; return the replies that count."""
-        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected)
+        last: frozenset[str] = frozenset()
+        if self.config.evaluation.before_merge and checkpoint.state.round < self._brings_until:
+            silos, until = self._at.roster.silos(), self._brings_until
+            last = last_turns(self.config, self._strategy, silos, checkpoint.state, until, cohort)
+        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected, last)
         answers = exchange(
             self._at.grid,
             prepared.messages,

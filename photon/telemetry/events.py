@@ -92,6 +92,15 @@ class SiloEvaluation(TypedDict):
     tokens: int
 
 
+def evaluation_of(loss: float, tokens: int) -> SiloEvaluation:
+    """Return a validation, given its loss in nats per token; a perplexity beyond all numbers is infinite."""
+    try:
+        perplexity = math.exp(loss)
+    except OverflowError:
+        perplexity = math.inf
+    return {"loss": loss, "perplexity": perplexity, "tokens": tokens}
+
+
 class TaskFigures(TypedDict):
     """What lm-eval found of one task: metrics, over ``questions``, each with ``shots`` examples before it.
 
@@ -176,6 +185,7 @@ class SiloFinished(Event):
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
     are names, shapes, request and report. ``privacy`` is None where updates leave as they are.
+    ``before_merge`` has what models of silos gave on their own text that had not been averaged yet, by silo.
     """
 
     round: int
@@ -195,6 +205,7 @@ class SiloFinished(Event):
     group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
     group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
     privacy: PrivacyReport | None = None
+    before_merge: dict[str, SiloEvaluation] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -74,6 +74,7 @@ NAMES_IN_ORDER = [
     "round_finished",
     "diagnostics",
     "evaluated",
+    "tasks_evaluated",
     "checkpointed",
     "run_finished",
     "run_interrupted",
