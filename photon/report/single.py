@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 from photon.report import figures
+from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
 from photon.report.plots import INK
 from photon.report.run import Run, report_command
@@ -58,7 +59,7 @@ def run_page(run: Run) -> Page:
         status_kind=kind,
         cards=_cards(run),
         tables=[("Validation perplexity by silo", _silo_table(run))],
-        sections=[*tree_section(run), *task_section(run), *draw_sections(run, sections)],
+        sections=[*tree_section(run), *own_section(run), *task_section(run), *draw_sections(run, sections)],
         log=_log(run),
         configs=[("config.yaml", run.config_text)],
         commands=_commands(run),
