@@ -40,8 +40,9 @@ def own_section(run: Run) -> list[tuple[str, list[Panel]]]:
         for name, before, value in zip(names, before_values, after_values, strict=True)
     ]
     note = (
-        "Perplexity of each silo's held-out text, the lower the better: of the model that its last local steps "
-        "ended with, of the one that it has after the last merge, and of the one that it tuned from that alone."
+        "Perplexity of each silo's held-out text, the lower the better: of the model that its last local "
+        "steps ended with, of the one that it has after the last merge, and of the one that it tuned from "
+        "that alone."
     )
     title, heads = "What each silo brought, and what it got", ["silo", *_STYLES]
     figure = Figure(title, note, drawing, heads, rows, list(_STYLES.items()))
