@@ -1,4 +1,4 @@
-"""Tasks as a step of a run: asked when they are due, once, by the aggregator alone, and at no round's cost."""
+"""Tasks as a step of a run: asked when they are due, once, by the aggregator, and at no round's cost."""
 
 import json
 import random
@@ -250,7 +250,7 @@ def test_an_aggregator_without_the_tokenizer_is_told_before_the_run(
 ) -> None:
     config = small_config(*settings(task_data), "federation=deployment")
     config = config.model_copy(update={"data": config.data.model_copy(update={"path": None})})
-    with pytest.raises(PhotonError, match="set data.path to prepared data here"):
+    with pytest.raises(PhotonError, match=r"set data\.path to prepared data here"):
         prepare_run(config)
 
 
