@@ -69,8 +69,8 @@ def _composed(origin: "Origin", prepared: "PreparedData", overrides: list[str]) 
     """Return the configuration of a run of one silo; what it starts from and reads is put in later."""
     from photon.config.compose import compose
 
-    for override in overrides:
-        key = override.partition("=")[0].lstrip("+~")
+    keys = {override: override.partition("=")[0].lstrip("+~") for override in overrides}
+    for override, key in keys.items():
         if key in _DECIDED:
             mend = "--output" if key == "run_dir" else "--data" if key.startswith("data") else "SOURCE"
             raise PhotonError(f"{override}: a silo goes on from its own model and text; use {mend}")
@@ -81,10 +81,11 @@ def _composed(origin: "Origin", prepared: "PreparedData", overrides: list[str]) 
         *("federation=inprocess", "cohort=null", "rounds=4", "evaluation.before_merge=false"),
         *_as_in_the_run(origin.config),
         *("model.recipe.steps=null", "model.recipe.warmup_steps=10"),
-        *("model.recipe.batch_size=${model.recipe.local_batch_size}",),
-        *overrides,
+        "model.recipe.batch_size=${model.recipe.local_batch_size}",
     ]
-    config = compose(chosen)
+    # A group may be chosen once.
+    mine = [one for one in chosen if one.partition("=")[0] not in keys.values()]
+    config = compose([*mine, *overrides])
     if config.federation.engine == "deployment":
         raise PhotonError("federation=deployment: what a silo tunes stays on its machine; leave it out")
     return config

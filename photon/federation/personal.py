@@ -19,7 +19,7 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.data.separate import separate_silo
 from photon.errors import PhotonError, printable
-from photon.evaluation.export import export_model
+from photon.evaluation.export import export_model, export_run
 from photon.evaluation.load import check_tokenizer_of, open_run_checkpoint
 from photon.files.atomic import write_text
 from photon.state.checkpoint import Checkpoint, LedgerEntry
@@ -116,9 +116,12 @@ class Origin:
             told |= {"run_id": state.run_id, "round": state.round, "model_id": state.model_id}
             params, is_own = model_of_silo(self.config, self.checkpoint, silo)
             told["own_layers"] = is_own
-            card = {"Training": {"silo": silo, "goes on from": f"{self.path.name}, round {state.round}"}}
-            tokenizer = data.tokenizer_path
-            export_model(params, self.config.model, state.vocab_size, tokenizer, start, card)
+            if is_own or self.config.data.path is None:
+                facts = {"Training": {"silo": silo, "goes on from": f"{self.path.name}, round {state.round}"}}
+                section, tokenizer = self.config.model, data.tokenizer_path
+                export_model(params, section, state.vocab_size, tokenizer, start, facts)
+            else:
+                export_run(self.checkpoint.path, start)
         else:
             start = self.path.absolute()
         if data.silo_names != [silo]:
