@@ -80,7 +80,7 @@ def _composed(origin: "Origin", prepared: "PreparedData", overrides: list[str]) 
         f"objective={'sft' if prepared.manifest.kind == 'chat' else 'causal_lm'}",
         *("federation=inprocess", "cohort=null", "rounds=4", "evaluation.before_merge=false"),
         *_as_in_the_run(origin.config),
-        *("model.recipe.steps=null", "model.recipe.warmup_steps=10"),
+        *("model.recipe.steps=null", "model.recipe.warmup_steps=0"),
         "model.recipe.batch_size=${model.recipe.local_batch_size}",
     ]
     # A group may be chosen once.

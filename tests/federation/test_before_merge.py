@@ -161,10 +161,10 @@ def test_silos_within_a_tree_tell_through_their_federation(
     "overrides",
     [
         ["strategy=sparsyfed"],
-        ["strategy=lordo", "optimizer=lordo"],
+        ["strategy=lordo"],
         ["strategy=fedper"],
         ["strategy=local-adam"],
-        ["privacy=secure", "link.uplink_payload=update"],
+        ["privacy=secure", "link.uplink_payload=update", "strategy.weighting=uniform"],
         ["link=topk-100x"],
     ],
     ids=lambda value: value[0],

@@ -97,12 +97,12 @@ def test_an_export_and_a_folder_with_the_silo_s_text_are_enough(
     ("overrides", "has_own"),
     [
         (["strategy=sparsyfed"], False),
-        (["strategy=lordo", "optimizer=lordo"], False),
+        (["strategy=lordo"], False),
         (["strategy=local-adam"], False),
         (["strategy=fedper", "strategy.key_fraction=1.0"], True),
         (["strategy=worldlm", "federation.tree={north: [alpha, beta], south: [gamma]}", "cohort=null"], True),
         (
-            ["model.architecture.n_layer=3", "+model.abbie={head_blocks: 1, body_blocks: 1, tail_blocks: 1}"],
+            ["model.architecture.n_layer=3", "model.abbie={head_blocks: 1, body_blocks: 1, tail_blocks: 1}"],
             False,
         ),
     ],
