@@ -201,10 +201,12 @@ def test_the_process_that_asks_says_what_it_met(
             ["evaluation.task_data=nowhere"],
             r"^evaluation\.task_data .*nowhere: no such folder",
         ),
-        (
+        pytest.param(
             lambda d: None,
             ["evaluation.task_data=null", "evaluation.tasks=[arc_eazy]"],
             r"^evaluation\.tasks arc_eazy: lm-eval has no such task",
+            # lm-eval reads thousands of files to know its tasks.
+            marks=pytest.mark.slow,
         ),
     ],
     ids=["columns", "gold", "missing", "shots", "folder", "unknown to lm-eval"],
