@@ -6,11 +6,9 @@ number of processes. Few documents are worked on in the process that asks.
     python -m photon.data.shards FOLDER     # a job from standard input, documents done to standard output
 """
 
-import os
 import signal
 import subprocess
 import sys
-import threading
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +24,7 @@ from photon.data.alike import Comparison, Looks, look
 from photon.data.spool import Documents, Texts, disk_fault
 from photon.data.tokenizer import EosTokenizer
 from photon.errors import PhotonError
+from photon.files.processes import end_with_parent
 
 # Bytes of text for which another process is worth its start.
 ENOUGH = 4_000_000
@@ -235,7 +234,7 @@ def main() -> int:
     # The process that gave it hears of an interrupt, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     job = _JOB.validate_json(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     waiting = 0
 
     def advance(count: int) -> None:
@@ -260,11 +259,6 @@ def main() -> int:
 def _say(what: object) -> None:
     sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
-
-
-def _end_with_parent() -> None:
-    sys.stdin.read()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@ import contextlib
 import json
 import os
 import signal
+import subprocess
 import sys
-import time
 
 import numpy as np
+import psutil
 import pytest
 
+from photon.code import command, environment
 from photon.data import shards
 from photon.data.documents import Chat, Document, Message
 from photon.data.spool import Documents, Spool, joined, sizes_of, taken
@@ -102,25 +104,34 @@ def test_a_process_that_dies_is_one_line(corpus, spool, few_bytes, monkeypatch):
         shards.look_at(stored, "words", 0, workers=2, advance=lambda _: None)
 
 
-def test_a_process_ends_with_the_one_that_started_it(spool):
+def test_a_process_is_not_ended_by_an_interrupt_but_with_the_one_that_started_it(spool):
     stored = spool.documents()
     for number in range(20_000):
         stored.append(Document("d", f"some words {number} " * 200))
     (name,) = shards._shared_out(stored, "look", 1)
-    job = shards.LookJob(name=name, comparison="words", seed=0)
-    process = shards._started(spool.folder, job)
+    job = shards.LookJob(name=name, comparison="words", seed=0).model_dump_json()
+    # A parent that is killed, and one that starts it in its own process group, as a terminal has it.
+    code = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:], stdin=sys.stdin); time.sleep(100)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, *command("photon.data.shards"), str(spool.folder)],
+        env=environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        assert process.stdout.readline().strip().isdigit()
-        process.send_signal(signal.SIGINT)
-        assert process.stdout.readline().strip().isdigit()
-        process.stdin.close()
-        end = time.monotonic() + 30
-        while process.poll() is None and time.monotonic() < end:
-            time.sleep(0.05)
-        assert process.poll() == 1
+        parent.stdin.write(job + "\n")
+        parent.stdin.flush()
+        assert parent.stdout.readline().strip().isdigit()
+        (child,) = psutil.Process(parent.pid).children()
+        child.send_signal(signal.SIGINT)
+        assert parent.stdout.readline().strip().isdigit()
+        parent.kill()
+        parent.wait()
+        child.wait(timeout=30)
     finally:
-        process.kill()
-        process.wait()
+        parent.kill()
+        parent.wait()
 
 
 def test_a_folder_that_is_gone_is_one_line(tmp_path):
