@@ -1,6 +1,5 @@
 """The evaluation of a model on every silo's own validation text."""
 
-import contextlib
 import math
 import time
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from photon.config.schema import RunConfig
-from photon.federation.admission import Admission
+from photon.federation.admission import Admission, own_nodes
 from photon.federation.exchange import Failure, exchange
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
@@ -17,7 +16,7 @@ from photon.link.messages import BODY, EvaluateReport, EvaluateRequest, SiloInfo
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry
-from photon.telemetry.events import Evaluated, SiloEvaluation
+from photon.telemetry.events import Evaluated, SiloEvaluation, evaluation_of
 
 
 class Evaluation:
@@ -92,9 +91,9 @@ class Evaluation:
         deadline = sent_config.federation.deadline
         for name, answer in exchange(self._grid, messages, receive, deadline=deadline):
             if not isinstance(answer, Failure):
-                per_silo[name] = per_node[name] = _evaluation(answer.loss, answer.tokens)
+                per_silo[name] = per_node[name] = evaluation_of(answer.loss, answer.tokens)
                 per_node |= {
-                    node: _evaluation(found["loss"], found["tokens"])
+                    node: evaluation_of(found["loss"], found["tokens"])
                     for node, found in answer.per_node.items()
                 }
             elif answer.kind == "refused":
@@ -111,7 +110,7 @@ class Evaluation:
             per_silo=per_silo,
             per_node=per_node if own else {},
             loss=loss,
-            perplexity=_perplexity(loss),
+            perplexity=evaluation_of(loss, tokens)["perplexity"],
             tokens_trained=state.tokens,
             bytes_up=traffic["up"],
             bytes_down=traffic["down"],
@@ -129,21 +128,3 @@ class Evaluation:
             else:
                 asked.append(silo)
         return asked
-
-
-def own_nodes(config: RunConfig, name: str) -> list[str]:
-    """Return the nodes of whose own models a silo, or a federation of the tree, may tell."""
-    node = None if config.federation.root is None else config.federation.root.child(name)
-    if node is None or node.is_silo:
-        return [name]
-    return [one.name for _, one in node.levels()]
-
-
-def _perplexity(loss: float) -> float:
-    with contextlib.suppress(OverflowError):
-        return math.exp(loss)
-    return math.inf
-
-
-def _evaluation(loss: float, tokens: int) -> SiloEvaluation:
-    return {"loss": loss, "perplexity": _perplexity(loss), "tokens": tokens}
