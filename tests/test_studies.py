@@ -535,25 +535,25 @@ def test_ways_to_tune_are_compared_at_their_best_rates(
         instruct_run("untuned", 0.0, 0, 90.0, 0.25),
         *(
             instruct_run("federated", rate, 0, found, 0.5)
-            for rate, found in ((0.0005, 9.0), (0.001, 6.0), (0.002, 8.0))
+            for rate, found in ((0.001, 9.0), (0.002, 6.0), (0.004, 8.0))
         ),
-        *(instruct_run("local only", rate, 0, found, 0.75) for rate, found in ((0.0005, 4.0), (0.001, 3.0))),
+        *(instruct_run("local only", rate, 0, found, 0.75) for rate, found in ((0.001, 4.0), (0.002, 3.0))),
     ]
-    assert study.tuned(lines, "Photon", "own", "federated") == 0.001
+    assert study.tuned(lines, "Photon", "own", "federated") == 0.002
     assert study.tuned(lines, "Photon", "own", "local only") is None
     left = [case for case in study.plan(lines, "Photon", "own") if case.method in ("federated", "local only")]
     assert [(case.method, case.rate, case.seed) for case in left] == [
-        ("local only", 0.002, 0),
-        ("federated", 0.001, 1),
-        ("federated", 0.001, 2),
+        ("local only", 0.004, 0),
+        ("federated", 0.002, 1),
+        ("federated", 0.002, 2),
     ]
     # Every method has a grid of one length, wherever its rates lie.
     assert len({len(study.rates_of(base, method)) for base in study.BASES for method in study.METHODS}) == 1
-    write_lines(results, *lines, instruct_run("federated", 0.001, 1, 7.0, 0.6))
+    write_lines(results, *lines, instruct_run("federated", 0.002, 1, 7.0, 0.6))
     study.STUDY.main(["table", "--output", str(page), "--results", str(results)])
     text = page.read_text()
     assert "| untuned | – | 90.00 | 90.00 | – | 25.0 % | 25.0 % | – | – |" in text
-    assert "| federated | 0.001 | 6.50 | 6.00, 7.00 | – | 55.0 % | 50.0 %, 60.0 % | 2.0 MB | 3.0 MB |" in text
-    assert "| local only (search not ended) | 0.001 | 3.00 | 3.00 | 500.0 | 75.0 %" in text
+    assert "| federated | 0.002 | 6.50 | 6.00, 7.00 | – | 55.0 % | 50.0 %, 60.0 % | 2.0 MB | 3.0 MB |" in text
+    assert "| local only (search not ended) | 0.002 | 3.00 | 3.00 | 500.0 | 75.0 %" in text
     assert "| federated | 6.5, 55 % | 6.5, 55 % |" in text
     assert "| federated | 9.00 | **6.00** | 8.00 |" in text
