@@ -31,6 +31,7 @@ from photon.config.schema import Component, LinkSection, PrivacySection, RunConf
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
+from photon.models.adapter import check_peft
 from photon.objective.base import Objective
 from photon.objective.configured import check_arrays, objective_of
 from photon.strategy.base import Strategy, strategy_of
@@ -159,8 +160,31 @@ def _try_components(config: RunConfig) -> None:
             "privacy.noise_multiplier: with strategy.embeddings=restricted silos tell their vocabularies, "
             "which no noise hides; use strategy.embeddings=backbone"
         )
+    if config.adapter is not None:
+        _check_adapter(strategy)
     if config.transition is not None:
         check_transition(config.transition, config.optimizer.as_mapping())
+
+
+def _check_adapter(strategy: Strategy) -> None:
+    """Check that a model with adapters can be made here, and that its strategy can train them.
+
+    Which layers they are for is told when the model is built.
+    """
+    check_peft("adapter")
+    name = type(strategy).__name__
+    if strategy.sparse is not None:
+        raise PhotonError(
+            f"adapter: {name} trains sparse weights, and one half of an adapter begins with zeros, which "
+            "would stay; use a dense strategy"
+        )
+    if strategy.local.restricts_rows:
+        raise PhotonError(
+            f"strategy.embeddings=restricted: {name} trains rows of the embedding, and with an adapter the "
+            "embedding stays as it is; use strategy.embeddings=backbone"
+        )
+    if strategy.folds_sums:
+        raise PhotonError("adapter: the objective takes no steps, so nothing of it would be trained")
 
 
 def _check_sums(config: RunConfig, strategy: Strategy) -> None:

@@ -11,12 +11,14 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.federation.admission import Admission
 from photon.federation.exchange import Failure, exchange
+from photon.federation.once import SentOnce
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
 from photon.link.messages import BODY, EvaluateReport, EvaluateRequest, SiloInfo, pack
 from photon.link.records import count_bytes
 from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry
+from photon.strategy.contract import PARAMS
 from photon.telemetry.events import Evaluated, SiloEvaluation
 
 
@@ -33,16 +35,25 @@ class Evaluation:
         Judges the answers.
     events
         Where the result, and what went wrong, is told.
+    once
+        Knows what silos have that is sent once.
     """
 
     def __init__(
-        self, grid: Grid, roster: Roster, link: ServerLink, admission: Admission, events: RoundEvents
+        self,
+        grid: Grid,
+        roster: Roster,
+        link: ServerLink,
+        admission: Admission,
+        events: RoundEvents,
+        once: SentOnce,
     ) -> None:
         self._grid = grid
         self._roster = roster
         self._link = link
         self._admission = admission
         self._events = events
+        self._once = once
 
     def of(self, checkpoint: Checkpoint, sent_config: RunConfig, *, own: bool) -> Evaluated | None:
         """Let every online silo evaluate a checkpoint's model on its own validation text.
@@ -61,18 +72,24 @@ class Evaluation:
         """
         begin = time.perf_counter()
         state = checkpoint.state
-        # The next round trains from what is evaluated here.
-        records = self._link.send({"params": checkpoint.load_params()}, state.run_id, state.round + 1)
+        params = checkpoint.load_params()
+        groups = self._once.split({PARAMS: params}, params)
+        encoded: dict[tuple[str, ...], RecordDict] = {}
         messages = {}
         asked = {silo.name: silo for silo in self._asked()}
         for silo in asked.values():
-            content = RecordDict(dict(records))
+            brought, fixed = self._once.left(silo.name, groups)
+            if (key := tuple(brought)) not in encoded:
+                # The next round trains from what is evaluated here.
+                encoded[key] = self._link.send(brought, state.run_id, state.round + 1)
+            content = RecordDict(dict(encoded[key]))
             request = EvaluateRequest(
                 round=state.round,
                 silo=silo.name,
                 run_id=state.run_id,
                 last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
                 own=own,
+                fixed=fixed,
                 decided=None if silo.federation else state.decided.get(silo.name),
             )
             content[BODY] = pack(request, sent_config)
@@ -101,6 +118,7 @@ class Evaluation:
                 self._events.does_not_evaluate(name, answer.reason)
             else:
                 self._events.silo_failed(state.round, name, answer)
+        self._once.settle(per_silo)
         if not per_silo:
             self._events.notice("warning", f"round {state.round}: no silo could evaluate the model")
             return None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.training.groups import StateGroups
+from photon.training.groups import StateGroups, Tensors
 from photon.training.hooks import Batch, Loss
 from photon.training.precision import Precision
 
@@ -86,6 +86,10 @@ class Objective(ABC):
         A meta model, which has shapes alone, is changed in the same way.
         """
         return model
+
+    def plain(self, params: Tensors) -> Tensors:
+        """Return the tensors of a model without what `build` has added: what is exported."""
+        return params
 
     def prepare(
         self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from photon.components import build
+from photon.config.adapter import AdapterSection
 from photon.config.schema import Component, ModelSection, RunConfig
 from photon.data.prepared import ARRAYS, PreparedData
 from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
+from photon.training.groups import Tensors, kept_names, read_params, write_params
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -82,7 +84,7 @@ def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "c
     from photon.models.build import build_model
 
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    built = objective_of(config).build(model)
+    built = objective_of(config).build(_with_adapter(model, config.adapter, config.seed))
     for name, module in built.named_modules():
         if getattr(module, "track_running_stats", False):
             raise PhotonError(
@@ -98,17 +100,59 @@ def kept_of(config: RunConfig) -> frozenset[str]:
     They are part of the model, so they go wherever it goes, and come out of a run as they went in.
     """
     objective = None if config.objective is None else config.objective.model_dump_json(by_alias=True)
-    return _kept(config.model.model_dump_json(), objective)
+    adapter = None if config.adapter is None else config.adapter.model_dump_json()
+    return _kept(config.model.model_dump_json(), objective, adapter)
 
 
 @lru_cache(maxsize=8)
-def _kept(model: str, objective: str | None) -> frozenset[str]:
+def _kept(model: str, objective: str | None, adapter: str | None) -> frozenset[str]:
     from photon.models.build import build_model
-    from photon.training.groups import kept_names
 
     # Names do not depend on how many tokens there are.
     built = build_model(ModelSection.model_validate_json(model), 1, seed=0, device="meta")
+    section = None if adapter is None else AdapterSection.model_validate_json(adapter)
+    built = _with_adapter(built, section, seed=0)
     return kept_names((CausalLM() if objective is None else _objective(objective)).build(built))
+
+
+def _with_adapter(model: "PreTrainedModel", section: AdapterSection | None, seed: int) -> "PreTrainedModel":
+    if section is None:
+        return model
+    from photon.models.adapter import add_adapter
+
+    return add_adapter(model, section, seed=seed)
+
+
+def plain_params(config: RunConfig, vocab_size: int, params: Tensors) -> Tensors:
+    """Return the parameters of a run's model as the plain model has them, adapters merged.
+
+    Parameters
+    ----------
+    params
+        All that the run's model has, as of `photon.training.groups.read_params`.
+    """
+    params = objective_of(config).plain(params)
+    if config.adapter is None:
+        return params
+    from photon.models.adapter import merge_adapter
+
+    return read_params(merge_adapter(adapted_model(config, vocab_size, params)))
+
+
+def adapted_model(config: RunConfig, vocab_size: int, params: Tensors) -> "PreTrainedModel":
+    """Return the model with its adapters, and nothing else of a run.
+
+    Parameters
+    ----------
+    params
+        As of `Objective.plain`.
+    """
+    from photon.models.build import build_model
+
+    model = build_model(config.model, vocab_size, seed=config.seed)
+    model = _with_adapter(model, config.adapter, config.seed)
+    write_params(model, params)
+    return model
 
 
 def steps_of(config: RunConfig, server_round: int) -> int:
