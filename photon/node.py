@@ -5,7 +5,6 @@ silo's worker, in a simulation, for the silos within a federation and for the is
 forbidden is in `photon.silo.policy`.
 """
 
-from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -25,15 +24,14 @@ from photon.link.messages import (
     pack,
     pack_refusal,
 )
-from photon.link.records import Shapes, dense_groups
 from photon.link.request import read_request
 from photon.preflight import preflight, preflight_gateway
 from photon.silo import secure
-from photon.silo.shapes import check_request, contract_of, evaluated_shapes, sent_shapes
+from photon.silo.received import check_fixed, received
+from photon.silo.shapes import check_request, contract_of, evaluated_shapes
 from photon.silo.site import SiloSite, find_site, read_settings
 from photon.silo.use import count_use
-from photon.state.fixed import FIXED, with_base
-from photon.strategy.contract import OF_MODEL, Contract
+from photon.strategy.contract import Contract
 from photon.subfederation.branch import with_border
 from photon.subfederation.nodes import Node, node_of
 
@@ -129,7 +127,7 @@ def _answer(
     if isinstance(body, EvaluateRequest):
         policy.check_evaluation(body.silo, config.evaluation.sequences if from_elsewhere else None)
         shapes = evaluated_shapes(config, node.vocab_size)
-        return _reply(node.evaluate(body, _read(content, site, body, shapes, config)))
+        return _reply(node.evaluate(body, received(content, site, body, shapes, config)))
     policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
     secure.prepare(body, site, config, is_federation=node.is_federation)
@@ -139,7 +137,7 @@ def _answer(
         count_use(body, node.cost(body), site, config, told=not node.is_federation)
 
     # 8. The tensors are read, and the node works.
-    groups = _read(content, site, body, contract.arriving, config)
+    groups = received(content, site, body, contract.arriving, config)
     trained, report = node.train(body, groups, contract)
 
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
@@ -166,32 +164,10 @@ def _check_contract(request: TrainRequest, node: Node, site: SiloSite, config: R
     contract = contract_of(
         config, node.vocab_size, request.round, request.silo, federation=node.is_federation
     )
+    check_fixed(request, contract.arriving, config)
     site.policy.check_contract(request.silo, contract)
     node.check_contract(contract)
     return contract
-
-
-def _read(
-    content: RecordDict,
-    site: SiloSite,
-    request: TrainRequest | EvaluateRequest,
-    shapes: Shapes,
-    config: RunConfig,
-) -> dict[str, Mapping[str, torch.Tensor]]:
-    """Return the state groups of a request, which have these shapes: those that came, and those kept here.
-
-    Raises
-    ------
-    PhotonError
-        If they are others than the configuration says, or something that is sent once was lost.
-    """
-    sent = sent_shapes(shapes, config)
-    if set(request.fixed) != (fixed := {group for group in sent if group.startswith(FIXED)}):
-        raise PhotonError(
-            f"the request has the fixed groups {sorted(request.fixed)}, and this round {sorted(fixed)}"
-        )
-    came = dense_groups(site.link.receive(content, sent))
-    return with_base(site.fixed_groups(request.silo).complete(came, request.fixed, request.silo), OF_MODEL)
 
 
 def _reply(body: Body) -> RecordDict:

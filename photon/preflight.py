@@ -31,9 +31,8 @@ from photon.config.schema import Component, LinkSection, PrivacySection, RunConf
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
-from photon.models.adapter import check_peft
 from photon.objective.base import Objective
-from photon.objective.configured import check_arrays, objective_of
+from photon.objective.configured import check_adapter, check_arrays, objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
@@ -161,17 +160,14 @@ def _try_components(config: RunConfig) -> None:
             "which no noise hides; use strategy.embeddings=backbone"
         )
     if config.adapter is not None:
-        _check_adapter(strategy)
+        check_adapter(config)
+        _check_adapted(strategy)
     if config.transition is not None:
         check_transition(config.transition, config.optimizer.as_mapping())
 
 
-def _check_adapter(strategy: Strategy) -> None:
-    """Check that a model with adapters can be made here, and that its strategy can train them.
-
-    Which layers they are for is told when the model is built.
-    """
-    check_peft("adapter")
+def _check_adapted(strategy: Strategy) -> None:
+    """Check that a strategy can train adapters."""
     name = type(strategy).__name__
     if strategy.sparse is not None:
         raise PhotonError(

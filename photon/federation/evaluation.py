@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -72,30 +72,8 @@ class Evaluation:
         """
         begin = time.perf_counter()
         state = checkpoint.state
-        params = checkpoint.load_params()
-        groups = self._once.split({PARAMS: params}, params)
-        encoded: dict[tuple[str, ...], RecordDict] = {}
-        messages = {}
         asked = {silo.name: silo for silo in self._asked()}
-        for silo in asked.values():
-            brought, fixed = self._once.left(silo.name, groups)
-            if (key := tuple(brought)) not in encoded:
-                # The next round trains from what is evaluated here.
-                encoded[key] = self._link.send(brought, state.run_id, state.round + 1)
-            content = RecordDict(dict(encoded[key]))
-            request = EvaluateRequest(
-                round=state.round,
-                silo=silo.name,
-                run_id=state.run_id,
-                last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
-                own=own,
-                fixed=fixed,
-                decided=None if silo.federation else state.decided.get(silo.name),
-            )
-            content[BODY] = pack(request, sent_config)
-            messages[silo.name] = self._roster.message(
-                content, [silo.name], "evaluate", f"evaluate-{state.round}"
-            )
+        messages = self._messages(checkpoint, asked, sent_config, own=own)
         if not messages:
             return None
         traffic = {"up": 0, "down": sum(count_bytes(message.content) for message in messages.values())}
@@ -137,6 +115,36 @@ class Evaluation:
         )
         self._events.stream.emit(evaluated)
         return evaluated
+
+    def _messages(
+        self, checkpoint: Checkpoint, asked: Mapping[str, SiloInfo], sent_config: RunConfig, *, own: bool
+    ) -> dict[str, Message]:
+        """Return what asks silos for the loss, and brings them what they lack of the model."""
+        state = checkpoint.state
+        params = checkpoint.load_params()
+        groups = self._once.split({PARAMS: params}, params)
+        encoded: dict[tuple[str, ...], RecordDict] = {}
+        messages: dict[str, Message] = {}
+        for silo in asked.values():
+            brought, fixed = self._once.left(silo.name, groups)
+            if (key := tuple(brought)) not in encoded:
+                # The next round trains from what is evaluated here.
+                encoded[key] = self._link.send(brought, state.run_id, state.round + 1)
+            content = RecordDict(dict(encoded[key]))
+            request = EvaluateRequest(
+                round=state.round,
+                silo=silo.name,
+                run_id=state.run_id,
+                last_round=state.ledger.get(silo.name, LedgerEntry()).last_round,
+                own=own,
+                fixed=fixed,
+                decided=None if silo.federation else state.decided.get(silo.name),
+            )
+            content[BODY] = pack(request, sent_config)
+            messages[silo.name] = self._roster.message(
+                content, [silo.name], "evaluate", f"evaluate-{state.round}"
+            )
+        return messages
 
     def _asked(self) -> Sequence[SiloInfo]:
         """Return the online silos that do not keep their validation figures."""

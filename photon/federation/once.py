@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping
 
 import torch
 
+from photon.config.schema import RunConfig
+from photon.objective.configured import kept_of
 from photon.state.fixed import BASE, FIXED, group_sha256, without_base
 from photon.strategy.contract import OF_MODEL
 
@@ -15,14 +17,16 @@ class SentOnce:
 
     Requests to train and to evaluate share it: what the first brings, the others need not.
 
+    What no step moves of the model is such a group, ``fixed/base``.
+
     Parameters
     ----------
-    frozen
-        Names of the tensors of the model that no step moves: they travel as the group ``fixed/base``.
+    config
+        The run's configuration.
     """
 
-    def __init__(self, frozen: frozenset[str]) -> None:
-        self._frozen = frozen
+    def __init__(self, config: RunConfig) -> None:
+        self._frozen = kept_of(config)
         self._has: dict[str, frozenset[str]] = {}
         self._sent: dict[str, frozenset[str]] = {}
         self._hashes: dict[int, tuple[str, Mapping[str, torch.Tensor]]] = {}

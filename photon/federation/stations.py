@@ -18,7 +18,6 @@ from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
 from photon.federation.spool import REPLIES, Spool
 from photon.link.transport import ServerLink
-from photon.objective.configured import kept_of
 from photon.strategy.base import Strategy
 from photon.telemetry.events import EventStream
 
@@ -76,7 +75,7 @@ class Stations:
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
         seconds = time_to_live(config.federation.deadline)
         link = ServerLink(config.link_in_use, run_dir, seconds)
-        once = SentOnce(kept_of(config))
+        once = SentOnce(config)
         events = RoundEvents(config, stream)
         admission = Admission(config, link)
         deployed = config.federation.engine == "deployment"

@@ -9,7 +9,7 @@ so the model begins as what it was. Everything but A and B is frozen.
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +99,7 @@ def without_adapter(model: "PreTrainedModel") -> tuple["PreTrainedModel", dict[s
 
 
 def save_adapter(
-    folder: Path, plain: "PreTrainedModel", section: AdapterSection, adapters: dict[str, Tensor]
+    folder: Path, plain: "PreTrainedModel", section: AdapterSection, adapters: Mapping[str, Tensor]
 ) -> None:
     """Write adapters beside a model as ``peft`` and ``transformers`` read them."""
     from safetensors.torch import save_file

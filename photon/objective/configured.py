@@ -44,6 +44,20 @@ def check_arrays(config: RunConfig) -> None:
         raise PhotonError(f"objective: needs the array {min(unknown)}, and no prepared data has it")
 
 
+def check_adapter(config: RunConfig) -> None:
+    """Check that adapters can be made here; which layers they are for is told when the model is built.
+
+    Raises
+    ------
+    PhotonError
+        If their package is not installed.
+    """
+    from photon.models.adapter import check_peft
+
+    if config.adapter is not None:
+        check_peft("adapter")
+
+
 def check_data(config: RunConfig, data: PreparedData) -> None:
     """Check that an objective reads all that prepared data has, and the data has all that it reads.
 

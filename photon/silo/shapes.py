@@ -11,10 +11,9 @@ from photon.files.memory import memory_bytes
 from photon.link.messages import TrainRequest
 from photon.link.records import Shapes
 from photon.models.bounded import bounded_model
-from photon.objective.configured import kept_of, model_of, steps_of
-from photon.state.fixed import BASE, without_base
+from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
-from photon.strategy.contract import OF_MODEL, PARAMS, Contract, role_of
+from photon.strategy.contract import PARAMS, Contract, role_of
 from photon.training.groups import read_params
 
 
@@ -63,19 +62,6 @@ def check_request(request: TrainRequest, config: RunConfig) -> None:
 def evaluated_shapes(config: RunConfig, vocab_size: int) -> Shapes:
     """Return the shapes of what a request to evaluate brings: the model."""
     return {PARAMS: param_shapes(config, vocab_size)}
-
-
-def sent_shapes(arriving: Shapes, config: RunConfig) -> Shapes:
-    """Return the shapes of what a request brings, as it travels: what no step moves is a group of its own.
-
-    Parameters
-    ----------
-    arriving
-        Shapes of what the node works with; of ``params`` it has all.
-    """
-    frozen = kept_of(config) & set(arriving[PARAMS])
-    base = {name: arriving[PARAMS][name] for name in frozen}
-    return {**without_base(arriving, frozen, OF_MODEL), **({BASE: base} if base else {})}
 
 
 def param_shapes(config: RunConfig, vocab_size: int) -> dict[str, torch.Size]:
