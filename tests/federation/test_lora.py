@@ -166,7 +166,7 @@ def test_with_one_silo_it_is_plain_training(
 ) -> None:
     """Against torch alone, with an adapter that is written by hand."""
     # Adam divides by what rounding alone leaves in A, whose gradient is zero at first.
-    ways = ["rounds=2", "cohort=1", "optimizer=sgd", "optimizer.lr=0.5"]
+    ways = ["rounds=2", "cohort=1", "checkpoint.keep=5", "optimizer=sgd", "optimizer.lr=0.5"]
     ways += ["schedule=constant", "schedule.warmup_steps=0"]
     run_lora(*ways, f"training.processes={processes}", data=lone_corpus)
     stop_group()
@@ -258,7 +258,7 @@ def test_a_deployed_silo_counts_the_adapter(run_lora: Run, base: Path, corpus: P
     policy = SiloPolicy(max_width=16)
     policy.check_components("alpha", sent)
     wide = sent.model_copy(update={"adapter": AdapterSection(rank=17)})
-    with pytest.raises(RefusedError, match="max_width=16, and the request asks for adapter.rank=17"):
+    with pytest.raises(RefusedError, match=r"max_width=16, and the request asks for adapter.rank=17"):
         policy.check_components("alpha", wide)
 
 

@@ -20,7 +20,7 @@ class ByHand(nn.Module):
 
 
 def put_by_hand(plain: Any, initial: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Freeze a plain model and put adapters with these initial values to it; return them by the same names."""
+    """Freeze a plain model and put adapters with these initial values to it; return them by name."""
     plain.requires_grad_(False)
     found = {}
     for name in [name.partition(".lora_A.")[0] for name in initial if ".lora_A." in name]:
