@@ -44,8 +44,9 @@ _Kind = Annotated[
     str,
     typer.Option(
         metavar="KIND",
-        help="`text`, or `chat`: conversations, each a list of objects with `role` and `content` in a field "
-        "of .jsonl, .json or .parquet.",
+        help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
+        ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
+        "list.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -192,8 +193,8 @@ def prepare(
         raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
     if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
         raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
-    if kind == "chat" and not silo:
-        raise PhotonError("--kind chat reads files: give them with --silo NAME=PATH")
+    if kind in ("chat", "pairs") and not silo:
+        raise PhotonError(f"--kind {kind} reads files: give them with --silo NAME=PATH")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {

@@ -12,8 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from photon.data.chat_windows import ChatEncoder, encode_chats, pack
-from photon.data.documents import Chat, Document, TextKind
+from photon.data.chat_windows import ChatEncoder, ChatWindows, encode_chats, pack
+from photon.data.documents import Chat, Document, Pair, TextKind
+from photon.data.pairs import FIELDS, EncodedPairs, PairWindows, encode_pairs, pack_pairs
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
@@ -76,8 +77,8 @@ class Options:
     tokenizer_loss
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     kind
-        Running "text", which is cut into windows; or conversations ("chat"), each of which goes into a window
-        whole, written by the tokenizer's chat template or a plain one.
+        Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
+        whole, written by the tokenizer's chat template or a plain one; or "pairs" of answers, as those.
 
     Raises
     ------
@@ -121,7 +122,7 @@ class Options:
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
         if self.kind not in get_args(TextKind):
-            raise PhotonError(f"kind {self.kind!r} is not understood: use text or chat")
+            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat or pairs")
 
 
 def prepare(
@@ -175,6 +176,8 @@ def prepare(
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
+    if kind == "pairs" and text_field is not None:
+        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
     field = text_field or ("messages" if kind == "chat" else "text")
     documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
@@ -368,7 +371,7 @@ def _write(
     vocab_size = tokenizer.vocab_size
     dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
     encoder = None
-    if options.kind == "chat":
+    if options.kind != "text":
         template = ChatTemplate.of(options.tokenizer, tokenizer)
         template.save(folder / "tokenizer")
         encoder = ChatEncoder(tokenizer, template, options.sequence_length)
@@ -441,23 +444,30 @@ def _write_chats(
     advance: Callable[[int], None],
     skipped: list[SourceSkipped],
 ) -> _Written:
-    """Write conversations; what was left out of them is added to ``skipped``."""
+    """Write conversations, or pairs of them; what was left out of them is added to ``skipped``."""
     chats = [document for document in documents if isinstance(document, Chat)]
-    read = encode_chats(chats, encoder, advance)
+    pairs = [document for document in documents if isinstance(document, Pair)]
+    what = "pairs" if pairs else "conversations"
+    read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
     if not read.encoded:
         raise PhotonError(
-            f"silo {silo!r} has no {side} conversation that can be used: {read.faults.worst()}; give it "
-            "others, or a tokenizer with another chat template"
+            f"silo {silo!r} has no {side} {what} that can be used: {read.faults.worst()}; give it others, or "
+            "a tokenizer with another chat template"
         )
-    skipped += [SourceSkipped(name=silo, file=f"{side} conversations", reason=why) for why in read.told()]
-    packed = pack(read.encoded, encoder.length, dtype, encoder.tokenizer.eos_token_id)
+    skipped += [SourceSkipped(name=silo, file=f"{side} {what}", reason=why) for why in read.told()]
+    end_of_text = encoder.tokenizer.eos_token_id
+    packed: ChatWindows | PairWindows
+    if isinstance(read, EncodedPairs):
+        packed = pack_pairs(read.encoded, encoder.length, dtype, end_of_text)
+    else:
+        packed = pack(read.encoded, encoder.length, dtype, end_of_text)
     files = {name: _save(folder, silo, side, name, array) for name, array in packed._asdict().items()}
     marks = ChatMarks(
         targets=int(packed.targets.sum(dtype=np.int64)),
         shortened=read.shortened,
         sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
     )
-    entry = _entry([chats[i] for i in read.used], packed.tokens, files["tokens"])
+    entry = _entry([(chats or pairs)[i] for i in read.used], packed.tokens, files["tokens"])
     return _Written(entry.model_copy(update={"chat": marks}), packed.tokens, packed.targets == 1)
 
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+#: What trains on data of each kind.
+_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo"}
+
+
 def objective_of(config: RunConfig) -> Objective:
     """Return the objective that a configuration names; without one, causal language modelling."""
     if config.objective is None:
@@ -69,11 +73,10 @@ def check_data(config: RunConfig, data: PreparedData) -> None:
     objective, kind = objective_of(config), data.manifest.kind
     if set(objective.arrays) == set(data.array_names):
         return
-    mend = (
-        "it needs conversations: prepare them with `photon data prepare --kind chat`"
-        if kind == "text"
-        else "it reads running text: train on conversations with objective=sft"
-    )
+    needs = next((one for one, names in ARRAYS.items() if set(names) == set(objective.arrays)), None)
+    mend = f"train on it with objective={_OF_KIND[kind]}"
+    if needs is not None:
+        mend = f"it needs data of `photon data prepare --kind {needs}`, or {mend}"
     raise PhotonError(
         f"objective: {type(objective).__name__} cannot train on the {kind} in {data.path}; {mend}"
     )
