@@ -159,6 +159,10 @@ def _try_components(config: RunConfig) -> None:
             "privacy.noise_multiplier: with strategy.embeddings=restricted silos tell their vocabularies, "
             "which no noise hides; use strategy.embeddings=backbone"
         )
+    sharded = config.training.processes > 1 and config.training.parallel == "fsdp"
+    if sharded and not objective_of(config).shards:
+        name = type(objective_of(config)).__name__
+        raise PhotonError(f"training.parallel=fsdp: {name} needs the whole model on a device; use ddp")
     if config.adapter is not None:
         check_adapter(config)
         _check_adapted(strategy)

@@ -447,14 +447,14 @@ def _write_chats(
     """Write conversations, or pairs of them; what was left out of them is added to ``skipped``."""
     chats = [document for document in documents if isinstance(document, Chat)]
     pairs = [document for document in documents if isinstance(document, Pair)]
-    what = "pairs" if pairs else "conversations"
+    what = "pair" if pairs else "conversation"
     read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
     if not read.encoded:
         raise PhotonError(
             f"silo {silo!r} has no {side} {what} that can be used: {read.faults.worst()}; give it others, or "
             "a tokenizer with another chat template"
         )
-    skipped += [SourceSkipped(name=silo, file=f"{side} {what}", reason=why) for why in read.told()]
+    skipped += [SourceSkipped(name=silo, file=f"{side} {what}s", reason=why) for why in read.told()]
     end_of_text = encoder.tokenizer.eos_token_id
     packed: ChatWindows | PairWindows
     if isinstance(read, EncodedPairs):

@@ -8,8 +8,10 @@ so the model begins as what it was. Everything but A and B is frozen.
 """
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,6 +75,26 @@ def add_adapter(model: "PreTrainedModel", section: AdapterSection, *, seed: int)
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in own)
     return model
+
+
+def has_adapters(model: nn.Module) -> bool:
+    """Return whether a model has adapters."""
+    return "peft" in sys.modules and any(True for _ in _adapted(model))
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """Let a model compute as it would without its adapters, in evaluation mode."""
+    layers, training = [layer for _, layer in _adapted(model)], model.training
+    model.eval()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        model.train(training)
 
 
 def merge_adapter(model: "PreTrainedModel") -> "PreTrainedModel":

@@ -75,10 +75,13 @@ class Objective(ABC):
         Names of the arrays that a batch has.
     trains
         False: there are no local steps, and a silo answers with `statistics`.
+    shards
+        False: the model cannot be sharded over the devices of a silo.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens",)
     trains: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Return a new model with what this objective changes: heads, adapters, parameters that are frozen.

@@ -165,7 +165,8 @@ def test_with_one_silo_it_is_plain_training(
     processes: int, run_lora: Run, base: Path, lone_corpus: Path, tmp_path: Path
 ) -> None:
     """Against torch alone, with an adapter that is written by hand."""
-    # Adam divides by what rounding alone leaves in A, whose gradient is zero at first; large steps are chaotic.
+    # Adam divides by what rounding alone leaves in A, whose gradient is zero at first; large steps are
+    # chaotic.
     ways = ["rounds=2", "cohort=1", "checkpoint.keep=5", "optimizer=sgd", "optimizer.lr=0.1"]
     ways += ["schedule=constant", "schedule.warmup_steps=0", "adapter.alpha=4"]
     run_lora(*ways, f"training.processes={processes}", data=lone_corpus)
