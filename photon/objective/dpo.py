@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.errors import PhotonError
 from photon.models.adapter import adapters_off, has_adapters
 from photon.models.loss import kept_apart
 from photon.models.reference import add_reference, reference_of, without_reference
@@ -68,26 +67,18 @@ class DirectPreference(Objective):
         return batch["pairs"].amax(1).sum() // 2
 
     def loss(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> Loss:
-        """Return the mean loss of the pairs of a batch; see `Objective.loss`.
+        """Return the mean loss of the pairs of a batch; see `Objective.loss`."""
+        return self._of(*self._rewards(model, batch, rows))
 
-        Raises
-        ------
-        PhotonError
-            If the softmax is to run over some rows of the vocabulary alone.
-        """
-        if rows is not None:
-            raise PhotonError("objective: preferences need all rows of the vocabulary; use another strategy")
-        return self._of(*self._rewards(model, batch))
-
-    def _rewards(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _rewards(self, model: nn.Module, batch: Batch, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return r(y_w) − r(y_l) in each place that may have a pair, and which have one: (n,) and bool."""
         with torch.no_grad():
             if (reference := reference_of(model)) is not None:
-                before = log_probabilities(reference, batch)
+                before = log_probabilities(reference, batch, rows)
             else:
                 with adapters_off(getattr(model, "module", model)):
-                    before = log_probabilities(model, batch)
-        now = log_probabilities(model, batch)
+                    before = log_probabilities(model, batch, rows)
+        now = log_probabilities(model, batch, rows)
         moved = self.beta * (now - before)
         numbers = torch.arange(1, moved.shape[1] + 1, device=moved.device)
         there = numbers <= batch["pairs"].amax(1, keepdim=True) // 2
@@ -153,7 +144,7 @@ class DirectPreference(Objective):
         return {name: row.expand(size, -1).contiguous() for name, row in rows.items()}
 
 
-def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
+def log_probabilities(model: nn.Module, batch: Batch, rows: Tensor | None = None) -> Tensor:
     """Return the summed log-probability of each answer of a batch of pairs.
 
     Parameters
@@ -162,6 +153,8 @@ def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
         A causal language model, or a wrapper of one.
     batch
         Windows of pairs, as `photon.data.pairs` packs them.
+    rows
+        Rows of the vocabulary that the softmax runs over, bool; None: all.
 
     Returns
     -------
@@ -172,6 +165,8 @@ def log_probabilities(model: nn.Module, batch: Batch) -> Tensor:
     tokens, sides = batch["tokens"], batch["pairs"]
     windows, length = tokens.shape
     logits = model(input_ids=tokens[:, :-1], **kept_apart(batch["positions"][:, :-1])).logits
+    if rows is not None:
+        logits = logits.masked_fill(~rows, -torch.inf)
     answers = batch["targets"][:, 1:] == 1
     # Side 0 is that of no pair. A side has at least two tokens, a question's and an answer's.
     most = 2 * (length // 4 + 1)

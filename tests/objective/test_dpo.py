@@ -38,7 +38,7 @@ from photon.training.groups import read_params
 from tests.conftest import SMALL, composed
 from tests.objective.test_sft import model_of
 
-LENGTH = 40
+LENGTH = 80
 PAIRS = ["objective=dpo", f"model.sequence_length={LENGTH}"]
 
 
