@@ -3,8 +3,8 @@
     python scripts/bench/tuning_loop.py                     # a small GPT-2
     python scripts/bench/tuning_loop.py --vocabulary 8192   # one whose head is most of the work
 
-Tokens are those that are read, whether they are answers or not. In one case the assistant says half of them, in
-blocks as long as the questions; in the other all of them.
+Tokens are those that are read, whether they are answers or not. In one case the assistant says half of them,
+in blocks as long as the questions; in the other all of them.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """Direct preference optimisation: trl's loss and gradient, and a reference that stays where the run began."""
 
 import copy
+import itertools
 import json
 import random
 import shutil
@@ -26,7 +27,7 @@ from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
 from photon.evaluation.perplexity import evaluate_data
-from photon.models.adapter import add_adapter
+from photon.models.adapter import add_adapter, merge_adapter
 from photon.models.build import build_model
 from photon.models.reference import reference_of
 from photon.objective.dpo import DirectPreference, log_probabilities
@@ -173,8 +174,6 @@ def test_the_reference_of_adapters_is_the_model_without_them(tmp_path: Path) -> 
                 parameter.add_(0.5 * torch.randn(parameter.shape, generator=draw))
     loss = objective.loss(model, batch_of(pairs), None).value
     loss.backward()
-    from photon.models.adapter import merge_adapter
-
     policy = merge_adapter(copy.deepcopy(model))
     expected, _ = of_trl(policy, start.eval(), pairs, 0.4, tmp_path)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -191,14 +190,11 @@ def write_pairs(folder: Path, silos: dict[str, str]) -> Path:
     sources = {}
     for name, alphabet in silos.items():
         draw = random.Random(name)
-
-        def word() -> str:
-            return "".join(draw.choices(alphabet, k=draw.randint(1, 3)))
-
-        rows = []
-        for _ in range(60):
-            question = word()
-            rows.append({"prompt": question, "chosen": f"{question}!", "rejected": f"{word()} {word()}?"})
+        words = ["".join(draw.choices(alphabet, k=draw.randint(1, 3))) for _ in range(180)]
+        rows = [
+            {"prompt": question, "chosen": f"{question}!", "rejected": f"{one} {other}?"}
+            for question, one, other in zip(words[::3], words[1::3], words[2::3], strict=True)
+        ]
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
         sources[name] = [file]
@@ -320,7 +316,7 @@ def test_the_reference_is_the_runs_start_whatever_happens(
         assert all(torch.equal(begun[name], begun[f"reference.model.{name}"]) for name in plain)
         assert any(not torch.equal(ended[name], begun[name]) for name in plain)
     rounds = {silo: [r for r, s in sorted(seen) if s == silo] for silo in ("alpha", "beta", "gamma")}
-    assert any(b - a > 1 for of in rounds.values() for a, b in zip(of, of[1:], strict=False)), "one was away"
+    assert any(b - a > 1 for of in rounds.values() for a, b in itertools.pairwise(of)), "one was away"
     down = [e["group_bytes_down"] for e in events(tmp_path / "whole", "silo_finished")]
     assert not any(BASE in groups for groups in down), "the first evaluation has brought it"
     up = [e["group_bytes_up"] for e in events(tmp_path / "whole", "silo_finished")]
@@ -374,6 +370,7 @@ def test_it_learns_tells_how_and_exports_the_policy_alone(
         ["training.micro_batch_size=auto", "telemetry.diagnostics=true"],
         ["training.activation_checkpointing=true"],
         ["model=abbie-tiny", "model.architecture.n_layer=4"],
+        ["strategy=worldlm", "strategy.embeddings=restricted"],
     ],
     ids=lambda way: way[0],
 )
@@ -382,7 +379,7 @@ def test_it_goes_with(
 ) -> None:
     run_small(*PAIRS, *way, "rounds=2", data=pairs)
     first, *_, last = [event["loss"] for event in events(tmp_path / "run", "evaluated")]
-    assert first == pytest.approx(np.log(2), abs=1e-3 if "link=bf16" in way else 1e-6)
+    assert first == pytest.approx(np.log(2), abs=1e-3 if way[0].startswith("link=") else 1e-6)
     assert np.isfinite(last)
     assert last != first
     assert not events(tmp_path / "run", "silo_failed")
@@ -396,7 +393,6 @@ def test_it_goes_with(
             ["training.processes=2", "training.parallel=fsdp"],
             "training.parallel=fsdp: DirectPreference needs",
         ),
-        (["strategy=worldlm", "strategy.embeddings=restricted"], "preferences need all rows"),
         (["objective=sft"], r"SupervisedFineTuning cannot train on the pairs in .*objective=dpo"),
     ],
 )
