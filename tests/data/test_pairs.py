@@ -116,7 +116,7 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     told = [skipped.reason for skipped in data.manifest.sources.skipped]
     assert any("2 of 34 rows: chosen and rejected are equal (first: row 31)" in reason for reason in told)
     assert any("1 of 34 rows: no field 'rejected'" in reason for reason in told)
-    assert any("both sides are longer than a window" in reason for reason in told)
+    assert any("both sides together are longer" in reason for reason in told)
 
 
 def test_nothing_that_can_be_used_is_one_line(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_nothing_that_can_be_used_is_one_line(tmp_path: Path) -> None:
         prepared(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "a"}])
     assert "\n" not in str(refusal.value)
     with pytest.raises(
-        PhotonError, match=r"no train pair that can be used: both sides are longer"
+        PhotonError, match=r"no train pair that can be used: both sides together"
     ) as refusal:
         prepared(tmp_path, rows_of(30), sequence_length=8)
     assert "\n" not in str(refusal.value)
