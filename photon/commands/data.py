@@ -47,8 +47,9 @@ _Kind = Annotated[
     str,
     typer.Option(
         metavar="KIND",
-        help="`text`, or `chat`: conversations, each a list of objects with `role` and `content` in a field "
-        "of .jsonl, .json or .parquet.",
+        help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
+        ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
+        "list.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -198,7 +199,7 @@ def prepare(
     from photon.data.prepare import prepare as prepare_files
     from photon.data.spool import Spool
 
-    _check_ways(silo, embedded, hub, chats=kind == "chat")
+    _check_ways(silo, embedded, hub, kind)
     if vocab_size is not None and tokenizer is not None:
         raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
     if (hub_files or hub_limit_mb is not None) and hub is None:
@@ -289,11 +290,11 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
     return sources
 
 
-def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, *, chats: bool) -> None:
+def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, kind: str) -> None:
     if bool(silo) + embedded + (hub is not None) != 1:
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
-    if chats and not silo:
-        raise PhotonError("--kind chat reads files: give them with --silo NAME=PATH")
+    if kind in ("chat", "pairs") and not silo:
+        raise PhotonError(f"--kind {kind} reads files: give them with --silo NAME=PATH")
 
 
 def _read_hub(

@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
+from photon.config.adapter import AdapterSection
 from photon.config.admission import AdmissionSection, GuardSection
 from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
@@ -473,9 +474,10 @@ class RunConfig(Section):
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
     model: ModelSection
     data: DataSection
+    adapter: AdapterSection | None = Field(None, description="LoRA; null: the whole model is trained.")
     objective: Component | None = Field(
         None,
-        description="What is trained: the loss of a batch, and how it is measured. null: causal language "
+        description="What is trained: the loss of a batch, and how it is measured; null: causal language "
         "modelling.",
     )
     optimizer: Component = Field(description="Local optimizer: any torch.optim.Optimizer by `_target_`.")

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from photon.data.alike import Comparison, Looks
 from photon.data.documents import Document, TextKind
+from photon.data.pairs import FIELDS
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
@@ -77,8 +78,8 @@ class Options:
     tokenizer_loss
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     kind
-        Running "text", which is cut into windows; or conversations ("chat"), each of which goes into a window
-        whole, written by the tokenizer's chat template or a plain one.
+        Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
+        whole, written by the tokenizer's chat template or a plain one; or "pairs" of answers, as those.
     workers
         Processes that compare and encode running text; None: as many as there are cores. Their number
         changes nothing in what is written.
@@ -126,7 +127,7 @@ class Options:
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
         if self.kind not in get_args(TextKind):
-            raise PhotonError(f"kind {self.kind!r} is not understood: use text or chat")
+            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat or pairs")
         if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
             raise PhotonError(f"workers {self.workers} is out of range: from 1 to {MOST_WORKERS}")
 
@@ -184,6 +185,8 @@ def prepare(
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
+    if kind == "pairs" and text_field is not None:
+        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
     field = text_field or ("messages" if kind == "chat" else "text")
     skipped: list[SourceSkipped] = []
     with Spool.beside(output) as spool:
@@ -418,7 +421,7 @@ def _write(
     def advance(count: int) -> None:
         bar.advance(task, count)
 
-    if options.kind == "chat":
+    if options.kind != "text":
         encoder = chat_encoder(folder, tokenizer, options.tokenizer, options.sequence_length)
         skipped = list(sources.skipped)
         written = {

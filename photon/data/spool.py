@@ -17,11 +17,11 @@ from typing import overload
 import numpy as np
 from pydantic import TypeAdapter
 
-from photon.data.documents import Chat, Document
+from photon.data.documents import Chat, Document, Pair
 from photon.errors import PhotonError, printable
 
 #: What a document may be; the place in this list is what is written of it.
-_KINDS: tuple[type[Document], ...] = (Document, Chat)
+_KINDS: tuple[type[Document], ...] = (Document, Chat, Pair)
 _TEXTS, _REST, _INDEX = "texts", "rest", "index.npy"
 
 

@@ -10,6 +10,7 @@ from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
+from photon.data.pairs import FIELDS, pair_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
 from photon.data.spool import Store
 from photon.errors import PhotonError, printable
@@ -55,8 +56,8 @@ def read_documents(
     source_field
         Field or column whose value becomes the documents' ``source``; needs files with fields.
     kind
-        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`), which
-        needs files with fields.
+        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
+        has fields of its own (`photon.data.pairs.pair_of`). Both need files with fields.
 
     Returns
     -------
@@ -80,7 +81,7 @@ def read_documents(
         try:
             if form.form != "plain":
                 found = _rows(file, name, form, text_field, source_field, kind)
-            elif kind == "chat":
+            elif kind != "text":
                 raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
                 found = _parts(file, name, form, source_field)
@@ -124,10 +125,14 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
 def _rows(
     file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
 ) -> Iterator[Document | _Fault]:
-    fields = [field] if source_field is None else [field, source_field]
-    read = chat_of if kind == "chat" else document_of
+    fields = [*(FIELDS if kind == "pairs" else [field]), *([] if source_field is None else [source_field])]
     for number, row in rows_of(file, form, fields):
-        found = read(row, f"{name}:{number}", field, source_field)
+        place = f"{name}:{number}"
+        if kind == "pairs":
+            found: Document | str = pair_of(row, place, source_field)
+        else:
+            read = chat_of if kind == "chat" else document_of
+            found = read(row, place, field, source_field)
         yield found if isinstance(found, Document) else _Fault(found, f"row {number:,}")
 
 

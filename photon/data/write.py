@@ -7,8 +7,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from photon.data.chat_windows import ChatEncoder, encode_chats, pack
-from photon.data.documents import Chat, Document
+from photon.data.chat_windows import ChatEncoder, ChatWindows, encode_chats, pack
+from photon.data.documents import Chat, Document, Pair
+from photon.data.pairs import EncodedPairs, PairWindows, encode_pairs, pack_pairs
 from photon.data.prepared import (
     ChatMarks,
     SourceSkipped,
@@ -146,7 +147,7 @@ def write_chats(
     advance: Callable[[int], None],
     skipped: list[SourceSkipped],
 ) -> Written:
-    """Write conversations; what was left out of them is added to ``skipped``.
+    """Write conversations, or pairs of them; what was left out of them is added to ``skipped``.
 
     Raises
     ------
@@ -154,15 +155,22 @@ def write_chats(
         If none can be used.
     """
     chats = [document for document in documents if isinstance(document, Chat)]
-    read = encode_chats(chats, encoder, advance)
+    pairs = [document for document in documents if isinstance(document, Pair)]
+    what = "pair" if pairs else "conversation"
+    read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
     if not read.encoded:
         raise PhotonError(
-            f"silo {place.silo!r} has no {place.side} conversation that can be used: {read.faults.worst()}; "
-            "give it others, or a tokenizer with another chat template"
+            f"silo {place.silo!r} has no {place.side} {what} that can be used: {read.faults.worst()}; give "
+            "it others, or a tokenizer with another chat template"
         )
-    told = f"{place.side} conversations"
+    told = f"{place.side} {what}s"
     skipped += [SourceSkipped(name=place.silo, file=told, reason=why) for why in read.told()]
-    packed = pack(read.encoded, encoder.length, place.dtype, encoder.tokenizer.eos_token_id)
+    end_of_text = encoder.tokenizer.eos_token_id
+    packed: ChatWindows | PairWindows
+    if isinstance(read, EncodedPairs):
+        packed = pack_pairs(read.encoded, encoder.length, place.dtype, end_of_text)
+    else:
+        packed = pack(read.encoded, encoder.length, place.dtype, end_of_text)
     files = {name: place.file(name) for name in packed._fields}
     for name, array in packed._asdict().items():
         np.save(files[name], array, allow_pickle=False)
@@ -171,7 +179,8 @@ def write_chats(
         shortened=read.shortened,
         sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
     )
-    entry = _entry([chats[i] for i in read.used], len(packed.tokens), packed.tokens.size, files["tokens"])
+    used = [(chats or pairs)[i] for i in read.used]
+    entry = _entry(used, len(packed.tokens), packed.tokens.size, files["tokens"])
     return Written(
         entry.model_copy(update={"chat": marks}),
         count_tokens(packed.tokens, place.vocab_size),

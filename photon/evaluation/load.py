@@ -48,13 +48,14 @@ def open_trained(path: Path) -> TrainedModel:
     if (path / "config.json").is_file():
         return _open_folder(path)
     checkpoint, config = open_run_checkpoint(path)
-    from photon.objective.configured import model_of
+    from photon.models.build import build_model
+    from photon.objective.configured import plain_params
     from photon.strategy.base import strategy_of
     from photon.training.groups import write_params
 
     state = checkpoint.state
-    model = model_of(config, state.vocab_size)
-    write_params(model, strategy_of(config).exported(checkpoint))
+    model = build_model(config.model, state.vocab_size, seed=config.seed)
+    write_params(model, plain_params(config, state.vocab_size, strategy_of(config).exported(checkpoint)))
     return TrainedModel(model, f"{config.model.name}, round {state.round}", state.tokenizer_sha256, None)
 
 

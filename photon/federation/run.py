@@ -56,7 +56,17 @@ def prepare_run(config: RunConfig) -> RunConfig:
     A relative ``run_dir`` is taken from the current folder, and so are the files of the model, because the
     ServerApp may work in another one. Without a ``run_dir`` the run goes to ``runs/`` in Photon's home.
     Embedded and hub text is prepared on first use.
+
+    Raises
+    ------
+    PhotonError
+        If text cannot be prepared, or what an adapter leaves as it is would be random for ever.
     """
+    if config.adapter is not None and config.model.warm_start is None:
+        raise PhotonError(
+            "adapter: the model beside it stays as it is, and would be random; set model.warm_start to the "
+            "folder of a trained model, or adapter=null to train all of it"
+        )
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
     if config.evaluation.tasks and config.evaluation.task_data is not None:

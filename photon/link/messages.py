@@ -365,7 +365,7 @@ class EvaluateRequest(Body):
     own
         Whether the node also evaluates its own model: the received backbone with the key layers that it has
         kept from ``last_round`` of the run ``run_id``; 0: none.
-    decided
+    fixed, decided
         As of `TrainRequest`.
     """
 
@@ -374,6 +374,7 @@ class EvaluateRequest(Body):
     run_id: str = ""
     last_round: int = Field(default=0, ge=0)
     own: bool = False
+    fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
     decided: Decided | None = None
 
 

@@ -64,7 +64,7 @@ def train(
     trained = time.perf_counter()
 
     leaves = dict(finish.leaves)
-    diagnostics = dict(start.figures)
+    diagnostics = {**start.figures, **finish.trained.result.figures}
     if config.telemetry.diagnostics:
         diagnostics |= diagnose(finish.trained, start, data, request, config)
     leaves[PARAMS], privacy_report, norm = privatised(leaves[PARAMS], start.reference, request, site, store)

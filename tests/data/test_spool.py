@@ -11,7 +11,7 @@ import pytest
 
 from photon.code import command, environment
 from photon.data import shards
-from photon.data.documents import Chat, Document, Message
+from photon.data.documents import Chat, Document, Message, Pair
 from photon.data.spool import Documents, Spool, joined, sizes_of, taken
 from photon.data.tokenizer import EosTokenizer, train_tokenizer
 from photon.errors import PhotonError
@@ -28,16 +28,19 @@ def spool(tmp_path):
 def test_documents_come_back_as_they_went_in(spool):
     documents = [Document(f"source {text}", text) for text in ODD]
     chat = Chat("c", "user: ü\n\nassistant: b", (Message("user", "ü"), Message("assistant", "b")))
+    said = (Message("user", "ü"),)
+    pair = Pair("p", "user: ü", said, (Message("assistant", "a"),), (Message("assistant", "b"),))
     stored = spool.documents()
-    for number, document in enumerate([*documents, chat]):
+    for number, document in enumerate([*documents, chat, pair]):
         stored.append(document)
         # Reading and writing take turns.
         assert stored[number] == document
-    assert list(stored) == [*documents, chat]
+    assert list(stored) == [*documents, chat, pair]
     assert isinstance(stored[4], Chat)
     assert list(sizes_of(stored)) == [len(d.text.encode()) for d in stored]
     assert list(taken(stored, [3, 0])) == [documents[3], documents[0]]
     assert list(stored[::2]) == [documents[0], documents[2], chat]
+    assert type(stored[5]) is Pair
     assert list(joined([stored[1:2], stored[:1]])) == [documents[1], documents[0]]
     del stored[2:]
     assert list(stored) == documents[:2]
