@@ -127,8 +127,14 @@ class TrainingSection(Section):
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
-        "on the machine's CPU, or by the GPU's capability."
+        description="Precision of forward and backward; auto: decided once a run, by what the model's own "
+        "step was measured to take on the machine's CPU, or by the GPU's capability."
+    )
+    attention: Literal["auto", "sdpa", "products"] = Field(
+        "auto",
+        description="How attention is computed: by torch's one operation, or by matrix products, where the "
+        "model can; auto: decided once a run, products where the model's step in bf16 was faster with them "
+        "on a CPU.",
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",

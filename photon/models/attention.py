@@ -1,11 +1,11 @@
 """Causal attention without a mask, for rows that are one text each.
 
-transformers leaves the mask out where a row is one text, and has `scaled_dot_product_attention` be causal by
-itself. Under `torch.compile` it cannot look at the positions to see that, and makes a mask of batch × tokens ×
-tokens, for which a GPU has no fast kernel. On a GPU that is not compiled, looking means waiting. Whoever trains
-knows what the rows are and says so: `one_text_a_row`. Only then, and only where transformers itself would leave
-out the mask of such rows, is it left out here. A mask of padding, of texts that share a row, of a cache that is
-read, and whatever a model makes of masks by itself stay.
+transformers leaves the mask out where a row is one text, and has `scaled_dot_product_attention` be causal
+by itself. Under `torch.compile` it cannot look at the positions to see that, and makes a mask of batch ×
+tokens × tokens, for which a GPU has no fast kernel. On a GPU that is not compiled, looking means waiting.
+Whoever trains knows what the rows are and says so: `one_text_a_row`. Only then, and only where transformers
+itself would leave out the mask of such rows, is it left out here. A mask of padding, of texts that share a
+row, of a cache that is read, and whatever a model makes of masks by itself stay.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ _rows = _Rows()
 
 @contextmanager
 def one_text_a_row() -> Iterator[None]:
-    """Promise that each row of what a model is called with in this block is one text, from its first token."""
+    """Promise that each row of what a model is called with in this block is one text from its beginning."""
     before = _rows.one_text
     _rows.one_text = True
     try:
@@ -56,7 +56,7 @@ def use_attention(model: nn.Module, attention: Attention) -> None:
 
 def takes_products(model: nn.Module) -> bool:
     """Return whether a model's attention can be exchanged, which it now leaves to torch's one operation."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return (
         getattr(config, "_attn_implementation", None) == "sdpa"
         and not config.sub_configs

@@ -9,6 +9,7 @@ from photon.data.silo_data import SiloData
 from photon.link.bounded import as_loss
 from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss
 from photon.objective.configured import objective_of
+from photon.silo.choice import as_decided
 from photon.silo.kept import kept_of, silo_store
 from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
@@ -29,6 +30,7 @@ def evaluate(
     over the tokens that it was trained on.
     """
     data = SiloData(site.prepared(), [request.silo])
+    config = as_decided(config, data.vocab_size)
     runtime = runtime_of(config, data.vocab_size)
 
     def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:

@@ -13,6 +13,7 @@ import torch
 
 from photon.config.compose import parse
 from photon.config.schema import Component, RunConfig
+from photon.models.attention import use_attention
 from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
@@ -78,6 +79,8 @@ def _as_built(config_text: str) -> str:
 def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
     """Build the model, with what objective and strategy change about it."""
     model = model_of(config, vocab_size, device)
+    if config.training.attention == "products":
+        use_attention(model, "products")
     strategy_of(config).local.attach(model)
     if config.training.activation_checkpointing:
         enable_activation_checkpointing(model)
