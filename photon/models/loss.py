@@ -7,6 +7,7 @@ from torch import nn
 
 from photon.models.attention import one_text_a_row
 from photon.models.experts import experts_of
+from photon.models.head import FusedHead, fused_head
 
 #: In place of a target that is not counted.
 _IGNORED = -100
@@ -96,6 +97,9 @@ def causal_losses(
     experts = experts_of(getattr(getattr(model, "module", model), "config", None))
     if experts is None or not experts.coefficient:
         places = None if positions is None else positions[:, :-1]
+        if (head := fused_head(model)) is not None:
+            cross_entropy = _fused(head, model, input_ids, vocabulary, targets, places)
+            return CausalLosses(cross_entropy, cross_entropy, None)
         logits = run_apart(model, input_ids[:, :-1], places).logits
         cross_entropy = _cross_entropy(logits, input_ids, vocabulary, targets)
         return CausalLosses(cross_entropy, cross_entropy, None)
@@ -106,6 +110,22 @@ def causal_losses(
         # Some configurations have the coefficient, and the model has no use for it.
         return CausalLosses(cross_entropy, cross_entropy, None)
     return CausalLosses(cross_entropy + experts.coefficient * auxiliary, cross_entropy, auxiliary)
+
+
+def _fused(
+    head: FusedHead,
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    vocabulary: torch.Tensor | None,
+    chosen: torch.Tensor | None,
+    places: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the mean cross-entropy, as the model's head works it out."""
+    expected = input_ids[:, 1:]
+    counted = None if chosen is None else chosen[:, 1:]
+    with head.predicting(expected, counted, vocabulary):
+        total: torch.Tensor = run_apart(model, input_ids[:, :-1], places).logits.sum()
+    return total / (expected.numel() if counted is None else counted.sum().clamp_min(1))
 
 
 def _cross_entropy(

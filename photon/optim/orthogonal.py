@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-#: Elements of matrices that are orthogonalised together, at most: their products take a few times the memory.
-_TOGETHER = 2**24
+#: Elements of matrices that are orthogonalised together, at most. A CPU is as fast with a large matrix alone.
+_TOGETHER = {"cpu": 2**18, "cuda": 2**26}
 
 
 class BatchedMuon(torch.optim.Muon):
@@ -76,11 +76,15 @@ def orthogonalised(
     """
     a, b, c = coefficients
     found = matrices.div_(matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps))
+    add = torch.baddbmm
+    if alone := len(found) == 1:
+        # A batch of one is slower than a matrix.
+        found, add = found[0], torch.addmm
     for _ in range(steps):
         gram = found @ found.mT
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        found = torch.baddbmm(found, factor, found, beta=a)
-    return found
+        factor = add(gram, gram, gram, beta=b, alpha=c)
+        found = add(found, factor, found, beta=a)
+    return found[None] if alone else found
 
 
 def product_format(device: torch.device) -> torch.dtype:
@@ -107,7 +111,8 @@ def _of_one_shape(parameters: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         if one.grad is not None:
             alike.setdefault((one.shape, one.device, one.dtype), []).append(one)
     for same in alike.values():
-        count = max(1, _TOGETHER // max(1, same[0].numel()))
+        most = _TOGETHER.get(same[0].device.type, _TOGETHER["cuda"])
+        count = max(1, most // max(1, same[0].numel()))
         for start in range(0, len(same), count):
             yield same[start : start + count]
 

@@ -56,10 +56,10 @@ def matrices(dtype=torch.float32):
     [{}, {"nesterov": False, "weight_decay": 0.0}, {"adjust_lr_fn": "match_rms_adamw", "momentum": 0.7}],
 )
 def test_a_batch_is_what_torch_does_one_by_one(monkeypatch, settings, products, share):
-    """To a share of the largest change: torch's products are in bfloat16, whose last bit is 0.8 % of a value."""
+    """To a share of the largest change: torch multiplies in bfloat16, whose last bit is 0.8 % of a value."""
     monkeypatch.setattr(orthogonal, "product_format", lambda device: products)
     # Batches of at most two matrices, so that one shape has several.
-    monkeypatch.setattr(orthogonal, "_TOGETHER", 2 * 24 * 32)
+    monkeypatch.setitem(orthogonal._TOGETHER, "cpu", 2 * 24 * 32)
     one_by_one, together = matrices(), matrices()
     torchs = torch.optim.Muon(one_by_one, lr=0.02, **settings)
     ours = BatchedMuon(together, lr=0.02, **settings)
