@@ -70,11 +70,20 @@ class FusedHead:
         return cast(Tensor, summed)
 
 
-def fuse_head(model: nn.Module) -> None:
-    """Let the head of a model be able to work out the loss, if its logits are what a linear head makes.
+def fuse_head(model: nn.Module, device: torch.device) -> None:
+    """Let the head of a model work out the loss, if its logits are what a linear head makes.
 
     A model that scales or caps its logits, or whose head is something else, stays as it is.
+
+    Parameters
+    ----------
+    model
+        A whole model: not yet sharded, wrapped or compiled.
+    device
+        Where it is going to be trained.
     """
+    if device.type not in FUSED_ON:
+        return
     find = getattr(model, "get_output_embeddings", None)
     head = find() if find is not None else None
     if type(head) is not nn.Linear or getattr(model, _NAME, None) is not None:

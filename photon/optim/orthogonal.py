@@ -76,7 +76,7 @@ def orthogonalised(
     """
     a, b, c = coefficients
     found = matrices.div_(matrices.norm(dim=(1, 2), keepdim=True).clamp(min=eps))
-    add = torch.baddbmm
+    add: Callable[..., Tensor] = torch.baddbmm
     if alone := len(found) == 1:
         # A batch of one is slower than a matrix.
         found, add = found[0], torch.addmm

@@ -20,7 +20,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from photon.components import build, import_target
 from photon.config.schema import TransitionSection
 from photon.errors import PhotonError
-from photon.models.head import FUSED_ON, fuse_head
 from photon.models.sparse import parameter_name
 from photon.training.groups import NamedParameters, read_optimizer
 from photon.training.hooks import (
@@ -156,8 +155,6 @@ class LocalTrainer:
         self.precision = precision
         self.device = device
         self.transition = transition
-        if device.type in FUSED_ON:
-            fuse_head(model)
         self._parameters = list(model.parameters())
         self._forward = cast(nn.Module, torch.compile(model)) if compile else model
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

@@ -27,6 +27,7 @@ from photon.data.loader import BatchStream
 from photon.errors import PhotonError
 from photon.models.build import build_model, parameter_count
 from photon.models.flops import mfu, model_flops_per_token
+from photon.models.head import fuse_head
 from photon.objective.causal_lm import CausalLM
 from photon.training.batch_probe import find_micro_batch_size
 from photon.training.hardware import DTYPES, device_facts, resolve_device
@@ -128,6 +129,7 @@ def measure(line: Line, device: torch.device, precision: Precision, share: float
     per_token = model_flops_per_token(model, line.sequence_length)
     expected = one_sequence(model, torch.device("cpu"), "fp32")
     torch.nn.Module.to(model, device)
+    fuse_head(model, device)
     found = one_sequence(model, device, precision)
     line.differs_from_cpu = {key: abs(found[key] / expected[key] - 1) for key in expected}
     if line.checkpointing:

@@ -54,7 +54,8 @@ def build(name: str) -> nn.Module:
 
 @pytest.fixture(autouse=True)
 def few_at_a_time(monkeypatch):
-    """Seven tokens at a time: no part of a row, and the last part is a smaller one."""
+    """On a CPU, too, seven tokens at a time: no part of a row, and the last part is a smaller one."""
+    monkeypatch.setattr(head_module, "FUSED_ON", {"cuda", "cpu"})
     monkeypatch.setattr(head_module, "_LOGITS", 7 * 96)
 
 
@@ -81,7 +82,7 @@ def same(one: nn.Module, other: nn.Module, tolerance: float = 1e-6) -> None:
 @pytest.mark.parametrize("name", FUSED)
 def test_loss_and_gradients_are_those_of_whole_logits(name, restricted, chosen):
     whole, fused = build(name), build(name)
-    fuse_head(fused)
+    fuse_head(fused, CPU)
     assert fused_head(fused) is not None
     given = tokens()
     targets = half(given) if chosen else None
@@ -95,7 +96,7 @@ def test_loss_and_gradients_are_those_of_whole_logits(name, restricted, chosen):
 
 def test_no_targets_at_all_are_a_loss_of_zero():
     model = build("tied")
-    fuse_head(model)
+    fuse_head(model, CPU)
     loss = causal_losses(model, tokens(), targets=torch.zeros_like(tokens(), dtype=torch.bool)).total
     loss.backward()
     assert loss == 0
@@ -106,14 +107,14 @@ def test_no_targets_at_all_are_a_loss_of_zero():
 def test_a_model_that_changes_its_logits_keeps_its_own_head(name):
     model = build(name)
     expected = causal_loss(model, tokens())
-    fuse_head(model)
+    fuse_head(model, CPU)
     assert fused_head(model) is None
     assert causal_loss(model, tokens()) == expected
 
 
 def test_logits_are_as_ever_outside_of_the_loss():
     whole, fused = build("untied"), build("untied")
-    fuse_head(fused)
+    fuse_head(fused, CPU)
     causal_loss(fused, tokens())
     assert torch.equal(fused(input_ids=tokens()).logits, whole(input_ids=tokens()).logits)
     assert fused.state_dict().keys() == whole.state_dict().keys()
@@ -122,7 +123,7 @@ def test_logits_are_as_ever_outside_of_the_loss():
 @pytest.mark.parametrize("name", FUSED)
 def test_head_and_loss_are_in_the_compiled_graph(name):
     whole, fused = build(name), build(name)
-    fuse_head(fused)
+    fuse_head(fused, CPU)
     torch._dynamo.reset()
     compiled = torch.compile(fused, backend="aot_eager", fullgraph=True)
     for seed in (0, 1):
@@ -137,7 +138,7 @@ def test_head_and_loss_are_in_the_compiled_graph(name):
 def test_logits_never_stand_whole():
     """The largest tensor that is made is one of seven tokens' logits, not of all 33."""
     model = build("untied")
-    fuse_head(model)
+    fuse_head(model, CPU)
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         rows = 0
@@ -164,7 +165,7 @@ def test_bf16_is_as_near_to_float32_as_whole_logits():
     for fuse in (False, True):
         model = build("untied")
         if fuse:
-            fuse_head(model)
+            fuse_head(model, CPU)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = causal_loss(model, tokens())
         loss.backward()
@@ -189,8 +190,9 @@ def test_a_run_of_steps_ends_alike(monkeypatch, micro):
     windows = np.random.default_rng(0).integers(1, 90, (32, 12)).astype(np.uint16)
     ends = []
     for kinds in (set(), {"cpu"}):
-        monkeypatch.setattr("photon.training.loop.FUSED_ON", kinds)
+        monkeypatch.setattr(head_module, "FUSED_ON", kinds)
         model = build("tied")
+        fuse_head(model, CPU)
         sgd = build_optimizer({"_target_": "torch.optim.SGD", "lr": 0.05}, model)
         trainer = LocalTrainer(
             model,
@@ -210,3 +212,12 @@ def test_a_run_of_steps_ends_alike(monkeypatch, micro):
     assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
     for one, other in zip(ends[0][1], ends[1][1], strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_on_a_cpu_logits_stay_whole(monkeypatch):
+    monkeypatch.undo()
+    model = build("untied")
+    fuse_head(model, CPU)
+    assert fused_head(model) is None
+    fuse_head(model, torch.device("cuda"))
+    assert fused_head(model) is not None

@@ -16,7 +16,6 @@ from photon.config.compose import compose
 from photon.data.loader import BatchStream
 from photon.models import head
 from photon.objective.causal_lm import CausalLM
-from photon.training import loop
 from photon.training.collectives import GroupTrainer, gather, place_model
 from photon.training.groups import read_params
 from photon.training.loop import LocalTrainer, build_optimizer
@@ -39,11 +38,13 @@ given = dict(loss=CausalLM().loss, batch_size=8, precision="fp32", device=CPU)
 alone = LocalTrainer(one, build_optimizer(SGD, one), ConstantSchedule(), micro_batch_size=2, clip_norm=1.0,
                      **given)
 expected = alone.train(stream(), global_step=0, steps=3)
-loop.FUSED_ON.add("cpu")
+head.FUSED_ON.add("cpu")
 head._LOGITS = 7 * 96
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
 training = compose(["training.micro_batch_size=2", "training.clip_norm=1.0"]).training
-whole = place_model(made(), parallel, CPU)
+whole = made()
+head.fuse_head(whole, CPU)
+whole = place_model(whole, parallel, CPU)
 group = GroupTrainer(whole, build_optimizer(SGD, whole), ConstantSchedule(), count=CausalLM().count,
                      training=training, transition=None, **given)
 assert head.fused_head(group._forward) is not None
