@@ -132,9 +132,8 @@ class TrainingSection(Section):
     )
     attention: Literal["auto", "sdpa", "products"] = Field(
         "auto",
-        description="How attention is computed: by torch's one operation, or by matrix products, where the "
-        "model can; auto: decided once a run, products where the model's step in bf16 was faster with them "
-        "on a CPU.",
+        description="Attention by torch's one operation, or by matrix products where the model can; auto: "
+        "decided once a run, products where the model's step in bf16 is faster with them on a CPU.",
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
