@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
+from photon.config.adapter import AdapterSection
 from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
@@ -127,13 +129,10 @@ class TrainingSection(Section):
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: decided once a run, by what the model's own "
-        "step was measured to take on the machine's CPU, or by the GPU's capability."
+        description="Of forward and backward; auto: decided once a run, by the model's own step on a CPU."
     )
     attention: Literal["auto", "sdpa", "products"] = Field(
-        "auto",
-        description="Attention by torch's one operation, or by matrix products where the model can; auto: "
-        "decided once a run, products where the model's step in bf16 is faster with them on a CPU.",
+        "auto", description="By torch's one operation or matrix products; auto: decided as precision is."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
@@ -174,8 +173,8 @@ class TransitionSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """Validation of the global model on every silo."""
+class EvaluationSection(FurtherEvaluation):
+    """Validation of the global model on every silo, and what is evaluated beside it."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
     sequences: int | None = Field(
@@ -477,9 +476,10 @@ class RunConfig(Section):
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
     model: ModelSection
     data: DataSection
+    adapter: AdapterSection | None = Field(None, description="LoRA; null: the whole model is trained.")
     objective: Component | None = Field(
         None,
-        description="What is trained: the loss of a batch, and how it is measured. null: causal language "
+        description="What is trained: the loss of a batch, and how it is measured; null: causal language "
         "modelling.",
     )
     optimizer: Component = Field(description="Local optimizer: any torch.optim.Optimizer by `_target_`.")
