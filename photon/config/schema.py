@@ -129,8 +129,10 @@ class TrainingSection(Section):
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
-        "on the machine's CPU, or by the GPU's capability."
+        description="Of forward and backward; auto: decided once a run, by the model's own step on a CPU."
+    )
+    attention: Literal["auto", "sdpa", "products"] = Field(
+        "auto", description="By torch's one operation or matrix products; auto: decided as precision is."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
