@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -170,9 +170,21 @@ class TransitionSection(Section):
 
 
 class EvaluationSection(Section):
-    """Validation of the global model on every silo."""
+    """Validation of the global model on the silos."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
+    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="How many silos measure a model beside those that train from it next, which measure what "
+        "they receive; drawn by the seed. null: all silos; auto: all in a federation of up to 32, and 4 "
+        "beside them in a larger one.",
+    )
+    full_every: int | None = Field(
+        50,
+        ge=1,
+        description="Rounds from one evaluation by all silos to the next, at which others are drawn; the "
+        "first and the last evaluation are by all; null: no others are.",
+    )
     sequences: int | None = Field(
         ge=1, description="Validation windows per silo, evenly spaced; null: all of them."
     )
@@ -375,6 +387,11 @@ class LinkSection(Section):
     )
     inline_limit_mb: float = Field(
         gt=0, description="Largest payload that travels inside messages with transport=auto, in MiB."
+    )
+    keep_received: bool = Field(
+        True,
+        description="A silo keeps the model that it measures before it trains from it, and is not sent it "
+        "again; false: it is sent with every request.",
     )
     store: StoreSection
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 
 from photon.config.schema import RunConfig
-from photon.federation.admission import Asked
+from photon.federation.admission import Asked, nbytes_of
 from photon.federation.exchange import Failure, StragglerTimeout, exchange
 from photon.federation.failures import Failures
 from photon.federation.intake import Collected, Intake, as_parameters
@@ -39,12 +39,18 @@ class Ready:
         How long to wait by earlier rounds; None: until the deadline.
     intake
         What the answers pass on their way to the fold.
+    again
+        Returns a participant's message with what the first one left out.
+    reply_bytes
+        The largest reply that is due.
     """
 
     messages: dict[str, Message]
     receive: Callable[[str, Message], Reply | Failure]
     straggler_timeout: StragglerTimeout | None
     intake: Intake
+    again: Callable[[str], Message]
+    reply_bytes: int
 
 
 def ready(
@@ -70,7 +76,8 @@ def ready(
     if secure is not None:
         requests = secure.agree()
         cohort = [participant for participant in cohort if participant.name in requests]
-    sent = at.requests.write(server_round, checkpoint, cohort, requests, sent_config)
+    given = at.evaluation.given
+    sent = at.requests.write(server_round, checkpoint, cohort, requests, sent_config, given)
     intake = Intake(
         sent=sent,
         collected=collected,
@@ -87,6 +94,8 @@ def ready(
         receive=receiver(at, sent, collected, secure, checkpoint.state.sequence_length),
         straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
         intake=intake,
+        again=lambda name: at.requests.whole(name, sent, checkpoint, cohort, sent_config),
+        reply_bytes=max((nbytes_of(contract) for contract in sent.contracts.values()), default=0),
     )
 
 

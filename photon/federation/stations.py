@@ -88,7 +88,7 @@ class Stations:
             link=link,
             requests=RequestWriter(config, strategy, link, roster),
             admission=admission,
-            evaluation=Evaluation(grid, roster, link, admission, events),
+            evaluation=Evaluation(grid, roster, link, admission, events, warm=bool(config.model.warm_start)),
             events=events,
             spool=Spool(run_dir / REPLIES),
         )

@@ -192,7 +192,17 @@ class ServerLink:
         except PhotonError as error:
             raise RunError(str(error)) from error
 
-    def admit(self, request: RecordDict, reply_bytes: int, run_id: str, server_round: int) -> Ticket | None:
+    def as_received(self, params: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return parameters as silos decode them: what codecs lose is gone."""
+        if all(codec.on_bytes for codec in self._down.params):
+            return params
+        packed = pack_groups({"params": params}, self._down)["params"]
+        decoded = {name: unpack(one, f"params/{name}") for name, one in packed.items()}
+        return {name: t.dense() if isinstance(t, SparseTensor) else t for name, t in decoded.items()}
+
+    def admit(
+        self, request: RecordDict, reply_bytes: int, run_id: str, server_round: int, *, held: bool = False
+    ) -> Ticket | None:
         """Put a ticket for the reply into a request that brings its tensors by reference.
 
         Parameters
@@ -201,13 +211,18 @@ class ServerLink:
             Content of the message; changed in place.
         reply_bytes
             Bytes of the reply's tensors before codecs.
+        held
+            Whether the request leaves out what the silo has: then the reply's size decides.
 
         Returns
         -------
         Ticket or None
             The ticket; None if the reply is to come inside its message.
         """
-        if STORED_BYTES not in request[HEADER]:
+        by_reference = STORED_BYTES in request[HEADER]
+        if held and self._store is not None:
+            by_reference |= reply_bytes > self._limit
+        if not by_reference:
             return None
         # A new name for every attempt: a late reply to an earlier one is never taken for this one's.
         key = f"{_folder(run_id, server_round)}/up-{uuid.uuid4().hex}"
@@ -220,7 +235,7 @@ class ServerLink:
             except PhotonError as error:
                 raise RunError(str(error)) from error
         ticket = Ticket(key=key, limit=limit, part_urls=urls)
-        request[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
+        attach(ticket, request)
         return ticket
 
     def receive(self, records: RecordDict, ticket: Ticket | None, expected: Shapes | None = None) -> Decoded:
@@ -357,6 +372,11 @@ class SiloLink:
                 f"link: {parts.scheme}://{parts.hostname} is not encrypted; use https, or name the address "
                 "as store-url in the node config"
             )
+
+
+def attach(ticket: Ticket, request: RecordDict) -> None:
+    """Put a ticket into a request."""
+    request[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
 
 
 def group_bytes(records: RecordDict) -> dict[str, int]:
