@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -173,7 +173,7 @@ class EvaluationSection(Section):
     """Validation of the global model on the silos."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
-    cohort: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+    cohort: int | Literal["auto"] | None = Field(
         "auto",
         description="How many silos measure a model beside those that train from it next, which measure what "
         "they receive; drawn by the seed. null: all silos; auto: all in a federation of up to 32, and 4 "
@@ -189,6 +189,15 @@ class EvaluationSection(Section):
         ge=1, description="Validation windows per silo, evenly spaced; null: all of them."
     )
     batch_size: int = Field(ge=1, description="Sequences per forward pass.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "EvaluationSection":
+        if isinstance(self.cohort, int) and self.cohort < 1:
+            raise ValueError(
+                f"evaluation.cohort={self.cohort}: at least one silo must measure each model, so that it can "
+                "be compared with the one before"
+            )
+        return self
 
 
 class CheckpointSection(Section):
