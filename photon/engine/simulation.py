@@ -24,9 +24,9 @@ from photon.errors import RunError
 from photon.training.hardware import usable_cores
 
 CONNECTION = "photon"
-#: Nodes of a simulation, at most. Flower's engine hands each node one message every tenth of a second, and
-#: looks at every message for every node.
-NODES = 100
+#: Nodes of a simulation, where not more silos train at a time. Flower's engine hands each node one message
+#: every tenth of a second, and looks at every message for every node.
+NODES = 16
 
 
 class Simulation:
