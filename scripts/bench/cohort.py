@@ -21,7 +21,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -166,20 +166,22 @@ def processor_time(*, own: bool) -> Iterator[list[tuple[float, float]]]:
     Parameters
     ----------
     own
-        Whether this process counts; its descendants do.
+        Whether it is that of this process, or that of its descendants.
     """
-    me, found, used = psutil.Process(), list[tuple[float, float]](), dict[int, float]()
+    found: list[tuple[float, float]] = []
+    children: dict[int, float] = {}
 
     def sample() -> None:
-        for process in [*([me] if own else []), *me.children(recursive=True)]:
-            try:
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
                 times = process.cpu_times()
-                used[process.pid] = times.user + times.system
-            except psutil.Error:
-                continue
-        found.append((time.monotonic(), sum(used.values())))
+                children[process.pid] = times.user + times.system
+        found.append((time.monotonic(), sum(children.values())))
 
-    with sampled(sample, 0.05):
+    def sample_own() -> None:
+        found.append((time.monotonic(), time.process_time()))
+
+    with sampled(sample_own, 0.005) if own else sampled(sample, 0.05):
         yield found
 
 
