@@ -7,7 +7,6 @@ is asked.
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
@@ -162,7 +161,3 @@ class BatchGrid(Grid):
     def _fail(self, stubs: dict[str, Message], code: int, reason: str) -> None:
         for identifier, stub in stubs.items():
             self._replies[identifier] = Message(Error(code, reason), reply_to=stub)
-
-    def get_nodes(self) -> Iterable["object"]:  # type: ignore[override]
-        """Return what is known of all nodes."""
-        return cast(Iterable[object], self._grid.get_nodes())

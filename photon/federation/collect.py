@@ -20,7 +20,7 @@ from photon.federation.sizes import judge_of
 from photon.federation.stations import Stations
 from photon.link.messages import BODY, Body, TrainRequest, pack
 from photon.link.records import count_bytes, dense_groups
-from photon.link.transport import group_bytes
+from photon.link.transport import message_bytes
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Limits, Participant, Reply
 
@@ -176,7 +176,7 @@ def receiver(
             masked = {key: delta for key, delta in update.items() if key in summed}
             secure.add(name, dense_groups({"params": masked})["params"])
             update = {key: delta for key, delta in update.items() if key not in summed}
-        sizes = count_bytes(message.content), group_bytes(message.content)
+        sizes = message_bytes(message.content)
         return Reply(name, report, dense_groups(groups), *sizes, update, limits[name])
 
     return receive

@@ -133,8 +133,7 @@ class Evaluation:
         own
             Whether nodes also evaluate models of their own.
         cohort
-            Participants of the next round, who train from this model; None: all silos evaluate it, and none
-            need keep it.
+            Participants of the next round, who train from this model; None: all silos evaluate it.
 
         Returns
         -------
@@ -145,8 +144,7 @@ class Evaluation:
         state = checkpoint.state
         silos = {silo.name: silo for silo in self._willing()}
         names: Sequence[str] = list(silos)
-        if cohort is not None:
-            names = measuring(sent_config, names, cohort, state.round)
+        names = names if cohort is None else measuring(sent_config, names, cohort, state.round)
         if not names:
             return None
         question = self._question(checkpoint, sent_config, cohort)
@@ -175,10 +173,8 @@ class Evaluation:
                     for node, found in answer.per_node.items()
                 }
                 kept |= {name} if answer.kept else set()
-            elif answer.kind == "refused":
-                self._events.does_not_evaluate(name, answer.reason)
             else:
-                self._events.silo_failed(state.round, name, answer)
+                self._has_failed(state.round, name, answer)
         self.given = question.given(kept, self.given)
         if not per_silo:
             self._events.notice("warning", f"round {state.round}: no silo could evaluate the model")
@@ -200,6 +196,13 @@ class Evaluation:
         )
         self._events.stream.emit(evaluated)
         return evaluated
+
+    def _has_failed(self, server_round: int, name: str, failure: Failure) -> None:
+        """Tell why a silo's answer does not count; a policy that leaves it out is no failure."""
+        if failure.kind == "refused":
+            self._events.does_not_evaluate(name, failure.reason)
+        else:
+            self._events.silo_failed(server_round, name, failure)
 
     def _question(
         self, checkpoint: Checkpoint, sent_config: RunConfig, cohort: Collection[str] | None

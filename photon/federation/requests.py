@@ -14,8 +14,7 @@ from photon.federation.pace import adaptive_local_steps
 from photon.federation.roster import Roster
 from photon.link.encoding import Packed
 from photon.link.messages import BODY, TrainRequest, pack
-from photon.link.records import count_bytes
-from photon.link.transport import ServerLink, Ticket, attach, group_bytes
+from photon.link.transport import ServerLink, Ticket, message_bytes
 from photon.link.update import encode_change
 from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
@@ -214,10 +213,7 @@ class RequestWriter:
             messages[name] = self._roster.message(
                 content, participant.members, "train", f"round-{server_round}"
             )
-        down = {
-            name: (count_bytes(message.content), group_bytes(message.content))
-            for name, message in messages.items()
-        }
+        down = {name: message_bytes(message.content) for name, message in messages.items()}
         return Sent(bodies, messages, contracts, tickets, down, checkpoint.load_params())
 
     def whole(
@@ -237,11 +233,10 @@ class RequestWriter:
         own, _ = self._once(name, groups)
         content = self._link.send(own, request.run_id, request.round)
         if (ticket := sent.tickets[name]) is not None:
-            attach(ticket, content)
+            self._link.attach(ticket, content)
         content[BODY] = pack(request.model_copy(update={"held": None}), sent_config)
-        total, by_group = sent.down[name]
-        by_group = dict(Counter(by_group) + Counter(group_bytes(content)))
-        sent.down[name] = total + count_bytes(content), by_group
+        (first, first_groups), (more, more_groups) = sent.down[name], message_bytes(content)
+        sent.down[name] = first + more, dict(Counter(first_groups) + Counter(more_groups))
         return self._roster.message(content, request.members, "train", f"round-{request.round}")
 
     def _held(
