@@ -435,6 +435,10 @@ def _facts(
         ("everything else", f"{format_seconds(seconds['overhead'])} of {format_seconds(seconds['total'])}"),
         ("throughput", f"{format_count(summary['tokens_per_second'])} tokens/s"),
     ]
+    if error := summary["perplexity"].get("final_error"):
+        silos, after = summary["perplexity"]["final_silos"], summary["perplexity"]["final_round"]
+        told = f"± {format_perplexity(error)}, by {counted(silos, 'silo')} after round {after}"
+        rows.append(("error of the perplexity", told))
     if summary["mfu"] is not None:
         rows.append(("model FLOPs utilisation", format_share(summary["mfu"])))
     if summary.get("density") is not None:
