@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from photon.config.abbie import AbbieSection
 from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.privacy import PrivacySection
 from photon.config.section import Section
@@ -170,8 +171,8 @@ class TransitionSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """Validation of the global model on the silos."""
+class EvaluationSection(FurtherEvaluation):
+    """Validation of the global model on the silos, and what is evaluated beside it."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
     cohort: int | Literal["auto"] | None = Field(

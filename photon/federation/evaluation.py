@@ -1,7 +1,5 @@
 """The evaluation of a model on every silo's own validation text."""
 
-import contextlib
-import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from photon.config.schema import RunConfig
-from photon.federation.admission import Admission
+from photon.federation.admission import Admission, own_nodes
 from photon.federation.exchange import Failure, exchange
 from photon.federation.measuring import mean_loss, measuring, standard_error
 from photon.federation.requests import Given
@@ -24,7 +22,7 @@ from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry, ServerState
 from photon.state.received import tensors_hash
 from photon.strategy.contract import PARAMS
-from photon.telemetry.events import Evaluated, SiloEvaluation
+from photon.telemetry.events import Evaluated, SiloEvaluation, evaluation_of
 
 
 @dataclass(frozen=True)
@@ -167,9 +165,9 @@ class Evaluation:
         deadline = sent_config.federation.deadline
         for name, answer in exchange(self._grid, messages, receive, deadline=deadline, again=again):
             if not isinstance(answer, Failure):
-                per_silo[name] = per_node[name] = _evaluation(answer.loss, answer.tokens)
+                per_silo[name] = per_node[name] = evaluation_of(answer.loss, answer.tokens)
                 per_node |= {
-                    node: _evaluation(found["loss"], found["tokens"])
+                    node: evaluation_of(found["loss"], found["tokens"])
                     for node, found in answer.per_node.items()
                 }
                 kept |= {name} if answer.kept else set()
@@ -185,7 +183,7 @@ class Evaluation:
             per_silo=per_silo,
             per_node=per_node if own else {},
             loss=loss,
-            perplexity=_perplexity(loss),
+            perplexity=evaluation_of(loss, 1)["perplexity"],
             tokens_trained=state.tokens,
             bytes_up=traffic["up"],
             bytes_down=traffic["down"],
@@ -260,21 +258,3 @@ class Evaluation:
             else:
                 willing.append(silo)
         return willing
-
-
-def own_nodes(config: RunConfig, name: str) -> list[str]:
-    """Return the nodes of whose own models a silo, or a federation of the tree, may tell."""
-    node = None if config.federation.root is None else config.federation.root.child(name)
-    if node is None or node.is_silo:
-        return [name]
-    return [one.name for _, one in node.levels()]
-
-
-def _perplexity(loss: float) -> float:
-    with contextlib.suppress(OverflowError):
-        return math.exp(loss)
-    return math.inf
-
-
-def _evaluation(loss: float, tokens: int) -> SiloEvaluation:
-    return {"loss": loss, "perplexity": _perplexity(loss), "tokens": tokens}

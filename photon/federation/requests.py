@@ -132,9 +132,19 @@ class RequestWriter:
         return {name: contracts[role] for name, role in roles.items()}
 
     def train_requests(
-        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        last: Collection[str] = (),
     ) -> dict[str, TrainRequest]:
-        """Return what each participant is to do."""
+        """Return what each participant is to do.
+
+        Parameters
+        ----------
+        last
+            Those of the cohort that also tell what they bring: it is their last round.
+        """
         state, federation = checkpoint.state, self._config.federation
         most = steps_of(self._config, server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
@@ -161,6 +171,7 @@ class RequestWriter:
                 scalars=state.local_scalars,
                 routed=self._strategy.routed_tags(checkpoint, participant.name),
                 decided=None if is_federation else state.decided_by(participant.name, participant.members),
+                before_merge=participant.name in last,
             )
         return requests
 

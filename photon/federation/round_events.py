@@ -27,6 +27,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    evaluation_of,
 )
 
 
@@ -142,6 +143,10 @@ class RoundEvents:
                 gradient_norm=_number(report.gradient_norm),
                 group_bytes_up=reply.group_bytes_up,
                 group_bytes_down=group_bytes_down,
+                before_merge={
+                    name: evaluation_of(found["loss"], found["tokens"])
+                    for name, found in report.before_merge.items()
+                },
                 privacy=(
                     None
                     if privacy is None

@@ -17,6 +17,7 @@ from photon.data.source import prepared_path
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
+from photon.federation.run_tasks import RunTasks, check_tasks
 from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
@@ -57,9 +58,15 @@ def prepare_run(config: RunConfig) -> RunConfig:
     Embedded and hub text is prepared on first use.
     """
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
+    changes: dict[str, Any] = {"run_dir": str(run_dir)}
+    if config.evaluation.tasks and config.evaluation.task_data is not None:
+        # The ServerApp may work in another folder.
+        task_data = str(Path(config.evaluation.task_data).absolute())
+        changes["evaluation"] = config.evaluation.model_copy(update={"task_data": task_data})
+    check_tasks(config)
     files = {"config_file": config.model.config_file, "warm_start": config.model.warm_start}
     found = {name: str(Path(file).absolute()) for name, file in files.items() if file}
-    changes: dict[str, Any] = {"run_dir": str(run_dir), "model": config.model.model_copy(update=found)}
+    changes["model"] = config.model.model_copy(update=found)
     if config.federation.engine != "deployment":
         changes["data"] = config.data.model_copy(
             update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
@@ -115,7 +122,8 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             if config.federation.parent is not None:
                 carry_out(federation, resume=resume)
                 return {}
-            checkpoint = federation.run(resume=resume)
+            tasks = RunTasks(config, run_dir, stream)
+            checkpoint = federation.run(resume=resume, after=tasks.after)
             return finish(config, run_dir, checkpoint, stream)
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.

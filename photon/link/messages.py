@@ -262,6 +262,8 @@ class TrainRequest(Body):
         What the key blocks of other federations are that the request brings.
     decided
         What the silo's machine has decided in this run; None: nothing yet.
+    before_merge
+        Whether silos also tell the validation loss of the models of their own that they end with.
     """
 
     run_id: str
@@ -283,6 +285,7 @@ class TrainRequest(Body):
     masking: Masking | None = None
     routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
     decided: Decided | None = None
+    before_merge: bool = False
 
 
 class SiloSeconds(TypedDict):
@@ -312,6 +315,13 @@ class PrivacyReport(Body):
     releases: Positive
 
 
+class NodeLoss(TypedDict):
+    """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
+
+    loss: ValidationLoss
+    tokens: Positive
+
+
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it.
 
@@ -323,6 +333,8 @@ class TrainReport(Body):
     `photon.models.vocabulary.pack_vocabulary` writes it. Where no steps were taken, ``tokens`` are those that
     were read, and there is no loss. ``decided`` is what was trained with; of a federation it is what
     all its silos trained with. With ``text_changed`` the text is not the one of the silo's last round.
+    ``before_merge`` has the losses of the models that silos ended with on their own validation text, where
+    the request asks for that and they may be told: the silo's, or those of a federation's silos.
     """
 
     round: Count
@@ -345,6 +357,7 @@ class TrainReport(Body):
     vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
     decided: Decided | None = None
     text_changed: bool = False
+    before_merge: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
 class EvaluateRequest(Body):
@@ -372,13 +385,6 @@ class EvaluateRequest(Body):
     decided: Decided | None = None
     model_hash: Sha256 | None = None
     from_seed: bool = False
-
-
-class NodeLoss(TypedDict):
-    """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
-
-    loss: ValidationLoss
-    tokens: Positive
 
 
 class EvaluateReport(Body):
