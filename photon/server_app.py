@@ -13,13 +13,14 @@ def main(grid: Grid, context: Context) -> None:
     The run config brings either ``config``, a resolved configuration, or ``overrides`` for ``conf/``;
     with neither, the default federation trains.
     """
+    from photon.engine.batches import batching
     from photon.federation.results import show
     from photon.federation.run import prepare_run, run_federation, settings_from
     from photon.preflight import preflight
 
     config, resume = settings_from(context.run_config)
     config = prepare_run(preflight(config))
-    run_federation(config, grid, resume=resume, live=False)
+    run_federation(config, batching(grid, config), resume=resume, live=False)
     if not context.run_config["config"]:
         # Nobody composed the configuration before us, so nobody shows the result after us.
         show(config)

@@ -28,8 +28,13 @@ def reply_to(message: Message, message_type: MessageType, node_config: NodeConfi
     try:
         return Message(answer(message_type, message.content, node_config), reply_to=message)
     except PhotonError as error:
-        return Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
+        return Message(Error(CLIENT_APP_RAISED, reason_of(error)), reply_to=message)
     except Exception as error:
         # The full story belongs in the silo's own log; the server gets one line.
         traceback.print_exc()
-        return Message(Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        return Message(Error(CLIENT_APP_RAISED, reason_of(error)), reply_to=message)
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the server is told of an error."""
+    return str(error) if isinstance(error, PhotonError) else f"{type(error).__name__}: {error}"
