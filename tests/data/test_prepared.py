@@ -107,7 +107,7 @@ def test_what_was_overwritten_since_the_manifest_is_found(folder, kind):
     damage, message = OVERWRITTEN[kind]
     damage(folder)
     # A time that a program has set back hides nothing.
-    for file in folder.rglob("*"):
+    for file in [*folder.rglob("*.npy"), folder / "tokenizer/tokenizer.json"]:
         os.utime(file, (0, 0))
     for look in (lambda: PreparedData.open(folder), lambda: PreparedData.reopen(folder), data.verify):
         with pytest.raises(PhotonError, match=message):
