@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
-from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.admission import AdmissionSection, GuardSection, Lease
 from photon.config.floats import tagged
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
@@ -246,6 +246,11 @@ class FederationSection(Section):
     )
     parent: str | None = Field(
         None, description="Set by Photon for a federation within another: its name and the run above it."
+    )
+    lease: Lease | None = Field(
+        None,
+        description="Seconds without a sign of life after which a standing request is over: one message for "
+        "many rounds, which go through `link.store` (deployment); null: a message for every request.",
     )
     connection: str | None = Field(
         description="Connection of $FLWR_HOME/config.toml that `photon train` gives a deployed run to; "

@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from photon.errors import PhotonError, RefusedError
 from photon.link.bounded import one_line
+from photon.link.joined import Joiner, crosses_superlink, part
 from photon.link.records import count_bytes
 
 #: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
@@ -90,9 +91,13 @@ def exchange(
     """
     expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
     pushed: dict[str, str | None] = {}
+    joiner = Joiner()
     for participant in list(messages):
         # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
-        identifiers = grid.push_messages([messages.pop(participant)])
+        message = messages.pop(participant)
+        if crosses_superlink(message.content):
+            message.content = joiner.join(message.content)
+        identifiers = grid.push_messages([message])
         pushed[participant] = next((identifier for identifier in identifiers if identifier), None)
     may_hold = HELD_BYTES // max(1, expected_bytes)
     return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, straggler_timeout)
@@ -171,6 +176,7 @@ def _accept(
         # Flower's code 5 is a node that went away; every other code is the app's own failure.
         return Failure("unavailable" if reply.error.code == 5 else "error", reason)
     try:
+        reply.content = part(reply.content)
         return receive(participant, reply)
     except RefusedError as error:
         return Failure("refused", str(error))

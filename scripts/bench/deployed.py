@@ -6,9 +6,9 @@
 
 The programs are those that ``scripts/federation.sh up`` starts: a SuperLink with a database, a SuperExec, and
 ``photon silo run`` for each silo. Real models train for one local step a round, plain SGD. The overhead of a
-round is its wall time less the slowest silo's training; evaluation by Flower's messages is shown apart. The
-first rounds, in which workers start and files come from disk for the first time, and the last one, after which
-all silos evaluate, do not count. ``--line`` adds a line with the medians to a file.
+round is its wall time less the slowest silo's training; with ``--evaluate`` the evaluation after each round
+is shown apart. The first rounds, in which workers start and files come from disk for the first time, and the
+last one, after which all silos evaluate, do not count. ``--line`` adds a line with the medians to a file.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from store import MODELS, Usage, config_of, sampled
 CASES = {
     "inline": [],
     "store": [],
-    "standing": ["federation.standing=true"],
+    "standing": ["federation.lease=30"],
 }
 #: Rounds at the start and at the end that do not count.
 FIRST, LAST = 2, 1
@@ -131,9 +131,7 @@ def federation(folder: Path, store: str) -> Iterator[tuple[Any, Any]]:
 
     source = PreparedData.open(prepare_data(folder))
     place = folder / "federation"
-    made = LocalFederation.create(
-        place, source.silo_names, secure=True, node_config=f'store-url="{store}"'
-    )
+    made = LocalFederation.create(place, source.silo_names, secure=True, node_config=f'store-url="{store}"')
     for silo in made.silos:
         separate_silo(source, silo, made.silo_folder(silo) / "data")
     processes: list[subprocess.Popen[bytes]] = []
@@ -178,7 +176,9 @@ def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=[10])
-    made.add_argument("--rounds", type=int, default=8, help="rounds of a run; the first two and the last do not count")
+    made.add_argument(
+        "--rounds", type=int, default=8, help="rounds of a run; the first two and the last do not count"
+    )
     made.add_argument("--evaluate", action="store_true", help="let the silos evaluate after every round")
     made.add_argument("--line", type=Path, metavar="FILE", help="add a line for each case to FILE")
     made.add_argument("--folder", type=Path, help="where temporary files go")
