@@ -110,6 +110,8 @@ class StandingGrid(Grid):
         #: Where the answer to a message is found: at a node, by number; or by the id of another message.
         self._where: dict[str, tuple[_Standing, int] | str] = {}
         self._plain: set[int] = set()
+        #: Nodes that have died, with their last standing request and when Flower had seen them come online.
+        self._dead: dict[int, tuple[_Standing, str]] = {}
         self._heart = Heart(self._lease, LEASE)
         self._waiting = Waiting(Path(str(config.run_dir)))
 
@@ -136,8 +138,20 @@ class StandingGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
-        """Return the nodes that are online."""
-        return self._grid.get_node_ids()
+        """Return the nodes that are online, without those that are dead as their standing requests showed.
+
+        Flower takes a node for online until it has missed a minute of its heartbeats.
+        """
+        online = self._activations()
+        for node, (standing, activated) in list(self._dead.items()):
+            told = any(True for _ in self._grid.pull_messages([standing.message_id]))
+            if told or online.get(node, activated) != activated:
+                del self._dead[node]
+        return [node for node in online if node not in self._dead]
+
+    def _activations(self) -> dict[int, str]:
+        """Return when each node that is online came online."""
+        return {node.node_id: node.last_activated_at for node in self._grid.get_nodes()}
 
     def get_nodes(self) -> Iterable["NodeInfo"]:
         """Return what Flower knows of them."""
@@ -212,6 +226,8 @@ class StandingGrid(Grid):
             return Message(Error(CLIENT_APP_RAISED, str(error)), reply_to=message)
         if frame is not None:
             del standing.pending[number]
+            with contextlib.suppress(PhotonError):
+                standing.channel.clear(number)
             if (reason := frame.fields.get("reason")) is not None:
                 return Message(Error(CLIENT_APP_RAISED, str(reason)), reply_to=message)
             return Message(frame.records, reply_to=message)
@@ -273,6 +289,8 @@ class StandingGrid(Grid):
             for reply in self._grid.pull_messages([standing.message_id]):
                 return self._last_words(standing, reply)
         if begun and lost:
+            for node in [node for node, one in self._nodes.items() if one is standing]:
+                self._dead[node] = standing, self._activations().get(node, "")
             reason = f"no sign of life for {self._lease:g} s (federation.lease)"
             return Error(_UNAVAILABLE, reason)
         return None

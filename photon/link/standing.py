@@ -67,6 +67,11 @@ class Channel:
         """Return an answer; None: it is not there yet."""
         return _frame_of(self._read(_numbered("answer", number), MAX_FILE))
 
+    def clear(self, number: int) -> None:
+        """Remove a request and its answer."""
+        for kind in ("ask", "answer"):
+            self.store.discard(f"{self.order.channel}/{_numbered(kind, number)}")
+
     def beat(self, name: str, count: int) -> None:
         """Give a sign of life: ``LEASE`` or ``ALIVE``."""
         self._write(name, count.to_bytes(8, "little"))

@@ -96,6 +96,10 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def discard(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+    @abstractmethod
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below ``prefix``."""
 
@@ -177,6 +181,12 @@ class FolderStore(Store):
                     raise PhotonError(f"link: {path} is no file of at most {most} bytes")
                 return file.read(most)
 
+    def discard(self, key: str) -> None:
+        """Remove the file."""
+        path = self._path(key)
+        with _explained(f"cannot remove {path}"):
+            path.unlink(missing_ok=True)
+
     def folders(self, prefix: str) -> list[str]:
         """List the folder."""
         path = self._path(prefix)
@@ -254,6 +264,12 @@ class ObjectStore(Store):
         if len(data) > most:
             raise PhotonError(f"link: {path} has more than {most} bytes")
         return data
+
+    def discard(self, key: str) -> None:
+        """Remove the object."""
+        path = self._path(key)
+        with _explained(f"cannot remove {path}"), suppress(FileNotFoundError):
+            self._files.rm_file(path)
 
     def folders(self, prefix: str) -> list[str]:
         """List the prefix."""
