@@ -248,7 +248,7 @@ class StandingGrid(Grid):
         """Open a standing request at a node; None: it is asked by ordinary messages."""
         if node in self._plain or self._waiting.is_wanted(node) or not self._waiting.hold(node):
             return None
-        folder = f"{self._folder}/{secrets.token_hex(8)}"
+        folder = f"{self._folder}/{secrets.token_hex(8)}-{node}"
         order = Stand(channel=folder, key=secrets.token_hex(32), lease=self._lease)
         channel = Channel(self._store, order)
         try:

@@ -8,6 +8,7 @@ absent from the same rounds: so no window was trained into the model twice, and 
 
 import json
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -82,15 +83,20 @@ class Scene:
         self.deployment.worker(silo).resume()
 
     def asked(self, silo: str) -> None:
-        """Wait until the silo has the round's request."""
+        """Wait until the silo has the round's request: in a message of its own, or in the store."""
         begin = self._started()
         assert begin is not None
-        self.run.wait_for(
-            lambda _: any(
-                child.create_time() > begin.time for child in self.deployment.children(silo, "flwr-clientapp")
-            ),
-            f"{silo} at work",
-        )
+
+        def has_message() -> bool:
+            apps = self.deployment.children(silo, "flwr-clientapp")
+            return any(child.create_time() > begin.time for child in apps)
+
+        def has_file() -> bool:
+            # The worker is halted, so its request stays there.
+            files = list(self._store.glob(f"standing/*/*-{self._node_id(silo)}/ask-*"))
+            return any(file.stat().st_mtime > begin.time for file in files)
+
+        self.run.wait_for(lambda _: has_message() or has_file(), f"{silo} at work")
 
     def failed(self, silo: str) -> None:
         """Wait until the server has noticed that the silo failed."""
@@ -160,6 +166,11 @@ class Scene:
         """Return the event that the current round began with, if it has begun."""
         begun = (e for e in self.run.events() if isinstance(e, RoundStarted) and e.round == self.round)
         return next(begun, None)
+
+    def _node_id(self, silo: str) -> str:
+        """Return the node of a silo, as its SuperNode told it."""
+        log = self.deployment.program(silo).log.read_text(errors="replace")
+        return str(re.findall(r"SuperNode ID: (\d+)", log)[-1])
 
     def _server(self) -> psutil.Process:
         (server,) = self.deployment.children(SUPEREXEC, "flwr-serverapp")
@@ -276,11 +287,16 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("pair"), {"alpha": "abcdefgh", "beta": "ijklmnop"})
 
 
+#: A message for every request, and standing requests.
+MODES = {"messages": [], "standing": ["federation.lease=10"]}
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CAMPAIGNS)
-def test_nothing_is_lost(name: str, pair: Path, tmp_path: Path) -> None:
+def test_nothing_is_lost(name: str, mode: str, pair: Path, tmp_path: Path) -> None:
     campaign, store = CAMPAIGNS[name], tmp_path / "store"
     overrides = [*RUN, f"rounds={campaign.rounds}", f"federation.silos={len(campaign.silos)}"]
-    stored = ["link.transport=store", f"link.store.url={store}"]
+    stored = ["link.transport=store", f"link.store.url={store}", *MODES[mode]]
     struck: dict[int, Fault] = {}
     with Deployment(
         tmp_path / "fed", pair, secure=campaign.secure, node_config=f'store-url="{store}"'
