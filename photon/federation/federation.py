@@ -66,10 +66,6 @@ class Federation:
         RunError
             If a round cannot count.
         """
-        with self._at.open():
-            return self._run(resume, assignment)
-
-    def _run(self, resume: bool, assignment: Assignment | None) -> Checkpoint:
         silos = self.gather()
         checkpoint = self._go_on(silos) if resume else self._begin(silos, assignment)
         if assignment is not None and checkpoint.state.round == assignment.begins:

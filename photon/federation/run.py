@@ -99,6 +99,7 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     # Here, because it brings transformers: who only starts a run on another engine does without.
     from photon.federation.federation import Federation
     from photon.federation.for_above import carry_out, reason_of
+    from photon.federation.standing import standing
 
     run_dir = check_run_dir(config, resume)
     try:
@@ -111,11 +112,12 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             if resume and (changed := _changed(config, run_dir)):
                 told = f"the run goes on with another configuration: {changed}"
                 stream.emit(Notice(level="info", message=told))
-            federation = Federation(config, grid, run_dir, stream)
-            if config.federation.parent is not None:
-                carry_out(federation, resume=resume)
-                return {}
-            checkpoint = federation.run(resume=resume)
+            with standing(config, grid, stream) as reached:
+                federation = Federation(config, reached, run_dir, stream)
+                if config.federation.parent is not None:
+                    carry_out(federation, resume=resume)
+                    return {}
+                checkpoint = federation.run(resume=resume)
             return finish(config, run_dir, checkpoint, stream)
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.

@@ -20,6 +20,7 @@ from flwr.supercore.run import Run
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RefusedError
+from photon.federation.origin import sent_config
 from photon.federation.waiting import Waiting
 from photon.files.hashing import hash_of
 from photon.link.answer import CLIENT_APP_RAISED
@@ -27,6 +28,7 @@ from photon.link.frames import Frame
 from photon.link.messages import BODY, Stand, Stood, pack, unpack
 from photon.link.standing import ALIVE, LEASE, Channel, Heart, Pulse, end_frame
 from photon.link.store import Store, open_store
+from photon.telemetry.events import EventStream, Notice
 
 if TYPE_CHECKING:
     from flwr.proto.node_pb2 import NodeInfo
@@ -46,10 +48,35 @@ MOST_REQUESTS = 10_000
 _FAREWELL = 5.0
 
 
-def stands(config: RunConfig) -> bool:
-    """Tell whether the nodes of a run are asked by standing requests."""
-    store = config.link.store.url is not None and config.link.transport != "inline"
-    return config.federation.lease is not None and config.federation.engine == "deployment" and store
+@contextlib.contextmanager
+def standing(config: RunConfig, grid: Grid, stream: EventStream) -> Iterator[Grid]:
+    """Yield the grid of a run: with standing requests, which end with the block, if it is to have them.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    grid
+        Flower's.
+    stream
+        Where warnings go.
+    """
+    federation, link = config.federation, config.link
+    has_store = link.transport != "inline" and link.store.url is not None
+    if federation.lease is None or federation.engine != "deployment" or not has_store:
+        yield grid
+        return
+
+    def warn(text: str) -> None:
+        stream.emit(Notice(level="warning", message=text))
+
+    made = StandingGrid(grid, config, sent_config(config), warn)
+    try:
+        yield made
+    except BaseException:
+        made.close(farewell=False)
+        raise
+    made.close(farewell=True)
 
 
 @dataclass(eq=False)

@@ -1,7 +1,5 @@
 """The stations that every round of a run passes through, put together once."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +16,6 @@ from photon.federation.requests import RequestWriter
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
 from photon.federation.spool import REPLIES, Spool
-from photon.federation.standing import StandingGrid, stands
 from photon.link.transport import ServerLink
 from photon.objective.configured import kept_of
 from photon.strategy.base import Strategy
@@ -76,11 +73,9 @@ class Stations:
             If the strategy or the store is refused.
         """
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
-        events = RoundEvents(config, stream)
-        if stands(config):
-            grid = StandingGrid(grid, config, sent, lambda text: events.notice("warning", text))
         seconds = time_to_live(config.federation.deadline)
         link = ServerLink(config.link_in_use, run_dir, seconds, kept_of(config))
+        events = RoundEvents(config, stream)
         admission = Admission(config, link)
         deployed = config.federation.engine == "deployment"
         names = Names(run_dir, photon_home() / ADMITTED) if deployed else None
@@ -97,14 +92,3 @@ class Stations:
             events=events,
             spool=Spool(run_dir / REPLIES),
         )
-
-    @contextmanager
-    def open(self) -> Iterator[None]:
-        """Keep the stations open; standing requests end with the block."""
-        ended_well = False
-        try:
-            yield
-            ended_well = True
-        finally:
-            if isinstance(self.grid, StandingGrid):
-                self.grid.close(farewell=ended_well)

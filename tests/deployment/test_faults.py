@@ -287,8 +287,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("pair"), {"alpha": "abcdefgh", "beta": "ijklmnop"})
 
 
+#: Standing requests are so quick that a round would be over before its fault strikes.
+_LISTENERS = (
+    "{_target_: photon.telemetry.log.event_log},{_target_: tests.deployment.pace.WaitAtStart,seconds: 4}"
+)
 #: A message for every request, and standing requests.
-MODES = {"messages": [], "standing": ["federation.lease=10"]}
+MODES = {"messages": [], "standing": ["federation.lease=10", f"telemetry.listeners=[{_LISTENERS}]"]}
 
 
 @pytest.mark.parametrize("mode", MODES)
