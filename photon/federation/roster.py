@@ -53,6 +53,7 @@ class Roster:
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
         self._problems: dict[int, str] = {}
+        self._keys: dict[int, bytes] = {}
         self._reference: SiloInfo | None = None
 
     def refresh(self) -> None:
@@ -63,6 +64,8 @@ class Roster:
     def _ask(self) -> list[str]:
         """Refresh, and return what went wrong and was not told before."""
         online = set(self._grid.get_node_ids())
+        if self._names is not None:
+            self._keys = {node.node_id: node.public_key for node in self._grid.get_nodes()}
         self._hosts = {node: silos for node, silos in self._hosts.items() if node in online}
         lines: list[str] = []
         for host, hosted in self._hosts.items():
@@ -109,7 +112,7 @@ class Roster:
         """Return the silos whose names are a node's own, and why the rest is turned away."""
         if self._names is None:
             return silos, []
-        key = next((one.public_key for one in self._grid.get_nodes() if one.node_id == node), b"")
+        key = self._keys.get(node, b"")
         problems: dict[str, str | None] = {}
         for silo in silos:
             other = next(

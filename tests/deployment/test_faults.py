@@ -42,6 +42,7 @@ from photon.telemetry.events import (
 from photon.telemetry.log import read_events
 from tests.conftest import SEQUENCE_LENGTH, small_run, write_corpus
 from tests.deployment.harness import DeployedRun, Deployment, wait_until
+from tests.deployment.pace import HoldRounds
 
 _logger = logging.getLogger(__name__)
 
@@ -62,15 +63,19 @@ RUN = [
 class Scene:
     """A run under way, and the steps with which faults disturb its current round."""
 
-    def __init__(self, deployment: Deployment, run: DeployedRun, overrides: list[str], store: Path) -> None:
+    def __init__(
+        self, deployment: Deployment, run: DeployedRun, overrides: list[str], store: Path, paces: Path
+    ) -> None:
         self.deployment = deployment
         self.run = run
         self.round = 1
         self._overrides = overrides
         self._store = store
+        self._paces = paces
 
     def next_round(self) -> None:
-        """Wait until the next round has begun."""
+        """Wait until the next round has begun. Its requests go out with the first step that waits."""
+        self._let_go()
         self.round += 1
         self.run.wait_for(lambda _: self._started() is not None, f"round {self.round}")
 
@@ -84,6 +89,7 @@ class Scene:
 
     def asked(self, silo: str) -> None:
         """Wait until the silo has the round's request: in a message of its own, or in the store."""
+        self._let_go()
         begin = self._started()
         assert begin is not None
 
@@ -100,6 +106,7 @@ class Scene:
 
     def failed(self, silo: str) -> None:
         """Wait until the server has noticed that the silo failed."""
+        self._let_go()
         self.run.wait_for(
             lambda events: any(
                 isinstance(e, SiloFailed) and (e.round, e.silo) == (self.round, silo) for e in events
@@ -123,6 +130,7 @@ class Scene:
 
     def all_online(self) -> None:
         """Wait until every silo is online."""
+        self._let_go()
         self.deployment.wait_online(len(self.deployment.federation.silos))
 
     def fill_disk(self, silo: str) -> None:
@@ -158,6 +166,7 @@ class Scene:
 
     def resume(self) -> None:
         """Wait until the run has ended, and go on with it."""
+        self._let_go()
         wait_until(lambda: self.run.status().startswith("finished"), "the run's end", pause=2.0)
         assert self.run.status() != COMPLETED
         self.run = self.deployment.submit(self._overrides, run_dir=self.run.run_dir, resume=True)
@@ -166,6 +175,11 @@ class Scene:
         """Return the event that the current round began with, if it has begun."""
         begun = (e for e in self.run.events() if isinstance(e, RoundStarted) and e.round == self.round)
         return next(begun, None)
+
+    def _let_go(self) -> None:
+        """Let the requests of the current round go out, where it is held."""
+        self._paces.mkdir(exist_ok=True)
+        (self._paces / f"go-{self.round}").touch()
 
     def _node_id(self, silo: str) -> str:
         """Return the node of a silo, as its SuperNode told it."""
@@ -287,12 +301,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("pair"), {"alpha": "abcdefgh", "beta": "ijklmnop"})
 
 
-#: Standing requests are so quick that a round would be over before its fault strikes.
-_LISTENERS = (
-    "{_target_: photon.telemetry.log.event_log},{_target_: tests.deployment.pace.WaitAtStart,seconds: 4}"
-)
 #: A message for every request, and standing requests.
-MODES = {"messages": [], "standing": ["federation.lease=10", f"telemetry.listeners=[{_LISTENERS}]"]}
+MODES = {"messages": [], "standing": ["federation.lease=10"]}
+
+
+def held(paces: Path, rounds: int) -> str:
+    """Return the setting that has each round but the first and the last wait for its fault."""
+    log = "{_target_: photon.telemetry.log.event_log}"
+    hold = f"_target_: {HoldRounds.__module__}.HoldRounds, folder: {paces}, first: 2, last: {rounds - 1}"
+    return f"telemetry.listeners=[{log}, {{{hold}}}]"
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -300,14 +317,15 @@ MODES = {"messages": [], "standing": ["federation.lease=10", f"telemetry.listene
 def test_nothing_is_lost(name: str, mode: str, pair: Path, tmp_path: Path) -> None:
     campaign, store = CAMPAIGNS[name], tmp_path / "store"
     overrides = [*RUN, f"rounds={campaign.rounds}", f"federation.silos={len(campaign.silos)}"]
-    stored = ["link.transport=store", f"link.store.url={store}", *MODES[mode]]
+    paces = tmp_path / "paces"
+    stored = ["link.transport=store", f"link.store.url={store}", *MODES[mode], held(paces, campaign.rounds)]
     struck: dict[int, Fault] = {}
     with Deployment(
         tmp_path / "fed", pair, secure=campaign.secure, node_config=f'store-url="{store}"'
     ) as deployment:
         deployment.up(campaign.silos)
         run = deployment.submit([*overrides, *stored])
-        scene = Scene(deployment, run, [*overrides, *stored], store)
+        scene = Scene(deployment, run, [*overrides, *stored], store, paces)
         for fault in campaign.faults:
             scene.next_round()
             begin = time.monotonic()
