@@ -15,7 +15,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from photon.config.schema import RunConfig
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 from photon.federation import standing
 from photon.federation.run import prepare_run, run_federation
 from photon.federation.waiting import Waiting
@@ -138,11 +138,20 @@ def trained(config: RunConfig, grid: Grid, *, resume: bool = False) -> dict[str,
     return run_federation(prepare_run(config), grid, resume=resume, live=False)
 
 
-@pytest.fixture
-def expected(silo_folders: dict[str, Path], tmp_path: Path, home: Path) -> str:
+@pytest.fixture(scope="module")
+def weights(silo_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     """Hash of the weights that ordinary messages lead to."""
-    folder = tmp_path / "messages"
-    return str(trained(config_of(folder, lease=None), nodes_of(silo_folders, folder))["weights_sha256"])
+    folder = tmp_path_factory.mktemp("messages")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PHOTON_HOME", str(folder / "home"))
+        summary = trained(config_of(folder, lease=None), nodes_of(silo_folders, folder))
+    return str(summary["weights_sha256"])
+
+
+@pytest.fixture
+def expected(weights: str, home: Path) -> str:
+    """The same, for a run in a home of its own."""
+    return weights
 
 
 def notices(tmp_path: Path) -> list[str]:
@@ -200,6 +209,58 @@ def test_a_node_that_will_not_stand_gets_messages(
     assert grid.came.count((2, "train")) == 0
     (said,) = notices(tmp_path)
     assert "node 1 is asked by ordinary messages: refused by the node's policy: standing=false" in said
+
+
+def test_a_run_that_stopped_goes_on(silo_folders: dict[str, Path], tmp_path: Path, expected: str) -> None:
+    tried: list[int] = []
+
+    def fail_once(node: int, kind: MessageType, content: RecordDict) -> None:
+        if (node, kind) == (1, "train"):
+            tried.append(node)
+            if len(tried) == 2:
+                raise PhotonError("not now")
+
+    grid = nodes_of(silo_folders, tmp_path, between=fail_once)
+    config = config_of(tmp_path, "federation.quorum=2")
+    with pytest.raises(RunError, match=r"federation\.quorum=2"):
+        trained(config, grid)
+    assert failures(tmp_path) == [(2, "alpha", "error")]
+    assert trained(config, grid, resume=True)["weights_sha256"] == expected
+    assert grid.came.count((1, "stand")) == grid.came.count((2, "stand")) == 2
+    assert not list((tmp_path / "store").rglob("ask-*"))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        [
+            "privacy.secure_aggregation=true",
+            "privacy.clip_norm=1.0",
+            "link.uplink_payload=update",
+            "strategy.weighting=uniform",
+        ],
+        ["strategy=scaffold", "optimizer=sgd"],
+        [
+            "strategy=diloco",
+            "link.downlink_payload=update",
+            "link.uplink_payload=update",
+            "strategy.weighting=uniform",
+        ],
+    ],
+    ids=["secure", "scaffold", "changes"],
+)
+def test_what_rounds_are_made_of_makes_no_difference(
+    kind: list[str], silo_folders: dict[str, Path], tmp_path: Path, home: Path
+) -> None:
+    weights = set()
+    for lease in (None, 5.0):
+        folder = tmp_path / str(lease)
+        grid = nodes_of(silo_folders, folder)
+        summary = trained(config_of(folder, "rounds=2", *kind, lease=lease), grid)
+        weights.add(summary["weights_sha256"])
+        assert failures(folder) == []
+        assert grid.came.count((1, "train")) == (0 if lease else 2)
+    assert len(weights) == 1
 
 
 def test_a_policy_holds_from_the_next_round_on(
