@@ -204,6 +204,8 @@ class StandingGrid(Grid):
 
     def _push(self, message: Message) -> str:
         node = message.metadata.dst_node_id
+        if node in self._dead:
+            return ""
         self._let_go_if_wanted()
         self._sweep()
         standing = self._nodes.get(node)

@@ -7,16 +7,22 @@ the SuperNode as any ClientApp does.
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from flwr.app import Error, RecordDict
 
 from photon.errors import PhotonError
+from photon.files.processes import is_gone
 from photon.link import BODY
 from photon.link.answer import Answer, MessageType, NodeConfig, is_standing, outcome_of
 from photon.link.frames import Frame
 from photon.link.messages import Stand, Stood, pack, unpack
 from photon.link.standing import ALIVE, LEASE, Channel, Heart, Pulse
 from photon.link.store import open_store
+from photon.silo.worker_client import owner
+
+if TYPE_CHECKING:
+    import psutil
 
 #: Seconds between looks for the next request: from the first to the second as the wait grows.
 _SOONEST, _LATEST = 0.004, 0.25
@@ -42,7 +48,7 @@ def stand(
     Raises
     ------
     PhotonError
-        If the gate does not let the message in, or the store cannot be reached.
+        If the gate does not let the message in, the store cannot be reached, or the SuperNode is gone.
     """
     allowed = answer(message_type, content, node_config)
     if "refused" in allowed[BODY]:
@@ -52,19 +58,20 @@ def stand(
     heart = Heart(order.lease, ALIVE)
     try:
         heart.add(channel)
-        done = _follow(channel, node_config, answer)
+        done = _follow(channel, node_config, answer, owner())
     finally:
         heart.stop()
     _say(f"standing request: {done.answered} answered, ended: {done.why}")
     return RecordDict({BODY: pack(done)})
 
 
-def _follow(channel: Channel, node_config: NodeConfig, answer: Answer) -> Stood:
+def _follow(channel: Channel, node_config: NodeConfig, answer: Answer, node: "psutil.Process") -> Stood:
     pulse = Pulse(channel, LEASE)
     number, since = 1, time.monotonic()
     while True:
         request = channel.asked(number)
         if request is None:
+            _check_node(node)
             if pulse.is_lost():
                 return Stood(
                     answered=number - 1,
@@ -75,10 +82,18 @@ def _follow(channel: Channel, node_config: NodeConfig, answer: Answer) -> Stood:
             continue
         if request.fields.get("end") is True:
             return Stood(answered=number - 1, why="the server has ended it")
-        channel.answer(number, _answered(request, node_config, answer))
+        reply = _answered(request, node_config, answer)
+        # The worker has ended with it, and of that the server is not to make an answer.
+        _check_node(node)
+        channel.answer(number, reply)
         number, since = number + 1, time.monotonic()
         # It was not looked at meanwhile.
         pulse.renew()
+
+
+def _check_node(node: "psutil.Process") -> None:
+    if is_gone(node):
+        raise PhotonError("standing request: the SuperNode is gone")
 
 
 def _answered(request: Frame, node_config: NodeConfig, answer: Answer) -> Frame:

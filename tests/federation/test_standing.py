@@ -2,6 +2,8 @@
 
 import contextlib
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -10,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
@@ -338,6 +341,27 @@ def test_a_node_that_dies_is_noticed_within_the_lease(
     assert [len(e.cohort) for e in events if isinstance(e, RoundStarted)] == [2, 2, 1, 1, 2]
     assert grid.came.count((1, "stand")) == 2
     assert grid.came.count((1, "train")) == 0
+
+
+def test_a_node_whose_supernode_is_gone_answers_no_more(
+    silo_folders: dict[str, Path], tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker has ended with the SuperNode, which must not become an answer of the silo."""
+    gone = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    process = psutil.Process(gone.pid)
+    monkeypatch.setattr("photon.silo.standing.owner", lambda: process)
+
+    def lose(node: int, kind: MessageType, content: RecordDict) -> None:
+        if kind == "train" and grid.answered.count((1, "train")) == 1:
+            gone.kill()
+            gone.wait()
+            raise PhotonError("silo worker: it ended while at work")
+
+    grid = nodes_of({"alpha": silo_folders["alpha"]}, tmp_path, between=lose)
+    config = config_of(tmp_path, "federation.silos=1", "federation.max_failures=0", lease=2.0)
+    with pytest.raises(RunError):
+        trained(config, grid)
+    assert failures(tmp_path) == [(2, "alpha", "unavailable")]
 
 
 def channel(folder: Path, key: str = "0" * 64, lease: float = 2.0) -> Channel:
