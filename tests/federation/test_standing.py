@@ -335,8 +335,8 @@ def test_a_node_that_dies_is_noticed_within_the_lease(
 
     grid = nodes_of(silo_folders, tmp_path, between=die)
     trained(config_of(tmp_path, "rounds=5", lease=2.0), grid)
-    # One failure: it is not drawn again until it has come back.
-    assert failures(tmp_path) == [(2, "alpha", "unavailable")]
+    # It neither trains nor evaluates in that round, and is not drawn again until it has come back.
+    assert failures(tmp_path) == [(2, "alpha", "unavailable")] * 2
     events = read_events(tmp_path / "run" / "events.jsonl")
     assert [len(e.cohort) for e in events if isinstance(e, RoundStarted)] == [2, 2, 1, 1, 2]
     assert grid.came.count((1, "stand")) == 2
