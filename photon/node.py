@@ -26,10 +26,10 @@ from photon.link.messages import (
     pack,
     pack_refusal,
 )
-from photon.link.records import Shapes, dense_groups
 from photon.link.request import read_request
 from photon.preflight import preflight, preflight_gateway
 from photon.silo import secure
+from photon.silo.received import check_fixed, received
 from photon.silo.shapes import check_request, contract_of, evaluated_shapes
 from photon.silo.site import SiloSite, find_site, read_settings
 from photon.silo.use import count_use
@@ -132,7 +132,8 @@ def _answer(
     policy.check_run(body.silo, config, node.vocab_size)
     if isinstance(body, EvaluateRequest):
         policy.check_evaluation(body.silo, config.evaluation.sequences if from_elsewhere else None)
-        return _reply(node.evaluate(body, _read(content, site, evaluated_shapes(config, node.vocab_size))))
+        shapes = evaluated_shapes(config, node.vocab_size)
+        return _reply(node.evaluate(body, received(content, site, body, shapes, config)))
     policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
     secure.prepare(body, site, config, is_federation=node.is_federation)
@@ -142,8 +143,7 @@ def _answer(
         count_use(body, node.cost(body), site, config, told=not node.is_federation)
 
     # 8. The tensors are read, and the node works.
-    came = _read(content, site, contract.arriving)
-    groups = site.fixed_groups(body.silo).complete(came, body.fixed, body.silo)
+    groups = received(content, site, body, contract.arriving, config)
     trained, report = node.train(body, groups, contract)
 
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
@@ -170,19 +170,10 @@ def _check_contract(request: TrainRequest, node: Node, site: SiloSite, config: R
     contract = contract_of(
         config, node.vocab_size, request.round, request.silo, federation=node.is_federation
     )
-    if set(request.fixed) != contract.fixed:
-        raise PhotonError(
-            f"the request has the fixed groups {sorted(request.fixed)}, and this round "
-            f"{sorted(contract.fixed)}"
-        )
+    check_fixed(request, contract.arriving, config)
     site.policy.check_contract(request.silo, contract)
     node.check_contract(contract)
     return contract
-
-
-def _read(content: RecordDict, site: SiloSite, shapes: Shapes) -> dict[str, dict[str, torch.Tensor]]:
-    """Return the tensors that came with a message, which have these shapes."""
-    return dense_groups(site.link.receive(content, shapes))
 
 
 def _reply(body: Body) -> RecordDict:

@@ -32,7 +32,7 @@ from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
-from photon.objective.configured import check_arrays, objective_of
+from photon.objective.configured import check_adapter, check_arrays, objective_of
 from photon.strategy.base import Strategy, strategy_of
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
@@ -178,8 +178,32 @@ def _try_components(config: RunConfig) -> None:
             "privacy.noise_multiplier: with strategy.embeddings=restricted silos tell their vocabularies, "
             "which no noise hides; use strategy.embeddings=backbone"
         )
+    sharded = config.training.processes > 1 and config.training.parallel == "fsdp"
+    if sharded and not objective_of(config).shards:
+        name = type(objective_of(config)).__name__
+        raise PhotonError(f"training.parallel=fsdp: {name} needs the whole model on a device; use ddp")
+    if config.adapter is not None:
+        check_adapter(config)
+        _check_adapted(strategy)
     if config.transition is not None:
         check_transition(config.transition, config.optimizer.as_mapping())
+
+
+def _check_adapted(strategy: Strategy) -> None:
+    """Check that a strategy can train adapters."""
+    name = type(strategy).__name__
+    if strategy.sparse is not None:
+        raise PhotonError(
+            f"adapter: {name} trains sparse weights, and one half of an adapter begins with zeros, which "
+            "would stay; use a dense strategy"
+        )
+    if strategy.local.restricts_rows:
+        raise PhotonError(
+            f"strategy.embeddings=restricted: {name} trains rows of the embedding, and with an adapter the "
+            "embedding stays as it is; use strategy.embeddings=backbone"
+        )
+    if strategy.folds_sums:
+        raise PhotonError("adapter: the objective takes no steps, so nothing of it would be trained")
 
 
 def _check_sums(config: RunConfig, strategy: Strategy) -> None:

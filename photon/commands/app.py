@@ -10,6 +10,7 @@ from photon.commands.runs import export, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
+from photon.commands.tune import tune
 from photon.commands.walltime import app as walltime_app
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app.command()(serve)
 app.command(context_settings=OVERRIDES)(doctor)
 app.command(context_settings=OVERRIDES)(train)
 app.command()(resume)
+app.command(context_settings=OVERRIDES)(tune)
 app.command()(watch)
 app.command()(summary)
 app.command()(report)

@@ -8,7 +8,10 @@ import typer
 from photon.errors import PhotonError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from photon.data.hub import HubText
+    from photon.data.spool import Store
 
 app = typer.Typer(
     name="data",
@@ -44,8 +47,9 @@ _Kind = Annotated[
     str,
     typer.Option(
         metavar="KIND",
-        help="`text`, or `chat`: conversations, each a list of objects with `role` and `content` in a field "
-        "of .jsonl, .json or .parquet.",
+        help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
+        ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
+        "list.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -116,6 +120,15 @@ _Seed = Annotated[
     int,
     typer.Option(metavar="N", help="Decides partition, split and order.", rich_help_panel=_SHAPE),
 ]
+_Workers = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Processes that compare and encode text; what is written is the same for any number. "
+        "[default: as many as there are cores]",
+        rich_help_panel=_SHAPE,
+    ),
+]
 _Overwrite = Annotated[
     bool,
     typer.Option("--overwrite", help="Replace prepared data that is in DIR already.", rich_help_panel=_SHAPE),
@@ -158,6 +171,7 @@ def prepare(
     seed: _Seed = 0,
     near_duplicates: _NearDuplicates = "words",
     tokenizer_loss: _TokenizerLoss = 0.01,
+    workers: _Workers = None,
     overwrite: _Overwrite = False,
     hub: _Hub = None,
     hub_limit: _HubLimit = 10_000,
@@ -183,17 +197,15 @@ def prepare(
     from photon.data.partition import parse_partition
     from photon.data.prepare import check_output, prepare_documents
     from photon.data.prepare import prepare as prepare_files
+    from photon.data.spool import Spool
 
+    _check_ways(silo, embedded, hub, kind)
     if vocab_size is not None and tokenizer is not None:
         raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
-    if bool(silo) + embedded + (hub is not None) != 1:
-        raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
     if (hub_files or hub_limit_mb is not None) and hub is None:
         raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
     if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
         raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
-    if kind == "chat" and not silo:
-        raise PhotonError("--kind chat reads files: give them with --silo NAME=PATH")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -205,17 +217,19 @@ def prepare(
         "near_duplicates": near_duplicates,
         "tokenizer_loss": tokenizer_loss,
         "kind": kind,
+        "workers": workers,
         "overwrite": overwrite,
         "progress": True,
     }
     if silo:
-        sources = _parse_silos(silo)
-        prepare_files(sources, output, partition=partition, text_field=text_field, **options)
+        prepare_files(_parse_silos(silo), output, partition=partition, text_field=text_field, **options)
     elif hub is not None:
-        text = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, text_field or "text", field)
-        # The stream has sorted the documents by the field already.
-        kind = "by-source" if field else partition
-        prepare_documents(text.silos, output, partition=kind, skipped=text.skipped, **options)
+        with Spool.beside(output) as spool:
+            fields, limits = (text_field or "text", field), (hub_limit, hub_limit_mb)
+            text = _read_hub(hub, hub_files or [], limits, fields, spool.documents)
+            # The stream has sorted the documents by the field already.
+            by = "by-source" if field else partition
+            prepare_documents(text.silos, output, partition=by, skipped=text.skipped, **options)
     else:
         from photon.data.embedded import embedded_documents
 
@@ -276,8 +290,19 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
     return sources
 
 
+def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, kind: str) -> None:
+    if bool(silo) + embedded + (hub is not None) != 1:
+        raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
+    if kind in ("chat", "pairs") and not silo:
+        raise PhotonError(f"--kind {kind} reads files: give them with --silo NAME=PATH")
+
+
 def _read_hub(
-    value: str, files: list[str], limit: int, limit_mb: float | None, text_field: str, silo_field: str
+    value: str,
+    files: list[str],
+    limits: tuple[int, float | None],
+    fields: tuple[str, str],
+    into: "Callable[[], Store]",
 ) -> "HubText":
     from photon.data.hub import hub_documents
     from photon.data.prepare import progress_bar
@@ -289,9 +314,10 @@ def _read_hub(
             name,
             configs=[config for config in configs.split(",") if config],
             data_files=files,
-            text_field=text_field,
-            silo_field=silo_field or None,
-            limit=limit,
-            limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
+            text_field=fields[0],
+            silo_field=fields[1] or None,
+            limit=limits[0],
+            limit_bytes=None if limits[1] is None else int(limits[1] * 1e6),
             advance=lambda count: bar.advance(task, count),
+            into=into,
         )

@@ -1,7 +1,7 @@
 """Commands on runs that are there: look at them, lay them side by side, export their models."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -49,9 +49,13 @@ def export(
         bool,
         typer.Option(help="Write only weights that are not zero; photon opens it, transformers does not."),
     ] = False,
+    adapter: Annotated[
+        Literal["merge", "keep"],
+        typer.Option(help="merge: into the model's own weights; keep: beside them, as peft does."),
+    ] = "merge",
 ) -> None:
     """Export a run's newest model as a Hugging Face folder, with tokenizer and model card."""
     from photon.evaluation.export import export_run
 
-    export_run(run_dir, output, sparse=sparse)
+    export_run(run_dir, output, sparse=sparse, keep_adapter=adapter == "keep")
     typer.echo(str(output))

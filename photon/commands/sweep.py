@@ -118,6 +118,8 @@ def check_sweep(overrides: list[str]) -> None:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
+    from photon.federation.run_tasks import check_tasks
+
     try:
         parsed = OverridesParser.create().parse_overrides(overrides)
     except HydraException as error:
@@ -130,7 +132,16 @@ def check_sweep(overrides: list[str]) -> None:
         else:
             choices.append([text])
     first = [values[0] for values in choices]
-    preflight(compose(first))
+    checked: set[str] = set()
+
+    def check(chosen: list[str]) -> None:
+        config = preflight(compose(chosen))
+        # Task files are read once for all runs that ask them alike.
+        if (tasks := config.evaluation.model_dump_json()) not in checked:
+            check_tasks(config)
+            checked.add(tasks)
+
+    check(first)
     for place, values in enumerate(choices):
         for value in values[1:]:
-            preflight(compose([*first[:place], value, *first[place + 1 :]]))
+            check([*first[:place], value, *first[place + 1 :]])

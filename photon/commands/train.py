@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from photon.engine.signals import end_with_parent
 from photon.errors import PhotonError, RunError
 from photon.files.owner import refuse_if_going_on
+from photon.files.processes import end_with_parent
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict

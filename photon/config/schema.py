@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
-from photon.config.admission import AdmissionSection, GuardSection, Lease
+from photon.config.adapter import AdapterSection
+from photon.config.admission import AdmissionSection, GuardSection, StandingLease
+from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
@@ -169,8 +171,8 @@ class TransitionSection(Section):
         return self
 
 
-class EvaluationSection(Section):
-    """Validation of the global model on every silo."""
+class EvaluationSection(FurtherEvaluation):
+    """Validation of the global model on every silo, and what is evaluated beside it."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
     sequences: int | None = Field(
@@ -247,11 +249,7 @@ class FederationSection(Section):
     parent: str | None = Field(
         None, description="Set by Photon for a federation within another: its name and the run above it."
     )
-    lease: Lease | None = Field(
-        None,
-        description="Seconds without a sign of life after which a standing request is over: one message for "
-        "many rounds, which go through `link.store` (deployment); null: a message for every request.",
-    )
+    lease: StandingLease = None
     connection: str | None = Field(
         description="Connection of $FLWR_HOME/config.toml that `photon train` gives a deployed run to; "
         "null: Flower's default one."
@@ -477,9 +475,10 @@ class RunConfig(Section):
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")
     model: ModelSection
     data: DataSection
+    adapter: AdapterSection | None = Field(None, description="LoRA; null: the whole model is trained.")
     objective: Component | None = Field(
         None,
-        description="What is trained: the loss of a batch, and how it is measured. null: causal language "
+        description="What is trained: the loss of a batch, and how it is measured; null: causal language "
         "modelling.",
     )
     optimizer: Component = Field(description="Local optimizer: any torch.optim.Optimizer by `_target_`.")

@@ -64,10 +64,7 @@ class ChatEncoder:
         TemplateError
             If it cannot be used; the text says why.
         """
-        for message in chat.messages:
-            for token in self.template.marks:
-                if token in message.content:
-                    raise TemplateError(f"a message spells the special token {token}")
+        self._check_marks(chat.messages)
         turns = 0
         while chat.messages[turns].role == "system":
             turns += 1
@@ -83,8 +80,26 @@ class ChatEncoder:
             raise TemplateError("longer than a window by its last turn alone; use a longer --sequence-length")
         return self._checked(self._encoded((*system, *said[starts[kept + 1] :]))), True
 
-    def _encoded(self, messages: Sequence[Message]) -> Encoded:
+    def answer(self, prompt: Sequence[Message], answer: Sequence[Message]) -> Encoded:
+        """Return a conversation in tokens, of which the last messages alone are targets.
+
+        Raises
+        ------
+        TemplateError
+            If it cannot be used; the text says why.
+        """
+        self._check_marks((*prompt, *answer))
+        return self._checked(self._encoded((*prompt, *answer), answers=len(answer)))
+
+    def _check_marks(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            for token in self.template.marks:
+                if token in message.content:
+                    raise TemplateError(f"a message spells the special token {token}")
+
+    def _encoded(self, messages: Sequence[Message], answers: int = 0) -> Encoded:
         text, spans = self.template.render(messages)
+        spans = spans[-answers:]
         try:
             found = self._with_special.encode(text, add_special_tokens=False)
         except Exception as error:  # tokenizers raises bare Exception
@@ -169,6 +184,35 @@ def encode_chats(chats: Sequence[Chat], encoder: ChatEncoder, advance: Callable[
     return done
 
 
+def bins_of(lengths: Sequence[int], length: int) -> list[list[int]]:
+    """Put items of some lengths into bins, the longest first, each where it leaves the least room.
+
+    Parameters
+    ----------
+    lengths
+        Of the items, at most ``length``.
+    length
+        Of a bin.
+
+    Returns
+    -------
+    list[list[int]]
+        Indices of the items in each bin.
+    """
+    room: list[tuple[int, int]] = []
+    bins: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        place = bisect_left(room, (lengths[item], 0))
+        if place < len(room):
+            free, index = room.pop(place)
+        else:
+            free, index = length, len(bins)
+            bins.append([])
+        bins[index].append(item)
+        insort(room, (free - lengths[item], index))
+    return bins
+
+
 def pack(encoded: Sequence[Encoded], length: int, dtype: np.dtype, end_of_text: int) -> ChatWindows:
     """Pack conversations into windows: none is cut, and each goes where it leaves the least room.
 
@@ -183,17 +227,9 @@ def pack(encoded: Sequence[Encoded], length: int, dtype: np.dtype, end_of_text: 
     end_of_text
         Token that fills what is left.
     """
-    room: list[tuple[int, int]] = []
-    windows: list[list[Encoded]] = []
-    for one in sorted(encoded, key=lambda found: -len(found.ids)):
-        place = bisect_left(room, (len(one.ids), 0))
-        if place < len(room):
-            free, index = room.pop(place)
-        else:
-            free, index = length, len(windows)
-            windows.append([])
-        windows[index].append(one)
-        insort(room, (free - len(one.ids), index))
+    windows = [
+        [encoded[index] for index in window] for window in bins_of([len(e.ids) for e in encoded], length)
+    ]
     shape = (len(windows), length)
     tokens = np.full(shape, end_of_text, dtype=dtype)
     positions = np.zeros(shape, dtype=np.uint16 if length <= 2**16 else np.uint32)

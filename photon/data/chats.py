@@ -35,7 +35,7 @@ def chat_of(row: Any, place: str, field: str, source_field: str | None = None) -
         return f"field {field!r} holds {called(found)}, no list of messages"
     messages: list[Message] = []
     for item in found:
-        message = _message(item)
+        message = message_of(item)
         if isinstance(message, str):
             return message
         messages.append(message)
@@ -50,7 +50,8 @@ def chat_of(row: Any, place: str, field: str, source_field: str | None = None) -
     return Chat(source.name, text, tuple(messages))
 
 
-def _message(item: Any) -> Message | str:
+def message_of(item: Any) -> Message | str:
+    """Return a message, or the reason why it is none."""
     if not isinstance(item, dict):
         return f"a message is {called(item)}, no object with role and content"
     role, content = item.get("role"), item.get("content")

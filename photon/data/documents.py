@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-#: Running text, or conversations.
-TextKind = Literal["text", "chat"]
+#: Running text, conversations, or pairs of answers.
+TextKind = Literal["text", "chat", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -43,3 +43,20 @@ class Chat(Document):
     """
 
     messages: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Pair(Document):
+    """Two answers to one question, of which one was chosen.
+
+    Attributes
+    ----------
+    prompt
+        What was said before.
+    chosen, rejected
+        What the assistant says then.
+    """
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]

@@ -16,6 +16,7 @@ from photon.data.folders import UnreadableError
 from photon.data.partition import SiloNames, check_silo_name
 from photon.data.prepared import SourceSkipped
 from photon.data.rows import Faults, arrow_rows, document_of, rows_of
+from photon.data.spool import Spool, Store
 from photon.errors import PhotonError, printable
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ CORPORA = {
 class HubText:
     """What was streamed: documents by silo, and what rows were left out for."""
 
-    silos: dict[str, list[Document]] = field(default_factory=dict)
+    silos: dict[str, Store] = field(default_factory=dict)
     skipped: list[SourceSkipped] = field(default_factory=list)
 
 
@@ -75,6 +76,7 @@ def hub_documents(
     limit: int = 10_000,
     limit_bytes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
+    into: Callable[[], Store] = list,
 ) -> HubText:
     """Stream the first documents of a corpus, silo by silo.
 
@@ -95,6 +97,8 @@ def hub_documents(
         Most documents and (if given) UTF-8 bytes of one silo; at least one document is taken.
     advance
         Called with the number of documents taken since the last call, for a progress bar.
+    into
+        Makes what takes the documents of a silo.
 
     Returns
     -------
@@ -117,7 +121,7 @@ def hub_documents(
         check_silo_name(named)
     field_name = silo_field or corpus.silo_field
     fields = [text_field, *([field_name] if field_name else [])]
-    intake = _Intake(text_field, field_name, limit, limit_bytes)
+    intake = _Intake(text_field, field_name, limit, limit_bytes, into)
     for config in tuple(configs) or corpus.configs or (None,):
         files = [file.replace("{config}", config or "") for file in data_files]
         silo = config if config and len(configs or corpus.configs) > 1 else name
@@ -162,20 +166,30 @@ def ensure_hub(
             parse_partition(data.partition)
             if tokenizer is not None:
                 load_tokenizer(tokenizer)
-            text = hub_documents(data.hub.corpus, limit=data.hub.documents_per_silo)
-            prepare_documents(
-                text.silos, path, tokenizer=tokenizer, skipped=text.skipped, progress=progress, **options
-            )
+            with Spool.beside(path) as spool:
+                limit = data.hub.documents_per_silo
+                text = hub_documents(data.hub.corpus, limit=limit, into=spool.documents)
+                prepare_documents(
+                    text.silos, path, tokenizer=tokenizer, skipped=text.skipped, progress=progress, **options
+                )
     return path
 
 
 class _Intake:
     """Makes documents of rows, up to each silo's limits."""
 
-    def __init__(self, text_field: str, silo_field: str | None, limit: int, limit_bytes: int | None) -> None:
+    def __init__(
+        self,
+        text_field: str,
+        silo_field: str | None,
+        limit: int,
+        limit_bytes: int | None,
+        into: Callable[[], Store],
+    ) -> None:
         self.text = HubText()
         self._text_field, self._silo_field = text_field, silo_field
         self._limit, self._limit_bytes = limit, limit_bytes
+        self._into = into
         self._sizes: dict[str, int] = {}
         self._names = SiloNames()
 
@@ -209,7 +223,9 @@ class _Intake:
     def _add(self, silo: str, document: Document) -> bool:
         if self._full(silo):
             return False
-        self.text.silos.setdefault(silo, []).append(document)
+        if silo not in self.text.silos:
+            self.text.silos[silo] = self._into()
+        self.text.silos[silo].append(document)
         self._sizes[silo] = self._sizes.get(silo, 0) + len(document.text.encode())
         return True
 

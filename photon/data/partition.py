@@ -1,6 +1,7 @@
 """Who gets which documents: by source, independent and identically distributed, or a Dirichlet mixture."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from photon.config.tree import SILO_NAME
 from photon.data.documents import Document
+from photon.data.spool import joined, taken
 from photon.errors import PhotonError
 
 PartitionKind = Literal["by-source", "iid", "dirichlet", "field"]
@@ -60,8 +62,8 @@ def parse_partition(text: str) -> Partition:
 
 
 def partition_documents(
-    sources: dict[str, list[Document]], partition: Partition, seed: int
-) -> dict[str, list[Document]]:
+    sources: Mapping[str, Sequence[Document]], partition: Partition, seed: int
+) -> dict[str, Sequence[Document]]:
     """Give every document to exactly one silo.
 
     Parameters
@@ -82,7 +84,7 @@ def partition_documents(
         If there are fewer documents than silos, or two values of a field give the same silo name.
     """
     if partition.kind == "by-source":
-        return {name: list(documents) for name, documents in sources.items() if documents}
+        return {name: documents for name, documents in sources.items() if documents}
     if partition.kind == "field":
         return _by_field(sources)
     count = sum(len(documents) for documents in sources.values())
@@ -99,13 +101,13 @@ def partition_documents(
     return {f"silo-{index:0{width}d}": part for index, part in enumerate(parts)}
 
 
-def _by_field(sources: dict[str, list[Document]]) -> dict[str, list[Document]]:
-    silos: dict[str, list[Document]] = {}
+def _by_field(sources: Mapping[str, Sequence[Document]]) -> dict[str, Sequence[Document]]:
+    whole = joined(sources[source] for source in sorted(sources))
+    places: dict[str, list[int]] = {}
     names = SiloNames()
-    for source in sorted(sources):
-        for document in sources[source]:
-            silos.setdefault(names.of(document.source), []).append(document)
-    return silos
+    for place, document in enumerate(whole):
+        places.setdefault(names.of(document.source), []).append(place)
+    return {name: taken(whole, its) for name, its in places.items()}
 
 
 def check_silo_name(name: str) -> None:
@@ -162,15 +164,17 @@ def folder_name(value: str) -> str:
     return name
 
 
-def _iid(sources: dict[str, list[Document]], silos: int, rng: np.random.Generator) -> list[list[Document]]:
-    documents = [document for name in sorted(sources) for document in sources[name]]
+def _iid(
+    sources: Mapping[str, Sequence[Document]], silos: int, rng: np.random.Generator
+) -> list[Sequence[Document]]:
+    documents = joined(sources[name] for name in sorted(sources))
     order = rng.permutation(len(documents))
-    return [[documents[index] for index in order[silo::silos]] for silo in range(silos)]
+    return [taken(documents, order[silo::silos]) for silo in range(silos)]
 
 
 def _dirichlet(
-    sources: dict[str, list[Document]], silos: int, alpha: float, rng: np.random.Generator
-) -> list[list[Document]]:
+    sources: Mapping[str, Sequence[Document]], silos: int, alpha: float, rng: np.random.Generator
+) -> list[Sequence[Document]]:
     """Fill silos of about equal size, each by its own mixture, with every document used once.
 
     Silo k draws a mixture p_k ~ Dirichlet(alpha, …, alpha) over the sources. Mixtures alone would ask for
@@ -184,13 +188,16 @@ def _dirichlet(
     for _ in range(500):
         share *= (sizes.sum() / silos / share.sum(axis=1))[:, None]
         share *= sizes / share.sum(axis=0)
-    parts: list[list[Document]] = [[] for _ in range(silos)]
-    for column, name in enumerate(names):
-        order = rng.permutation(sizes[column])
+    parts: list[list[int]] = [[] for _ in range(silos)]
+    before = 0
+    for column, size in enumerate(sizes):
+        order = rng.permutation(size)
         ends = np.rint(np.cumsum(share[:, column])).astype(int)
         for part, chosen in zip(parts, np.split(order, ends[:-1]), strict=True):
-            part.extend(sources[name][index] for index in chosen)
+            part.extend(int(place) + before for place in chosen)
+        before += int(size)
     for part in parts:
         if not part:  # Rounding may leave nothing where documents are few.
             part.append(max(parts, key=len).pop())
-    return parts
+    whole = joined(sources[name] for name in names)
+    return [taken(whole, part) for part in parts]

@@ -1,45 +1,45 @@
 """From documents to a folder of prepared data: deduplicate, partition, split, tokenize, pack, count."""
 
-import errno
 import math
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from photon.data.chat_windows import ChatEncoder, encode_chats, pack
-from photon.data.documents import Chat, Document, TextKind
+from photon.data.alike import Comparison, Looks
+from photon.data.documents import Document, TextKind
+from photon.data.pairs import FIELDS
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
     MANIFEST_NAME,
     SPLITS,
-    ChatMarks,
     Manifest,
     SiloEntry,
     SourceRead,
     Sources,
     SourceSkipped,
-    Split,
     SplitName,
-    array_file,
-    count_tokens,
     file_sha256,
     is_prepared,
     silo_file,
 )
-from photon.data.split import Comparison, drop_exact_duplicates, split_documents
-from photon.data.template import ChatTemplate
+from photon.data.shards import encode, look_at
+from photon.data.split import drop_exact_duplicates, split_documents
+from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, taken
 from photon.data.text_files import read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
+from photon.data.write import Place, Written, chat_encoder, write_chats, write_text
 from photon.errors import PhotonError, printable
 from photon.files.atomic import atomic_directory
+from photon.files.processes import usable_cores
 
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.
@@ -47,8 +47,10 @@ TOKENIZER_SAMPLE = 20_000_000
 # Tokens in a window at most, and the largest seed that fits in 64 bits with a sign.
 LONGEST_WINDOW = 2**24
 LARGEST_SEED = 2**63 - 1
-# Characters encoded at a time: bounds the memory of token lists, which take 30 times the text.
-ENCODE_CHUNK = 1_000_000
+MOST_WORKERS = 1024
+
+#: A silo and a side of it.
+_Side = tuple[str, SplitName]
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,11 @@ class Options:
     tokenizer_loss
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     kind
-        Running "text", which is cut into windows; or conversations ("chat"), each of which goes into a window
-        whole, written by the tokenizer's chat template or a plain one.
+        Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
+        whole, written by the tokenizer's chat template or a plain one; or "pairs" of answers, as those.
+    workers
+        Processes that compare and encode running text; None: as many as there are cores. Their number
+        changes nothing in what is written.
 
     Raises
     ------
@@ -94,6 +99,7 @@ class Options:
     near_duplicates: Comparison
     tokenizer_loss: float
     kind: TextKind = "text"
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         parse_partition(self.partition)
@@ -121,7 +127,9 @@ class Options:
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
         if self.kind not in get_args(TextKind):
-            raise PhotonError(f"kind {self.kind!r} is not understood: use text or chat")
+            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat or pairs")
+        if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
+            raise PhotonError(f"workers {self.workers} is out of range: from 1 to {MOST_WORKERS}")
 
 
 def prepare(
@@ -137,6 +145,7 @@ def prepare(
     near_duplicates: Comparison = "words",
     tokenizer_loss: float = MOST_LOST,
     kind: TextKind = "text",
+    workers: int | None = None,
     text_field: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -170,30 +179,34 @@ def prepare(
         "near_duplicates": near_duplicates,
         "tokenizer_loss": tokenizer_loss,
         "kind": kind,
+        "workers": workers,
     }
     Options(**options)
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
+    if kind == "pairs" and text_field is not None:
+        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
     field = text_field or ("messages" if kind == "chat" else "text")
-    documents: dict[str, list[Document]] = {}
     skipped: list[SourceSkipped] = []
-    with progress_bar(show=progress) as bar:
-        task = bar.add_task("reading", total=sum(len(paths) for paths in sources.values()))
-        for name in sorted(sources):
-            documents[name] = []
-            for path in sources[name]:
-                reading = read_documents(path, text_field=field, source_field=source_field, kind=kind)
-                documents[name] += reading.documents
-                skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in reading.skipped]
-                bar.advance(task)
-    return prepare_documents(
-        documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
-    )
+    with Spool.beside(output) as spool:
+        documents = {name: spool.documents() for name in sorted(sources)}
+        with progress_bar(show=progress) as bar:
+            task = bar.add_task("reading", total=sum(len(paths) for paths in sources.values()))
+            for name, into in documents.items():
+                for path in sources[name]:
+                    left_out = read_documents(
+                        path, into, text_field=field, source_field=source_field, kind=kind
+                    )
+                    skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in left_out]
+                    bar.advance(task)
+        return prepare_documents(
+            documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
+        )
 
 
 def prepare_documents(
-    documents: dict[str, list[Document]],
+    documents: Mapping[str, Sequence[Document]],
     output: Path,
     *,
     partition: str = "by-source",
@@ -205,19 +218,21 @@ def prepare_documents(
     near_duplicates: Comparison = "words",
     tokenizer_loss: float = MOST_LOST,
     kind: TextKind = "text",
+    workers: int | None = None,
     skipped: Sequence[SourceSkipped] = (),
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
     """Write the folder of prepared data ``output``, whole or not at all.
 
-    The same documents, options and versions of libraries give the same folder, byte for byte. All text is
-    held in memory.
+    The same documents, options and versions of libraries give the same folder, byte for byte. Running text
+    is kept on the disk beside ``output`` until the end; of conversations what is encoded is held in memory.
 
     Parameters
     ----------
     documents
-        Documents by source. Their order matters only for which of two equal texts is kept.
+        Documents by source: all in memory, or all in one spool. Their order matters only for which of two
+        equal texts is kept.
     output
         Folder to write; it must not exist or be empty.
     skipped
@@ -251,23 +266,33 @@ def prepare_documents(
         near_duplicates=near_duplicates,
         tokenizer_loss=tokenizer_loss,
         kind=kind,
+        workers=workers,
     )
-    documents, duplicates = drop_exact_duplicates(documents)
-    _check_sources(documents, duplicates)
-    silos = partition_documents(documents, parse_partition(partition), seed)
-    with progress_bar(show=progress) as bar:
-        split = _split(silos, options, bar)
-        loaded = _make_tokenizer(split, options, bar)
-        lost = check_lost(loaded, silos, tokenizer_loss)
-        sources = _sources(documents, duplicates, skipped)
-        try:
-            with atomic_directory(output.resolve()) as folder:
-                return _write(folder, split, loaded, lost, sources, options, bar)
-        except OSError as error:
-            mend = "free some space" if error.errno == errno.ENOSPC else "give another --output"
-            raise PhotonError(
-                f"{printable(output)} cannot be written ({error.strerror or error}): {mend}"
-            ) from None
+    try:
+        with ExitStack() as stack:
+            stored = [part for part in documents.values() if isinstance(part, Documents)]
+            if len(stored) < len(documents):
+                documents = _written_down(documents, stack.enter_context(Spool.beside(output)))
+            kept, duplicates = drop_exact_duplicates(documents)
+            _check_sources(kept, duplicates)
+            silos = partition_documents(kept, parse_partition(partition), seed)
+            bar = stack.enter_context(progress_bar(show=progress))
+            split = _split(silos, options, bar)
+            loaded = _make_tokenizer(split, options, bar)
+            lost = check_lost(loaded, silos, tokenizer_loss)
+            sources = _sources(kept, duplicates, skipped)
+            folder = stack.enter_context(atomic_directory(output.resolve()))
+            return _write(folder, split, loaded, lost, sources, options, bar)
+    except OSError as error:
+        raise disk_fault(output, error) from None
+
+
+def _written_down(documents: Mapping[str, Sequence[Document]], spool: Spool) -> dict[str, Documents]:
+    stored = {name: spool.documents() for name in documents}
+    for name, into in stored.items():
+        for document in documents[name]:
+            into.append(document)
+    return stored
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:
@@ -292,7 +317,7 @@ def check_output(output: Path, *, overwrite: bool) -> None:
         raise PhotonError(f"{printable(output)} is a file: give a folder as --output")
 
 
-def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, int]) -> None:
+def _check_sources(documents: Mapping[str, Sequence[Document]], duplicates: dict[str, int]) -> None:
     if not documents:
         raise PhotonError("no silo was given: name one with --silo NAME=PATH")
     for name, kept in documents.items():
@@ -303,11 +328,13 @@ def _check_sources(documents: dict[str, list[Document]], duplicates: dict[str, i
 
 
 def _sources(
-    documents: dict[str, list[Document]], duplicates: dict[str, int], skipped: Sequence[SourceSkipped]
+    documents: Mapping[str, Sequence[Document]], duplicates: dict[str, int], skipped: Sequence[SourceSkipped]
 ) -> Sources:
     return Sources(
         read=[
-            SourceRead(name=name, documents=len(kept), bytes=_size(kept), duplicates=duplicates[name])
+            SourceRead(
+                name=name, documents=len(kept), bytes=int(sizes_of(kept).sum()), duplicates=duplicates[name]
+            )
             for name, kept in documents.items()
         ],
         skipped=list(skipped),
@@ -315,9 +342,20 @@ def _sources(
 
 
 def _split(
-    silos: dict[str, list[Document]], options: Options, bar: Progress
-) -> dict[str, tuple[list[Document], list[Document]]]:
+    silos: dict[str, Sequence[Document]], options: Options, bar: Progress
+) -> dict[str, tuple[Sequence[Document], Sequence[Document]]]:
     task = bar.add_task("comparing documents", total=sum(map(len, silos.values())))
+
+    def look(documents: Sequence[Document], comparison: Comparison, seed: int) -> Sequence[Looks]:
+        assert isinstance(documents, Documents)
+        return look_at(
+            documents,
+            comparison,
+            seed,
+            workers=options.workers or usable_cores(),
+            advance=lambda count: bar.advance(task, count),
+        )
+
     # Eight bytes a token are more than any tokenizer here packs into one.
     smallest = 8 * options.sequence_length
     return split_documents(
@@ -325,13 +363,13 @@ def _split(
         options.validation_fraction,
         smallest,
         options.seed,
-        advance=lambda count: bar.advance(task, count),
         comparison=options.near_duplicates,
+        look=look,
     )
 
 
 def _make_tokenizer(
-    split: dict[str, tuple[list[Document], list[Document]]],
+    split: dict[str, tuple[Sequence[Document], Sequence[Document]]],
     options: Options,
     bar: Progress,
 ) -> EosTokenizer:
@@ -344,7 +382,9 @@ def _make_tokenizer(
     return trained
 
 
-def _tokenizer_sample(split: dict[str, tuple[list[Document], list[Document]]], seed: int) -> Iterator[str]:
+def _tokenizer_sample(
+    split: dict[str, tuple[Sequence[Document], Sequence[Document]]], seed: int
+) -> Iterator[str]:
     for name, (train, _) in sorted(split.items()):
         budget = TOKENIZER_SAMPLE // len(split)
         for index in _order(len(train), seed, name, 2):
@@ -357,7 +397,7 @@ def _tokenizer_sample(split: dict[str, tuple[list[Document], list[Document]]], s
 
 def _write(
     folder: Path,
-    split: dict[str, tuple[list[Document], list[Document]]],
+    split: dict[str, tuple[Sequence[Document], Sequence[Document]]],
     tokenizer: EosTokenizer,
     lost: dict[str, float],
     sources: Sources,
@@ -365,160 +405,82 @@ def _write(
     bar: Progress,
 ) -> Manifest:
     tokenizer.save(folder / "tokenizer")
-    vocab_size = tokenizer.vocab_size
-    dtype = np.dtype(np.uint16 if vocab_size <= 2**16 else np.uint32)
-    encoder = None
-    if options.kind == "chat":
-        template = ChatTemplate.of(options.tokenizer, tokenizer)
-        template.save(folder / "tokenizer")
-        encoder = ChatEncoder(tokenizer, template, options.sequence_length)
-    task = bar.add_task("tokenizing documents", total=sum(len(t) + len(v) for t, v in split.values()))
-    entries: dict[str, tuple[Split, Split]] = {}
-    counts: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    skipped = list(sources.skipped)
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    places = {
+        (name, side): Place(folder, name, side, options.sequence_length, dtype, tokenizer.vocab_size)
+        for name in split
+        for side in SPLITS
+    }
+    documents = {
+        (name, side): taken(sides[number], _order(len(sides[number]), options.seed, name, number))
+        for name, sides in split.items()
+        for number, side in enumerate(SPLITS)
+    }
+    task = bar.add_task("tokenizing documents", total=sum(map(len, documents.values())))
 
     def advance(count: int) -> None:
         bar.advance(task, count)
 
-    for name, sides in split.items():
-        written: list[_Written] = []
-        for number, side in enumerate(SPLITS):
-            documents = [sides[number][i] for i in _order(len(sides[number]), options.seed, name, number)]
-            if encoder is None:
-                done = _write_split(folder, name, side, documents, tokenizer, dtype, options, advance)
-            else:
-                done = _write_chats(folder, name, side, documents, encoder, dtype, advance, skipped)
-            written.append(done)
-        entries[name] = (written[0].entry, written[1].entry)
-        scored = [one.windows[one.targets] if one.targets is not None else one.windows for one in written]
-        counts[name] = (count_tokens(scored[0], vocab_size), count_tokens(scored[1], vocab_size))
-        whole = counts[name][0] if encoder is None else count_tokens(written[0].windows, vocab_size)
-        np.save(silo_file(folder, name, "unigram"), whole, allow_pickle=False)
-    sources = sources.model_copy(update={"skipped": skipped})
-    manifest = _manifest(folder, entries, counts, tokenizer, lost, sources, options, dtype)
+    if options.kind != "text":
+        encoder = chat_encoder(folder, tokenizer, options.tokenizer, options.sequence_length)
+        skipped = list(sources.skipped)
+        written = {
+            side: write_chats(place, documents[side], encoder, advance, skipped)
+            for side, place in places.items()
+        }
+        sources = sources.model_copy(update={"skipped": skipped})
+    else:
+        written = _write_text(places, documents, tokenizer, dtype, options, advance)
+    for name in split:
+        np.save(silo_file(folder, name, "unigram"), written[name, "train"].counts, allow_pickle=False)
+    manifest = _manifest(folder, written, tokenizer, lost, sources, options, dtype)
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
-class _Written(NamedTuple):
-    """A split that was written: its entry, its windows, and the tokens that are scored, if not all are."""
-
-    entry: Split
-    windows: np.ndarray
-    targets: np.ndarray | None = None
-
-
-def _write_split(
-    folder: Path,
-    silo: str,
-    side: SplitName,
-    documents: list[Document],
+def _write_text(
+    places: dict[_Side, Place],
+    documents: dict[_Side, Sequence[Document]],
     tokenizer: EosTokenizer,
     dtype: np.dtype,
     options: Options,
     advance: Callable[[int], None],
-) -> _Written:
-    sequence_length = options.sequence_length
-    ids = _encode(documents, tokenizer, dtype, advance)
-    sequences = len(ids) // sequence_length
-    if not sequences:
-        raise PhotonError(
-            f"silo {silo!r} has {len(ids)} {side} tokens, fewer than one window of {sequence_length}: give "
-            "it more text, shorten --sequence-length, or change --validation-fraction"
-        )
-    windows = ids[: sequences * sequence_length].reshape(sequences, sequence_length)
-    file = _save(folder, silo, side, "tokens", windows)
-    return _Written(_entry(documents, windows, file), windows)
-
-
-def _write_chats(
-    folder: Path,
-    silo: str,
-    side: SplitName,
-    documents: list[Document],
-    encoder: ChatEncoder,
-    dtype: np.dtype,
-    advance: Callable[[int], None],
-    skipped: list[SourceSkipped],
-) -> _Written:
-    """Write conversations; what was left out of them is added to ``skipped``."""
-    chats = [document for document in documents if isinstance(document, Chat)]
-    read = encode_chats(chats, encoder, advance)
-    if not read.encoded:
-        raise PhotonError(
-            f"silo {silo!r} has no {side} conversation that can be used: {read.faults.worst()}; give it "
-            "others, or a tokenizer with another chat template"
-        )
-    skipped += [SourceSkipped(name=silo, file=f"{side} conversations", reason=why) for why in read.told()]
-    packed = pack(read.encoded, encoder.length, dtype, encoder.tokenizer.eos_token_id)
-    files = {name: _save(folder, silo, side, name, array) for name, array in packed._asdict().items()}
-    marks = ChatMarks(
-        targets=int(packed.targets.sum(dtype=np.int64)),
-        shortened=read.shortened,
-        sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
-    )
-    entry = _entry([chats[i] for i in read.used], packed.tokens, files["tokens"])
-    return _Written(entry.model_copy(update={"chat": marks}), packed.tokens, packed.targets == 1)
-
-
-def _save(folder: Path, silo: str, side: SplitName, name: str, array: np.ndarray) -> Path:
-    file = array_file(folder, silo, side, name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, array, allow_pickle=False)
-    return file
-
-
-def _entry(documents: Sequence[Document], windows: np.ndarray, file: Path) -> Split:
-    return Split(
-        documents=len(documents),
-        bytes=_size(documents),
-        tokens=windows.size,
-        sequences=len(windows),
-        sha256=file_sha256(file),
-    )
-
-
-def _encode(
-    documents: list[Document], tokenizer: EosTokenizer, dtype: np.dtype, advance: Callable[[int], None]
-) -> np.ndarray:
-    """Encode the documents in their order, each followed by the end of sequence."""
-    parts: list[np.ndarray] = []
-    chunk: list[str] = []
-    size = 0
-    for index, document in enumerate(documents):
-        chunk.append(document.text)
-        size += len(document.text)
-        if size >= ENCODE_CHUNK or index == len(documents) - 1:
-            for ids in tokenizer.encode(chunk):
-                ids.append(tokenizer.eos_token_id)
-                parts.append(np.array(ids, dtype=dtype))
-            advance(len(chunk))
-            chunk, size = [], 0
-    return np.concatenate(parts)
+) -> dict[_Side, Written]:
+    # All at once, so that the processes are started once.
+    together = joined(documents.values())
+    assert isinstance(together, Documents)
+    encoded = encode(together, tokenizer, dtype, workers=options.workers or usable_cores(), advance=advance)
+    written: dict[_Side, Written] = {}
+    first = 0
+    for key, place in places.items():
+        last = first + len(documents[key])
+        written[key] = write_text(place, documents[key], encoded.tokens(first, last))
+        first = last
+    return written
 
 
 def _manifest(
     folder: Path,
-    entries: dict[str, tuple[Split, Split]],
-    counts: dict[str, tuple[np.ndarray, np.ndarray]],
+    written: dict[_Side, Written],
     tokenizer: EosTokenizer,
     lost: dict[str, float],
     sources: Sources,
     options: Options,
     dtype: np.dtype,
 ) -> Manifest:
-    union = np.sum([train for train, _ in counts.values()], axis=0)
+    sides = {name: (written[name, "train"], written[name, "validation"]) for name, _ in written}
+    union = np.sum([train.scored for train, _ in sides.values()], axis=0)
     silos = {
         name: SiloEntry(
-            train=entries[name][0],
-            validation=entries[name][1],
-            unigram_loss=unigram_loss(union, validation),
-            own_unigram_loss=unigram_loss(train, validation),
+            train=train.entry,
+            validation=validation.entry,
+            unigram_loss=unigram_loss(union, validation.scored),
+            own_unigram_loss=unigram_loss(train.scored, validation.scored),
             text_lost=lost[name],
         )
-        for name, (train, validation) in counts.items()
+        for name, (train, validation) in sides.items()
     }
-    loss = unigram_loss(union, np.sum([validation for _, validation in counts.values()], axis=0))
+    loss = unigram_loss(union, np.sum([validation.scored for _, validation in sides.values()], axis=0))
     return Manifest(
         format=FORMAT,
         kind=options.kind,
@@ -557,10 +519,6 @@ def _order(count: int, seed: int, silo: str, purpose: int) -> list[int]:
     """Shuffle: each silo and purpose has its own generator, so that no silo's order hangs on another's."""
     generator = np.random.default_rng([seed, zlib.crc32(silo.encode()), purpose])
     return [int(index) for index in generator.permutation(count)]
-
-
-def _size(documents: Sequence[Document]) -> int:
-    return sum(len(document.text.encode()) for document in documents)
 
 
 def progress_bar(*, show: bool) -> Progress:

@@ -13,6 +13,11 @@ Of conversations (kind "chat") there are also, of the shape of the windows::
     DIR/silos/NAME/train-positions.npy      place of each token in its conversation, uint16 or uint32
     DIR/silos/NAME/train-targets.npy        whether the assistant says it, uint8 of 0 and 1
     DIR/silos/NAME/validation-*.npy         the same
+
+Of pairs of answers (kind "pairs"), which are conversations two by two, there is also::
+
+    DIR/silos/NAME/train-pairs.npy          which pair each token is of, uint16 or uint32: 2k + 1 for the
+                                            chosen side of pair k, 2k + 2 for the rejected one, 0 beyond
 """
 
 import hashlib
@@ -36,7 +41,11 @@ SplitName = Literal["train", "validation"]
 SPLITS: tuple[SplitName, SplitName] = ("train", "validation")
 
 #: The arrays of each kind of data, beside each other window by window.
-ARRAYS: dict[TextKind, tuple[str, ...]] = {"text": ("tokens",), "chat": ("tokens", "positions", "targets")}
+ARRAYS: dict[TextKind, tuple[str, ...]] = {
+    "text": ("tokens",),
+    "chat": ("tokens", "positions", "targets"),
+    "pairs": ("tokens", "positions", "targets", "pairs"),
+}
 
 
 class _Record(BaseModel):
@@ -270,8 +279,8 @@ class PreparedData:
     def _array(self, silo: str, split: SplitName, name: str) -> np.ndarray:
         entry: Split = getattr(self._entry(silo), split)
         length = self.manifest.sequence_length
-        positions = "uint16" if length <= 2**16 else "uint32"
-        dtype = {"tokens": self.manifest.dtype, "positions": positions, "targets": "uint8"}[name]
+        counted = "uint16" if length <= 2**16 else "uint32"
+        dtype = {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted)
         return _load(array_file(self.path, silo, split, name), (entry.sequences, length), dtype)
 
     def unigram(self, silo: str) -> np.ndarray:
@@ -331,6 +340,7 @@ class PreparedData:
                 not positions[:, 0].any()
                 and bool(((positions[:, 1:] == 0) | (positions[:, 1:] == positions[:, :-1] + 1)).all()),
             ),
+            ("pairs", "pairs" not in arrays or _fits(arrays["pairs"], positions)),
         ):
             if not whole:
                 file = array_file(self.path, silo, split, name)
@@ -388,6 +398,14 @@ def _share(whole: PreparedData, island: int, islands: int) -> PreparedData:
 @lru_cache(maxsize=8)
 def _reopen(path: Path, *_manifest: int) -> PreparedData:
     return PreparedData.open(path)
+
+
+def _fits(pairs: np.ndarray, positions: np.ndarray) -> bool:
+    """Return whether the sides of pairs are numbered as the conversations are, by two."""
+    starts = positions == 0
+    sides = np.where(pairs == 0, 0, np.cumsum(starts, axis=1))
+    whole = bool((pairs.max(axis=1) % 2 == 0).all()) and bool((pairs[:, 0] == 1).all())
+    return whole and np.array_equal(pairs, sides) and not bool((pairs[:, 1:][pairs[:, :-1] == 0] > 0).any())
 
 
 def count_tokens(windows: np.ndarray, vocab_size: int) -> np.ndarray:

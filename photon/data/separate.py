@@ -1,6 +1,7 @@
 """Cut prepared data into one folder per silo, for silos on machines or disks of their own."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from photon.data.prepare import check_output
@@ -8,7 +9,14 @@ from photon.data.prepared import MANIFEST_NAME, PreparedData
 from photon.files.atomic import atomic_directory
 
 
-def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: bool = False) -> None:
+def separate_silo(
+    data: PreparedData,
+    silo: str,
+    output: Path,
+    *,
+    overwrite: bool = False,
+    copy: Callable[[str, str], object] = shutil.copy2,
+) -> None:
     """Write one silo's part of ``data`` as prepared data of its own.
 
     It holds the one tokenizer, the arrays of the silo and a manifest that lists this silo alone, with the
@@ -24,6 +32,8 @@ def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: boo
         Folder of the part.
     overwrite
         Replace it if it is prepared data already.
+    copy
+        Copies a file of arrays, from and to a path.
 
     Raises
     ------
@@ -34,7 +44,7 @@ def separate_silo(data: PreparedData, silo: str, output: Path, *, overwrite: boo
     manifest = data.manifest.model_copy(update={"silos": {silo: data.manifest.silos[silo]}})
     with atomic_directory(output.resolve()) as folder:
         shutil.copytree(data.tokenizer_path, folder / "tokenizer")
-        shutil.copytree(data.path / "silos" / silo, folder / "silos" / silo)
+        shutil.copytree(data.path / "silos" / silo, folder / "silos" / silo, copy_function=copy)
         (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 

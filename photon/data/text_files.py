@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
+from photon.data.pairs import FIELDS, pair_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
+from photon.data.spool import Store
 from photon.errors import PhotonError, printable
 
 # A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut
@@ -27,22 +29,15 @@ class SkippedFile:
     reason: str
 
 
-@dataclass
-class Reading:
-    """What reading gave: the documents in a fixed order, and what was skipped."""
-
-    documents: list[Document] = field(default_factory=list)
-    skipped: list[SkippedFile] = field(default_factory=list)
-
-    def leave(self, file: str, reason: str) -> None:
-        """Note what was skipped."""
-        self.skipped.append(SkippedFile(file, reason))
-
-
 def read_documents(
-    path: Path, *, text_field: str = "text", source_field: str | None = None, kind: TextKind = "text"
-) -> Reading:
-    """Read the documents of a file, or of a folder and all below it in the order of their names.
+    path: Path,
+    documents: Store,
+    *,
+    text_field: str = "text",
+    source_field: str | None = None,
+    kind: TextKind = "text",
+) -> list[SkippedFile]:
+    """Add to ``documents`` those of a file, or of a folder and all below it in the order of their names.
 
     A file's name says how it is read (`photon.data.file_kinds.kind_of`): ``.txt .md`` as plain text, ``.jsonl
     .ndjson .json .parquet`` by rows, all but the last also with ``.gz``. In a folder the rest is left alone,
@@ -54,18 +49,20 @@ def read_documents(
     ----------
     path
         File or folder.
+    documents
+        Where they go, in a fixed order.
     text_field
         Field or column that holds the text; a dot reaches into an inner object (``meta.text``).
     source_field
         Field or column whose value becomes the documents' ``source``; needs files with fields.
     kind
-        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`), which
-        needs files with fields.
+        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
+        has fields of its own (`photon.data.pairs.pair_of`). Both need files with fields.
 
     Returns
     -------
-    Reading
-        What was left out is in its ``skipped``: files that are truncated, empty, of another kind or without a
+    list of SkippedFile
+        What was left out: files that are truncated, empty, of another kind or without a
         row that can be used, and of the others the rows that cannot, counted by reason.
 
     Raises
@@ -73,27 +70,33 @@ def read_documents(
     PhotonError
         If ``path`` does not exist, or nothing in it can be read.
     """
-    reading = Reading()
-    for file, name, form in files_of(path, reading.leave):
-        before, skipped = len(reading.documents), len(reading.skipped)
+    found_before = len(documents)
+    skipped: list[SkippedFile] = []
+
+    def leave(file: str, reason: str) -> None:
+        skipped.append(SkippedFile(file, reason))
+
+    for file, name, form in files_of(path, leave):
+        before, left = len(documents), len(skipped)
         try:
             if form.form != "plain":
                 found = _rows(file, name, form, text_field, source_field, kind)
-            elif kind == "chat":
+            elif kind != "text":
                 raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
                 found = _parts(file, name, form, source_field)
-            _take(found, name, "parts" if form.form == "plain" else "rows", reading)
+            for told in _take(found, "parts" if form.form == "plain" else "rows", documents):
+                leave(name, told)
         except UnreadableError as error:
-            del reading.documents[before:], reading.skipped[skipped:]
-            reading.leave(name, str(error))
-    if not reading.documents:
-        reasons = "; ".join(f"{skip.file}: {skip.reason}" for skip in reading.skipped[:3])
+            del documents[before:], skipped[left:]
+            leave(name, str(error))
+    if len(documents) == found_before:
+        reasons = "; ".join(f"{skip.file}: {skip.reason}" for skip in skipped[:3])
         raise PhotonError(
             f"{printable(path)} holds no text that can be read ({reasons or 'the folder is empty'}): "
             "give a .txt, .md, .jsonl, .json or .parquet file, or a folder of them"
         )
-    return reading
+    return skipped
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class _Fault:
     place: str
 
 
-def _take(found: Iterable[Document | _Fault], name: str, what: str, reading: Reading) -> None:
+def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> list[str]:
+    """Take the documents; return why others were left out."""
     faults = Faults()
     used = 0
     for document in found:
@@ -112,20 +116,23 @@ def _take(found: Iterable[Document | _Fault], name: str, what: str, reading: Rea
             faults.add(document.reason, document.place)
         else:
             used += 1
-            reading.documents.append(document)
+            documents.append(document)
     if not used:
         raise UnreadableError(faults.worst() or f"holds no {what}")
-    for told in faults.told(used, what):
-        reading.leave(name, told)
+    return list(faults.told(used, what))
 
 
 def _rows(
     file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
 ) -> Iterator[Document | _Fault]:
-    fields = [field] if source_field is None else [field, source_field]
-    read = chat_of if kind == "chat" else document_of
+    fields = [*(FIELDS if kind == "pairs" else [field]), *([] if source_field is None else [source_field])]
     for number, row in rows_of(file, form, fields):
-        found = read(row, f"{name}:{number}", field, source_field)
+        place = f"{name}:{number}"
+        if kind == "pairs":
+            found: Document | str = pair_of(row, place, source_field)
+        else:
+            read = chat_of if kind == "chat" else document_of
+            found = read(row, place, field, source_field)
         yield found if isinstance(found, Document) else _Fault(found, f"row {number:,}")
 
 

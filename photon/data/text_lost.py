@@ -37,7 +37,7 @@ def check_lost(
     shares: dict[str, float] = {}
     for silo, documents in silos.items():
         characters, lost, worst, example = 0, 0.0, 0.0, ""
-        for piece in _sample([document.text for document in documents]):
+        for piece in _sample(documents):
             share, back = tokenizer.lost(piece)
             characters += len(piece)
             lost += share * len(piece)
@@ -53,10 +53,11 @@ def check_lost(
     return shares
 
 
-def _sample(texts: Sequence[str]) -> Iterator[str]:
+def _sample(documents: Sequence[Document]) -> Iterator[str]:
     """Yield pieces of texts, without white space at their ends."""
-    each = ceil(PIECES / len(texts))
-    for text in texts[:: max(1, len(texts) // PIECES)]:
+    each = ceil(PIECES / len(documents))
+    for document in documents[:: max(1, len(documents) // PIECES)]:
+        text = document.text
         step = max(PIECE, len(text) // each)
         for start in range(0, len(text), step):
             piece = text[start : start + PIECE].strip()

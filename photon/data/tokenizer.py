@@ -1,7 +1,8 @@
 """Tokenizers: a byte-level BPE trained on the spot, or one that exists."""
 
 import json
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from photon.data.words import Words, fits
 from photon.errors import PhotonError, printable
 
 END_OF_TEXT = "<|endoftext|>"
@@ -72,6 +74,12 @@ class EosTokenizer:
                 f"the tokenizer cannot write this text ({printable(error)}): give one that knows every byte, "
                 "or has a token for what it does not know; without --tokenizer one is trained"
             ) from None
+
+    def encoder(self) -> Callable[[str], "array[int]"]:
+        """Return what encodes texts one by one as `encode` does, and remembers words where it can."""
+        if fits(self.tokenizer):
+            return Words(lambda text: self.encode([text])[0]).encode
+        return lambda text: array("I", self.encode([text])[0])
 
     def lost(self, text: str) -> tuple[float, str]:
         """Return the share of a text that does not come back when it is encoded and decoded, and what does.

@@ -404,7 +404,8 @@ def _state_bytes(silo: Silo) -> int:
 def _device(silo: Silo) -> Iterator[Finding]:
     import torch
 
-    from photon.training.hardware import resolve_device, usable_cores
+    from photon.files.processes import usable_cores
+    from photon.training.hardware import resolve_device
 
     training = silo.here[1].training
     device = resolve_device(training.device)

@@ -1,21 +1,16 @@
 """What asks a command to end: signals, and the end of whoever started it."""
 
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from types import FrameType
 
 #: Ctrl-C, a service manager, a closed terminal.
 _ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: Seconds after which an interruption that was not heard comes again.
 _AGAIN_SECONDS = 1.0
-#: Seconds between looks at whether the parent is still there.
-_LOOK_SECONDS = 1.0
 
 
 @contextmanager
@@ -64,22 +59,6 @@ def _is_heard() -> bool:
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None
-
-
-@cache
-def end_with_parent() -> None:
-    """Ask this process to end when its parent is gone, within a second or two; it may have been killed.
-
-    One thread looks, however often this is called.
-    """
-    parent = os.getppid()
-
-    def look() -> None:
-        while os.getppid() == parent:
-            time.sleep(_LOOK_SECONDS)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=look, daemon=True).start()
 
 
 def adopt_orphans() -> bool:

@@ -20,7 +20,7 @@ from photon.engine.deployment import COMPLETED, Connection, earlier_events
 from photon.engine.guardian import AT_ONCE, IN_ORDER
 from photon.engine.processes import dying_with_us, flower_environment, free_port, wait_until_healthy
 from photon.errors import RunError
-from photon.training.hardware import usable_cores
+from photon.files.processes import usable_cores
 
 CONNECTION = "photon"
 

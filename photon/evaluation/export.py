@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photon.config.adapter import AdapterSection
 from photon.config.schema import ModelSection, RunConfig
 from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 Card = Mapping[str, Mapping[str, object]]
 """Sections of a model card: heading, then what and how much."""
+
+#: The `adapter` section, and tensors as peft names them.
+Adapters = tuple[AdapterSection, "Mapping[str, torch.Tensor]"]
 
 _EXPORTED = ("*.json", "*.safetensors", "README.md", "*.txt", "*.jinja", "abbie.py")
 
@@ -74,7 +78,13 @@ for each sparse tensor, a bit for each weight and the weights that are not zero.
 """
 
 
-def export_run(run_dir: Path, output: Path, *, sparse: bool = False) -> None:
+_ADAPTED = """
+The folder has the model as it was before tuning, and beside it the adapters that were tuned. transformers
+loads both where `peft` is installed.
+"""
+
+
+def export_run(run_dir: Path, output: Path, *, sparse: bool = False, keep_adapter: bool = False) -> None:
     """Export the newest checkpoint of a run (or the checkpoint that ``run_dir`` is).
 
     Parameters
@@ -85,28 +95,40 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False) -> None:
         Folder to write; an earlier export in it is replaced.
     sparse
         Write the weights that are not zero alone, in a file that Photon opens and ``transformers`` does not.
+    keep_adapter
+        Write adapters beside the model that they are for, instead of merging them.
 
     Raises
     ------
     PhotonError
-        If the run has no checkpoint, its tokenizer is not on this machine, or ``output`` holds other files.
+        If the run has no checkpoint or no adapter to keep, its tokenizer is not on this machine, or
+        ``output`` holds other files.
     """
+    from photon.models.adapter import without_adapter
+    from photon.objective.configured import adapted_model, objective_of, plain_params
     from photon.strategy.base import strategy_of
+    from photon.training.groups import read_params
 
     checkpoint, config = open_run_checkpoint(run_dir)
     if config.data.path is None:
         raise PhotonError(f"{run_dir}: the tokenizer stayed with the silos; set data.path to export here")
     tokenizer = Path(config.data.path) / "tokenizer"
     _check_same_tokenizer(tokenizer, checkpoint.state)
-    export_model(
-        strategy_of(config).exported(checkpoint),
-        config.model,
-        checkpoint.state.vocab_size,
-        tokenizer,
-        output,
-        _card(config, checkpoint.state, _read_summary(run_dir)),
-        sparse=sparse,
-    )
+    vocab_size = checkpoint.state.vocab_size
+    params: Mapping[str, torch.Tensor] = strategy_of(config).exported(checkpoint)
+    adapters: Adapters | None = None
+    if keep_adapter:
+        if config.adapter is None or sparse:
+            raise PhotonError(
+                f"{run_dir}: --adapter keep: the run has no adapter, or --sparse is set; leave it out"
+            )
+        plain = objective_of(config).plain(params)
+        model, tensors = without_adapter(adapted_model(config, vocab_size, plain))
+        params, adapters = read_params(model), (config.adapter, tensors)
+    else:
+        params = plain_params(config, vocab_size, params)
+    card = _card(config, checkpoint.state, _read_summary(run_dir))
+    export_model(params, config.model, vocab_size, tokenizer, output, card, sparse=sparse, adapters=adapters)
 
 
 def export_model(
@@ -118,6 +140,7 @@ def export_model(
     card: Card,
     *,
     sparse: bool = False,
+    adapters: "Adapters | None" = None,
 ) -> None:
     """Write a model as a Hugging Face folder, whole or not at all.
 
@@ -137,6 +160,8 @@ def export_model(
         Facts for the model card, in sections.
     sparse
         As in :func:`export_run`.
+    adapters
+        What is written beside the model: the `adapter` section, and tensors as peft names them.
 
     Raises
     ------
@@ -145,6 +170,7 @@ def export_model(
     """
     from photon.evaluation.sparse_file import NAME as SPARSE
     from photon.evaluation.sparse_file import save_sparse
+    from photon.models.adapter import save_adapter
     from photon.models.build import build_model
     from photon.models.pretrained import quiet_transformers
     from photon.training.groups import read_params, write_params
@@ -166,9 +192,12 @@ def export_model(
             for weights in folder.glob("*.safetensors*"):
                 weights.unlink()
             save_sparse(folder / SPARSE, read_params(model))
+        if adapters is not None:
+            save_adapter(folder, model, *adapters)
         facts = {"Architecture": _architecture(model), **card}
         (folder / "README.md").write_text(
-            _render(model_section.name, facts, _use(model, sparse=sparse)), encoding="utf-8"
+            _render(model_section.name, facts, _use(model, sparse=sparse, adapted=adapters is not None)),
+            encoding="utf-8",
         )
         # Weights are written for their owner alone; who may read the page may read the model.
         mode = (folder / "README.md").stat().st_mode
@@ -176,13 +205,13 @@ def export_model(
             file.chmod(mode)
 
 
-def _use(model: "PreTrainedModel", *, sparse: bool) -> str:
+def _use(model: "PreTrainedModel", *, sparse: bool, adapted: bool) -> str:
     """Return what the card says of how to open the export."""
     from photon.models.abbie import body_of
 
     if sparse:
         return _USE_SPARSE
-    return _USE_CODE if body_of(model) else _USE
+    return (_USE_CODE if body_of(model) else _USE) + (_ADAPTED if adapted else "")
 
 
 def _check_replaceable(output: Path) -> None:
@@ -292,6 +321,7 @@ def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> 
             "schedule": _call(config.schedule.as_mapping()),
             "gradient norm clipped to": config.training.clip_norm or "not clipped",
             "seed": config.seed,
+            **({"adapter": _adapter(config.adapter)} if config.adapter else {}),
         },
         "Tokens by silo": {silo: entry.tokens for silo, entry in sorted(state.ledger.items())},
     }
@@ -303,6 +333,11 @@ def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> 
 def _call(section: Mapping[str, Any]) -> str:
     arguments = ", ".join(f"{key}={value}" for key, value in section.items() if key != "_target_")
     return f"{section['_target_'].rpartition('.')[2]}({arguments})"
+
+
+def _adapter(section: AdapterSection) -> str:
+    layers = ", ".join(section.target_modules or ["all linear layers but the output"])
+    return f"LoRA(rank={section.rank}, alpha={section.alpha:g}, dropout={section.dropout:g}) on {layers}"
 
 
 def _perplexities(perplexity: Mapping[str, Any]) -> dict[str, object]:

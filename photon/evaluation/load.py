@@ -48,13 +48,14 @@ def open_trained(path: Path) -> TrainedModel:
     if (path / "config.json").is_file():
         return _open_folder(path)
     checkpoint, config = open_run_checkpoint(path)
-    from photon.objective.configured import model_of
+    from photon.models.build import build_model
+    from photon.objective.configured import plain_params
     from photon.strategy.base import strategy_of
     from photon.training.groups import write_params
 
     state = checkpoint.state
-    model = model_of(config, state.vocab_size)
-    write_params(model, strategy_of(config).exported(checkpoint))
+    model = build_model(config.model, state.vocab_size, seed=config.seed)
+    write_params(model, plain_params(config, state.vocab_size, strategy_of(config).exported(checkpoint)))
     return TrainedModel(model, f"{config.model.name}, round {state.round}", state.tokenizer_sha256, None)
 
 
@@ -109,15 +110,29 @@ def check_tokenizer(trained: TrainedModel, data: PreparedData) -> None:
     PhotonError
         If the data was prepared with another tokenizer than the model was trained with.
     """
+    check_tokenizer_of(trained.tokenizer_sha256, trained.tokenizer_file, data)
+
+
+def check_tokenizer_of(sha256: str | None, file: Path | None, data: PreparedData) -> None:
+    """Check that a model's tokenizer, by its hash or its file, is that of prepared data.
+
+    Raises
+    ------
+    PhotonError
+        If it is another one, or neither tells which it is.
+    """
     wanted = data.manifest.tokenizer_sha256
-    if trained.tokenizer_sha256 == wanted:
+    if file is not None and not file.is_file():
+        raise PhotonError(f"{file}: missing, so the model's token ids cannot be told from others")
+    if sha256 is None and file is not None:
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    if sha256 == wanted:
         return
-    own, other = trained.tokenizer_file, data.tokenizer_path / "tokenizer.json"
-    if own is not None and _canonical(own) == _canonical(other):
+    if file is not None and _canonical(file) == _canonical(data.tokenizer_path / "tokenizer.json"):
         return
     raise PhotonError(
         f"{data.path}: prepared with another tokenizer ({wanted[:12]}…) than the model's "
-        f"({trained.tokenizer_sha256[:12]}…); prepare the text with --tokenizer and the model's own"
+        f"({str(sha256)[:12]}…); prepare the text with --tokenizer and the model's own"
     )
 
 

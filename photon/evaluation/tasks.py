@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from photon.files.atomic import write_text
 if TYPE_CHECKING:
     import torch
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
 
 #: lm-eval's names of number formats.
 _DTYPES = {"auto": "auto", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -112,6 +114,28 @@ def evaluate_tasks(
     }
 
 
+def check_tasks(asked: Sequence[Asked], task_data: Path | None) -> None:
+    """Check that tasks can be asked, without a model: lm-eval is there, and knows them or their files do.
+
+    Raises
+    ------
+    PhotonError
+        If not, as of `evaluate_tasks`.
+    """
+    if find_spec("lm_eval") is None:
+        raise _no_lm_eval()
+    registered, _, _ = _found(asked, task_data)
+    if registered:
+        from lm_eval.tasks import TaskManager
+
+        with _quiet():
+            _check_registered(TaskManager(), [name for name, _ in registered])
+
+
+def _no_lm_eval() -> PhotonError:
+    return PhotonError(f"--tasks needs lm-eval; run: pip install '{DISTRIBUTION}[eval]'")
+
+
 def write_tasks(results: Mapping[str, Any], output: Path) -> None:
     """Write results to a file, which replaces an earlier one.
 
@@ -130,7 +154,17 @@ def _specs(
     asked: Sequence[Asked], task_data: Path | None
 ) -> tuple[list[dict[str, Any]], dict[str, LocalTask], list[str]]:
     """Return what lm-eval is given, the task files by task, and the tasks of suites that are not there."""
-    specs: list[dict[str, Any]] = []
+    registered, local, missing = _found(asked, task_data)
+    specs = [{"task": name, "num_fewshot": shots} for name, shots in registered]
+    specs += [_local_spec(task, local[task.name]) for task in asked if task.name in local]
+    return specs, local, missing
+
+
+def _found(
+    asked: Sequence[Asked], task_data: Path | None
+) -> tuple[list[tuple[str, int]], dict[str, LocalTask], list[str]]:
+    """Return lm-eval's names of tasks with their examples, the task files read, and what is not there."""
+    registered: list[tuple[str, int]] = []
     local: dict[str, LocalTask] = {}
     missing: list[str] = []
     files = None if task_data is None else find_files(task_data)
@@ -152,14 +186,13 @@ def _specs(
         if not names:
             missing.append(task.name)
         elif files is None:
-            specs.append({"task": names[0], "num_fewshot": task.shots})
+            registered.append((names[0], task.shots))
         else:
             local[task.name] = read_task(Path(names[0]), task.shots)
-            specs.append(_local_spec(task, local[task.name]))
-    if not specs:
+    if not registered and not local:
         where = "lm-eval" if task_data is None else f"--task-data {task_data}"
         raise PhotonError(f"{where} has none of the tasks {', '.join(missing[:6])}")
-    return specs, local, missing
+    return registered, local, missing
 
 
 def _local_spec(task: Asked, file: LocalTask) -> dict[str, Any]:
@@ -188,7 +221,7 @@ def _model(export: Path, *, batch_size: int, device: "torch.device", precision: 
     try:
         from lm_eval.models.huggingface import HFLM
     except ImportError:
-        raise PhotonError(f"--tasks needs lm-eval; run: pip install '{DISTRIBUTION}[eval]'") from None
+        raise _no_lm_eval() from None
     load_tokenizer(export)
     arguments: dict[str, Any] = {"batch_size": batch_size, "device": str(device)}
     if (export / SPARSE).is_file():
@@ -212,13 +245,8 @@ def _ask(
     names = ", ".join(str(spec["task"]) for spec in specs)
     try:
         manager = TaskManager(include_defaults=with_registered)
-        unknown = [
-            spec["task"] for spec in specs if with_registered and spec["task"] not in manager.task_index
-        ]
-        if unknown:
-            raise PhotonError(
-                f"--tasks {printable(unknown[0])}: lm-eval has no such task; for a task file, set --task-data"
-            )
+        if with_registered:
+            _check_registered(manager, [spec["task"] for spec in specs])
         found = simple_evaluate(
             model,
             tasks=specs,
@@ -235,6 +263,14 @@ def _ask(
         hint = "; without the hub, give task files with --task-data" if with_registered else ""
         raise PhotonError(f"{names}: lm-eval cannot go on ({_first_line(error)}){hint}") from error
     return {**(found or {}), "lm_eval_version": __version__}
+
+
+def _check_registered(manager: "TaskManager", names: Sequence[str]) -> None:
+    unknown = [name for name in names if name not in manager.task_index]
+    if unknown:
+        raise PhotonError(
+            f"--tasks {printable(unknown[0])}: lm-eval has no such task; for a task file, set --task-data"
+        )
 
 
 def _entry(

@@ -186,7 +186,10 @@ class Admission:
         report = unpack(message.content, TrainReport)
         contract = asked.contract
         groups = self._link.receive(message.content, asked.ticket, {**contract.optional, **contract.due})
-        if problem := problem_with(report, groups, asked, rows=self._rows(contract)):
+        problem = problem_with(
+            report, groups, asked, rows=self._rows(contract)
+        ) or _problem_with_before_merge(report, asked.silo, own_nodes(self._config, asked.request.silo))
+        if problem:
             return Failure("rejected", problem)
         is_update = self._config.link.uplink_payload == "update"
         masked = asked.request.masking is not None
@@ -261,6 +264,14 @@ class Admission:
         if not contract.tells_rows:
             return None
         return contract.arriving[PARAMS][token_parameters(self._config.model)[0]][0]
+
+
+def own_nodes(config: RunConfig, name: str) -> list[str]:
+    """Return the nodes of whose own models a silo, or a federation of the tree, may tell."""
+    node = None if config.federation.root is None else config.federation.root.child(name)
+    if node is None or node.is_silo:
+        return [name]
+    return [one.name for _, one in node.levels()]
 
 
 def problem_with(
@@ -378,6 +389,27 @@ def _problem_with_report(report: TrainReport, asked: Asked) -> str | None:
     if report.position != request.position + request.steps * request.batch_size:
         return f"it took its text up to window {report.position}, not what was asked for"
     return None
+
+
+def _problem_with_before_merge(
+    report: TrainReport, silo: SiloInfo | None, names: Collection[str]
+) -> str | None:
+    """Return why what a reply tells of models that were not averaged yet cannot be.
+
+    Parameters
+    ----------
+    silo
+        What the participant has said of itself.
+    names
+        Nodes of whose own models it may tell.
+    """
+    if not report.before_merge:
+        return None
+    if strangers := sorted(set(report.before_merge) - set(names)):
+        return f"it tells the loss of {strangers[0]}, which is none of its own"
+    most = (silo.validation_tokens if silo is not None else None) or 0
+    told = max(found["tokens"] for found in report.before_merge.values())
+    return f"its loss is over {told:,} tokens, and it has described {most:,}" if told > most else None
 
 
 def _problem_with_vocabulary(vocabulary: str | None, rows: int | None) -> str | None:

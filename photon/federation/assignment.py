@@ -53,6 +53,8 @@ class Assignment(BaseModel):
         Whether nodes also evaluate models of their own.
     routed
         What the key blocks of other federations are that came.
+    before_merge
+        As of `TrainRequest`.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -65,6 +67,7 @@ class Assignment(BaseModel):
     global_step: int = Field(default=0, ge=0)
     own: bool = False
     routed: list[RoutedTag] = Field(default_factory=list)
+    before_merge: bool = False
 
     @classmethod
     def read(cls, run_dir: Path) -> "Assignment":

@@ -8,7 +8,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.roster import difference
 from photon.link.messages import SiloInfo
-from photon.state.checkpoint import Checkpoint, LedgerEntry
+from photon.state.checkpoint import Checkpoint, LedgerEntry, ServerState
 from photon.strategy.base import Participant, Strategy
 
 
@@ -34,6 +34,39 @@ def draw_cohort(
     if strategy.schedule == "parallel":
         drawn += [participant for participant in everybody if participant.name == server_silo]
     return sorted(drawn, key=lambda participant: participant.name)
+
+
+def last_turns(
+    config: RunConfig,
+    strategy: Strategy,
+    silos: Sequence[SiloInfo],
+    before: ServerState,
+    last_round: int,
+    cohort: Sequence[Participant],
+) -> frozenset[str]:
+    """Return those of a round's participants that no later round of the run draws.
+
+    As far as anybody knows: whoever is online now stays, and nobody goes into quarantine.
+
+    Parameters
+    ----------
+    before
+        The state before the round.
+    last_round
+        The last round that will be trained.
+    cohort
+        The round's participants.
+    """
+    server_round = before.round + 1
+    left = {participant.name for participant in cohort}
+    # One with its own text trains in every round.
+    if server_round < last_round:
+        left.discard(str(config.federation.server_silo))
+    for later in range(server_round + 1, last_round + 1):
+        if not left:
+            break
+        left -= {one.name for one in draw_cohort(config, strategy, silos, later, before.ledger)}
+    return frozenset(left)
 
 
 def is_quarantined(ledger: Mapping[str, LedgerEntry], name: str, server_round: int) -> bool:

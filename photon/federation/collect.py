@@ -1,7 +1,7 @@
 """The training of a round: requests go out, and the replies that count come back one at a time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -53,6 +53,7 @@ def ready(
     checkpoint: Checkpoint,
     cohort: Sequence[Participant],
     collected: Collected,
+    last: Collection[str] = (),
 ) -> Ready:
     """Prepare a cohort's training from a checkpoint.
 
@@ -62,10 +63,12 @@ def ready(
         The configuration that silos are sent.
     collected
         Takes what the replies bring beside their tensors.
+    last
+        Those of the cohort that also tell what they bring: it is their last round.
     """
     server_round = checkpoint.state.round + 1
     failures = Failures(at.config.federation, at.events, server_round, len(cohort))
-    requests = at.requests.train_requests(server_round, checkpoint, cohort)
+    requests = at.requests.train_requests(server_round, checkpoint, cohort, last)
     secure = begin_secure_sum(at, sent_config, requests, cohort, collected.traffic, failures)
     if secure is not None:
         requests = secure.agree()

@@ -1,7 +1,7 @@
 """A run, round by round: cohort → requests → train → fold → outer step → evaluate → checkpoint → events."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
-from photon.federation.cohort import check_same_data, check_silos, draw_cohort, reference_of
+from photon.federation.cohort import check_same_data, check_silos, draw_cohort, last_turns, reference_of
 from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
@@ -22,6 +22,9 @@ from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
 from photon.strategy.base import Participant, Reply
 from photon.telemetry.events import Evaluated, EventStream
+
+#: What else is done with the checkpoint of a round.
+After = Callable[[Checkpoint], None]
 
 
 class Federation:
@@ -48,8 +51,12 @@ class Federation:
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
+        #: The last round in which silos are asked what they bring.
+        self._brings_until = config.rounds
 
-    def run(self, *, resume: bool, assignment: Assignment | None = None) -> Checkpoint:
+    def run(
+        self, *, resume: bool, assignment: Assignment | None = None, after: After = lambda _: None
+    ) -> Checkpoint:
         """Train all rounds that are left and return the last checkpoint.
 
         Parameters
@@ -58,6 +65,8 @@ class Federation:
             Go on from the newest checkpoint.
         assignment
             What the federation above wants, if there is one: where to start, and which rounds.
+        after
+            Called with the checkpoint of each round once that is there, and with the one to go on from.
 
         Raises
         ------
@@ -72,9 +81,12 @@ class Federation:
             checkpoint, figures = adopted(self._strategy, self.run_dir, checkpoint, assignment)
             self._events.adopted(checkpoint.state.round, figures)
         last = self.config.rounds if assignment is None else assignment.ends
+        self._brings_until = last if assignment is None or assignment.before_merge else 0
+        after(checkpoint)
         while checkpoint.state.round < last:
             checkpoint = self._round(checkpoint)
             self._settle(checkpoint.state)
+            after(checkpoint)
             self._clean_store(checkpoint.state, all_rounds=False)
         self._clean_store(checkpoint.state, all_rounds=True)
         return checkpoint
@@ -144,7 +156,11 @@ class Federation:
         self, checkpoint: Checkpoint, cohort: Sequence[Participant], collected: Collected
     ) -> Iterator[Reply]:
         """Let a cohort train from a checkpoint; return the replies that count."""
-        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected)
+        last: frozenset[str] = frozenset()
+        if self.config.evaluation.before_merge and checkpoint.state.round < self._brings_until:
+            silos, until = self._at.roster.silos(), self._brings_until
+            last = last_turns(self.config, self._strategy, silos, checkpoint.state, until, cohort)
+        prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected, last)
         answers = exchange(
             self._at.grid,
             prepared.messages,

@@ -21,7 +21,7 @@ from photon.training.groups import read_params
 
 
 def sent_config(config: RunConfig, vocab_size: int | None = None) -> RunConfig:
-    """Return a run's configuration as nodes get it: without listeners, and without names of files.
+    """Return a run's configuration as nodes get it: without listeners and tasks, and without names of files.
 
     Parameters
     ----------
@@ -30,7 +30,9 @@ def sent_config(config: RunConfig, vocab_size: int | None = None) -> RunConfig:
     """
     model = without_files(config.model) if vocab_size is None else self_contained(config.model, vocab_size)
     telemetry = config.telemetry.model_copy(update={"listeners": None})
-    return config.model_copy(update={"telemetry": telemetry, "model": model})
+    # Tasks are the aggregator's own, and so is the folder of their files.
+    evaluation = config.evaluation.model_copy(update={"tasks": [], "task_data": None})
+    return config.model_copy(update={"telemetry": telemetry, "model": model, "evaluation": evaluation})
 
 
 def settled(config: RunConfig, state: ServerState, run_dir: Path) -> RunConfig:

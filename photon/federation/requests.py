@@ -9,6 +9,7 @@ from flwr.app import Message, RecordDict
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.federation.admission import nbytes_of, shapes_of
+from photon.federation.once import SentOnce
 from photon.federation.pace import adaptive_local_steps
 from photon.federation.roster import Roster
 from photon.link.encoding import Packed
@@ -18,7 +19,6 @@ from photon.link.transport import ServerLink, Ticket, group_bytes
 from photon.link.update import encode_change
 from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
-from photon.state.fixed import FIXED, group_sha256
 from photon.strategy.base import Participant, Strategy
 from photon.strategy.contract import PARAMS, Contract, check_promises, role_of
 
@@ -66,18 +66,19 @@ class RequestWriter:
         Encodes them.
     roster
         Knows where silos are.
+    once
+        Knows what they have that is sent once.
     """
 
-    def __init__(self, config: RunConfig, strategy: Strategy, link: ServerLink, roster: Roster) -> None:
+    def __init__(
+        self, config: RunConfig, strategy: Strategy, link: ServerLink, roster: Roster, once: SentOnce
+    ) -> None:
         self._config = config
         self._strategy = strategy
         self._link = link
         self._roster = roster
+        self._once = once
         self._shapes: dict[str, torch.Size] | None = None
-        #: Hashes of the groups that are sent once: what each participant has, and what it is being sent.
-        self._has: dict[str, frozenset[str]] = {}
-        self._sent: dict[str, frozenset[str]] = {}
-        self._hashes: dict[int, tuple[str, Mapping[str, torch.Tensor]]] = {}
         #: What the round's silos have decoded of the parameters, where the link sends their change.
         self.reference: dict[str, torch.Tensor] | None = None
 
@@ -111,9 +112,19 @@ class RequestWriter:
         return {name: contracts[role] for name, role in roles.items()}
 
     def train_requests(
-        self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
+        self,
+        server_round: int,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        last: Collection[str] = (),
     ) -> dict[str, TrainRequest]:
-        """Return what each participant is to do."""
+        """Return what each participant is to do.
+
+        Parameters
+        ----------
+        last
+            Those of the cohort that also tell what they bring: it is their last round.
+        """
         state, federation = checkpoint.state, self._config.federation
         most = steps_of(self._config, server_round)
         steps = dict.fromkeys((participant.name for participant in cohort), most)
@@ -140,6 +151,7 @@ class RequestWriter:
                 scalars=state.local_scalars,
                 routed=self._strategy.routed_tags(checkpoint, participant.name),
                 decided=None if is_federation else state.decided_by(participant.name, participant.members),
+                before_merge=participant.name in last,
             )
         return requests
 
@@ -161,7 +173,7 @@ class RequestWriter:
         run_id = checkpoint.state.run_id
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
         change, base_hash = self._change(server_round, checkpoint)
-        everything = len(self.shapes(checkpoint))
+        everything, params = len(self.shapes(checkpoint)), checkpoint.load_params()
         encoded: dict[tuple[int, tuple[str, ...], bool], RecordDict] = {}
         messages: dict[str, Message] = {}
         contracts = self._contracts(server_round, checkpoint, cohort)
@@ -171,7 +183,7 @@ class RequestWriter:
             own: Groups = groups[name]
             is_full = len(own["params"]) == everything
             follows = change is not None and checkpoint.last_round_of(name) == checkpoint.state.round
-            own, fixed = self._once(name, own)
+            own, fixed = self._once.left(name, self._once.split(own, params))
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if (key := (id(groups[name]), tuple(own), follows)) not in encoded:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, is_full)
@@ -187,31 +199,11 @@ class RequestWriter:
             name: (count_bytes(message.content), group_bytes(message.content))
             for name, message in messages.items()
         }
-        return Sent(requests, messages, contracts, tickets, down, checkpoint.load_params())
-
-    def _once(self, participant: str, groups: Groups) -> tuple[Groups, dict[str, str]]:
-        """Return what a participant is sent of its state groups, and the hashes of those that are sent once.
-
-        One that it has is left out. If it has lost that, its failure says so, and the next request brings it.
-        """
-        fixed = {group: self._hash(tensors) for group, tensors in groups.items() if group.startswith(FIXED)}
-        has = self._has.get(participant, frozenset())
-        sent = {group: tensors for group, tensors in groups.items() if fixed.get(group) not in has}
-        self._sent[participant] = frozenset(fixed.values())
-        return sent, fixed
-
-    def _hash(self, tensors: Mapping[str, torch.Tensor]) -> str:
-        # One object for the whole cohort, which is kept, so that its id stays its own.
-        if id(tensors) not in self._hashes:
-            self._hashes[id(tensors)] = group_sha256(tensors), tensors
-        return self._hashes[id(tensors)][0]
+        return Sent(requests, messages, contracts, tickets, down, params)
 
     def settle(self, accepted: Collection[str]) -> None:
         """Take note of whose replies of the last round were accepted: they have what they were sent."""
-        for participant, hashes in self._sent.items():
-            self._has[participant] = hashes if participant in accepted else frozenset()
-        self._sent.clear()
-        self._hashes.clear()
+        self._once.settle(accepted)
 
     def _change(
         self, server_round: int, checkpoint: Checkpoint
@@ -227,7 +219,8 @@ class RequestWriter:
             self.reference = params
             return None, None
         seed = f"{self._config.seed}/{server_round}/down"
-        change, self.reference = encode_change(params, before, self._config.link, seed=seed)
+        change, after = encode_change(self._once.moving(params), before, self._config.link, seed=seed)
+        self.reference = {**params, **after}
         return change, weights_sha256(before)
 
     def _encode(
@@ -246,6 +239,7 @@ class RequestWriter:
                 "link.downlink_payload=parameters"
             )
         if change is None:
-            return self._link.send({**groups, "params": self.reference}, run_id, server_round)
+            reference = self._once.moving(self.reference)
+            return self._link.send({**groups, PARAMS: reference}, run_id, server_round)
         beside = {group: tensors for group, tensors in groups.items() if group != "params"}
         return self._link.send_change(change, beside, run_id, server_round)

@@ -90,6 +90,8 @@ def _problem(before: RunConfig, now: RunConfig, checkpoint: Checkpoint) -> str |
     parts = {"sequence_length", "vocab_size", "architecture", "abbie"}
     if told := _differences(before.model.model_dump(include=parts), now.model.model_dump(include=parts)):
         return f"model: it is not the one of the checkpoint ({'; '.join(told)}); {_BACK}"
+    if told := _differences({"adapter": _shape_of(before)}, {"adapter": _shape_of(now)}):
+        return f"adapter: it is not the one of the checkpoint ({'; '.join(told)}); {_BACK}"
     if (kind := type(objective_of(before))) is not type(objective_of(now)):
         return f"objective: the run began with {kind.__name__}; {_BACK}"
     if checkpoint.state.round == 0:
@@ -101,6 +103,11 @@ def _problem(before: RunConfig, now: RunConfig, checkpoint: Checkpoint) -> str |
         or _problem_with_outer_optimizer(before.outer, now.outer, checkpoint)
         or _problem_with_transition(before, now)
     )
+
+
+def _shape_of(config: RunConfig) -> dict[str, Any] | None:
+    """Return what an adapter's matrices, and what they stand for, depend on."""
+    return None if config.adapter is None else config.adapter.model_dump(exclude={"dropout"})
 
 
 def _problem_with_strategy(before: Strategy, now: Strategy, checkpoint: Checkpoint) -> str | None:

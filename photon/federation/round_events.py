@@ -14,6 +14,7 @@ from photon.federation.exchange import Failure
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.build import parameter_count
 from photon.models.flops import mfu, model_flops_per_token
+from photon.models.reference import take_reference
 from photon.objective.configured import model_of, objective_of
 from photon.state.checkpoint import Checkpoint, ServerState
 from photon.strategy.base import Aggregate, Participant, Reply
@@ -27,6 +28,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    evaluation_of,
 )
 
 
@@ -76,7 +78,9 @@ class RoundEvents:
         """Tell what is trained, and by whom."""
         config = self._config
         model = model_of(config, state.vocab_size, "meta")
-        self._flops_per_token = model_flops_per_token(model, state.sequence_length)
+        # A reference reads all that the model does, without a gradient, which is two thirds of the work.
+        reading = 4 / 3 if take_reference(model) else 1.0
+        self._flops_per_token = reading * model_flops_per_token(model, state.sequence_length)
         self._roofline = {silo.name: silo.roofline_flops for silo in silos}
         self._roofline["centralized"] = silos[0].roofline_flops
         self.stream.emit(
@@ -142,6 +146,10 @@ class RoundEvents:
                 gradient_norm=_number(report.gradient_norm),
                 group_bytes_up=reply.group_bytes_up,
                 group_bytes_down=group_bytes_down,
+                before_merge={
+                    name: evaluation_of(found["loss"], found["tokens"])
+                    for name, found in report.before_merge.items()
+                },
                 privacy=(
                     None
                     if privacy is None

@@ -3,44 +3,24 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
-from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.data.source import prepared_path
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
+from photon.federation.run_tasks import RunTasks, check_tasks
 from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Notice
-
-
-def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
-    """Read the configuration from Flower's run config.
-
-    Returns
-    -------
-    tuple
-        The configuration, and whether the run in ``run_dir`` is to be resumed.
-
-    Raises
-    ------
-    PhotonError
-        If both ``config`` and ``overrides`` are set, or either is wrong.
-    """
-    text, overrides = str(run_config.get("config", "")), str(run_config.get("overrides", ""))
-    if text and overrides:
-        raise PhotonError("run config: config and overrides are both set; give one of them")
-    config = parse(text) if text else compose(split_overrides(overrides))
-    return config, bool(run_config.get("resume", False))
 
 
 def new_run_name(config: RunConfig) -> str:
@@ -55,11 +35,27 @@ def prepare_run(config: RunConfig) -> RunConfig:
     A relative ``run_dir`` is taken from the current folder, and so are the files of the model, because the
     ServerApp may work in another one. Without a ``run_dir`` the run goes to ``runs/`` in Photon's home.
     Embedded and hub text is prepared on first use.
+
+    Raises
+    ------
+    PhotonError
+        If text cannot be prepared, or what an adapter leaves as it is would be random for ever.
     """
+    if config.adapter is not None and config.model.warm_start is None:
+        raise PhotonError(
+            "adapter: the model beside it stays as it is, and would be random; set model.warm_start to the "
+            "folder of a trained model, or adapter=null to train all of it"
+        )
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
+    changes: dict[str, Any] = {"run_dir": str(run_dir)}
+    if config.evaluation.tasks and config.evaluation.task_data is not None:
+        # The ServerApp may work in another folder.
+        task_data = str(Path(config.evaluation.task_data).absolute())
+        changes["evaluation"] = config.evaluation.model_copy(update={"task_data": task_data})
+    check_tasks(config)
     files = {"config_file": config.model.config_file, "warm_start": config.model.warm_start}
     found = {name: str(Path(file).absolute()) for name, file in files.items() if file}
-    changes: dict[str, Any] = {"run_dir": str(run_dir), "model": config.model.model_copy(update=found)}
+    changes["model"] = config.model.model_copy(update=found)
     if config.federation.engine != "deployment":
         changes["data"] = config.data.model_copy(
             update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
@@ -117,7 +113,8 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
                 if config.federation.parent is not None:
                     carry_out(federation, resume=resume)
                     return {}
-                checkpoint = federation.run(resume=resume)
+                tasks = RunTasks(config, run_dir, stream)
+                checkpoint = federation.run(resume=resume, after=tasks.after)
             return finish(config, run_dir, checkpoint, stream)
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.

@@ -12,12 +12,12 @@ from photon.federation.admission import Admission
 from photon.federation.evaluation import Evaluation
 from photon.federation.exchange import time_to_live
 from photon.federation.names import ADMITTED, Names
+from photon.federation.once import SentOnce
 from photon.federation.requests import RequestWriter
 from photon.federation.roster import Roster
 from photon.federation.round_events import RoundEvents
 from photon.federation.spool import REPLIES, Spool
 from photon.link.transport import ServerLink
-from photon.objective.configured import kept_of
 from photon.strategy.base import Strategy
 from photon.telemetry.events import EventStream
 
@@ -74,7 +74,8 @@ class Stations:
         """
         strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
         seconds = time_to_live(config.federation.deadline)
-        link = ServerLink(config.link_in_use, run_dir, seconds, kept_of(config))
+        link = ServerLink(config.link_in_use, run_dir, seconds)
+        once = SentOnce(config)
         events = RoundEvents(config, stream)
         admission = Admission(config, link)
         deployed = config.federation.engine == "deployment"
@@ -86,9 +87,9 @@ class Stations:
             strategy=strategy,
             roster=roster,
             link=link,
-            requests=RequestWriter(config, strategy, link, roster),
+            requests=RequestWriter(config, strategy, link, roster, once),
             admission=admission,
-            evaluation=Evaluation(grid, roster, link, admission, events),
+            evaluation=Evaluation(grid, roster, link, admission, events, once),
             events=events,
             spool=Spool(run_dir / REPLIES),
         )

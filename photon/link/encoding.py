@@ -16,7 +16,7 @@ import hashlib
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
@@ -243,18 +243,15 @@ class Pipelines:
         For the values of all other state groups.
     named
         For parameters in whose names an expression is found, in place of ``params``; the first counts.
-    plain
-        Names of the model's tensors that travel as they are: what no step moves is to be the same everywhere.
     """
 
     params: Sequence[Codec] = ()
     states: Sequence[Codec] = ()
     named: Sequence[tuple[Expression, Sequence[Codec]]] = ()
-    plain: Collection[str] = ()
 
     def of(self, group: str, name: str) -> Sequence[Codec]:
         """Return the codecs of a tensor of a state group."""
-        if group.startswith(EXACT) or name in self.plain:
+        if group.startswith(EXACT):
             return ()
         if group != "params":
             return self.states

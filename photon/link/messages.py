@@ -282,6 +282,8 @@ class TrainRequest(Body):
         What the key blocks of other federations are that the request brings.
     decided
         What the silo's machine has decided in this run; None: nothing yet.
+    before_merge
+        Whether silos also tell the validation loss of the models of their own that they end with.
     """
 
     run_id: str
@@ -302,6 +304,7 @@ class TrainRequest(Body):
     masking: Masking | None = None
     routed: list[RoutedTag] = Field(default_factory=list, max_length=MAX_ROUTED)
     decided: Decided | None = None
+    before_merge: bool = False
 
 
 class SiloSeconds(TypedDict):
@@ -331,6 +334,13 @@ class PrivacyReport(Body):
     releases: Positive
 
 
+class NodeLoss(TypedDict):
+    """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
+
+    loss: ValidationLoss
+    tokens: Positive
+
+
 class TrainReport(Body):
     """What local training did; the trained state groups travel beside it.
 
@@ -342,6 +352,8 @@ class TrainReport(Body):
     `photon.models.vocabulary.pack_vocabulary` writes it. Where no steps were taken, ``tokens`` are those that
     were read, and there is no loss. ``decided`` is what was trained with; of a federation it is what
     all its silos trained with. With ``text_changed`` the text is not the one of the silo's last round.
+    ``before_merge`` has the losses of the models that silos ended with on their own validation text, where
+    the request asks for that and they may be told: the silo's, or those of a federation's silos.
     """
 
     round: Count
@@ -364,6 +376,7 @@ class TrainReport(Body):
     vocabulary: str | None = Field(default=None, max_length=MAX_VOCABULARY)
     decided: Decided | None = None
     text_changed: bool = False
+    before_merge: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
 
 
 class EvaluateRequest(Body):
@@ -374,7 +387,7 @@ class EvaluateRequest(Body):
     own
         Whether the node also evaluates its own model: the received backbone with the key layers that it has
         kept from ``last_round`` of the run ``run_id``; 0: none.
-    decided
+    fixed, decided
         As of `TrainRequest`.
     """
 
@@ -383,14 +396,8 @@ class EvaluateRequest(Body):
     run_id: str = ""
     last_round: int = Field(default=0, ge=0)
     own: bool = False
+    fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
     decided: Decided | None = None
-
-
-class NodeLoss(TypedDict):
-    """Validation loss of a node's own model on its validation text: mean over ``tokens`` predictions."""
-
-    loss: ValidationLoss
-    tokens: Positive
 
 
 class EvaluateReport(Body):

@@ -28,16 +28,10 @@ def uplink_pipelines(link: LinkSection) -> Pipelines:
     return Pipelines(params, _codecs(link.states, "link.states"), named)
 
 
-def downlink_pipelines(link: LinkSection, plain: Collection[str] = ()) -> Pipelines:
-    """Return the codecs of whole tensors from server to silo; errors as for :func:`uplink_pipelines`.
-
-    Parameters
-    ----------
-    plain
-        Names of the tensors that travel as they are.
-    """
+def downlink_pipelines(link: LinkSection) -> Pipelines:
+    """Return the codecs of whole tensors from server to silo; errors as for :func:`uplink_pipelines`."""
     params = [] if link.downlink_payload == "update" else _codecs(link.downlink, "link.downlink")
-    return Pipelines(params, _codecs(link.states, "link.states"), plain=plain)
+    return Pipelines(params, _codecs(link.states, "link.states"))
 
 
 def change_pipeline(link: LinkSection) -> list[Codec]:

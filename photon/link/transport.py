@@ -9,7 +9,7 @@ taken from a store that does not agree with its reference.
 import math
 import mmap
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 from urllib.parse import urlsplit
@@ -127,8 +127,8 @@ class ServerLink:
         Codecs and transport of the run.
     spool
         Folder for downloads.
-    seconds, plain
-        How long a silo may take to answer; names of the model's tensors that travel as they are.
+    seconds
+        How long a silo may take to answer.
 
     Raises
     ------
@@ -136,8 +136,8 @@ class ServerLink:
         If the store cannot be opened.
     """
 
-    def __init__(self, link: LinkSection, spool: Path, seconds: float, plain: Collection[str] = ()) -> None:
-        self._down = downlink_pipelines(link, plain)
+    def __init__(self, link: LinkSection, spool: Path, seconds: float) -> None:
+        self._down = downlink_pipelines(link)
         # What silos, or a later round, could not build ends here.
         uplink_pipelines(link)
         if link.downlink_payload == "update":

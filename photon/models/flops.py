@@ -1,5 +1,6 @@
 """Model FLOPs: what the model's mathematics asks for, whatever the machine did on top."""
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from photon.models.abbie import body_of
@@ -28,7 +29,10 @@ def flops_per_token(parameters: int, layers: int, width: int, sequence_length: i
 
 
 def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float:
-    """Return :func:`flops_per_token` of a model; meta tensors will do."""
+    """Return :func:`flops_per_token` of a model; meta tensors will do.
+
+    Frozen parameters have no gradient, which is a third of what they would cost.
+    """
     config = model.config
     experts = experts_of(config)
     parameters = parameter_count(model) if experts is None else active_parameter_count(model, experts)
@@ -38,7 +42,12 @@ def model_flops_per_token(model: PreTrainedModel, sequence_length: int) -> float
     again = config.passes - 1 if body else 0
     parameters += again * sum(map(parameter_count, body))
     layers += again * len(body)
-    return flops_per_token(parameters, layers, width, sequence_length)
+    frozen = _frozen_count(model) + again * sum(map(_frozen_count, body))
+    return flops_per_token(parameters, layers, width, sequence_length) - 2.0 * frozen
+
+
+def _frozen_count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
 
 
 def mfu(tokens_per_second: float, flops_per_token: float, roofline: float | None) -> float | None:

@@ -107,9 +107,15 @@ def _cross_entropy(
     if chosen is not None and logits.device.type == "cpu":
         # Most tokens may be no targets. On a GPU their number would have to be waited for.
         kept = chosen[:, 1:]
-        if not kept.any():
+        count = int(kept.sum())
+        if count == 0:
             return logits.float().sum() * 0.0
-        return _cross_entropy_of(logits[kept].float(), input_ids[:, 1:][kept], vocabulary)
+        if 2 * count <= kept.numel():
+            return _cross_entropy_of(logits[kept].float(), input_ids[:, 1:][kept], vocabulary)
+        # To copy most of the logits, and their gradient back, costs more than the softmax of all.
+        weights = None if count == kept.numel() else kept.reshape(-1) / count
+        targets = input_ids[:, 1:].reshape(-1)
+        return _cross_entropy_of(logits.float().flatten(0, 1), targets, vocabulary, weights=weights)
     targets = input_ids[:, 1:]
     if chosen is None:
         return _cross_entropy_of(logits.float().flatten(0, 1), targets.reshape(-1), vocabulary)
@@ -119,13 +125,20 @@ def _cross_entropy(
 
 
 def _cross_entropy_of(
-    logits: torch.Tensor, targets: torch.Tensor, vocabulary: torch.Tensor | None, reduction: str = "mean"
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    vocabulary: torch.Tensor | None,
+    reduction: str = "mean",
+    weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Return the cross-entropy of targets, (n,), under logits, (n, rows)."""
+    """Return the cross-entropy of targets, (n,), under logits, (n, rows).
+
+    ``weights`` are those of each target in the mean, float32 of shape (n,), which sum to 1, on a CPU alone.
+    """
     if vocabulary is not None:
         logits = logits.masked_fill(~vocabulary, -torch.inf)
     if logits.device.type == "cpu" and reduction == "mean":
-        return _CrossEntropy.apply(logits, targets)
+        return _CrossEntropy.apply(logits, targets, weights)
     return nn.functional.cross_entropy(logits, targets, ignore_index=_IGNORED, reduction=reduction)
 
 
@@ -137,16 +150,23 @@ class _CrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
         index = targets[:, None]
         probabilities = logits.softmax(1)
         # The largest probability is at least 1/V, so this logarithm is exact where the target's underflows.
         log_sum = logits.amax(1, keepdim=True) - probabilities.amax(1, keepdim=True).log()
-        ctx.save_for_backward(probabilities, index)
-        return (log_sum - logits.gather(1, index)).mean()
+        ctx.save_for_backward(probabilities, index, weights)
+        losses = log_sum - logits.gather(1, index)
+        if weights is None:
+            return losses.mean()
+        # A token that is no target may be one that the softmax leaves out.
+        return torch.where(weights > 0, losses[:, 0], 0.0) @ weights
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        probabilities, index = ctx.saved_tensors
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        probabilities, index, weights = ctx.saved_tensors
         slope = probabilities.scatter_add_(1, index, probabilities.new_full(index.shape, -1.0))
-        return slope.mul_(gradients[0] / len(index)), None
+        scale = gradients[0] / len(index) if weights is None else (gradients[0] * weights)[:, None]
+        return slope.mul_(scale), None, None

@@ -20,6 +20,7 @@ from photon.models.abbie import (
     AbbieLlamaConfig,
     AbbieLlamaForCausalLM,
 )
+from photon.models.adapter import has_adapter, merge_adapter
 
 #: By the type of its blocks: what AbbIE's configuration is.
 ABBIE: dict[str, Any] = {"gpt2": AbbieGPT2Config, "llama": AbbieLlamaConfig}
@@ -54,6 +55,8 @@ _TABLES = {
 def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
     """Load the weights of a Hugging Face folder into a model of the given configuration, in float32.
 
+    Adapters that lie beside them are merged.
+
     Parameters
     ----------
     path
@@ -67,6 +70,7 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
         If the folder is missing or broken, or a weight is missing, unknown or of another shape.
     """
     read_model_config(path)
+    adapted = has_adapter(path)
     try:
         with quiet_transformers():
             result: Any = AutoModelForCausalLM.from_pretrained(
@@ -102,6 +106,8 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
             obsolete[0],
             len(obsolete),
         )
+    if adapted:
+        loaded = merge_adapter(loaded)
     _freeze_as_built(loaded)
     return loaded
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
-from photon.training.groups import StateGroups
+from photon.training.groups import StateGroups, Tensors
 from photon.training.hooks import Batch, Loss
 from photon.training.precision import Precision
 
@@ -75,10 +75,13 @@ class Objective(ABC):
         Names of the arrays that a batch has.
     trains
         False: there are no local steps, and a silo answers with `statistics`.
+    shards
+        False: the model cannot be sharded over the devices of a silo.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens",)
     trains: ClassVar[bool] = True
+    shards: ClassVar[bool] = True
 
     def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Return a new model with what this objective changes: heads, adapters, parameters that are frozen.
@@ -86,6 +89,10 @@ class Objective(ABC):
         A meta model, which has shapes alone, is changed in the same way.
         """
         return model
+
+    def plain(self, params: Tensors) -> Tensors:
+        """Return the tensors of a model without what `build` has added: what is exported."""
+        return params
 
     def prepare(
         self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int

@@ -130,13 +130,13 @@ def evaluate_windows(
         none sees another, and targets alone are predicted.
     """
     device = torch.device(device)
-    rows = _evenly_spaced(len(windows), limit)
-    step = _windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
+    rows = evenly_spaced(len(windows), limit)
+    step = windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
     arrays = {"tokens": windows, **(beside or {})}
     total, count, was_training = 0.0, 0, model.training
     model.eval()
     try:
-        with torch.no_grad(), _autocast(device, precision):
+        with torch.no_grad(), autocast(device, precision):
             for start in range(0, len(rows), step):
                 taken = rows[start : start + step]
                 batch = {
@@ -150,17 +150,20 @@ def evaluate_windows(
     return Score(total, count)
 
 
-def _evenly_spaced(count: int, limit: int | None) -> np.ndarray:
+def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
+    """Return indices of at most ``limit`` of ``count`` things, int64."""
     taken = count if limit is None else min(limit, count)
     return np.arange(taken) * count // max(taken, 1)
 
 
-def _windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
+def windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
+    """Return how many windows to read at once, at most ``batch_size``, so that their logits are not large."""
     budget = _LOGITS_BYTES["cuda" if device.type == "cuda" else "cpu"]
     return max(1, min(batch_size, budget // (4 * sequence_length * vocab_size)))
 
 
-def _autocast(device: torch.device, precision: "Precision") -> torch.autocast:
+def autocast(device: torch.device, precision: "Precision") -> torch.autocast:
+    """Return the context of a forward pass in a precision."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 

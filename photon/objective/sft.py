@@ -32,11 +32,7 @@ class SupervisedFineTuning(CausalLM):
         PhotonError
             If it does not.
         """
-        if model.device.type != "meta" and not keeps_apart(model):
-            raise PhotonError(
-                f"model: conversations that share a window see each other in a {model.config.model_type} of "
-                "transformers; take a model that goes by position_ids, such as gpt2 or llama"
-            )
+        check_keeps_apart(model)
         return model
 
     def count(self, batch: Batch) -> Tensor:
@@ -59,6 +55,21 @@ class SupervisedFineTuning(CausalLM):
             "positions": places.expand(size, -1).contiguous(),
             "targets": torch.ones_like(tokens),
         }
+
+
+def check_keeps_apart(model: "PreTrainedModel") -> None:
+    """Check that a model keeps conversations apart that share a window; one of meta tensors passes.
+
+    Raises
+    ------
+    PhotonError
+        If it does not.
+    """
+    if model.device.type != "meta" and not keeps_apart(model):
+        raise PhotonError(
+            f"model: conversations that share a window see each other in a {model.config.model_type} of "
+            "transformers; take a model that goes by position_ids, such as gpt2 or llama"
+        )
 
 
 def keeps_apart(model: nn.Module) -> bool:

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -209,6 +209,44 @@ def lying_bars(names: Sequence[str], layers: Sequence[tuple[Style, Sequence[floa
         axes.grid(visible=False, axis="y")
 
     return _draw_both(draw, height=90 + 34 * len(names))
+
+
+def dot_rows(
+    names: Sequence[str], layers: Sequence[tuple[Style, Sequence[float | None]]], x: Axis
+) -> Drawing:
+    """Draw a row per name with a mark for each layer's value, and a line from the lowest to the highest.
+
+    Parameters
+    ----------
+    names
+        The rows.
+    layers
+        Look and values of the marks; None, or one that cannot be drawn, leaves its mark out.
+    """
+
+    def draw(axes: Axes) -> None:
+        for place in range(len(names)):
+            known = [value for _, values in layers if _is_drawn(value := values[place], x)]
+            if known:
+                axes.plot([min(known), max(known)], [place, place], color=_COLOURS["line"], linewidth=3)
+        for style, values in layers:
+            points = [(value, place) for place, value in enumerate(values) if _is_drawn(value, x)]
+            axes.plot(
+                [value for value, _ in points],
+                [place for _, place in points],
+                color=_COLOURS[style.colour],
+                linestyle="none",
+                marker=_MARKERS[style.dash],
+                markersize=8,
+            )
+        _set_axis(axes, "x", x)
+        _name_rows(axes, names)
+
+    return _draw_both(draw, height=90 + 34 * len(names))
+
+
+def _is_drawn(value: float | None, axis: Axis) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value) and (value > 0 or not axis.log)
 
 
 def tree_plot(rows: Sequence[TreeRow]) -> Drawing:

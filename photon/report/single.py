@@ -6,11 +6,13 @@ from collections.abc import Callable
 from functools import partial
 
 from photon.report import figures
+from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
 from photon.report.plots import INK
 from photon.report.run import Run, report_command
+from photon.report.task_section import task_section
 from photon.report.tree_section import tree_section
-from photon.telemetry.events import Notice, RunInterrupted, RunStarted, SiloFailed
+from photon.telemetry.events import Notice, RunInterrupted, RunStarted, SiloFailed, TasksEvaluated
 from photon.telemetry.summary import (
     counted,
     format_bytes,
@@ -57,7 +59,7 @@ def run_page(run: Run) -> Page:
         status_kind=kind,
         cards=_cards(run),
         tables=[("Validation perplexity by silo", _silo_table(run))],
-        sections=[*tree_section(run), *draw_sections(run, sections)],
+        sections=[*tree_section(run), *own_section(run), *task_section(run), *draw_sections(run, sections)],
         log=_log(run),
         configs=[("config.yaml", run.config_text)],
         commands=_commands(run),
@@ -131,6 +133,8 @@ def _log(run: Run) -> list[tuple[str, str, str, str]]:
             lines.append(
                 ("bad", at, f"round {event.round}: {event.silo} failed ({event.kind})", event.reason)
             )
+        elif isinstance(event, TasksEvaluated) and event.failure is not None:
+            lines.append(("warn", at, f"round {event.round}: no figures of tasks", event.failure))
         elif isinstance(event, Notice):
             lines.append(("warn" if event.level == "warning" else "info", at, event.level, event.message))
         elif isinstance(event, RunInterrupted):

@@ -6,8 +6,9 @@ import torch
 
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
+from photon.errors import RefusedError
 from photon.link.bounded import as_loss
-from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss
+from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss, TrainRequest
 from photon.objective.configured import objective_of
 from photon.silo.kept import kept_of, silo_store
 from photon.silo.runtime import runtime_of
@@ -29,24 +30,7 @@ def evaluate(
     over the tokens that it was trained on.
     """
     data = SiloData(site.prepared(), [request.silo])
-    runtime = runtime_of(config, data.vocab_size)
-
-    def evaluated(params: Tensors, rows: torch.Tensor | None = None) -> NodeLoss:
-        write_params(runtime.model, params)
-        # All rounds are measured on the same draws.
-        with runtime.seeded(config.seed, 0, request.silo, "evaluate"):
-            measured = objective_of(config).evaluate(
-                runtime.model,
-                data,
-                rows,
-                batch_size=config.evaluation.batch_size,
-                device=runtime.device,
-                precision=runtime.precision,
-                limit=config.evaluation.sequences,
-            )
-        return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)
-
-    received = evaluated(groups[PARAMS])
+    received = _loss_of(groups[PARAMS], request.silo, data, None, config)
     per_node = {}
     if request.own and request.last_round:
         method = strategy_of(config).local
@@ -55,6 +39,53 @@ def evaluate(
             state is not None
             and (own := method.own_model(groups["params"], kept_of(state).local)) is not None
         ):
-            rows = data.vocabulary_rows(runtime.model.config.vocab_size) if method.restricts_rows else None
-            per_node[request.silo] = evaluated(own, rows)
+            rows = None
+            if method.restricts_rows:
+                rows = data.vocabulary_rows(runtime_of(config, data.vocab_size).model.config.vocab_size)
+            per_node[request.silo] = _loss_of(own, request.silo, data, rows, config)
     return EvaluateReport(round=request.round, silo=request.silo, **received, per_node=per_node)
+
+
+def before_merge(
+    request: TrainRequest, trained: Tensors, rows: torch.Tensor | None, site: SiloSite, config: RunConfig
+) -> dict[str, NodeLoss]:
+    """Return the loss of the model that a silo ends a round with, on its own validation text, by its name.
+
+    Empty where nobody asks; where the silo's policy keeps such figures, or updates leave noised: the model
+    is without that noise; and for participants that are several silos.
+
+    Parameters
+    ----------
+    trained
+        Its parameters.
+    rows
+        Rows of the vocabulary that it was trained over, bool; None: all.
+    """
+    if not request.before_merge or request.members != [request.silo] or site.privacy.noise_multiplier > 0:
+        return {}
+    try:
+        site.policy.check_evaluation(request.silo, config.evaluation.sequences)
+    except RefusedError:
+        return {}
+    data = SiloData(site.prepared(), [request.silo])
+    return {request.silo: _loss_of(trained, request.silo, data, rows, config)}
+
+
+def _loss_of(
+    params: Tensors, silo: str, data: SiloData, rows: torch.Tensor | None, config: RunConfig
+) -> NodeLoss:
+    """Measure some parameters; the model of this process then holds them."""
+    runtime = runtime_of(config, data.vocab_size)
+    write_params(runtime.model, params)
+    # All rounds are measured on the same draws.
+    with runtime.seeded(config.seed, 0, silo, "evaluate"):
+        measured = objective_of(config).evaluate(
+            runtime.model,
+            data,
+            rows,
+            batch_size=config.evaluation.batch_size,
+            device=runtime.device,
+            precision=runtime.precision,
+            limit=config.evaluation.sequences,
+        )
+    return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)

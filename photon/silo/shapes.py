@@ -1,6 +1,5 @@
 """What may arrive at a node and leave it in a round, computed from the configuration that came."""
 
-from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -10,6 +9,7 @@ from photon.config.schema import RunConfig
 from photon.errors import PhotonError
 from photon.files.memory import memory_bytes
 from photon.link.messages import TrainRequest
+from photon.link.records import Shapes
 from photon.models.bounded import bounded_model
 from photon.objective.configured import model_of, steps_of
 from photon.strategy.base import strategy_of
@@ -59,7 +59,7 @@ def check_request(request: TrainRequest, config: RunConfig) -> None:
         )
 
 
-def evaluated_shapes(config: RunConfig, vocab_size: int) -> Mapping[str, Mapping[str, torch.Size]]:
+def evaluated_shapes(config: RunConfig, vocab_size: int) -> Shapes:
     """Return the shapes of what a request to evaluate brings: the model."""
     return {PARAMS: param_shapes(config, vocab_size)}
 

@@ -72,6 +72,8 @@ def sizes_of(config: RunConfig) -> Iterator[tuple[str, str, int]]:
         once = model.abbie.head_blocks + model.abbie.tail_blocks
         depth = once + model.abbie.train_iterations * model.abbie.body_blocks
         yield "max_layers", "model.abbie.train_iterations", depth
+    if config.adapter is not None:
+        yield "max_width", "adapter.rank", config.adapter.rank
     yield "max_batch_size", "training.batch_size", config.training.batch_size
     yield "max_batch_size", "evaluation.batch_size", config.evaluation.batch_size
     yield "max_processes", "training.processes", config.training.processes

@@ -8,6 +8,7 @@ from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
 from photon.link.messages import TrainRequest
 from photon.link.update import REFERENCE
+from photon.objective.configured import kept_of as frozen_of
 from photon.silo.kept import kept_of
 from photon.state.checkpoint import weights_sha256
 from photon.state.silo import SiloState
@@ -56,7 +57,8 @@ def start_from(
         If the request counts on something that the silo has lost.
     """
     if request.base_hash is not None:
-        groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], request)}
+        frozen = frozen_of(config)
+        groups = {**groups, PARAMS: _changed(kept, groups[PARAMS], request, frozen)}
     method = strategy_of(config).local
     start = method.start(
         groups, None if kept is None else kept_of(kept), for_method, SiloData(data, request.members)
@@ -64,8 +66,12 @@ def start_from(
     return _over_the_transition(start, for_method, config), groups[PARAMS]
 
 
-def _changed(kept: SiloState | None, change: Tensors, request: TrainRequest) -> Tensors:
+def _changed(
+    kept: SiloState | None, change: Tensors, request: TrainRequest, frozen: frozenset[str]
+) -> Tensors:
     """Add a change to the parameters that the silo has decoded in its last accepted round.
+
+    What no step moves is beside it as it is.
 
     Raises
     ------
@@ -78,7 +84,7 @@ def _changed(kept: SiloState | None, change: Tensors, request: TrainRequest) -> 
             f"{request.silo} has lost the parameters of round {request.last_round}; its next request after "
             "this failure brings all"
         )
-    return {name: reference[name] + tensor for name, tensor in change.items()}
+    return {name: t if name in frozen else reference[name] + t for name, t in change.items()}
 
 
 def _over_the_transition(start: Start, for_method: Request, config: RunConfig) -> Start:

@@ -8,6 +8,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.link.encoding import PackedGroups
 from photon.link.messages import TrainReport, TrainRequest
+from photon.silo.evaluate import before_merge
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
 from photon.silo.kept import Stays, kept_reply, kept_state, save_round, silo_store
@@ -56,13 +57,14 @@ def train(
     kept, state_lost = kept_state(store, request)
     start, received = start_from(kept, groups, request, for_method, data, config)
     text = data.text_sha256(request.members)
-    finish = strategy_of(config).local.finish(
-        start, fit(request, start, groups, data, config, site), for_method
-    )
+    fitted = fit(request, start, groups, data, config, site)
+    # Here, where the model holds these parameters: what the method makes of them may share their memory.
+    brings = before_merge(request, fitted.params, start.rows, site, config)
+    finish = strategy_of(config).local.finish(start, fitted, for_method)
     trained = time.perf_counter()
 
     leaves = dict(finish.leaves)
-    diagnostics = dict(start.figures)
+    diagnostics = {**start.figures, **finish.trained.result.figures}
     if config.telemetry.diagnostics:
         diagnostics |= diagnose(finish.trained, start, data, request, config)
     leaves[PARAMS], privacy_report, norm = privatised(leaves[PARAMS], start.reference, request, site, store)
@@ -80,7 +82,7 @@ def train(
         diagnostics=diagnostics,
         rows=start.rows,
         config=config,
-    )
+    ).model_copy(update={"before_merge": brings})
     reply, feedback = encoded(leaves, start, received, kept.link if kept else {}, request, config)
     stays = Stays(finish.trained.position, finish.stays, finish.scalars)
     save_round(store, request, stays, report, reply, feedback, text)

@@ -7,8 +7,9 @@ them. A silo believes neither: what came must have the hash, and so must what it
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,10 +18,13 @@ from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What the names of such groups begin with.
 FIXED = "fixed/"
+#: The group of what no step moves of a model: frozen parameters, and buffers.
+BASE = FIXED + "base"
 #: Groups that a silo keeps, the newest: several runs may take turns at one.
 MOST_KEPT = 8
 
 Groups = Mapping[str, Mapping[str, torch.Tensor]]
+T = TypeVar("T")
 
 
 def group_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -31,6 +35,41 @@ def group_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def without_base(
+    groups: Mapping[str, Mapping[str, T]], frozen: frozenset[str], of_model: Collection[str]
+) -> dict[str, Mapping[str, T]]:
+    """Return groups as they travel: of those that have the whole model, what no step moves is one group.
+
+    Parameters
+    ----------
+    groups
+        State groups, or their shapes.
+    frozen
+        Names of what no step moves.
+    of_model
+        The groups that have the model's parameters, or some of them.
+    """
+    if not frozen:
+        return dict(groups)
+    moving = {
+        group: {name: one for name, one in named.items() if name not in frozen}
+        for group, named in groups.items()
+        if group in of_model
+    }
+    return {**groups, **moving}
+
+
+def with_base(groups: Groups, of_model: Collection[str]) -> dict[str, Mapping[str, torch.Tensor]]:
+    """Undo `without_base` where what no step moves came with them, as ``fixed/base``, or was kept here."""
+    if BASE not in groups:
+        return dict(groups)
+    return {
+        group: dict(sorted({**groups[BASE], **tensors}.items())) if group in of_model else tensors
+        for group, tensors in groups.items()
+        if group != BASE
+    }
 
 
 class FixedGroups:

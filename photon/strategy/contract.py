@@ -13,7 +13,6 @@ import torch
 from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
 from photon.link.records import Shapes
-from photon.state.fixed import FIXED
 
 #: What a participant is: a silo, a federation that acts as one, or the silo that a federation itself has.
 Role = Literal["silo", "federation", "server_silo"]
@@ -23,6 +22,8 @@ PARAMS = "params"
 LOCAL, SHARED = "local/", "shared/"
 #: The parameters that the last round began with, for a silo that was not in it.
 RECEIVED = SHARED + "received"
+#: Groups of a request that have the model's parameters, or some of them.
+OF_MODEL = frozenset({PARAMS, RECEIVED})
 
 
 def role_of(participant: str, server_silo: str | None, *, federation: bool) -> Role:
@@ -94,11 +95,6 @@ class Contract:
     def due(self) -> dict[str, Mapping[str, torch.Size]]:
         """Shapes of the state groups that every reply holds."""
         return {group: leaving.shapes for group, leaving in self.leaving.items() if leaving.required}
-
-    @property
-    def fixed(self) -> frozenset[str]:
-        """State groups of a request that are sent once, and then by their hash."""
-        return frozenset(group for group in self.arriving if group.startswith(FIXED))
 
     @property
     def optional(self) -> dict[str, Mapping[str, torch.Size]]:

@@ -157,6 +157,7 @@ class Member:
             ends=span.ends,
             global_step=request.global_step,
             routed=request.routed,
+            before_merge=request.before_merge,
         )
         if not self.spans.has(span.ends):
             assignment.write(self.run_dir, self._completed(groups, span.begins))

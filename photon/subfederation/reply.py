@@ -3,7 +3,7 @@
 import math
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from photon.config.schema import RunConfig
 from photon.config.tree import RoutedTag, TreeNode
 from photon.errors import PhotonError
 from photon.link.bounded import as_figure
-from photon.link.messages import PrivacyReport, TrainReport, TrainRequest
+from photon.link.messages import NodeLoss, PrivacyReport, TrainReport, TrainRequest
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import privatise
 from photon.state.checkpoint import Checkpoint
@@ -158,6 +158,7 @@ class Replies:
             routed=[] if self._node.privacy else self._tags(after),
             vocabulary=after.state.vocabulary,
             decided=agreed(after.state.decided.values()),
+            before_merge={} if self._unseen else _newest_before_merge(replies),
         )
 
     def _told(self, span: Span) -> tuple[list[RoundFinished], list[SiloFinished]]:
@@ -202,3 +203,12 @@ def _due(after: Checkpoint, contract: Contract) -> StateGroups:
     groups: StateGroups = {PARAMS: {name: tensor for name, tensor in params.items() if name in due}}
     kept = after.load_kept()
     return groups | {group: kept[group] for group in sorted(set(kept) & set(contract.optional))}
+
+
+def _newest_before_merge(replies: Sequence[SiloFinished]) -> dict[str, NodeLoss]:
+    """Return what silos have told of the models that they ended with, the last of each."""
+    return {
+        name: NodeLoss(loss=found["loss"], tokens=found["tokens"])
+        for reply in replies
+        for name, found in reply.before_merge.items()
+    }

@@ -26,6 +26,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    TasksEvaluated,
 )
 from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history, seconds_between
@@ -36,6 +37,7 @@ from photon.telemetry.summary import (
     format_perplexity,
     format_seconds,
     has_own_models,
+    main_figure,
     mean_over_silos,
     silo_unigram_perplexity,
     unigram_perplexity,
@@ -85,7 +87,7 @@ class Display:
         if self._live is None:
             if line is not None:
                 self._console.print(line, soft_wrap=True)
-        elif isinstance(event, (SiloFailed, Notice, RunInterrupted)) and line is not None:
+        elif isinstance(event, (SiloFailed, Notice, RunInterrupted, TasksEvaluated)) and line is not None:
             # Printed above the live view, where it stays.
             self._console.print(line)
 
@@ -354,6 +356,9 @@ def _line(event: Event, state: _State) -> Text | None:
         return Text(f"{where}: {_evaluation_text(event, state)}")
     if isinstance(event, RoundFinished):
         return Text(f"round {event.round}/{rounds}: {_round_text(event, state)}")
+    if isinstance(event, TasksEvaluated):
+        text = f"round {event.round}/{rounds}: {_tasks_text(event)}"
+        return Text(text, style="yellow" if event.failure is not None else "")
     if isinstance(event, SiloFailed):
         text = f"round {event.round}/{rounds}: silo {event.silo} failed ({event.kind}): {event.reason}"
         return Text(text, style="yellow")
@@ -392,6 +397,14 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
     )
     overall = f"validation perplexity {format_perplexity(event.perplexity)}"
     return f"{overall} ({', '.join(notes)}) · {per_silo}{own}"
+
+
+def _tasks_text(event: TasksEvaluated) -> str:
+    if event.failure is not None:
+        return f"no figures of tasks: {event.failure}"
+    figures = [(name, main_figure(task)) for name, task in event.tasks.items()]
+    told = " · ".join(f"{name} {figure[1]:.4g}" for name, figure in figures if figure is not None)
+    return f"tasks {told} · {format_seconds(event.seconds)}"
 
 
 def _round_text(event: RoundFinished, state: _State) -> str:

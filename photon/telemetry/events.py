@@ -92,6 +92,35 @@ class SiloEvaluation(TypedDict):
     tokens: int
 
 
+def evaluation_of(loss: float, tokens: int) -> SiloEvaluation:
+    """Return a validation, given its loss in nats per token; a perplexity beyond all numbers is infinite."""
+    try:
+        perplexity = math.exp(loss)
+    except OverflowError:
+        perplexity = math.inf
+    return {"loss": loss, "perplexity": perplexity, "tokens": tokens}
+
+
+class TaskFigures(TypedDict):
+    """What lm-eval found of one task: metrics, over ``questions``, each with ``shots`` examples before it.
+
+    ``chance`` is the accuracy of guessing; ``None`` where nothing is guessed or nobody has computed it.
+    """
+
+    metrics: dict[str, _Number]
+    questions: int | None
+    shots: int
+    chance: float | None
+
+
+class SuiteFigures(TypedDict):
+    """Mean accuracy over a suite's tasks that are there, and its mean part above chance, if all have one."""
+
+    tasks: int
+    accuracy: float | None
+    above_chance: float | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """What every event carries: ``time``, unix seconds at which it happened.
@@ -156,6 +185,7 @@ class SiloFinished(Event):
 
     ``group_bytes_up`` and ``group_bytes_down`` are those of each state group's tensors; the rest of the bytes
     are names, shapes, request and report. ``privacy`` is None where updates leave as they are.
+    ``before_merge`` has what models of silos gave on their own text that had not been averaged yet, by silo.
     """
 
     round: int
@@ -175,6 +205,7 @@ class SiloFinished(Event):
     group_bytes_up: dict[str, int] = dataclasses.field(default_factory=dict)
     group_bytes_down: dict[str, int] = dataclasses.field(default_factory=dict)
     privacy: PrivacyReport | None = None
+    before_merge: dict[str, SiloEvaluation] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +283,23 @@ class Evaluated(Event):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TasksEvaluated(Event):
+    """The aggregator asked the global model the questions of tasks; ``tokens_trained`` as of `Evaluated`.
+
+    ``suites`` has the mean of each suite, ``missing`` the tasks of suites that are not there. ``failure`` is
+    why there is nothing, in one line.
+    """
+
+    round: int
+    tokens_trained: int
+    seconds: _Number
+    tasks: dict[str, TaskFigures] = dataclasses.field(default_factory=dict)
+    suites: dict[str, SuiteFigures] = dataclasses.field(default_factory=dict)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpointed(Event):
     """A checkpoint is complete on disk; ``path`` is relative to the run folder."""
 
@@ -293,6 +341,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RoundFinished,
     Diagnostics,
     Evaluated,
+    TasksEvaluated,
     Checkpointed,
     RunFinished,
     RunInterrupted,

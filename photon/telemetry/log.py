@@ -27,6 +27,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    TasksEvaluated,
     from_json,
 )
 from photon.telemetry.listener import ListenerRun
@@ -43,6 +44,7 @@ _ROUND_EVENTS = (
     RoundFinished,
     Diagnostics,
     Evaluated,
+    TasksEvaluated,
     Checkpointed,
     RunInterrupted,
 )

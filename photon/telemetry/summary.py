@@ -28,9 +28,14 @@ from photon.telemetry.events import (
     SiloFacts,
     SiloFailed,
     SiloFinished,
+    TaskFigures,
+    TasksEvaluated,
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
+
+#: The first of these that a task has says how well it was done.
+_MAIN = ("acc", "exact_match", "bits_per_byte", "perplexity")
 
 
 def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dict[str, Any]:
@@ -46,6 +51,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have sent; None where no
     update is clipped.
+    ``tasks`` has what the last evaluation on tasks found, and after which round; None: there was none.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the silos by training seconds.
 
     Parameters
@@ -92,6 +98,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "mfu": _mean_mfu(replies),
         "density": _last_density(history),
         "privacy": _privacy(started, all_events),
+        "tasks": _last_tasks(history),
         "failures": sum(isinstance(event, SiloFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
@@ -308,6 +315,27 @@ def _last_density(history: list[Event]) -> float | None:
     return next((values["density/all"] for values in reversed(known) if "density/all" in values), None)
 
 
+def main_figure(task: TaskFigures) -> tuple[str, float] | None:
+    """Return the figure by which a task's models are compared, with its name; None: it has none."""
+    metrics = task["metrics"]
+    known = [name for name in _MAIN if name in metrics] or [name for name in metrics if "_stderr" not in name]
+    return (known[0], metrics[known[0]]) if known else None
+
+
+def _last_tasks(history: list[Event]) -> dict[str, Any] | None:
+    known = [event for event in history if isinstance(event, TasksEvaluated) and event.failure is None]
+    if not known:
+        return None
+    last = known[-1]
+    tasks = {name: dict(task) for name, task in last.tasks.items()}
+    return {
+        "round": last.round,
+        "tasks": tasks,
+        "suites": {name: dict(suite) for name, suite in last.suites.items()},
+        "missing": last.missing,
+    }
+
+
 def _privacy(started: RunStarted, events: Iterable[Event]) -> dict[str, Any] | None:
     """Compute ε from what each silo said last; every request sent since then counts as a release."""
     last: dict[str, tuple[float, int]] = {}
@@ -411,6 +439,9 @@ def _facts(
         )
     if summary.get("privacy") is not None:
         rows.append(("privacy of a silo", " ".join(privacy_figures(summary["privacy"]))))
+    for name, task in ((summary.get("tasks") or {}).get("tasks") or {}).items():
+        if (figure := main_figure(task)) is not None and figure[1] is not None:
+            rows.append((name, f"{figure[0].replace('_', ' ')} {figure[1]:.4g}"))
     if summary["failures"]:
         rows.append(("failed silos", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]

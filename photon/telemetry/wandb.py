@@ -17,8 +17,12 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    TasksEvaluated,
 )
 from photon.telemetry.listener import ListenerRun
+
+#: Events that are rows.
+_LOGGED = (RoundFinished, Diagnostics, Evaluated, TasksEvaluated)
 
 
 class WandbListener:
@@ -107,6 +111,8 @@ class WandbListener:
             self._log({"round": event.round, **values})
         elif isinstance(event, Evaluated):
             self._log(_evaluation_metrics(event))
+        elif isinstance(event, TasksEvaluated):
+            self._log(_task_metrics(event))
         elif isinstance(event, RunFinished):
             self._run.summary.update(event.summary)
             self.close()
@@ -133,7 +139,7 @@ def weights_and_biases(run: ListenerRun) -> WandbListener | None:
         project=settings.project,
         run_dir=run.run_dir,
         config=run.config.model_dump(by_alias=True),
-        rows=sum(isinstance(event, RoundFinished | Diagnostics | Evaluated) for event in run.history),
+        rows=sum(isinstance(event, _LOGGED) for event in run.history),
         run_id=f"{run.run_dir.name}-{zlib.crc32(str(run.run_dir).encode()):08x}",
     )
 
@@ -188,4 +194,18 @@ def _evaluation_metrics(event: Evaluated) -> dict[str, float]:
     for name, silo in event.per_silo.items():
         metrics[f"validation/{name}/loss"] = silo["loss"]
         metrics[f"validation/{name}/perplexity"] = silo["perplexity"]
+    return metrics
+
+
+def _task_metrics(event: TasksEvaluated) -> dict[str, float]:
+    metrics: dict[str, float] = {
+        "round": event.round,
+        "tokens": event.tokens_trained,
+        "tasks/failed": float(event.failure is not None),
+    }
+    for task, found in event.tasks.items():
+        metrics |= {f"tasks/{task}/{name}": value for name, value in found["metrics"].items()}
+    for suite, means in event.suites.items():
+        known = {"accuracy": means["accuracy"], "above_chance": means["above_chance"]}
+        metrics |= {f"tasks/{suite}/{name}": value for name, value in known.items() if value is not None}
     return metrics

@@ -1,6 +1,5 @@
 """The hardware that local training runs on: device, threads and their peak speed."""
 
-import os
 from functools import lru_cache
 
 import torch
@@ -8,6 +7,7 @@ import torch
 from photon.config.decided import Decided
 from photon.config.schema import TrainingSection
 from photon.errors import PhotonError
+from photon.files.processes import usable_cores
 from photon.models.roofline import gpu_peak, measure_cpu_roofline
 from photon.training.precision import Precision, resolve_precision
 
@@ -25,11 +25,6 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise PhotonError(f"training.device={name}: this machine has no CUDA device; use training.device=cpu")
     return device
-
-
-def usable_cores() -> int:
-    """Return how many CPU cores this process may use: all, where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_up_torch(training: TrainingSection, processes: int) -> None:

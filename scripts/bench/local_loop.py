@@ -131,8 +131,13 @@ def build_model(arguments: argparse.Namespace) -> GPT2LMHeadModel:
 
 
 def parse_arguments() -> argparse.Namespace:
-    made = parser(__doc__)
+    made = arguments_of(__doc__)
     made.add_argument("--compare", choices=["bare", "overhead", "fused"], default="bare")
+    return made.parse_args()
+
+
+def arguments_of(description: str | None) -> argparse.ArgumentParser:
+    made = parser(description)
     made.add_argument("--width", type=int, default=128)
     made.add_argument("--layers", type=int, default=4)
     made.add_argument("--vocabulary", type=int, default=2048)
@@ -141,7 +146,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--steps", type=int, default=10)
     made.add_argument("--pairs", type=int, default=12)
     made.add_argument("--threads", type=int, default=1)
-    return made.parse_args()
+    return made
 
 
 if __name__ == "__main__":

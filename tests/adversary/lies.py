@@ -235,6 +235,11 @@ TRAIN = [
     tensors("too few bytes", "bytes", lambda _, a: Array(a.dtype, tuple(a.shape), RAW, a.data[:-4])),
     tensors("a pickle", "encoding", lambda _, a: Array(a.dtype, tuple(a.shape), "pickle", a.data)),
     tensors("a strange type", "encoding", lambda _, a: Array("object", tuple(a.shape), RAW, a.data)),
+    says("none of its own", before_merge={"beta": {"loss": 1.0, "tokens": 10}}),
+    says("it has described", before_merge={"alpha": {"loss": 1.0, "tokens": 2**40}}),
+    says("before_merge.alpha.loss", before_merge={"alpha": {"loss": 1e9, "tokens": 10}}),
+    says("before_merge.alpha.loss", before_merge={"alpha": {"loss": None, "tokens": 10}}),
+    says("before_merge.alpha.tokens", before_merge={"alpha": {"loss": 1.0, "tokens": 0}}),
     Lie("an error of 5 MB", "pwned", _reply(lambda m: Message(Error(2, ESCAPES + 5 * LONG), reply_to=m))),
     Lie("nothing", "no photon body", _reply(lambda m: Message(RecordDict(), reply_to=m))),
     Lie(

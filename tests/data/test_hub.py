@@ -172,8 +172,8 @@ def test_a_row_without_text_or_silo_costs_that_row_as_in_files(tmp_path):
     text = hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], silo_field="lang")
     assert texts(text) == {"zh": ["good"], "de": ["also good"]}
     assert [(skip.name, skip.reason) for skip in text.skipped] == [("json", reason) for reason in LEFT_OUT]
-    reading = read_documents(tmp_path / "x.jsonl", source_field="lang")
-    assert [skip.reason for skip in reading.skipped] == LEFT_OUT
+    skipped = read_documents(tmp_path / "x.jsonl", [], source_field="lang")
+    assert [skip.reason for skip in skipped] == LEFT_OUT
 
 
 def test_a_streamed_row_without_text_or_in_another_encoding_costs_that_row(tmp_path, monkeypatch):

@@ -89,7 +89,7 @@ def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(corpus, tmp_
 
 
 @pytest.mark.parametrize("given", ["trained", "with dropout"])
-def test_any_number_of_workers_gives_the_same_bytes(corpus, tmp_path, given):
+def test_any_number_of_threads_gives_the_same_bytes(corpus, tmp_path, given):
     options = {**SMALL}
     if given == "with dropout":
         tokenizer = train_tokenizer([document.text for document in corpus["low"]], 300).tokenizer
@@ -124,6 +124,21 @@ def test_any_number_of_workers_gives_the_same_bytes(corpus, tmp_path, given):
     assert [note.split(" was ")[0] for note in notes] == (
         ["the tokenizer's dropout of 0.2"] if given == "with dropout" else []
     )
+
+
+@pytest.mark.parametrize("given", ["own", "another"])
+def test_any_number_of_processes_gives_the_same_bytes(corpus, tmp_path, given, monkeypatch):
+    monkeypatch.setattr("photon.data.shards.ENOUGH", 2_000)
+    options: dict[str, object] = {**SMALL}
+    if given == "another":
+        # One whose words are not looked up: it begins each text with a space.
+        tokenizer = train_tokenizer([document.text for document in corpus["low"]], 300).tokenizer
+        tokenizer.pre_tokenizer.add_prefix_space = True
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        options = {"sequence_length": 16, "tokenizer": tmp_path / "tokenizer.json"}
+    for workers in (1, 3):
+        prepare_documents(corpus, tmp_path / f"w{workers}", workers=workers, **options)
+    assert folder_bytes(tmp_path / "w1") == folder_bytes(tmp_path / "w3")
 
 
 def test_data_of_earlier_versions_is_still_read(prepared):

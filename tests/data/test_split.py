@@ -2,8 +2,9 @@ import random
 
 import pytest
 
+from photon.data.alike import clusters, look
 from photon.data.documents import Document
-from photon.data.split import cluster_near_duplicates, drop_exact_duplicates, split_documents
+from photon.data.split import drop_exact_duplicates, split_documents
 from photon.errors import PhotonError
 
 
@@ -14,6 +15,14 @@ def jaccard(first: str, second: str) -> float:
         words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
         sets.append({tuple(words[i : i + 3]) for i in range(len(words) - 2)})
     return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+def cluster_near_duplicates(texts, comparison="words"):
+    # As in two processes.
+    half = len(texts) // 2
+    return clusters(
+        [look(part, len(part), comparison, seed=0) for part in (texts[:half], texts[half:])]
+    ).tolist()
 
 
 def edited(text: str, changes: int, seed: int) -> str:

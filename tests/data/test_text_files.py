@@ -3,13 +3,26 @@ import json
 import os
 import socket
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from photon.data.text_files import LONG_TEXT, PART_OF_LONG_TEXT, read_documents, split_long_text
+from photon.data.documents import Document
+from photon.data.text_files import LONG_TEXT, PART_OF_LONG_TEXT, SkippedFile, read_documents, split_long_text
 from photon.errors import PhotonError
+
+
+class Reading(NamedTuple):
+    documents: list[Document]
+    skipped: list[SkippedFile]
+
+
+def read(path, **options):
+    documents: list[Document] = []
+    return Reading(documents, read_documents(path, documents, **options))
+
 
 GOOD = "Plain text that can be read.\n"
 ROWS = "".join(json.dumps({"text": f"row {i}", "lang": "de" if i % 2 else "en"}) + "\n" for i in range(4))
@@ -48,7 +61,7 @@ def test_a_bad_file_is_named_with_its_reason_and_the_rest_is_kept(tmp_path, name
     data, reason = UNREADABLE[name]
     (tmp_path / name).write_bytes(data)
     (tmp_path / "good.txt").write_text(GOOD)
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     assert [document.text for document in reading.documents] == [GOOD]
     assert [(skip.file, reason in skip.reason) for skip in reading.skipped] == [(name, True)]
 
@@ -58,7 +71,7 @@ def test_nothing_readable_at_all_is_an_error_that_says_why(tmp_path, name):
     data, reason = UNREADABLE[name]
     (tmp_path / name).write_bytes(data)
     with pytest.raises(PhotonError) as caught:
-        read_documents(tmp_path / name)
+        read(tmp_path / name)
     assert name in str(caught.value)
     assert reason in str(caught.value)
 
@@ -70,7 +83,7 @@ def test_a_parquet_file_damaged_in_the_middle_keeps_none_of_its_rows(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 1000] = b"\x7f" * 1000
     (tmp_path / "bad.parquet").write_bytes(data)
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     assert len(reading.documents) == 20_000
     assert [skip.file for skip in reading.skipped] == ["bad.parquet"]
 
@@ -89,7 +102,7 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
     (tmp_path / "i.json").write_text('{"text": "twelve"}')
     pq.write_table(pa.table({"text": ["thirteen"], "n": [1]}), tmp_path / "j.parquet")
     (tmp_path / "k.csv").write_text("not,read")
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     assert [document.text for document in reading.documents] == [
         "one\ntwo",
         *["three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve", "thirteen"],
@@ -109,14 +122,14 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
 
 def test_a_file_named_itself_is_plain_text_whatever_its_suffix(tmp_path):
     (tmp_path / "code.py").write_text("print(1)\n")
-    assert [document.text for document in read_documents(tmp_path / "code.py").documents] == ["print(1)\n"]
+    assert [document.text for document in read(tmp_path / "code.py").documents] == ["print(1)\n"]
 
 
 def test_bad_rows_are_counted_and_good_rows_kept(tmp_path):
     (tmp_path / "x.jsonl").write_text(
         '{"text": "good"}\n{"text": \n\n{"other": 1}\n{"text": " "}\n{"text": "too"}\n{"other": 2}\n'
     )
-    reading = read_documents(tmp_path / "x.jsonl")
+    reading = read(tmp_path / "x.jsonl")
     assert [document.text for document in reading.documents] == ["good", "too"]
     assert sorted(skip.reason for skip in reading.skipped) == [
         "1 of 6 rows: empty text (first: row 5)",
@@ -163,7 +176,7 @@ GOOD_ROWS = [b'{"text": "one", "id": ' + b"7" * 5000 + b"}", b'{"text": "two", "
 def test_what_is_wrong_in_a_row_costs_that_row(tmp_path, form, fault):
     row, reason = {**BAD, **BROKEN}[fault]
     (tmp_path / form).write_bytes(FORMS[form]([GOOD_ROWS[0], row, GOOD_ROWS[1]]))
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     assert [document.text for document in reading.documents] == ["one", "two"]
     number = 3 if (form, fault in BROKEN) == ("list.json", True) else 2  # a row of the list, or a line
     assert [(skip.file, skip.reason) for skip in reading.skipped] == [
@@ -177,7 +190,7 @@ def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):
     inner = pa.StructArray.from_arrays([text], names=["words"])
     pq.write_table(pa.table({"text": text, "meta": inner, "n": range(6)}), tmp_path / "x.parquet")
     for field in ("text", "meta.words"):
-        reading = read_documents(tmp_path, text_field=field)
+        reading = read(tmp_path, text_field=field)
         assert [(document.source, document.text) for document in reading.documents] == [
             ("x.parquet:1", "one"),
             ("x.parquet:6", "two"),
@@ -190,7 +203,7 @@ def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):
         ]
     for field, reason in (("n", "holds a number"), ("none", "no text field 'none'")):
         with pytest.raises(PhotonError, match=reason):
-            read_documents(tmp_path, text_field=field)
+            read(tmp_path, text_field=field)
 
 
 @pytest.mark.parametrize(
@@ -207,7 +220,7 @@ def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):
 def test_a_silo_that_a_row_does_not_name_costs_that_row(tmp_path, values, reason):
     rows = [{"text": f"row {n}", "lang": value} for n, value in enumerate(values)]
     (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    reading = read_documents(tmp_path, source_field="lang")
+    reading = read(tmp_path, source_field="lang")
     assert [document.source for document in reading.documents] == [str(values[0])]
     assert [skip.reason for skip in reading.skipped] == [f"1 of 2 rows: {reason} (first: row 2)"]
 
@@ -216,7 +229,7 @@ def test_a_bad_byte_in_a_book_costs_its_part(tmp_path):
     book = "\n\n".join(f"Paragraph {i}. " + "All work and no play. " * 20 for i in range(1000)).encode()
     bad = book[:200_000] + b"\xff" + book[200_000:]
     (tmp_path / "book.txt").write_bytes(bad)
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     parts = split_long_text(book.decode())
     lost = [part for part in parts if part not in {document.text for document in reading.documents}]
     assert len(lost) == 1
@@ -239,12 +252,12 @@ def test_a_name_that_says_another_kind_is_refused_and_never_read_as_plain_text(t
         "no suffix" if name in {"part-00000", "1", "x.gz"} else "." + name.split(".", 1)[1].split(".")[-1]
     )
     with pytest.raises(PhotonError) as caught:
-        read_documents(tmp_path / name)
+        read(tmp_path / name)
     assert "\n" not in str(caught.value)
     told = {"x.csv.gz": ".csv", "x.csv.1": ".csv", "x.txt.gz.gz": ".gz"}.get(name, suffix.lower())
     assert told in str(caught.value)
     (tmp_path / "good.txt").write_text(GOOD)
-    reading = read_documents(tmp_path)
+    reading = read(tmp_path)
     assert [document.text for document in reading.documents] == [GOOD]
     assert len(reading.skipped) == 1
 
@@ -256,15 +269,13 @@ def test_numbers_and_case_of_a_suffix_do_not_count(tmp_path, name):
     data = ROWS.encode()
     (tmp_path / name).write_bytes(gzip.compress(data) if ".gz" in name.lower() else data)
     for path in (tmp_path, tmp_path / name):
-        assert [document.text for document in read_documents(path).documents] == [
-            f"row {i}" for i in range(4)
-        ]
+        assert [document.text for document in read(path).documents] == [f"row {i}" for i in range(4)]
 
 
 def test_a_code_file_that_holds_rows_is_named_and_not_trained_as_their_syntax(tmp_path):
     (tmp_path / "rows.log").write_text(ROWS)
     with pytest.raises(PhotonError, match=r"holds JSON, a row on each line: name it \.jsonl"):
-        read_documents(tmp_path / "rows.log")
+        read(tmp_path / "rows.log")
 
 
 def test_fields_by_other_names_and_inside_other_fields(tmp_path):
@@ -275,7 +286,7 @@ def test_fields_by_other_names_and_inside_other_fields(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "y.parquet")
     for file in ("x.jsonl", "y.parquet"):
-        reading = read_documents(tmp_path / file, text_field="body.words", source_field="meta.set")
+        reading = read(tmp_path / file, text_field="body.words", source_field="meta.set")
         assert [(document.source, document.text) for document in reading.documents] == [
             ("A", "hello"),
             ("B", "there"),
@@ -288,7 +299,7 @@ def test_a_link_to_a_folder_is_named_and_not_followed(tmp_path):
     (tmp_path / "silo").mkdir()
     (tmp_path / "silo" / "b.txt").write_text("more")
     (tmp_path / "silo" / "link").symlink_to(tmp_path / "real")
-    reading = read_documents(tmp_path / "silo")
+    reading = read(tmp_path / "silo")
     assert [document.text for document in reading.documents] == ["more"]
     assert [(skip.file, skip.reason.split(",")[0]) for skip in reading.skipped] == [
         ("link", "a link to a folder")
@@ -308,7 +319,7 @@ def test_pipes_sockets_loops_and_broken_links_are_named_and_nothing_waits(tmp_pa
         os.chdir(folder)  # the path of a socket may have some hundred bytes
         server.bind("sock.txt")
         os.chdir(here)
-        reading = read_documents(folder)
+        reading = read(folder)
     assert [document.text for document in reading.documents] == [GOOD]
     assert {skip.file: skip.reason for skip in reading.skipped} == {
         "pipe.txt": "a pipe, not a regular file",
@@ -318,7 +329,7 @@ def test_pipes_sockets_loops_and_broken_links_are_named_and_nothing_waits(tmp_pa
         "sub/up": "a link to a folder, not followed; give the folder itself to read it",
     }
     with pytest.raises(PhotonError, match=r"pipe\.txt cannot be read \(a pipe, not a regular file\)"):
-        read_documents(folder / "pipe.txt")
+        read(folder / "pipe.txt")
 
 
 def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
@@ -332,16 +343,14 @@ def test_a_subfolder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr("os.scandir", closed)
-    assert [(skip.file, skip.reason) for skip in read_documents(tmp_path).skipped] == [
-        ("locked", "Permission denied")
-    ]
+    assert [(skip.file, skip.reason) for skip in read(tmp_path).skipped] == [("locked", "Permission denied")]
 
 
 def test_names_that_no_terminal_can_show_are_escaped(tmp_path):
     for name in (b"caf\xe9.txt", b"line\nend.txt", b"\x1b[31mred.txt", b"[bold]x.txt"):
         (tmp_path / os.fsdecode(name)).write_bytes(b"")
     (tmp_path / "a.txt").write_text(GOOD)
-    skipped = [skip.file for skip in read_documents(tmp_path).skipped]
+    skipped = [skip.file for skip in read(tmp_path).skipped]
     assert sorted(skipped) == [
         "[bold]x.txt",
         "\\x1b[31mred.txt",
@@ -357,7 +366,7 @@ def test_a_folder_of_a_thousand_levels_is_read(tmp_path):
     os.makedirs(deepest)
     (deepest / "deep.txt").write_text(GOOD)
     try:
-        assert [document.text for document in read_documents(tmp_path).documents] == [GOOD]
+        assert [document.text for document in read(tmp_path).documents] == [GOOD]
     finally:  # what clears temporary folders away goes down by recursion
         (deepest / "deep.txt").unlink()
         os.removedirs(deepest)
@@ -365,10 +374,10 @@ def test_a_folder_of_a_thousand_levels_is_read(tmp_path):
 
 def test_a_path_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(PhotonError, match="does not exist"):
-        read_documents(tmp_path / "nothing")
+        read(tmp_path / "nothing")
     (tmp_path / "folder").mkdir()
     with pytest.raises(PhotonError, match="the folder is empty"):
-        read_documents(tmp_path / "folder")
+        read(tmp_path / "folder")
 
 
 def test_a_book_becomes_parts_cut_at_blank_lines_that_join_to_the_book():

@@ -23,6 +23,8 @@ from photon.telemetry.events import (
     SiloFacts,
     SiloFailed,
     SiloSeconds,
+    SuiteFigures,
+    TaskFigures,
     from_json,
 )
 
@@ -35,6 +37,9 @@ JSON = st.recursive(
 COUNT = st.integers(0, 2**62)
 NAMES = st.text(min_size=1, max_size=12)
 
+EVALUATIONS = st.dictionaries(
+    NAMES, st.builds(SiloEvaluation, loss=FINITE, perplexity=FINITE, tokens=COUNT), max_size=3
+)
 FIELDS = {
     "run_started": {
         "silos": st.lists(
@@ -50,6 +55,7 @@ FIELDS = {
         "seconds": st.builds(SiloSeconds, total=FINITE, training=FINITE, load=FINITE, save=FINITE),
         "privacy": st.none()
         | st.builds(PrivacyReport, clip_norm=FINITE, noise_multiplier=FINITE, releases=COUNT),
+        "before_merge": EVALUATIONS,
     },
     "round_finished": {
         "seconds": st.builds(
@@ -59,10 +65,24 @@ FIELDS = {
     },
     "evaluated": dict.fromkeys(
         ("per_silo", "per_node"),
-        st.dictionaries(
-            NAMES, st.builds(SiloEvaluation, loss=FINITE, perplexity=FINITE, tokens=COUNT), max_size=3
-        ),
+        EVALUATIONS,
     ),
+    "tasks_evaluated": {
+        "tasks": st.dictionaries(
+            NAMES,
+            st.builds(
+                TaskFigures,
+                metrics=st.dictionaries(NAMES, FINITE, max_size=3),
+                questions=COUNT,
+                shots=COUNT,
+                chance=FINITE,
+            ),
+            max_size=3,
+        ),
+        "suites": st.dictionaries(
+            NAMES, st.builds(SuiteFigures, tasks=COUNT, accuracy=FINITE, above_chance=FINITE), max_size=2
+        ),
+    },
     "diagnostics": {"values": st.dictionaries(NAMES, FINITE, max_size=3)},
     "run_finished": {"summary": st.dictionaries(st.text(), JSON, max_size=4)},
 }
@@ -74,6 +94,7 @@ NAMES_IN_ORDER = [
     "round_finished",
     "diagnostics",
     "evaluated",
+    "tasks_evaluated",
     "checkpointed",
     "run_finished",
     "run_interrupted",

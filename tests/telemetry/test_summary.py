@@ -168,6 +168,7 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "mfu": pytest.approx((0.2 * 3 + 0.4 * 4) / 7),
         "density": None,
         "privacy": None,
+        "tasks": None,
         "failures": 1,
         "weights_sha256": "ff",
     }

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from photon.training.hardware import set_up_torch, usable_cores
+from photon.files.processes import usable_cores
+from photon.training.hardware import set_up_torch
 from tests.conftest import composed
 
 

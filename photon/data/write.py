@@ -1,0 +1,198 @@
+"""What a preparation writes of a side of a silo: its windows, and what the manifest says of them."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from photon.data.chat_windows import ChatEncoder, ChatWindows, encode_chats, pack
+from photon.data.documents import Chat, Document, Pair
+from photon.data.pairs import EncodedPairs, PairWindows, encode_pairs, pack_pairs
+from photon.data.prepared import (
+    ChatMarks,
+    SourceSkipped,
+    Split,
+    SplitName,
+    array_file,
+    count_tokens,
+    file_sha256,
+)
+from photon.data.spool import sizes_of
+from photon.data.template import ChatTemplate
+from photon.data.tokenizer import EosTokenizer
+from photon.errors import PhotonError
+
+
+class Written(NamedTuple):
+    """A side of a silo that was written.
+
+    Attributes
+    ----------
+    entry
+        What the manifest says of it.
+    counts
+        How often each token of the vocabulary is in its windows, int64.
+    scored
+        The same of the tokens that are scored: all of them, or what the assistant says.
+    """
+
+    entry: Split
+    counts: np.ndarray
+    scored: np.ndarray
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a side of a silo is written, and in what form.
+
+    Attributes
+    ----------
+    folder
+        Of the prepared data.
+    silo, side
+        Whose it is.
+    length
+        Tokens in a window.
+    dtype
+        Of a token.
+    vocab_size
+        Entries of the vocabulary.
+    """
+
+    folder: Path
+    silo: str
+    side: SplitName
+    length: int
+    dtype: np.dtype
+    vocab_size: int
+
+    def file(self, array: str) -> Path:
+        """Return the file of an array; its folder is there."""
+        file = array_file(self.folder, self.silo, self.side, array)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
+
+
+def write_text(place: Place, documents: Sequence[Document], tokens: Iterable[np.ndarray]) -> Written:
+    """Cut the tokens of documents into windows, and write them; what is too short for one is left out.
+
+    Parameters
+    ----------
+    documents
+        The documents, for their number and sizes.
+    tokens
+        Their tokens, some at a time.
+
+    Raises
+    ------
+    PhotonError
+        If there is not one window.
+    """
+    counts = np.zeros(place.vocab_size, dtype=np.int64)
+    file = place.file("tokens")
+    windows, found = 0, 0
+    rest = np.empty(0, dtype=place.dtype)
+    with open(file, "wb") as stream:
+        _header(stream, place, 0)
+        for block in tokens:
+            found += len(block)
+            rest = np.concatenate([rest, block])
+            whole, rest = np.split(rest, [len(rest) // place.length * place.length])
+            windows += len(whole) // place.length
+            counts += np.bincount(whole, minlength=place.vocab_size)
+            stream.write(whole.data)
+        stream.seek(0)
+        _header(stream, place, windows)
+    if not windows:
+        raise PhotonError(
+            f"silo {place.silo!r} has {found} {place.side} tokens, fewer than one window of {place.length}: "
+            "give it more text, shorten --sequence-length, or change --validation-fraction"
+        )
+    return Written(_entry(documents, windows, windows * place.length, file), counts, counts)
+
+
+def _header(stream: BinaryIO, place: Place, windows: int) -> None:
+    # numpy leaves room for the number of windows to grow, so that the last header is as long as the first.
+    np.lib.format.write_array_header_1_0(
+        stream,
+        {
+            "descr": np.lib.format.dtype_to_descr(place.dtype),
+            "fortran_order": False,
+            "shape": (windows, place.length),
+        },
+    )
+
+
+def chat_encoder(folder: Path, tokenizer: EosTokenizer, given: Path | None, length: int) -> ChatEncoder:
+    """Write the chat template beside the tokenizer in ``folder``, and return what encodes by it.
+
+    Parameters
+    ----------
+    given
+        The tokenizer as the user named it, whose template it is; None: a plain one.
+    length
+        Tokens in a window.
+    """
+    template = ChatTemplate.of(given, tokenizer)
+    template.save(folder / "tokenizer")
+    return ChatEncoder(tokenizer, template, length)
+
+
+def write_chats(
+    place: Place,
+    documents: Sequence[Document],
+    encoder: ChatEncoder,
+    advance: Callable[[int], None],
+    skipped: list[SourceSkipped],
+) -> Written:
+    """Write conversations, or pairs of them; what was left out of them is added to ``skipped``.
+
+    Raises
+    ------
+    PhotonError
+        If none can be used.
+    """
+    chats = [document for document in documents if isinstance(document, Chat)]
+    pairs = [document for document in documents if isinstance(document, Pair)]
+    what = "pair" if pairs else "conversation"
+    read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
+    if not read.encoded:
+        raise PhotonError(
+            f"silo {place.silo!r} has no {place.side} {what} that can be used: {read.faults.worst()}; give "
+            "it others, or a tokenizer with another chat template"
+        )
+    told = f"{place.side} {what}s"
+    skipped += [SourceSkipped(name=place.silo, file=told, reason=why) for why in read.told()]
+    end_of_text = encoder.tokenizer.eos_token_id
+    packed: ChatWindows | PairWindows
+    if isinstance(read, EncodedPairs):
+        packed = pack_pairs(read.encoded, encoder.length, place.dtype, end_of_text)
+    else:
+        packed = pack(read.encoded, encoder.length, place.dtype, end_of_text)
+    files = {name: place.file(name) for name in packed._fields}
+    for name, array in packed._asdict().items():
+        np.save(files[name], array, allow_pickle=False)
+    marks = ChatMarks(
+        targets=int(packed.targets.sum(dtype=np.int64)),
+        shortened=read.shortened,
+        sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
+    )
+    used = [(chats or pairs)[i] for i in read.used]
+    entry = _entry(used, len(packed.tokens), packed.tokens.size, files["tokens"])
+    return Written(
+        entry.model_copy(update={"chat": marks}),
+        count_tokens(packed.tokens, place.vocab_size),
+        count_tokens(packed.tokens[packed.targets == 1], place.vocab_size),
+    )
+
+
+def _entry(documents: Sequence[Document], windows: int, tokens: int, file: Path) -> Split:
+    return Split(
+        documents=len(documents),
+        bytes=int(sizes_of(documents).sum()),
+        tokens=tokens,
+        sequences=windows,
+        sha256=file_sha256(file),
+    )
