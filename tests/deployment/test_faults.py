@@ -72,6 +72,7 @@ class Scene:
         self._overrides = overrides
         self._store = store
         self._paces = paces
+        self._starts: dict[str, int] = {}
 
     def next_round(self) -> None:
         """Wait until the next round has begun. Its requests go out with the first step that waits."""
@@ -116,7 +117,13 @@ class Scene:
 
     def kill(self, program: str) -> None:
         """End a program outright."""
+        self._starts[program] = len(self._node_ids(program))
         self.deployment.kill(program)
+
+    def back(self, silo: str) -> None:
+        """Wait until a SuperNode that was killed is let in again: until then it may pass for online."""
+        self._let_go()
+        wait_until(lambda: len(self._node_ids(silo)) > self._starts[silo], f"{silo} back", pause=1.0)
 
     def start(self, program: str) -> None:
         """Start a program, and wait until it answers if it is the SuperLink."""
@@ -183,8 +190,12 @@ class Scene:
 
     def _node_id(self, silo: str) -> str:
         """Return the node of a silo, as its SuperNode told it."""
-        log = self.deployment.program(silo).log.read_text(errors="replace")
-        return str(re.findall(r"SuperNode ID: (\d+)", log)[-1])
+        return self._node_ids(silo)[-1]
+
+    def _node_ids(self, program: str) -> list[str]:
+        """Return what a SuperNode was told whenever it was let in."""
+        log = self.deployment.program(program).log.read_text(errors="replace")
+        return re.findall(r"SuperNode ID: (\d+)", log)
 
     def _server(self) -> psutil.Process:
         (server,) = self.deployment.children(SUPEREXEC, "flwr-serverapp")
@@ -245,7 +256,7 @@ KILLED = Fault(
     (
         *((Scene.halt, "beta"), (Scene.asked, "beta"), (Scene.kill, "beta"), (Scene.wake, "beta")),
         *((Scene.supervise, "beta"), (Scene.failed, "beta"), (Scene.next_round,)),
-        *((Scene.halt, "alpha"), (Scene.all_online,), (Scene.wake, "alpha")),
+        *((Scene.halt, "alpha"), (Scene.back, "beta"), (Scene.all_online,), (Scene.wake, "alpha")),
     ),
     {"beta": ("unavailable", "")},
 )
