@@ -10,6 +10,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from photon.link.answer import MessageType, NodeConfig, is_standing, reply_to
+from photon.link.batch import answer_batch, is_batch
 from photon.silo.worker_client import ask_worker, has_worker
 
 app = ClientApp()
@@ -31,13 +32,20 @@ def describe(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train the received model on this silo's text and return what the strategy asks for."""
-    return reply_to(message, "train", context.node_config, answer)
+    return reply_to(message, "train", context.node_config, answer_all)
 
 
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Evaluate the received model on this silo's validation text."""
-    return reply_to(message, "evaluate", context.node_config, answer)
+    return reply_to(message, "evaluate", context.node_config, answer_all)
+
+
+def answer_all(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:
+    """Answer a message, of several requests where the node is a simulated one."""
+    if "partition-id" in node_config and is_batch(content):
+        return answer_batch(message_type, content, node_config, answer)
+    return answer(message_type, content, node_config)
 
 
 def answer(message_type: MessageType, content: RecordDict, node_config: NodeConfig) -> RecordDict:

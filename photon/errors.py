@@ -13,6 +13,10 @@ class RefusedError(PhotonError):
     """A silo's own policy forbids what it was asked."""
 
 
+class LostError(PhotonError):
+    """A silo does not have what it was not sent because it was to have it."""
+
+
 class RunError(Exception):
     """A run stopped before its end, through no fault of the input; it can be resumed.
 

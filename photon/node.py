@@ -12,7 +12,7 @@ from flwr.app import RecordDict
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.errors import PhotonError, RefusedError
+from photon.errors import LostError, PhotonError, RefusedError
 from photon.link.answer import Answer, MessageType, NodeConfig
 from photon.link.messages import (
     BODY,
@@ -24,13 +24,14 @@ from photon.link.messages import (
     Stood,
     TrainRequest,
     pack,
+    pack_loss,
     pack_refusal,
 )
 from photon.link.request import read_request
 from photon.preflight import preflight, preflight_gateway
 from photon.silo import secure
-from photon.silo.received import check_fixed, received
-from photon.silo.shapes import check_request, contract_of, evaluated_shapes
+from photon.silo.arriving import check_fixed, kept_params, measured_model, trained_groups
+from photon.silo.shapes import check_request, contract_of
 from photon.silo.site import SiloSite, find_site, read_settings
 from photon.silo.use import count_use
 from photon.strategy.contract import Contract
@@ -65,7 +66,8 @@ def answer(
     Returns
     -------
     RecordDict
-        The content of the reply; a refusal where the operator forbids what is asked.
+        The content of the reply; a refusal where the operator forbids what is asked, and word of it where
+        the node has lost what it is to have.
 
     Raises
     ------
@@ -76,6 +78,8 @@ def answer(
         return _answer(message_type, content, node_config, islands or answer, outermost)
     except RefusedError as refusal:
         return RecordDict({BODY: pack_refusal(refusal)})
+    except LostError as loss:
+        return RecordDict({BODY: pack_loss(loss)})
     except (MemoryError, RuntimeError) as error:
         # Torch has a type of its own for a GPU's memory, and none for that of a machine.
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
@@ -132,10 +136,12 @@ def _answer(
     policy.check_run(body.silo, config, node.vocab_size)
     if isinstance(body, EvaluateRequest):
         policy.check_evaluation(body.silo, config.evaluation.sequences if from_elsewhere else None)
-        shapes = evaluated_shapes(config, node.vocab_size)
-        return _reply(node.evaluate(body, received(content, site, body, shapes, config)))
+        model, is_kept = measured_model(content, body, site, config, node.vocab_size)
+        return _reply(node.evaluate(body, model).model_copy(update={"kept": is_kept}))
     policy.check_train_request(body)
     contract = _check_contract(body, node, site, config)
+    check_fixed(body, contract.arriving, config)
+    held = kept_params(body, site, config, contract)
     secure.prepare(body, site, config, is_federation=node.is_federation)
 
     # 6. and 7. What it costs each silo whose text it touches, against limits and counts; and it is counted.
@@ -143,15 +149,15 @@ def _answer(
         count_use(body, node.cost(body), site, config, told=not node.is_federation)
 
     # 8. The tensors are read, and the node works.
-    groups = received(content, site, body, contract.arriving, config)
+    groups = trained_groups(content, body, site, config, contract, held)
     trained, report = node.train(body, groups, contract)
 
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
     contract.check_reply(trained)
     if body.masking is not None:
         trained = secure.mask(body, trained, site, config, contract.masked)
-    kept = node.kept_file(body) if body.masking is None else None
-    reply = site.link.send(trained, content, kept)
+    file = node.kept_file(body) if body.masking is None else None
+    reply = site.link.send(trained, content, file)
     reply[BODY] = pack(report)
     return reply
 

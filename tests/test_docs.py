@@ -183,7 +183,8 @@ def commands() -> Iterator[tuple[str, str]]:
 
 
 def words_of(line: str) -> list[str]:
-    return shlex.split(line, comments=True)
+    # What runs beside the shell is the same command.
+    return shlex.split(line.removesuffix(" &"), comments=True)
 
 
 def shown(pattern: str) -> list[tuple[str, str]]:

@@ -28,6 +28,7 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "attacks": "attacks.md",
     "convergence": "convergence.md",
+    "instruct": "instruct.md",
     "link_codecs": "link.md",
     "outer": "outer.md",
     "recipe": "recipe.md",
@@ -449,3 +450,110 @@ def test_equal_operations_and_equal_depth_are_what_they_are_called(
     assert plain < 0.8 * iterating
     assert longer == pytest.approx(iterating, rel=0.02)
     assert deeper == iterating
+
+
+# --- instruct -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known_functions(module: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The kinds of conversations, without a look at what is installed."""
+    chats = module("chats")
+    words = [f"word{chr(97 + index // 26)}{chr(97 + index % 26)}" for index in range(200)]
+    told = [(f"do_{word}", f"Return {word} of a text.") for word in words]
+    monkeypatch.setattr(chats, "documented", lambda: iter(told))
+    return chats
+
+
+def test_answers_are_right_and_no_question_is_both_learnt_and_asked(
+    known_functions: ModuleType, tmp_path: Path
+) -> None:
+    (tmp_path / "qa.jsonl").write_text(
+        "".join(
+            json.dumps({"query": f"Question: Is {n} odd?\nAnswer:", "choices": ["no", "yes"], "gold": n % 2})
+            + "\n"
+            for n in range(200)
+        )
+    )
+    assert set(known_functions.kinds_of(None)) == {"sums", "order", "last", "functions"}
+    kinds = known_functions.write_all(tmp_path, 90, 30, tmp_path / "qa.jsonl")
+    assert kinds == ["sums", "last", "functions", "qa"]
+    right = {
+        "sums": lambda a, b: f"{int(a) + int(b)}.",
+        "last": lambda *words: f"{words[-1]}.",
+        "qa": lambda n: "yes" if int(n) % 2 else "no",
+    }
+    asked_by = {
+        "sums": r"What is (\d+) plus (\d+)\?",
+        "last": r"Which word is the last: (\w+) (\w+) (\w+) (\w+)\?",
+        "qa": r"Is (\d+) odd\?",
+    }
+    for kind in kinds:
+        rows = (tmp_path / "chats" / f"{kind}.jsonl").read_text().splitlines()
+        turns = [message for row in rows for message in json.loads(row)["messages"]]
+        assert [turn["role"] for turn in turns] == ["user", "assistant"] * 90
+        learnt = {turns[n]["content"]: turns[n + 1]["content"] for n in range(0, 180, 2)}
+        tasks = [json.loads(row) for row in (tmp_path / "tasks" / f"{kind}.jsonl").read_text().splitlines()]
+        asked = {task["query"]: task["choices"][task["gold"]] for task in tasks}
+        assert len(learnt) == 90
+        assert len(asked) == 30
+        assert not set(learnt) & set(asked)
+        assert all(len(set(task["choices"])) == len(task["choices"]) for task in tasks)
+        for question, answer in {**learnt, **asked}.items():
+            if kind in right:
+                found = re.fullmatch(asked_by[kind], question)
+                assert found is not None
+                assert answer == right[kind](*found.groups())
+    # The same again, so that two machines have the same.
+    known_functions.write_all(tmp_path / "again", 90, 30, tmp_path / "qa.jsonl")
+    for file in (tmp_path / "again").rglob("*.jsonl"):
+        assert file.read_bytes() == (tmp_path / file.relative_to(tmp_path / "again")).read_bytes()
+
+
+def instruct_run(method: str, rate: float, seed: int, perplexity: float, accuracy: float) -> dict[str, Any]:
+    return {
+        "run": f"Photon; own; {method}-lr{rate:g}-seed{seed}",
+        "base": "Photon",
+        "text": "own",
+        "method": method,
+        "rate": rate,
+        "seed": seed,
+        "bytes": {"up": 2e6, "down": 3e6} if method != "untuned" else {"up": 0.0, "down": 0.0},
+        "perplexity": perplexity,
+        "perplexities": {"sums": perplexity, "last": perplexity},
+        "elsewhere": 500.0 if method == "local only" else None,
+        "accuracy": accuracy,
+        "accuracies": {"sums": accuracy, "last": accuracy},
+    }
+
+
+def test_ways_to_tune_are_compared_at_their_best_rates(
+    module: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    study, page, results = module("instruct"), tmp_path / "instruct.md", tmp_path / "instruct.jsonl"
+    lines = [
+        instruct_run("untuned", 0.0, 0, 90.0, 0.25),
+        *(
+            instruct_run("federated", rate, 0, found, 0.5)
+            for rate, found in ((0.001, 9.0), (0.002, 6.0), (0.004, 8.0))
+        ),
+        *(instruct_run("local only", rate, 0, found, 0.75) for rate, found in ((0.001, 4.0), (0.002, 3.0))),
+    ]
+    assert study.tuned(lines, "Photon", "own", "federated") == 0.002
+    assert study.tuned(lines, "Photon", "own", "local only") is None
+    left = [case for case in study.plan(lines, "Photon", "own") if case.method in ("federated", "local only")]
+    assert [(case.method, case.rate, case.seed) for case in left] == [
+        ("local only", 0.004, 0),
+        ("federated", 0.002, 1),
+        ("federated", 0.002, 2),
+    ]
+    # Every method has a grid of one length, wherever its rates lie.
+    assert len({len(study.rates_of(base, method)) for base in study.BASES for method in study.METHODS}) == 1
+    write_lines(results, *lines, instruct_run("federated", 0.002, 1, 7.0, 0.6))
+    study.STUDY.main(["table", "--output", str(page), "--results", str(results)])
+    text = page.read_text()
+    assert "| untuned | – | 90.00 | 90.00 | – | 25.0 % | 25.0 % | – | – |" in text
+    assert "| federated | 0.002 | 6.50 | 6.00, 7.00 | – | 55.0 % | 50.0 %, 60.0 % | 2.0 MB | 3.0 MB |" in text
+    assert "| local only (search not ended) | 0.002 | 3.00 | 3.00 | 500.0 | 75.0 %" in text
+    assert "| federated | 6.5, 55 % | 6.5, 55 % |" in text
+    assert "| federated | 9.00 | **6.00** | 8.00 |" in text

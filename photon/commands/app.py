@@ -6,7 +6,7 @@ from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
-from photon.commands.runs import export, report, summary, watch
+from photon.commands.runs import export, import_, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
@@ -42,3 +42,4 @@ app.command()(watch)
 app.command()(summary)
 app.command()(report)
 app.command()(export)
+app.command("import")(import_)

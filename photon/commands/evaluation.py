@@ -103,14 +103,14 @@ def _on_data(
     from photon.data.prepared import PreparedData
     from photon.evaluation.iterations import evaluate_iterations
     from photon.evaluation.load import check_tokenizer, open_trained
-    from photon.evaluation.perplexity import evaluate_data
+    from photon.evaluation.perplexity import bf16_gain, evaluate_data
     from photon.training.hardware import resolve_device
     from photon.training.precision import resolve_precision
 
     where = resolve_device(device)
-    chosen = resolve_precision(precision, where)
     prepared = PreparedData.open(data)
     trained = open_trained(model)
+    chosen = resolve_precision(precision, where, lambda: bf16_gain(trained.model))
     check_tokenizer(trained, prepared)
     placed = Module.to(trained.model, where)
     if numbers is not None:

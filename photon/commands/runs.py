@@ -1,11 +1,11 @@
-"""Commands on runs that are there: look at them, lay them side by side, export their models."""
+"""Commands on what is there: look at runs, lay them side by side, export and import models."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 
 
 def watch(
@@ -58,4 +58,18 @@ def export(
     from photon.evaluation.export import export_run
 
     export_run(run_dir, output, sparse=sparse, keep_adapter=adapter == "keep")
+    typer.echo(str(output))
+
+
+def import_(
+    source: Annotated[str, typer.Argument(metavar="gguf:PATH", help="Format and file of the model.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write; must not exist.")],
+) -> None:
+    """Make a Hugging Face folder, such as `photon export` writes, of a model in another format."""
+    from photon.evaluation.gguf_file import import_gguf
+
+    kind, _, path = source.partition(":")
+    if kind != "gguf" or not path:
+        raise PhotonError(f"{printable(source)}: expected gguf: and the path of a file, as gguf:model.gguf")
+    import_gguf(Path(path), output)
     typer.echo(str(output))

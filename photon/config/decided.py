@@ -28,6 +28,8 @@ class Decided(BaseModel):
         CPU threads.
     micro_batch_size
         Sequences per forward pass.
+    attention
+        How attention is computed.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,6 +38,7 @@ class Decided(BaseModel):
     precision: Literal["fp32", "bf16", "fp16"] | None = None
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     micro_batch_size: Annotated[int, Field(ge=1, le=MAX_SEQUENCES)] | None = None
+    attention: Literal["sdpa", "products"] | None = None
 
     def completed(self, later: "Decided | None") -> "Decided":
         """Return this with what is not known yet taken from a later one."""
@@ -48,6 +51,7 @@ class Decided(BaseModel):
             "precision": training.precision == "auto",
             "threads": training.threads is None,
             "micro_batch_size": training.micro_batch_size == "auto",
+            "attention": training.attention == "auto",
         }
         return training.model_copy(
             update={key: value for key, value in _known(self).items() if open_keys[key]}

@@ -18,6 +18,7 @@ from photon.config.adapter import AdapterSection
 from photon.config.admission import AdmissionSection, GuardSection, StandingLease
 from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
+from photon.config.privacy import PrivacySection
 from photon.config.section import Section
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
@@ -129,8 +130,10 @@ class TrainingSection(Section):
     )
     clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Precision of forward and backward; auto: decided once a run, by what was measured once "
-        "on the machine's CPU, or by the GPU's capability."
+        description="Of forward and backward; auto: decided once a run, by the model's own step on a CPU."
+    )
+    attention: Literal["auto", "sdpa", "products"] = Field(
+        "auto", description="By torch's one operation or matrix products; auto: decided as precision is."
     )
     matmul_precision: MatmulPrecision = Field(
         "highest",
@@ -172,13 +175,34 @@ class TransitionSection(Section):
 
 
 class EvaluationSection(FurtherEvaluation):
-    """Validation of the global model on every silo, and what is evaluated beside it."""
+    """Validation of the global model on the silos, and what is evaluated beside it."""
 
     every: int = Field(ge=1, description="Rounds between evaluations; the last round is always evaluated.")
+    cohort: int | Literal["auto"] | None = Field(
+        "auto",
+        description="How many silos measure a model beside those that train from it next, which measure what "
+        "they receive; drawn by the seed. null: all silos; auto: all in a federation of up to 32, and 4 "
+        "beside them in a larger one.",
+    )
+    full_every: int | None = Field(
+        50,
+        ge=1,
+        description="Rounds from one evaluation by all silos to the next, at which others are drawn; the "
+        "first and the last evaluation are by all; null: no others are.",
+    )
     sequences: int | None = Field(
         ge=1, description="Validation windows per silo, evenly spaced; null: all of them."
     )
     batch_size: int = Field(ge=1, description="Sequences per forward pass.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> "EvaluationSection":
+        if isinstance(self.cohort, int) and self.cohort < 1:
+            raise ValueError(
+                f"evaluation.cohort={self.cohort}: at least one silo must measure each model, so that it can "
+                "be compared with the one before"
+            )
+        return self
 
 
 class CheckpointSection(Section):
@@ -379,6 +403,11 @@ class LinkSection(Section):
     inline_limit_mb: float = Field(
         gt=0, description="Largest payload that travels inside messages with transport=auto, in MiB."
     )
+    keep_received: bool = Field(
+        True,
+        description="A silo keeps the model that it measures before it trains from it, and is not sent it "
+        "again; false: it is sent with every request.",
+    )
     store: StoreSection
 
     @model_validator(mode="after")
@@ -402,64 +431,6 @@ class LinkSection(Section):
             raise ValueError(f"link.store.presigned=true works with link.store.url=s3://…, not with {url}")
         if url is not None and "://" not in url and not url.startswith("/"):
             raise ValueError(f"link.store.url={url}: give an absolute folder or a URL")
-        return self
-
-
-class PrivacySection(Section):
-    """What is done to a participant's update before it leaves."""
-
-    clip_norm: float | None = Field(
-        gt=0,
-        description="Bound on the L2 norm of a participant's update in a round, over all parameters that it "
-        "sends (C); null: none.",
-    )
-    noise_multiplier: float = Field(
-        ge=0,
-        description="Standard deviation of the Gaussian noise on each coordinate of the update, in units of "
-        "`clip_norm` (z); 0: no noise.",
-    )
-    delta: float = Field(gt=0, lt=1, description="The δ for which the summary gives ε.")
-    seed: int | None = Field(
-        ge=0,
-        description="Seed of the noise, for experiments alone; null: the operating system's randomness, "
-        "without which there is no privacy.",
-    )
-    secure_aggregation: bool = Field(
-        description="Silos mask their updates, so that the server learns the sum of the cohort's alone."
-    )
-    allow_unmasked: bool = Field(
-        False,
-        description="Whether what a strategy looks at one by one, such as key layers, may leave unmasked.",
-    )
-    threshold: int | None = Field(
-        ge=2,
-        description="Silos of a cohort that must answer so that the sum can be unmasked, a majority; null: "
-        "two thirds.",
-    )
-    range: float = Field(
-        gt=0,
-        le=1e6,
-        description="Largest magnitude of a coordinate of an update that is masked; a larger one fails.",
-    )
-
-    @property
-    def on(self) -> bool:
-        """Whether updates are bounded before they leave."""
-        return self.clip_norm is not None
-
-    @model_validator(mode="after")
-    def _possible(self) -> "PrivacySection":
-        if self.secure_aggregation and self.clip_norm is not None:
-            # Eight standard deviations: a coordinate beyond that comes about once in 10^15.
-            needed = self.clip_norm * (1 + 8 * self.noise_multiplier)
-            if self.range < needed:
-                raise ValueError(
-                    f"privacy.range={self.range:g}: clipped and noised coordinates reach {needed:g}; raise it"
-                )
-        if self.noise_multiplier > 0 and self.clip_norm is None:
-            raise ValueError(
-                f"privacy.noise_multiplier={self.noise_multiplier:g} is in units of privacy.clip_norm; set it"
-            )
         return self
 
 

@@ -16,6 +16,7 @@ import tomli_w
 from photon import code
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
 from photon.engine.deployment import COMPLETED, Connection, earlier_events
 from photon.engine.guardian import AT_ONCE, IN_ORDER
 from photon.engine.processes import dying_with_us, flower_environment, free_port, wait_until_healthy
@@ -23,6 +24,9 @@ from photon.errors import RunError
 from photon.files.processes import usable_cores
 
 CONNECTION = "photon"
+#: Nodes of a simulation, where not more silos train at a time. Flower's engine hands each node one message
+#: every tenth of a second, and looks at every message for every node.
+NODES = 16
 
 
 class Simulation:
@@ -128,7 +132,21 @@ class Simulation:
         federation = self._config.federation
         cores = usable_cores()
         return (
-            f"num-supernodes={federation.silos_in_parallel} "
+            f"num-supernodes={nodes_of(self._config)} "
             f"client-resources-num-cpus={max(1, cores // federation.silos_in_parallel)} "
             f"client-resources-num-gpus={federation.gpus_per_silo} init-args-num-cpus={cores}"
         )
+
+
+def nodes_of(config: RunConfig) -> int:
+    """Return how many nodes a simulation has: one for each silo, or child of a tree's root, up to `NODES`.
+
+    How many of them work at a time is another matter: ``federation.silos_in_parallel``.
+    """
+    root = config.federation.root
+    if root is not None:
+        silos = len(root.children)
+    else:
+        assert config.data.path is not None, "prepare_run fills it in"
+        silos = len(PreparedData.open(Path(config.data.path)).silo_names)
+    return max(config.federation.silos_in_parallel, min(NODES, silos))

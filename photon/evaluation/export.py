@@ -45,7 +45,7 @@ _BACK = """
 None was chosen. Whoever publishes this model sets one here, with regard to the text it was trained on.
 """
 
-_USE = """
+USE = """
 ## Use
 
 ```python
@@ -182,27 +182,45 @@ def export_model(
     write_params(model, params)
     remove_leftovers(output.absolute().parent, output.name)
     with atomic_directory(output.absolute()) as folder, quiet_transformers():
-        for file in sorted(tokenizer_path.iterdir()):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
-        _set_special_tokens(model, folder)
-        _complete_tokenizer_config(model, folder)
-        model.save_pretrained(folder)
+        write_model(folder, model, tokenizer_path)
         if sparse:
             for weights in folder.glob("*.safetensors*"):
                 weights.unlink()
             save_sparse(folder / SPARSE, read_params(model))
         if adapters is not None:
             save_adapter(folder, model, *adapters)
-        facts = {"Architecture": _architecture(model), **card}
-        (folder / "README.md").write_text(
-            _render(model_section.name, facts, _use(model, sparse=sparse, adapted=adapters is not None)),
-            encoding="utf-8",
-        )
-        # Weights are written for their owner alone; who may read the page may read the model.
-        mode = (folder / "README.md").stat().st_mode
-        for file in folder.iterdir():
-            file.chmod(mode)
+        facts = {"Architecture": architecture_facts(model), **card}
+        use = _use(model, sparse=sparse, adapted=adapters is not None)
+        write_card(folder, _render(model_section.name, facts, use))
+
+
+def write_model(folder: Path, model: "PreTrainedModel", tokenizer_path: Path) -> None:
+    """Write a model and its tokenizer into an empty folder, with what programs expect of both.
+
+    Parameters
+    ----------
+    folder
+        Where to.
+    model
+        The model, in float32; its special tokens are set to the tokenizer's.
+    tokenizer_path
+        Folder of the tokenizer; its files are copied as they are.
+    """
+    for file in sorted(tokenizer_path.iterdir()):
+        if file.is_file():
+            shutil.copyfile(file, folder / file.name)
+    _set_special_tokens(model, folder)
+    _complete_tokenizer_config(model, folder)
+    model.save_pretrained(folder)
+
+
+def write_card(folder: Path, page: str) -> None:
+    """Write the model card, and let whoever may read it read the model."""
+    (folder / "README.md").write_text(page, encoding="utf-8")
+    # Weights are written for their owner alone.
+    mode = (folder / "README.md").stat().st_mode
+    for file in folder.iterdir():
+        file.chmod(mode)
 
 
 def _use(model: "PreTrainedModel", *, sparse: bool, adapted: bool) -> str:
@@ -211,7 +229,7 @@ def _use(model: "PreTrainedModel", *, sparse: bool, adapted: bool) -> str:
 
     if sparse:
         return _USE_SPARSE
-    return (_USE_CODE if body_of(model) else _USE) + (_ADAPTED if adapted else "")
+    return (_USE_CODE if body_of(model) else USE) + (_ADAPTED if adapted else "")
 
 
 def _check_replaceable(output: Path) -> None:
@@ -265,7 +283,8 @@ def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     file.write_text(json.dumps({**config, **told}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _architecture(model: "PreTrainedModel") -> dict[str, object]:
+def architecture_facts(model: "PreTrainedModel") -> dict[str, object]:
+    """Return what a model card says of a model's shape."""
     from photon.models.build import parameter_count
 
     config = model.config
@@ -355,12 +374,17 @@ def _figure(value: float | None) -> str:
 
 
 def _render(name: str, card: Card, use: str) -> str:
-    parts = [_FRONT.format(name=name)]
+    return "".join([_FRONT.format(name=name), tables(card), _BACK, use])
+
+
+def tables(card: Card) -> str:
+    """Return the sections of a model card, a table each."""
+    parts = []
     for heading, facts in card.items():
         if facts:
             rows = "\n".join(f"| {what} | {_cell(value)} |" for what, value in facts.items())
             parts.append(f"\n## {heading}\n\n| | |\n|---|---|\n{rows}\n")
-    return "".join([*parts, _BACK, use])
+    return "".join(parts)
 
 
 def _cell(value: object) -> str:

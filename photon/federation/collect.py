@@ -9,7 +9,7 @@ from pathlib import Path
 from flwr.app import Message, RecordDict
 
 from photon.config.schema import RunConfig
-from photon.federation.admission import Asked
+from photon.federation.admission import Asked, nbytes_of
 from photon.federation.exchange import Failure, StragglerTimeout, exchange
 from photon.federation.failures import Failures
 from photon.federation.intake import Collected, Intake, as_parameters
@@ -20,7 +20,7 @@ from photon.federation.sizes import judge_of
 from photon.federation.stations import Stations
 from photon.link.messages import BODY, Body, TrainRequest, pack
 from photon.link.records import count_bytes, dense_groups
-from photon.link.transport import group_bytes
+from photon.link.transport import message_bytes
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Limits, Participant, Reply
 
@@ -39,12 +39,18 @@ class Ready:
         How long to wait by earlier rounds; None: until the deadline.
     intake
         What the answers pass on their way to the fold.
+    again
+        Returns a participant's message with what the first one left out.
+    reply_bytes
+        The largest reply that is due.
     """
 
     messages: dict[str, Message]
     receive: Callable[[str, Message], Reply | Failure]
     straggler_timeout: StragglerTimeout | None
     intake: Intake
+    again: Callable[[str], Message]
+    reply_bytes: int
 
 
 def ready(
@@ -73,7 +79,8 @@ def ready(
     if secure is not None:
         requests = secure.agree()
         cohort = [participant for participant in cohort if participant.name in requests]
-    sent = at.requests.write(server_round, checkpoint, cohort, requests, sent_config)
+    given = at.evaluation.given
+    sent = at.requests.write(server_round, checkpoint, cohort, requests, sent_config, given)
     intake = Intake(
         sent=sent,
         collected=collected,
@@ -90,6 +97,8 @@ def ready(
         receive=receiver(at, sent, collected, secure, checkpoint.state.sequence_length),
         straggler_timeout=failures.straggler_timeout(requests, checkpoint.state.ledger),
         intake=intake,
+        again=lambda name: at.requests.whole(name, sent, checkpoint, cohort, sent_config),
+        reply_bytes=max((nbytes_of(contract) for contract in sent.contracts.values()), default=0),
     )
 
 
@@ -170,7 +179,7 @@ def receiver(
             masked = {key: delta for key, delta in update.items() if key in summed}
             secure.add(name, dense_groups({"params": masked})["params"])
             update = {key: delta for key, delta in update.items() if key not in summed}
-        sizes = count_bytes(message.content), group_bytes(message.content)
+        sizes = message_bytes(message.content)
         return Reply(name, report, dense_groups(groups), *sizes, update, limits[name])
 
     return receive

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from photon.errors import PhotonError, RefusedError
+from photon.errors import LostError, PhotonError, RefusedError
 from photon.link.bounded import one_line
 from photon.link.joined import Joiner, crosses_superlink, part
 from photon.link.records import count_bytes
@@ -69,6 +69,8 @@ def exchange(
     *,
     deadline: float | None,
     straggler_timeout: StragglerTimeout | None = None,
+    again: Callable[[str], Message] | None = None,
+    reply_bytes: int = 0,
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """Send one message to each participant at once, and yield the answers in the order of ``messages``.
 
@@ -88,19 +90,42 @@ def exchange(
         Seconds after which missing replies count as failures; None waits for ever.
     straggler_timeout
         An earlier end of the wait; None: the deadline alone.
+    again
+        Returns the message to a participant with all that the first one left out because the participant was
+        to have it. Called once for one that says that it has lost it; None: that is a failure.
+    reply_bytes
+        How large a reply may be, where it is larger than what was sent.
     """
     expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
-    pushed: dict[str, str | None] = {}
     joiner = Joiner()
-    for participant in list(messages):
-        # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
-        message = messages.pop(participant)
-        if crosses_superlink(message.content):
-            message.content = joiner.join(message.content)
-        identifiers = grid.push_messages([message])
-        pushed[participant] = next((identifier for identifier in identifiers if identifier), None)
-    may_hold = HELD_BYTES // max(1, expected_bytes)
-    return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, straggler_timeout)
+    pushed = {participant: _push(grid, messages.pop(participant), joiner) for participant in list(messages)}
+    may_hold = HELD_BYTES // max(1, expected_bytes, reply_bytes)
+    resend = _Resend(grid, again)
+    return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, straggler_timeout, resend)
+
+
+def _push(grid: Grid, message: Message, joiner: Joiner) -> str | None:
+    """Send a message and return its id; None: it was not delivered."""
+    if crosses_superlink(message.content):
+        message.content = joiner.join(message.content)
+    # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
+    return next((identifier for identifier in grid.push_messages([message]) if identifier), None)
+
+
+class _Resend:
+    """Sends a participant its message again, once, if it has lost what was left out of it."""
+
+    def __init__(self, grid: Grid, again: Callable[[str], Message] | None) -> None:
+        self._grid = grid
+        self._again = again
+        self._done: set[str] = set()
+
+    def __call__(self, participant: str) -> str | None:
+        """Return the id of the new message; None: there is none."""
+        if self._again is None or participant in self._done:
+            return None
+        self._done.add(participant)
+        return _push(self._grid, self._again(participant), Joiner())
 
 
 def _answers(
@@ -111,6 +136,7 @@ def _answers(
     begin: float,
     deadline: float | None,
     straggler_timeout: StragglerTimeout | None,
+    resend: _Resend,
 ) -> Iterator[tuple[str, Answer | Failure]]:
     """Yield the answers to messages by their ids; one without an id was not delivered."""
     waiting = {
@@ -127,8 +153,15 @@ def _answers(
         moved = False
         for reply in grid.pull_messages([waiting[participant]]):
             # An error may come from node 1, the SuperLink; the message id says whose it is.
-            answers[participant] = _accept(participant, reply, receive)
             moved = True
+            try:
+                answers[participant] = _accept(participant, reply, receive)
+            except LostError as error:
+                identifier = resend(participant)
+                if identifier is not None:
+                    waiting[participant] = identifier
+                    return True
+                answers[participant] = Failure("error", str(error))
         if moved:
             del waiting[participant]
         return moved
@@ -180,6 +213,8 @@ def _accept(
         return receive(participant, reply)
     except RefusedError as error:
         return Failure("refused", str(error))
+    except LostError:
+        raise
     except PhotonError as error:
         return Failure("rejected", str(error))
     except MemoryError:

@@ -145,7 +145,7 @@ class Federation:
         ) as written:
             if self._is_evaluated(server_round):
                 now = time.perf_counter()
-                self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
+                self._guard.check(written, self._evaluated(written))
                 clock["evaluate"] = time.perf_counter() - now
                 clock["checkpoint"] -= clock["evaluate"]
         saved = self._checkpoints.load(server_round)
@@ -167,6 +167,8 @@ class Federation:
             prepared.receive,
             deadline=self.config.federation.deadline,
             straggler_timeout=prepared.straggler_timeout,
+            again=prepared.again,
+            reply_bytes=prepared.reply_bytes,
         )
         return prepared.intake.replies(answers)
 
@@ -189,6 +191,17 @@ class Federation:
         # Within another federation it is that one that asks.
         due = server_round % self.config.evaluation.every == 0 or server_round == self.config.rounds
         return due and self.config.federation.parent is None
+
+    def _evaluated(self, written: Checkpoint) -> Evaluated | None:
+        """Let silos measure the model of a checkpoint, those that train from it next among them."""
+        state = written.state
+        cohort: Sequence[Participant] = ()
+        if state.round < self.config.rounds:
+            silos = self._at.roster.silos()
+            cohort = draw_cohort(self.config, self._strategy, silos, state.round + 1, state.ledger)
+        # One that trains on the text of several silos is none of those that measure.
+        names = [one.name for one in cohort if one.members == (one.name,)]
+        return self._at.evaluation.of(written, self._sent_config, own=True, cohort=names)
 
     # --- before the first round -------------------------------------------------------------------
 
@@ -229,7 +242,7 @@ class Federation:
         self._started(state, silos, resumed_from=None)
         with self._checkpoints.writing(state, params, {}, {}, kept=kept) as written:
             if assignment is None:
-                self._guard.check(written, self._at.evaluation.of(written, self._sent_config, own=True))
+                self._guard.check(written, self._evaluated(written))
         return self._checkpoints.load(state.round)
 
     def _go_on(self, silos: Sequence[SiloInfo]) -> Checkpoint:

@@ -113,6 +113,7 @@ class Guard:
         if problem is not None and not self._config.privacy.noise_multiplier:
             raise UndoneError(problem)
         written.state.validation_loss = evaluated.loss
+        written.state.estimated = evaluated.is_estimate
         written.state.progress = written.state.progress.after(losses)
 
     @contextmanager

@@ -1,5 +1,6 @@
 """What a round asks of its cohort: requests, and messages that bring state groups with them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,11 +15,11 @@ from photon.federation.pace import adaptive_local_steps
 from photon.federation.roster import Roster
 from photon.link.encoding import Packed
 from photon.link.messages import BODY, TrainRequest, pack
-from photon.link.records import count_bytes
-from photon.link.transport import ServerLink, Ticket, group_bytes
+from photon.link.transport import ServerLink, Ticket, message_bytes
 from photon.link.update import encode_change
 from photon.objective.configured import steps_of
 from photon.state.checkpoint import Checkpoint, LedgerEntry, weights_sha256
+from photon.state.received import tensors_hash
 from photon.strategy.base import Participant, Strategy
 from photon.strategy.contract import PARAMS, Contract, check_promises, role_of
 
@@ -49,8 +50,27 @@ class Sent:
     messages: dict[str, Message]
     contracts: Mapping[str, Contract]
     tickets: Mapping[str, Ticket | None]
-    down: Mapping[str, tuple[int, dict[str, int]]]
+    down: dict[str, tuple[int, dict[str, int]]]
     params: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Given:
+    """The model that silos have measured last, and kept.
+
+    Attributes
+    ----------
+    source
+        Hash of its parameters, as of `tensors_hash`.
+    received
+        The same as silos decode them.
+    silos
+        Who has kept it.
+    """
+
+    source: str
+    received: str
+    silos: frozenset[str]
 
 
 class RequestWriter:
@@ -79,6 +99,8 @@ class RequestWriter:
         self._roster = roster
         self._once = once
         self._shapes: dict[str, torch.Size] | None = None
+        #: Hashes of parameters, by what they are of.
+        self._models: dict[int, tuple[str, Mapping[str, torch.Tensor]]] = {}
         #: What the round's silos have decoded of the parameters, where the link sends their change.
         self.reference: dict[str, torch.Tensor] | None = None
 
@@ -162,6 +184,7 @@ class RequestWriter:
         cohort: Sequence[Participant],
         requests: Mapping[str, TrainRequest],
         sent_config: RunConfig,
+        given: Given | None = None,
     ) -> Sent:
         """Return the messages that bring requests and state groups to a cohort.
 
@@ -169,6 +192,8 @@ class RequestWriter:
         ----------
         sent_config
             The configuration that silos are sent.
+        given
+            The model that silos have; None: they have none.
         """
         run_id = checkpoint.state.run_id
         groups = self._strategy.configure_train(server_round, checkpoint, cohort)
@@ -178,32 +203,72 @@ class RequestWriter:
         messages: dict[str, Message] = {}
         contracts = self._contracts(server_round, checkpoint, cohort)
         tickets: dict[str, Ticket | None] = {}
+        bodies: dict[str, TrainRequest] = {}
         for participant in cohort:
-            name, request = participant.name, requests[participant.name]
+            name = participant.name
             own: Groups = groups[name]
             is_full = len(own["params"]) == everything
             follows = change is not None and checkpoint.last_round_of(name) == checkpoint.state.round
-            own, fixed = self._once.left(name, self._once.split(own, params))
+            own = self._once.split(own, params)
+            held = self._held(participant, own[PARAMS], given)
+            own, fixed = self._once.left(name, own)
+            if held is not None:
+                own = {group: tensors for group, tensors in own.items() if group != PARAMS}
             # Participants that get the same groups share the encoded arrays, in memory and in the SuperLink.
             if (key := (id(groups[name]), tuple(own), follows)) not in encoded:
                 encoded[key] = self._encode(own, change if follows else None, run_id, server_round, is_full)
             content = RecordDict(dict(encoded[key]))
             due = nbytes_of(contracts[name])
-            tickets[name] = self._link.admit(content, due, run_id, server_round)
-            request = request.model_copy(update={"base_hash": base_hash if follows else None, "fixed": fixed})
-            content[BODY] = pack(request, sent_config)
+            tickets[name] = self._link.admit(content, due, run_id, server_round, held=held is not None)
+            bodies[name] = requests[name].model_copy(
+                update={"base_hash": base_hash if follows else None, "fixed": fixed, "held": held}
+            )
+            content[BODY] = pack(bodies[name], sent_config)
             messages[name] = self._roster.message(
                 content, participant.members, "train", f"round-{server_round}"
             )
-        down = {
-            name: (count_bytes(message.content), group_bytes(message.content))
-            for name, message in messages.items()
-        }
-        return Sent(requests, messages, contracts, tickets, down, params)
+        down = {name: message_bytes(message.content) for name, message in messages.items()}
+        return Sent(bodies, messages, contracts, tickets, down, params)
+
+    def whole(
+        self,
+        name: str,
+        sent: Sent,
+        checkpoint: Checkpoint,
+        cohort: Sequence[Participant],
+        sent_config: RunConfig,
+    ) -> Message:
+        """Return the message to a participant with the parameters that the first one left out.
+
+        Its bytes are counted with those of the first. The arguments are those of `write`, and its result.
+        """
+        request = sent.requests[name]
+        groups = self._strategy.configure_train(request.round, checkpoint, cohort)[name]
+        own, _ = self._once.left(name, self._once.split(groups, checkpoint.load_params()))
+        content = self._link.send(own, request.run_id, request.round)
+        if (ticket := sent.tickets[name]) is not None:
+            self._link.attach(ticket, content)
+        content[BODY] = pack(request.model_copy(update={"held": None}), sent_config)
+        (first, first_groups), (more, more_groups) = sent.down[name], message_bytes(content)
+        sent.down[name] = first + more, dict(Counter(first_groups) + Counter(more_groups))
+        return self._roster.message(content, request.members, "train", f"round-{request.round}")
+
+    def _held(
+        self, participant: Participant, params: Mapping[str, torch.Tensor], given: Given | None
+    ) -> str | None:
+        """Return the hash by which a participant has these parameters; None: they are to be sent."""
+        if given is None or participant.name not in given.silos or self.reference is not None:
+            return None
+        if participant.members != (participant.name,):
+            return None
+        if id(params) not in self._models:
+            self._models[id(params)] = tensors_hash(params), params
+        return given.received if self._models[id(params)][0] == given.source else None
 
     def settle(self, accepted: Collection[str]) -> None:
         """Take note of whose replies of the last round were accepted: they have what they were sent."""
         self._once.settle(accepted)
+        self._models.clear()
 
     def _change(
         self, server_round: int, checkpoint: Checkpoint

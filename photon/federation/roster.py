@@ -52,6 +52,9 @@ class Roster:
         self._names = names
         self._on_problem = on_problem
         self._hosts: dict[int, list[SiloInfo]] = {}
+        self._places: _Places | None = None
+        #: Where one machine simulates all nodes, what one of them says holds for all.
+        self._alike = names is None and config.federation.engine == "simulation"
         self._problems: dict[int, str] = {}
         self._keys: dict[int, bytes] = {}
         self._reference: SiloInfo | None = None
@@ -66,6 +69,9 @@ class Roster:
         online = set(self._grid.get_node_ids())
         if self._names is not None:
             self._keys = {node.node_id: node.public_key for node in self._grid.get_nodes()}
+        if self._alike and online == set(self._hosts):
+            return []
+        self._places = None
         self._hosts = {node: silos for node, silos in self._hosts.items() if node in online}
         lines: list[str] = []
         for host, hosted in self._hosts.items():
@@ -75,6 +81,8 @@ class Roster:
         unknown = sorted(online - set(self._hosts))
         if not unknown:
             return lines
+        if self._alike:
+            unknown = unknown[:1]
         messages = {
             str(node): Message(
                 RecordDict({BODY: pack(Describe(), self._config)}),
@@ -100,6 +108,8 @@ class Roster:
             lines += [f"node {node}: {line}" for line in turned_away + others]
             if silos == [] and turned_away:
                 problems[int(node)] = turned_away[0]
+        if self._alike and self._hosts:
+            self._hosts = dict.fromkeys(online, next(iter(self._hosts.values())))
         told, self._problems = self._problems, problems
         failed = [
             f"node {node} cannot describe its silos: {reason}"
@@ -133,6 +143,13 @@ class Roster:
     def agree_on(self, reference: SiloInfo) -> None:
         """Turn away all silos whose text was not prepared as this one's, now and whenever they join."""
         self._reference = reference
+        self._places = None
+        if self._alike:
+            silos, lines = self._fitting(self.silos())
+            self._hosts = dict.fromkeys(self._hosts, silos)
+            for line in lines:
+                self._on_problem(line)
+            return
         for node, silos in list(self._hosts.items()):
             self._hosts[node], lines = self._fitting(silos)
             for line in lines:
@@ -173,12 +190,18 @@ class Roster:
 
     def silos(self) -> list[SiloInfo]:
         """Return the online silos in name order."""
-        found = {silo.name: silo for silos in self._hosts.values() for silo in silos}
-        return [found[name] for name in sorted(found)]
+        return list(self._placed.silos.values())
 
     def is_federation(self, name: str) -> bool:
         """Tell whether an online silo is a federation."""
-        return any(silo.federation for silo in self.silos() if silo.name == name)
+        silo = self._placed.silos.get(name)
+        return silo is not None and silo.federation
+
+    @property
+    def _placed(self) -> "_Places":
+        if self._places is None:
+            self._places = _Places(self._hosts)
+        return self._places
 
     def message(self, content: RecordDict, members: Sequence[str], kind: str, group: str) -> Message:
         """Return a message to the node that hosts all of ``members``.
@@ -213,18 +236,44 @@ class Roster:
         PhotonError
             If no single node hosts them.
         """
-        names = [silo.name for silo in self.silos()]
-        nodes = [
-            node
-            for node, silos in sorted(self._hosts.items())
-            if set(members) <= {silo.name for silo in silos}
-        ]
+        nodes, index = self._placed.nodes_of(members)
         if not nodes:
             raise PhotonError(
                 f"federation: no node holds the text of {', '.join(members)} together; "
                 "pooled training needs simulation or federation=inprocess"
             )
-        return nodes[names.index(members[0]) % len(nodes)]
+        return nodes[index % len(nodes)]
+
+
+class _Places:
+    """Silos and where they are, in the order of names: asked for every message, made when nodes change.
+
+    Parameters
+    ----------
+    hosts
+        Node to the silos that it hosts.
+    """
+
+    def __init__(self, hosts: Mapping[int, Sequence[SiloInfo]]) -> None:
+        found = {silo.name: silo for silos in hosts.values() for silo in silos}
+        self.silos = {name: found[name] for name in sorted(found)}
+        self._index = {name: index for index, name in enumerate(self.silos)}
+        #: Nodes that host the same silos are one entry: in a simulation all are.
+        self._alike: dict[int, tuple[frozenset[str], list[int]]] = {}
+        for node, silos in sorted(hosts.items()):
+            if id(silos) not in self._alike:
+                self._alike[id(silos)] = frozenset(silo.name for silo in silos), []
+            self._alike[id(silos)][1].append(node)
+        self._of: dict[str, list[int]] = {}
+        for key, (names, _) in self._alike.items():
+            for name in names:
+                self._of.setdefault(name, []).append(key)
+
+    def nodes_of(self, members: Sequence[str]) -> tuple[list[int], int]:
+        """Return the nodes that host all members, in order, and the place of the first member."""
+        keys = [key for key in self._of.get(members[0], ()) if self._alike[key][0] >= set(members)]
+        nodes = sorted(node for key in keys for node in self._alike[key][1])
+        return nodes, self._index.get(members[0], 0)
 
 
 def _parted(

@@ -89,7 +89,9 @@ class Stations:
             link=link,
             requests=RequestWriter(config, strategy, link, roster, once),
             admission=admission,
-            evaluation=Evaluation(grid, roster, link, admission, events, once),
+            evaluation=Evaluation(
+                grid, roster, link, admission, events, once, warm=bool(config.model.warm_start)
+            ),
             events=events,
             spool=Spool(run_dir / REPLIES),
         )

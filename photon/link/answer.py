@@ -44,11 +44,16 @@ def outcome_of(
         reply = answer(message_type, part(content), node_config)
         return Joiner().join(reply) if crosses_superlink(content) else reply
     except PhotonError as error:
-        return Error(CLIENT_APP_RAISED, str(error))
+        return Error(CLIENT_APP_RAISED, reason_of(error))
     except Exception as error:
         # The full story belongs in the silo's own log; the server gets one line.
         traceback.print_exc()
-        return Error(CLIENT_APP_RAISED, f"{type(error).__name__}: {error}")
+        return Error(CLIENT_APP_RAISED, reason_of(error))
+
+
+def reason_of(error: Exception) -> str:
+    """Return what the server is told of an error."""
+    return str(error) if isinstance(error, PhotonError) else f"{type(error).__name__}: {error}"
 
 
 def is_standing(content: RecordDict) -> bool:

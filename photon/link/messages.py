@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 from photon.config.admission import Lease
 from photon.config.decided import Decided
 from photon.config.tree import MAX_ROUTED, RoutedTag
-from photon.errors import PhotonError, RefusedError
+from photon.errors import LostError, PhotonError, RefusedError
 from photon.link import BODY
 from photon.link.bounded import (
     MAX_FIGURE,
@@ -268,6 +268,8 @@ class TrainRequest(Body):
         Participants of the round.
     fixed
         SHA-256 of each group that is sent once, ``fixed/…``, whether or not it comes with this request.
+    held
+        BLAKE3 hash of the parameters if they do not come: the silo has kept them when it measured them.
     base_hash
         If the parameters come as a change: SHA-256 of those that the silo has from ``last_round``, to which
         it is to be added.
@@ -298,6 +300,7 @@ class TrainRequest(Body):
     position: int = Field(ge=0)
     cohort: int = Field(ge=1)
     fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
+    held: Sha256 | None = None
     base_hash: str | None = None
     averaged_rounds: dict[str, int] = Field(default_factory=dict)
     scalars: dict[str, float] = Field(default_factory=dict)
@@ -389,6 +392,11 @@ class EvaluateRequest(Body):
         kept from ``last_round`` of the run ``run_id``; 0: none.
     fixed, decided
         As of `TrainRequest`.
+    model_hash
+        BLAKE3 hash of the model if it is to be kept, as the node decodes it. If no model comes, the node has
+        it, or
+    from_seed
+        builds it from the run's seed.
     """
 
     round: int = Field(ge=0)
@@ -398,13 +406,15 @@ class EvaluateRequest(Body):
     own: bool = False
     fixed: dict[str, Sha256] = Field(default_factory=dict, max_length=MAX_FIXED)
     decided: Decided | None = None
+    model_hash: Sha256 | None = None
+    from_seed: bool = False
 
 
 class EvaluateReport(Body):
     """Validation loss of a silo: mean over ``tokens`` predictions, in nats.
 
     ``per_node`` has the losses of the models that nodes have of their own: the silo's, or those of a
-    federation and of its members.
+    federation and of its members. ``kept`` says that the node has kept the model.
     """
 
     round: Count
@@ -412,6 +422,7 @@ class EvaluateReport(Body):
     loss: ValidationLoss
     tokens: Positive
     per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
+    kept: bool = False
 
 
 class Query(
@@ -442,6 +453,11 @@ def pack_refusal(error: RefusedError) -> ConfigRecord:
     return ConfigRecord({"refused": str(error)})
 
 
+def pack_loss(error: LostError) -> ConfigRecord:
+    """Put in a record, in the place of a body, that a silo has lost what it is to have."""
+    return ConfigRecord({"lost": str(error)})
+
+
 def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
     """Read the body of a message.
 
@@ -451,10 +467,14 @@ def unpack(records: RecordDict, kind: type[Kind]) -> Kind:
         If it is missing or is not a ``kind``.
     RefusedError
         If a silo has refused what it was asked.
+    LostError
+        If it has lost what it is to have for it.
     """
     record = records.get(BODY)
     if isinstance(record, ConfigRecord) and "refused" in record:
         raise RefusedError(one_line(str(record["refused"])))
+    if isinstance(record, ConfigRecord) and "lost" in record:
+        raise LostError(one_line(str(record["lost"])))
     text = record.get("body") if isinstance(record, ConfigRecord) else None
     if not isinstance(text, str):
         raise PhotonError("message: it has no photon body; server and silos must run the same photon")

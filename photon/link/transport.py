@@ -11,7 +11,7 @@ import mmap
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 import torch
@@ -23,7 +23,6 @@ from photon.errors import PhotonError, RunError
 from photon.files.hashing import new_hasher
 from photon.link.encoding import (
     DTYPES,
-    Encoding,
     Packed,
     PackedGroups,
     SparseTensor,
@@ -42,10 +41,12 @@ from photon.link.records import (
     Decoded,
     Groups,
     Shapes,
+    count_bytes,
     decode_groups,
     expected_shape,
     records_of,
 )
+from photon.link.reference import StoredObject, StoredTensor
 from photon.link.store import (
     ObjectStore,
     Store,
@@ -66,40 +67,6 @@ MAX_GAPS = 2**24
 CHUNK = 4 * 2**20
 #: A presigned request of S3 is good for a week at most.
 LONGEST_SIGNATURE = 7 * 86400
-
-
-class StoredTensor(Body):
-    """Where a tensor or its payload lies in an object, and what it must be."""
-
-    dtype: str
-    shape: list[int] = Field(max_length=16)
-    offset: int = Field(ge=0)
-    nbytes: int = Field(ge=0)
-    blake3: str
-    encoding: Encoding | None = None
-
-
-class StoredObject(Body):
-    """A payload in a store: what a message carries in place of tensors.
-
-    Attributes
-    ----------
-    key, nbytes
-        The object and its length.
-    groups
-        Group name to tensor name to place.
-    url
-        Where it can be read without credentials.
-    etags
-        The parts of an upload by presigned requests, which the server still has to finish.
-    """
-
-    format: Literal[3] = 3
-    key: str
-    nbytes: int = Field(ge=0)
-    groups: dict[str, dict[str, StoredTensor]]
-    url: str | None = None
-    etags: list[str] | None = None
 
 
 class Ticket(Body):
@@ -192,7 +159,17 @@ class ServerLink:
         except PhotonError as error:
             raise RunError(str(error)) from error
 
-    def admit(self, request: RecordDict, reply_bytes: int, run_id: str, server_round: int) -> Ticket | None:
+    def as_received(self, params: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Return parameters as silos decode them: what codecs lose is gone."""
+        if all(codec.on_bytes for codec in self._down.params):
+            return params
+        packed = pack_groups({"params": params}, self._down)["params"]
+        decoded = {name: unpack(one, f"params/{name}") for name, one in packed.items()}
+        return {name: t.dense() if isinstance(t, SparseTensor) else t for name, t in decoded.items()}
+
+    def admit(
+        self, request: RecordDict, reply_bytes: int, run_id: str, server_round: int, *, held: bool = False
+    ) -> Ticket | None:
         """Put a ticket for the reply into a request that brings its tensors by reference.
 
         Parameters
@@ -201,13 +178,18 @@ class ServerLink:
             Content of the message; changed in place.
         reply_bytes
             Bytes of the reply's tensors before codecs.
+        held
+            Whether the request leaves out what the silo has: then the reply's size decides.
 
         Returns
         -------
         Ticket or None
             The ticket; None if the reply is to come inside its message.
         """
-        if STORED_BYTES not in request[HEADER]:
+        by_reference = STORED_BYTES in request[HEADER]
+        if held and self._store is not None:
+            by_reference |= reply_bytes > self._limit
+        if not by_reference:
             return None
         # A new name for every attempt: a late reply to an earlier one is never taken for this one's.
         key = f"{_folder(run_id, server_round)}/up-{uuid.uuid4().hex}"
@@ -220,8 +202,12 @@ class ServerLink:
             except PhotonError as error:
                 raise RunError(str(error)) from error
         ticket = Ticket(key=key, limit=limit, part_urls=urls)
-        request[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
+        self.attach(ticket, request)
         return ticket
+
+    def attach(self, ticket: Ticket, request: RecordDict) -> None:
+        """Put a ticket into a request."""
+        request[TICKET] = ConfigRecord({"ticket": ticket.model_dump_json()})
 
     def receive(self, records: RecordDict, ticket: Ticket | None, expected: Shapes | None = None) -> Decoded:
         """Return the state groups of a reply.
@@ -357,6 +343,11 @@ class SiloLink:
                 f"link: {parts.scheme}://{parts.hostname} is not encrypted; use https, or name the address "
                 "as store-url in the node config"
             )
+
+
+def message_bytes(records: RecordDict) -> tuple[int, dict[str, int]]:
+    """Return the bytes of a message, and those of each state group in it."""
+    return count_bytes(records), group_bytes(records)
 
 
 def group_bytes(records: RecordDict) -> dict[str, int]:

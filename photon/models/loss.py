@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from photon.models.attention import one_text_a_row
 from photon.models.experts import experts_of
+from photon.models.head import FusedHead, fused_head
 
 #: In place of a target that is not counted.
 _IGNORED = -100
@@ -30,18 +32,27 @@ class CausalLosses(NamedTuple):
     auxiliary: torch.Tensor | None
 
 
-def kept_apart(positions: torch.Tensor | None) -> dict[str, Any]:
-    """Return what a model is called with so that texts which share a row do not see each other.
+def run_apart(
+    model: nn.Module, input_ids: torch.Tensor, positions: torch.Tensor | None, **others: Any
+) -> Any:
+    """Call a model so that texts which share a row do not see each other, and return what it returns.
 
     A text begins where the positions begin anew. transformers looks for that where it has neither a mask nor
     a cache, and a configuration may ask for a cache.
 
     Parameters
     ----------
+    input_ids
+        Token ids, shape (batch, tokens).
     positions
         Place of each token in its text, of the shape of the token ids; None: each row is one text.
+    others
+        What else the model is called with.
     """
-    return {} if positions is None else {"position_ids": positions, "use_cache": False}
+    if positions is not None:
+        return model(input_ids=input_ids, position_ids=positions, use_cache=False, **others)
+    with one_text_a_row():
+        return model(input_ids=input_ids, **others)
 
 
 def causal_loss(
@@ -86,16 +97,35 @@ def causal_losses(
     experts = experts_of(getattr(getattr(model, "module", model), "config", None))
     if experts is None or not experts.coefficient:
         places = None if positions is None else positions[:, :-1]
-        logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
+        if (head := fused_head(model)) is not None:
+            cross_entropy = _fused(head, model, input_ids, vocabulary, targets, places)
+            return CausalLosses(cross_entropy, cross_entropy, None)
+        logits = run_apart(model, input_ids[:, :-1], places).logits
         cross_entropy = _cross_entropy(logits, input_ids, vocabulary, targets)
         return CausalLosses(cross_entropy, cross_entropy, None)
-    output = model(input_ids=input_ids, output_router_logits=True, **kept_apart(positions))
+    output = run_apart(model, input_ids, positions, output_router_logits=True)
     cross_entropy = _cross_entropy(output.logits[:, :-1], input_ids, vocabulary, targets)
     auxiliary = getattr(output, "aux_loss", None)
     if not isinstance(auxiliary, torch.Tensor):
         # Some configurations have the coefficient, and the model has no use for it.
         return CausalLosses(cross_entropy, cross_entropy, None)
     return CausalLosses(cross_entropy + experts.coefficient * auxiliary, cross_entropy, auxiliary)
+
+
+def _fused(
+    head: FusedHead,
+    model: nn.Module,
+    input_ids: torch.Tensor,
+    vocabulary: torch.Tensor | None,
+    chosen: torch.Tensor | None,
+    places: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the mean cross-entropy, as the model's head works it out."""
+    expected = input_ids[:, 1:]
+    counted = None if chosen is None else chosen[:, 1:]
+    with head.predicting(expected, counted, vocabulary):
+        total: torch.Tensor = run_apart(model, input_ids[:, :-1], places).logits.sum()
+    return total / (expected.numel() if counted is None else counted.sum().clamp_min(1))
 
 
 def _cross_entropy(

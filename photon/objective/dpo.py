@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
 from photon.models.adapter import adapters_off, has_adapters
-from photon.models.loss import kept_apart
+from photon.models.loss import run_apart
 from photon.models.reference import add_reference, reference_of, without_reference
 from photon.objective.base import Evaluation, Objective
 from photon.objective.perplexity import autocast, evenly_spaced, windows_per_pass
@@ -164,7 +164,7 @@ def log_probabilities(model: nn.Module, batch: Batch, rows: Tensor | None = None
     """
     tokens, sides = batch["tokens"], batch["pairs"]
     windows, length = tokens.shape
-    logits = model(input_ids=tokens[:, :-1], **kept_apart(batch["positions"][:, :-1])).logits
+    logits = run_apart(model, tokens[:, :-1], batch["positions"][:, :-1]).logits
     if rows is not None:
         logits = logits.masked_fill(~rows, -torch.inf)
     answers = batch["targets"][:, 1:] == 1

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from photon.models.loss import kept_apart
+from photon.models.loss import run_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -174,7 +174,7 @@ def _summed_loss(
     """Return the summed loss of a batch, and of how many tokens."""
     input_ids = batch["tokens"]
     places = batch["positions"][:, :-1] if "positions" in batch else None
-    logits = model(input_ids=input_ids[:, :-1], **kept_apart(places)).logits
+    logits = run_apart(model, input_ids[:, :-1], places).logits
     targets = input_ids[:, 1:]
     if "targets" in batch:
         counted = batch["targets"][:, 1:] == 1

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.errors import PhotonError
-from photon.models.loss import causal_losses, kept_apart
+from photon.models.loss import causal_losses, run_apart
 from photon.objective.causal_lm import CausalLM
 from photon.training.hooks import Batch, Loss
 
@@ -81,7 +81,7 @@ def keeps_apart(model: nn.Module) -> bool:
     model.eval()
     try:
         with torch.no_grad():
-            logits = model(input_ids=tokens, **kept_apart(positions)).logits[:, 3:].float()
+            logits = run_apart(model, tokens, positions).logits[:, 3:].float()
     except TypeError:  # it takes no positions
         return False
     finally:

@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from photon.optim.matrices import EMBEDDINGS, hidden_matrices
+from photon.optim.orthogonal import BatchedMuon
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Step hidden matrices with `torch.optim.Muon` and all other parameters with `torch.optim.AdamW`.
+    """Step hidden matrices as `torch.optim.Muon` does and all other parameters with `torch.optim.AdamW`.
+
+    Matrices of one shape are orthogonalised together, in bfloat16 where the device multiplies it.
 
     Every group of parameters becomes two: its matrices with Muon's settings, and the rest with AdamW's. The
     states are ``momentum_buffer`` for matrices and ``exp_avg``, ``exp_avg_sq`` for the rest; ``step`` counts
@@ -50,7 +53,7 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr})
         matrices, others = _split(self.param_groups, excluded)
-        self._muon = torch.optim.Muon(
+        self._muon = BatchedMuon(
             matrices,
             lr=lr,
             weight_decay=weight_decay,

@@ -16,6 +16,7 @@ from photon.telemetry.events import (
     SiloFinished,
 )
 from photon.telemetry.summary import (
+    estimate_text,
     format_bytes,
     format_count,
     format_perplexity,
@@ -83,7 +84,7 @@ def learning_rate(run: Run) -> Figure | None:
 def cohorts(run: Run) -> Figure | None:
     """Draw who took part in which round, and who failed."""
     begun = [event for event in run.history if isinstance(event, RoundStarted)]
-    if not begun:
+    if not begun or not run.draws_silos:
         return None
     sampled = {(event.round, name) for event in begun for name in event.cohort}
     done = {(event.round, event.silo) for event in run.replies}
@@ -216,12 +217,16 @@ def diagnostics(run: Run, figure: str) -> Figure | None:
     events = [event for event in run.history if isinstance(event, Diagnostics)]
     names = dict.fromkeys(name for event in events for name in event.values)
     of_what = [name.partition("/")[2] for name in names if name.partition("/")[0] == figure]
+    if not run.draws_silos:
+        silos = run.silos
+        of_what = [label for label in of_what if label not in silos]
+    styles = run.participants
     series = [
         Series(
             label,
             [event.round for event in events],
             [event.values.get(f"{figure}/{label}") for event in events],
-            run.participants.get(label) or Style.of(number),
+            styles.get(label) or Style.of(number),
         )
         for number, label in enumerate(of_what)
     ]
@@ -234,7 +239,7 @@ def _perplexity_figure(run: Run, title: str, note: str, places: list[float], x: 
     evaluations = [event for event, _ in run.evaluations]
     series = [
         Series(name, places, [_perplexity_of(event, name) for event in evaluations], style)
-        for name, style in run.silos.items()
+        for name, style in (run.silos.items() if run.draws_silos else ())
     ]
     series.append(Series("overall", places, [event.perplexity for event in evaluations], INK))
     unigram = run.summary["perplexity"]["unigram"]
@@ -245,6 +250,11 @@ def _perplexity_figure(run: Run, title: str, note: str, places: list[float], x: 
         for index, (event, place) in enumerate(zip(evaluations, places, strict=True))
     ]
     columns = ["round", x.label, *(line.label for line in series)]
+    if any(event.is_estimate for event in evaluations):
+        columns.append("rests on")
+        for row, event in zip(rows, evaluations, strict=True):
+            row.append(estimate_text(event).strip() or "all silos")
+        note = f"{note} Where some of the silos alone have measured a model, the table says how many."
     return line_figure(title, note, series, x, PERPLEXITY, columns, rows, references=[reference])
 
 
@@ -253,8 +263,10 @@ def _perplexity_of(event: Evaluated, silo: str) -> float | None:
 
 
 def _silo_series(run: Run, value: Callable[[SiloFinished], float | None]) -> list[Series]:
-    series = []
+    if not run.draws_silos:
+        return []
+    series, replies = [], run.replies
     for name, style in run.participants.items():
-        own = [reply for reply in run.replies if reply.silo == name]
+        own = [reply for reply in replies if reply.silo == name]
         series.append(Series(name, [c.round for c in own], [value(c) for c in own], style))
     return series

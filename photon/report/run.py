@@ -27,6 +27,9 @@ from photon.telemetry.events import (
 from photon.telemetry.log import current_history, elapsed_seconds, read_events
 from photon.telemetry.summary import build_summary, counted, last_start
 
+#: Silos up to which each is drawn; of more one could not tell one from another.
+MOST_DRAWN = 64
+
 
 @dataclass(frozen=True)
 class Run:
@@ -89,12 +92,17 @@ class Run:
         return {silo["name"]: Style.of(index) for index, silo in enumerate(self.started.silos)}
 
     @property
+    def draws_silos(self) -> bool:
+        """Whether figures have a line for each silo."""
+        return len(self.started.silos) <= MOST_DRAWN
+
+    @property
     def participants(self) -> dict[str, Style]:
         """The silos, and who else took part: the centralized strategy's only silo is no silo."""
         names = [silo["name"] for silo in self.started.silos]
         cohorts = [event.cohort for event in self.history if isinstance(event, RoundStarted)]
         seen = dict.fromkeys(name for cohort in cohorts for name in cohort)
-        names += [name for name in seen if name not in names]
+        names = list(dict.fromkeys([*names, *seen]))
         return {name: Style.of(index) for index, name in enumerate(names) if name in seen}
 
     @property

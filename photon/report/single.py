@@ -2,6 +2,7 @@
 
 import datetime
 import shlex
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -98,7 +99,7 @@ def _silo_table(run: Run) -> Table:
     facts = run.started.silos
     whole = sum(silo["train_tokens"] for silo in facts)
     perplexity = run.summary["perplexity"]
-    part = {name: sum(reply.silo == name for reply in run.replies) for name in run.silos}
+    part = Counter(reply.silo for reply in run.replies)
     rows = []
     for silo in facts:
         found = perplexity["per_silo"][silo["name"]]

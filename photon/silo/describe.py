@@ -2,23 +2,29 @@
 
 from photon.config.schema import RunConfig
 from photon.link.messages import SiloInfo
-from photon.objective.configured import check_data
+from photon.objective.configured import check_data, objective_of
+from photon.silo.choice import as_decided, measured_gain
 from photon.silo.site import SiloSite
 from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
-from photon.training.precision import CLEARLY_FASTER, bf16_speedup_on_cpu, resolve_precision
+from photon.training.precision import CLEARLY_FASTER, resolve_precision
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
-    set_up_torch(config.training, config.federation.silos_in_parallel)
     data = site.prepared()
     check_data(config, data)
+    decided = as_decided(config, data.manifest.vocab_size).training
+    set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)
-    precision = resolve_precision(config.training.precision, device)
+    precision = resolve_precision(decided.precision, device)
     name, flops = device_facts(device, precision)
-    if config.training.precision == "auto" and device.type == "cpu":
-        measured = f"{bf16_speedup_on_cpu():.2f}"
-        name += f" (auto: bf16 is {measured} times as fast as fp32, and taken from {CLEARLY_FASTER} on)"
+    if config.training.precision == "auto" and device.type == "cpu" and objective_of(config).trains:
+        measured = f"{measured_gain(config, data.manifest.vocab_size):.2f}"
+        name += (
+            f" (auto: in bf16 a step of this model is {measured} times as fast as in fp32, and bf16 is taken "
+            f"from {CLEARLY_FASTER} on"
+            f"{'; attention by products' if decided.attention == 'products' else ''})"
+        )
     shares = site.policy.share_validation
     return [
         SiloInfo(
@@ -31,7 +37,7 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
             tokenizer_sha256=data.manifest.tokenizer_sha256,
             device=name,
             roofline_flops=flops,
-            decided=decided_here(config.training),
+            decided=decided_here(decided),
         )
         for silo, entry in sorted(data.manifest.silos.items())
     ]

@@ -10,6 +10,7 @@ from photon.errors import RefusedError
 from photon.link.bounded import as_loss
 from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss, TrainRequest
 from photon.objective.configured import objective_of
+from photon.silo.choice import as_decided
 from photon.silo.kept import kept_of, silo_store
 from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
@@ -30,6 +31,7 @@ def evaluate(
     over the tokens that it was trained on.
     """
     data = SiloData(site.prepared(), [request.silo])
+    config = as_decided(config, data.vocab_size)
     received = _loss_of(groups[PARAMS], request.silo, data, None, config)
     per_node = {}
     if request.own and request.last_round:

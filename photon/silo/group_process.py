@@ -18,6 +18,7 @@ import torch.distributed as dist
 from photon.config.compose import parse
 from photon.data.loader import BatchStream
 from photon.files.atomic import atomic_directory, write_text
+from photon.models.head import fuse_head
 from photon.models.vocabulary import unpack_vocabulary
 from photon.objective.configured import objective_of
 from photon.silo import runtime
@@ -68,6 +69,8 @@ class _Member:
         torch.set_float32_matmul_precision(config.training.matmul_precision)
         join_group(self._device)
         whole = runtime.trained_model(config, job.vocab_size, torch.device("cpu"))
+        # Before it is sharded: what looks at whole parameters would leave them whole.
+        fuse_head(whole, self._device)
         self._model = place_model(whole, config.training.parallel, self._device)
         self._optimizer = build_optimizer(config.optimizer.as_mapping(), self._model)
         self._method, objective = strategy_of(config).local, objective_of(config)

@@ -13,6 +13,8 @@ import torch
 
 from photon.config.compose import parse
 from photon.config.schema import Component, RunConfig
+from photon.models.attention import use_attention
+from photon.models.head import fuse_head
 from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
@@ -78,6 +80,8 @@ def _as_built(config_text: str) -> str:
 def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "PreTrainedModel":
     """Build the model, with what objective and strategy change about it."""
     model = model_of(config, vocab_size, device)
+    if config.training.attention == "products":
+        use_attention(model, "products")
     strategy_of(config).local.attach(model)
     if config.training.activation_checkpointing:
         enable_activation_checkpointing(model)
@@ -90,6 +94,7 @@ def _runtime(config_text: str, vocab_size: int) -> Runtime:
     set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)
     model = trained_model(config, vocab_size, device)
+    fuse_head(model, device)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)

@@ -13,6 +13,7 @@ from photon.link.encoding import PackedGroups
 from photon.link.messages import TrainReport, TrainRequest
 from photon.link.update import encode_reply
 from photon.objective.configured import objective_of
+from photon.silo.choice import as_decided
 from photon.silo.kept import Stays, kept_reply, save_round, silo_store
 from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
@@ -58,6 +59,7 @@ def sum_up(
     if missing := sorted(set(contract.arriving) - set(groups)):
         raise PhotonError(f"{request.silo}: the request does not bring {missing[0]}")
     prepared = site.prepared()
+    config = as_decided(config, prepared.manifest.vocab_size)
     seed = f"{config.seed}/{request.round}/{request.silo}"
     loaded = time.perf_counter()
     sums = _checked(_summed(groups, SiloData(prepared, request.members), request, seed, config), contract)

@@ -8,6 +8,7 @@ import torch
 from photon.config.schema import RunConfig
 from photon.link.encoding import PackedGroups
 from photon.link.messages import TrainReport, TrainRequest
+from photon.silo.choice import as_decided
 from photon.silo.evaluate import before_merge
 from photon.silo.figures import diagnose, distance
 from photon.silo.fit import fit
@@ -53,6 +54,7 @@ def train(
         return done
 
     data = site.prepared()
+    config = as_decided(config, data.manifest.vocab_size)
     for_method = request_of(request, contract, config, data.manifest.vocab_size)
     kept, state_lost = kept_state(store, request)
     start, received = start_from(kept, groups, request, for_method, data, config)

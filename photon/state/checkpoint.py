@@ -90,7 +90,9 @@ class ServerState(BaseModel):
     config
         Text of the configuration that the run had by then; empty in those of earlier versions.
     validation_loss
-        Of the global parameters, over all silos that evaluate; None: they were not evaluated.
+        Of the global parameters, over the silos that were asked; None: they were not evaluated.
+    estimated
+        Whether some of the silos alone were asked.
     progress
         What the silos have told of the models until now.
     vocabulary
@@ -114,6 +116,7 @@ class ServerState(BaseModel):
     decided: dict[str, Decided] = Field(default_factory=dict)
     config: str = ""
     validation_loss: float | None = None
+    estimated: bool = False
     progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
     vocab_size: int = Field(ge=1)
@@ -250,7 +253,8 @@ class CheckpointStore:
     permanent_every
         Rounds from one checkpoint that stays for ever to the next; None: none does.
     keep_best
-        Whether the one with the lowest validation loss stays, too.
+        Whether the one with the lowest validation loss stays, too. Losses of some of the silos do not count:
+        which silos were drawn would decide.
     """
 
     def __init__(
@@ -261,7 +265,7 @@ class CheckpointStore:
         self._permanent_every = permanent_every
         self._keep_best = keep_best
         #: What is known of checkpoints on the disk, so that each is read once.
-        self._losses: dict[int, float | None] = {}
+        self._losses: dict[int, tuple[float | None, bool]] = {}
 
     def rounds(self) -> list[int]:
         """Return the rounds that have a checkpoint, ascending."""
@@ -316,7 +320,7 @@ class CheckpointStore:
         RunError
             If it is not what was to be written when it is read back: it does not count.
         """
-        state = state.model_copy(update={"format": FORMAT, "validation_loss": None})
+        state = state.model_copy(update={"format": FORMAT, "validation_loss": None, "estimated": False})
         with atomic_directory(self._path(state.round)) as folder, ThreadPoolExecutor(1) as background:
             save_groups(folder / _PARAMS, {"params": params})
             params.clear()
@@ -356,29 +360,32 @@ class CheckpointStore:
 
     def evaluated(self) -> Checkpoint | None:
         """Return the newest checkpoint whose model was evaluated, and is kept."""
-        newest = next((each for each in reversed(self.rounds()) if self._loss(each) is not None), None)
+        newest = next((each for each in reversed(self.rounds()) if self._loss(each)[0] is not None), None)
         return None if newest is None else self.load(newest)
 
     def _remove_old(self) -> None:
         rounds = self.rounds()
         stay = set(rounds[-self._keep :])
         # What a run can go back to if a later evaluation shows that the model has become worse.
-        stay |= set([each for each in rounds if self._loss(each) is not None][-1:])
+        stay |= set([each for each in rounds if self._loss(each)[0] is not None][-1:])
         if self._permanent_every is not None:
             stay |= {each for each in rounds if each > 0 and each % self._permanent_every == 0}
         if self._keep_best:
-            losses = [(loss, each) for each in rounds if (loss := self._loss(each)) is not None]
+            found = [(*self._loss(each), each) for each in rounds]
+            losses = [(loss, each) for loss, estimated, each in found if loss is not None and not estimated]
             stay |= {each for _, each in sorted(losses)[:1]}
         for old in set(rounds) - stay:
             remove_directory(self._path(old))
 
-    def _loss(self, server_round: int) -> float | None:
+    def _loss(self, server_round: int) -> tuple[float | None, bool]:
+        """Return the validation loss of a round's model, and whether it is one of some silos alone."""
         if server_round not in self._losses:
             try:
-                self._losses[server_round] = self.load(server_round).state.validation_loss
+                state = self.load(server_round).state
+                self._losses[server_round] = state.validation_loss, state.estimated
             except PhotonError:
                 # A damaged one is not the best.
-                self._losses[server_round] = None
+                self._losses[server_round] = None, False
         return self._losses[server_round]
 
     def _write_averaged(self, folder: Path, state: ServerState, averaged: StateGroups) -> None:

@@ -26,7 +26,7 @@ class Progress(BaseModel):
     Attributes
     ----------
     losses
-        Silo to the loss that it told last.
+        Silo to the loss that it told of the last model.
     changes
         Medians of the silos' changes from one evaluation to the next, the last ones.
     undone
@@ -48,7 +48,8 @@ class Progress(BaseModel):
         """Return the progress after one more evaluation."""
         change = self.change(losses)
         changes = self.changes if change is None else [*self.changes, change][-REMEMBERED:]
-        return Progress(losses={**self.losses, **losses}, changes=changes)
+        # What a silo said of an older model would hide a rise since then.
+        return Progress(losses=dict(losses), changes=changes)
 
     def most(self, guard: GuardSection) -> float:
         """Return the largest rise that is let pass, in nats."""

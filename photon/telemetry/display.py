@@ -32,6 +32,7 @@ from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history, seconds_between
 from photon.telemetry.summary import (
     counted,
+    estimate_text,
     format_bytes,
     format_count,
     format_perplexity,
@@ -43,6 +44,8 @@ from photon.telemetry.summary import (
     unigram_perplexity,
 )
 
+# Silos that a line names, at most.
+_NAMED = 16
 # Lines of the live view around the table of silos; the rest of the window's height is for silos.
 _LINES_AROUND = 16
 
@@ -261,9 +264,8 @@ class _State:
         The centralized strategy's only participant is no silo.
         """
         assert self.started is not None
-        names = [silo["name"] for silo in self.started.silos]
-        cohort = self.round.cohort if self.round else []
-        names += [name for name in cohort if name not in names]
+        cohort = dict.fromkeys(self.round.cohort if self.round else [])
+        names = list(dict.fromkeys([*(silo["name"] for silo in self.started.silos), *cohort]))
         return names if len(names) <= room else sorted(names, key=lambda name: name not in cohort)
 
     def row(self, name: str) -> list[str]:
@@ -392,11 +394,18 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
     own = ""
     if state.started is not None and has_own_models(state.started, event):
         own = f" · own models of silos {format_perplexity(mean_over_silos(state.started, event))} in the mean"
-    per_silo = " · ".join(
-        f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())
+    per_silo = _named(
+        [f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())],
+        " · ",
     )
-    overall = f"validation perplexity {format_perplexity(event.perplexity)}"
+    overall = f"validation perplexity {format_perplexity(event.perplexity)}{estimate_text(event)}"
     return f"{overall} ({', '.join(notes)}) · {per_silo}{own}"
+
+
+def _named(names: list[str], between: str) -> str:
+    """Name the first few of many."""
+    more = [] if len(names) <= _NAMED else [f"and {len(names) - _NAMED:,} more"]
+    return between.join([*names[:_NAMED], *more])
 
 
 def _tasks_text(event: TasksEvaluated) -> str:
@@ -410,7 +419,7 @@ def _tasks_text(event: TasksEvaluated) -> str:
 def _round_text(event: RoundFinished, state: _State) -> str:
     left = state.seconds_left(event.time)
     facts = [
-        ", ".join(sorted(state.replies)) or "no silo",
+        _named(sorted(state.replies), ", ") or "no silo",
         _train_facts(event),
         f"{format_bytes(event.bytes_up)} up, {format_bytes(event.bytes_down)} down",
         f"{format_seconds(event.seconds['round'])}",

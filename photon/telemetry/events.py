@@ -269,6 +269,10 @@ class Evaluated(Event):
     The bytes are what the validation itself moved over the link, all silos together. ``per_node`` has for
     every silo and federation below what its own model gives on its own text: the global one, unless the
     strategy leaves it layers of its own.
+
+    Of ``of_silos`` that measure models ``asked`` were asked, and those in ``per_silo`` have answered.
+    ``error`` is the standard error of ``loss`` as an estimate of what all would give: 0 where all have
+    answered, ``None`` where one alone has, or nobody knows.
     """
 
     round: int
@@ -280,6 +284,14 @@ class Evaluated(Event):
     bytes_down: int
     seconds: _Number
     per_node: dict[str, SiloEvaluation] = dataclasses.field(default_factory=dict)
+    asked: int | None = None
+    of_silos: int | None = None
+    error: float | None = None
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether some of the silos alone were asked."""
+        return self.asked is not None and self.of_silos is not None and self.asked < self.of_silos
 
 
 @dataclass(frozen=True, kw_only=True)

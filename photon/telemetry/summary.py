@@ -34,6 +34,8 @@ from photon.telemetry.events import (
 )
 from photon.telemetry.log import current_history, elapsed_seconds
 
+#: Silos up to which the tables at the end of a run list each.
+_MOST_LISTED = 64
 #: The first of these that a task has says how well it was done.
 _MAIN = ("acc", "exact_match", "bits_per_byte", "perplexity")
 
@@ -47,6 +49,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``per_group`` has those of each state group's tensors in training.
     ``perplexity.per_node`` has what the own model of every silo and federation below gives on its own text;
     ``perplexity.mean_of_silos`` is the mean over the silos alone, each counting the same.
+    ``perplexity.final`` is that of the model after round ``final_round``; it rests on ``final_silos`` silos,
+    with the standard error ``final_error`` as an estimate of all (0: all have measured it; None: unknown).
     ``tree`` is that of a federation of federations.
     ``density`` is the share of the prunable weights that are not zero; None where nothing is pruned.
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have sent; None where no
@@ -251,6 +255,20 @@ def privacy_figures(privacy: dict[str, Any]) -> tuple[str, str]:
     return f"ε ≤ {worst[name]:.3g}", f"at δ = {privacy['delta']:g}; {name} has the largest"
 
 
+def estimate_text(evaluation: Evaluated) -> str:
+    """Say on how many silos a perplexity rests, with its standard error, where not all have measured it."""
+    if not evaluation.is_estimate:
+        return ""
+    error = perplexity_error(evaluation)
+    bar = "" if error is None else f" ± {format_perplexity(error)}"
+    return f"{bar} by {len(evaluation.per_silo):,} of {evaluation.of_silos:,} silos"
+
+
+def perplexity_error(evaluation: Evaluated) -> float | None:
+    """Return the standard error of a perplexity, e^L times that of the loss L; None: it is not known."""
+    return None if evaluation.error is None else evaluation.perplexity * evaluation.error
+
+
 def format_share(value: float | None) -> str:
     """Return a share as a percentage."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.1%}"
@@ -281,6 +299,9 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
             }
             for silo in started.silos
         },
+        "final_round": final.round if final else None,
+        "final_silos": len(final.per_silo) if final else None,
+        "final_error": perplexity_error(final) if final else None,
         "per_node": {name: node["perplexity"] for name, node in (final.per_node if final else {}).items()},
         "mean_of_silos": mean_over_silos(started, final) if final else None,
     }
@@ -295,8 +316,10 @@ def _bytes(events: Iterable[RoundFinished | Evaluated | SiloFinished]) -> dict[s
 
 
 def _bytes_per_silo(replies: list[SiloFinished]) -> dict[str, dict[str, int]]:
-    names = sorted({event.silo for event in replies})
-    return {name: _bytes(event for event in replies if event.silo == name) for name in names}
+    by_silo: dict[str, list[SiloFinished]] = {}
+    for event in replies:
+        by_silo.setdefault(event.silo, []).append(event)
+    return {name: _bytes(by_silo[name]) for name in sorted(by_silo)}
 
 
 def _bytes_per_group(rounds: list[RoundFinished]) -> dict[str, dict[str, int]]:
@@ -373,12 +396,20 @@ def _perplexity_table(perplexity: dict[str, Any]) -> Table:
     table.add_column("silo")
     for heading in ("before", "after", "unigram"):
         table.add_column(heading, justify="right")
-    for name, row in perplexity["per_silo"].items():
+    for name, row in _listed(table, perplexity["per_silo"]):
         table.add_row(Text(name), *(format_perplexity(row[key]) for key in ("initial", "final", "unigram")))
     table.add_section()
     overall = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
     table.add_row("overall", *overall, style="bold")
     return table
+
+
+def _listed(table: Table, per_silo: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return the silos that a table at the end of a run lists; of many it says how many there are."""
+    if len(per_silo) <= _MOST_LISTED:
+        return list(per_silo.items())
+    table.add_row(Text(f"{len(per_silo):,} silos; summary.json has each", style="dim"))
+    return []
 
 
 def _own_models_table(perplexity: dict[str, Any], tree: dict[str, Any] | None) -> Table | None:
@@ -410,7 +441,7 @@ def _bytes_table(sizes: dict[str, Any]) -> Table:
     table.add_column("reply")
     for heading in ("up", "down"):
         table.add_column(heading, justify="right")
-    for name, row in sizes["per_silo"].items():
+    for name, row in _listed(table, sizes["per_silo"]):
         table.add_row(Text(name), format_bytes(row["up"]), format_bytes(row["down"]))
     validation = sizes["evaluation"]
     table.add_row(
@@ -431,6 +462,10 @@ def _facts(
         ("everything else", f"{format_seconds(seconds['overhead'])} of {format_seconds(seconds['total'])}"),
         ("throughput", f"{format_count(summary['tokens_per_second'])} tokens/s"),
     ]
+    if error := summary["perplexity"].get("final_error"):
+        silos, after = summary["perplexity"]["final_silos"], summary["perplexity"]["final_round"]
+        told = f"± {format_perplexity(error)}, by {counted(silos, 'silo')} after round {after}"
+        rows.append(("error of the perplexity", told))
     if summary["mfu"] is not None:
         rows.append(("model FLOPs utilisation", format_share(summary["mfu"])))
     if summary.get("density") is not None:

@@ -191,6 +191,9 @@ def _evaluation_metrics(event: Evaluated) -> dict[str, float]:
         "validation/loss": event.loss,
         "validation/perplexity": event.perplexity,
     }
+    metrics["validation/silos"] = len(event.per_silo)
+    if event.error is not None:
+        metrics["validation/error"] = event.error
     for name, silo in event.per_silo.items():
         metrics[f"validation/{name}/loss"] = silo["loss"]
         metrics[f"validation/{name}/perplexity"] = silo["perplexity"]

@@ -46,6 +46,8 @@ def decided_here(training: TrainingSection, micro_batch_size: int | None = None)
 
     Parameters
     ----------
+    training
+        The section in which precision and attention are decided.
     micro_batch_size
         What the batch probe has found; None: it was not asked.
     """
@@ -56,6 +58,7 @@ def decided_here(training: TrainingSection, micro_batch_size: int | None = None)
             "precision": resolve_precision(training.precision, device),
             "threads": torch.get_num_threads(),
             "micro_batch_size": micro_batch_size,
+            "attention": training.attention,
         }
     )
 

@@ -14,6 +14,7 @@ threads that spin make every small operation slow, and an update in blocks has m
 import argparse
 import itertools
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from common import Report, interleave, parser
@@ -38,6 +39,7 @@ def main() -> None:
         "QHADOPT": QHADOPT,
         "RefreshedAdamW": RefreshedAdamW,
         "MuonAdamW": MuonAdamW,
+        "MuonAdamW, one by one (torch's)": one_by_one,
         "LoRDO": lambda p: LoRDO(p, rank=arguments.rank),
         "LoRDO, full-rank term off": lambda p: LoRDO(p, rank=arguments.rank, weight=1.0),
     }
@@ -54,6 +56,12 @@ def main() -> None:
         digits=0,
     )
     report.close()
+
+
+def one_by_one(named: Named) -> torch.optim.Optimizer:
+    optimizer = MuonAdamW(named)
+    optimizer._muon.step = partial(torch.optim.Muon.step, optimizer._muon)
+    return optimizer
 
 
 def turn(make: Callable[[Named], torch.optim.Optimizer], arguments: argparse.Namespace) -> Callable[[], None]:

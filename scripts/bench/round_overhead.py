@@ -276,7 +276,7 @@ def flush_files(folder: Path, payload: int) -> list[Timing]:
     return [timed(write) for _ in range(3)]
 
 
-def flower_inprocess(shapes: dict[str, list[int]], rounds: int) -> list[Timing]:
+def flower_inprocess(shapes: dict[str, list[int]], rounds: int, nodes: int = 1) -> list[Timing]:
     import numpy as np
     from flwr.app import Array, ArrayRecord, MetricRecord, RecordDict
     from flwr.serverapp.strategy import FedAvg
@@ -287,10 +287,10 @@ def flower_inprocess(shapes: dict[str, list[int]], rounds: int) -> list[Timing]:
         return RecordDict({"arrays": content["arrays"], "metrics": MetricRecord({"num-examples": 1.0})})
 
     ends: list[Timing] = []
-    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=1, min_available_nodes=1)
+    strategy = FedAvg(fraction_evaluate=0.0, min_train_nodes=nodes, min_available_nodes=nodes)
     arrays = {name: Array(np.full(shape, 0.5, np.float32)) for name, shape in shapes.items()}
     strategy.start(
-        InProcessGrid(answer, {1: {}}),
+        InProcessGrid(answer, {node: {} for node in range(1, nodes + 1)}),
         ArrayRecord(arrays),
         num_rounds=rounds,
         evaluate_fn=lambda _round, _arrays: ends.append(Timing(time.process_time(), time.perf_counter())),
@@ -404,7 +404,7 @@ def main(grid, context):
     settings = json.loads(Path(context.run_config["settings"]).read_text())
     arrays = {name: Array(np.full(s, 0.5, np.float32)) for name, s in settings["shapes"].items()}
     ends = []
-    FedAvg(fraction_evaluate=0.0).start(
+    FedAvg(fraction_train=settings["fraction"], fraction_evaluate=0.0).start(
         grid,
         ArrayRecord(arrays),
         num_rounds=settings["rounds"],
@@ -416,6 +416,14 @@ def main(grid, context):
 
 def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> list[float]:
     """Run Flower's FedAvg under a SuperLink of its own; return milliseconds of the rounds that count."""
+    ends = flower_ends(config, app, run_dir, rounds, config.federation.silos_in_parallel, 1.0)
+    return [1e3 * (b - a) for a, b in itertools.pairwise(ends[WARM_UP:])]
+
+
+def flower_ends(
+    config: Any, app: Path, run_dir: Path, rounds: int, nodes: int, fraction: float
+) -> list[float]:
+    """Run Flower's FedAvg on so many nodes, a fraction of them a round; return when each round ended."""
     from photon.engine.signals import interruptible
     from photon.engine.simulation import CONNECTION, Simulation
 
@@ -423,13 +431,13 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
     (app / "pyproject.toml").write_text(FLOWER_PYPROJECT)
     (app / "fedavg_bench" / "__init__.py").write_text(FLOWER_APP)
     output = run_dir / "ends.json"
-    settings = {"shapes": shapes_of(config), "rounds": rounds, "output": str(output)}
+    settings = {"shapes": shapes_of(config), "rounds": rounds, "output": str(output), "fraction": fraction}
     (run_dir / "settings.json").write_text(json.dumps(settings))
     cores = os.cpu_count() or 1
     parallel = config.federation.silos_in_parallel
     # The same resources as photon.engine.simulation asks for.
     resources = (
-        f"num-supernodes={parallel} client-resources-num-cpus={max(1, cores // parallel)} "
+        f"num-supernodes={nodes} client-resources-num-cpus={max(1, cores // parallel)} "
         f"client-resources-num-gpus=0 init-args-num-cpus={cores}"
     )
 
@@ -447,8 +455,8 @@ def flower_simulation(config: Any, app: Path, run_dir: Path, rounds: int) -> lis
                     raise SystemExit(self.connection.log(run_id)[-3000:])
 
     Baseline(config, resume=False).run()
-    ends = json.loads(output.read_text())
-    return [1e3 * (b - a) for a, b in itertools.pairwise(ends[WARM_UP:])]
+    ends: list[float] = json.loads(output.read_text())
+    return ends
 
 
 def parse_arguments() -> argparse.Namespace:

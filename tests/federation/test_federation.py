@@ -160,7 +160,7 @@ def test_no_window_is_trained_twice_or_skipped(run_small: Run, tmp_path: Path) -
 
 
 def test_summary_holds_the_measured_figures(run_small: Run, tmp_path: Path) -> None:
-    summary = run_small("cohort=2")
+    summary = run_small("cohort=2", "link.keep_received=false")
     replies = events_of(tmp_path / "run", SiloFinished)
     model_bytes = sum(tensor.nbytes for tensor in final_params(tmp_path / "run").values())
     assert summary["rounds"] == 3

@@ -18,9 +18,8 @@ from photon.engine.inprocess import run_inprocess
 from photon.federation import federation
 from photon.federation.run import prepare_run
 from photon.node import answer
-from photon.silo import runtime
+from photon.silo import choice, runtime
 from photon.state.checkpoint import CheckpointStore, ServerState
-from photon.training import precision
 from photon.training.devices import stop_group
 
 #: Every kind of dropout that the small model has.
@@ -130,18 +129,22 @@ def test_dropout_repeats_in_a_group_of_processes(run_small: Run) -> None:
 def stopwatch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[float], None]]:
     """Let the probe find what a test says, in a home of the test's own."""
     monkeypatch.setenv("PHOTON_HOME", str(tmp_path / "home"))
-    found = [2.0]
-    monkeypatch.setattr(precision, "measure_bf16_speedup", lambda: found[0])
+    found, products = [2.0], [1.0]
+    monkeypatch.setattr(
+        choice,
+        "_measured",
+        lambda *rest: {choice.BF16: found[0], choice.BF16_PRODUCTS: found[0] * products[0]},
+    )
 
-    def says(speedup: float) -> None:
-        """Find this from now on, in a new process."""
-        found[0] = speedup
-        precision.bf16_speedup_on_cpu.cache_clear()
+    def says(speedup: float, of_products: float = 1.0) -> None:
+        """Find this from now on, in a new process: of bf16, and of products in it."""
+        found[0], products[0] = speedup, of_products
+        choice._decided.cache_clear()
         disturb()
 
     says(2.0)
     yield says
-    precision.bf16_speedup_on_cpu.cache_clear()
+    choice._decided.cache_clear()
 
 
 def training_of(run_dir: Path) -> dict[str, Any]:
@@ -157,7 +160,47 @@ def test_two_equal_commands_choose_alike(
     again = run_small(*RUN, *AUTO, name="again")
     assert again["weights_sha256"] == first["weights_sha256"]
     assert training_of(tmp_path / "first")["precision"] == "bf16"
-    assert "bf16 is 2.00 times as fast" in (tmp_path / "first" / "events.jsonl").read_text()
+    said = (tmp_path / "first" / "events.jsonl").read_text()
+    assert "in bf16 a step of this model is 2.00 times as fast" in said
+    assert "by products" not in said
+
+
+def test_attention_is_chosen_once_and_holds_for_the_run(
+    run_small: Run,
+    small_config: Callable[..., RunConfig],
+    stopwatch: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    stopwatch(2.0, 1.04)
+    by_torch = run_small(*RUN, *AUTO, name="torch")
+    assert training_of(tmp_path / "torch")["attention"] == "sdpa"
+    stopwatch(1.1, 1.2)
+    shutil.rmtree(tmp_path / "home")
+    whole = run_small(*RUN, *AUTO, name="whole")
+    assert whole["weights_sha256"] != by_torch["weights_sha256"]
+    assert "attention by products" in (tmp_path / "whole" / "events.jsonl").read_text()
+    killed_in(small_config(*RUN, *AUTO, name="cut"), 2)
+    chosen = training_of(tmp_path / "cut")
+    assert (chosen["precision"], chosen["attention"]) == ("bf16", "products")
+    kept = CheckpointStore(tmp_path / "cut" / "checkpoints").load(1).state.decided
+    assert {one.attention for one in kept.values()} == {"products"}
+    stopwatch(2.0, 0.5)
+    shutil.rmtree(tmp_path / "home")
+    resumed = run_inprocess(prepare_run(load(tmp_path / "cut" / "config.yaml")), answer, resume=True)
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_attention_in_fp32_is_torchs_whatever_is_found(
+    run_small: Run, stopwatch: Callable[..., None], tmp_path: Path
+) -> None:
+    stopwatch(2.0, 3.0)
+    one = run_small("rounds=1", name="one")
+    assert training_of(tmp_path / "one")["attention"] == "sdpa"
+    other = run_small("rounds=1", "training.attention=sdpa", name="other")
+    assert one["weights_sha256"] == other["weights_sha256"]
+    asked = run_small("rounds=1", "training.attention=products", name="asked")
+    assert training_of(tmp_path / "asked")["attention"] == "products"
+    assert asked["perplexity"]["final"] == pytest.approx(one["perplexity"]["final"], rel=1e-4)
 
 
 def test_what_was_chosen_holds_for_the_run_and_for_its_repetition(

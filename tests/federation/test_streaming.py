@@ -105,7 +105,7 @@ def test_one_fragment_is_diloco_bit_for_bit(run_small: Run) -> None:
 def test_a_round_sends_a_fragment_and_a_newcomer_gets_everything(
     run_small: Run, small_config: Make, tmp_path: Path
 ) -> None:
-    run_small(*STREAMING, "cohort=2", "rounds=7")
+    run_small(*STREAMING, "cohort=2", "rounds=7", "link.keep_received=false")
     params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
     shapes = {name: tensor.shape for name, tensor in params.items()}
     parts = split_parameters(shapes, 3, "strided")

@@ -247,7 +247,7 @@ def test_the_bytes_of_each_group_are_four_times_its_elements(
     run_small: Run,
     tmp_path: Path,
 ) -> None:
-    way = (f"link.transport={transport}", f"link.store.url={tmp_path / 'store'}")
+    way = (f"link.transport={transport}", f"link.store.url={tmp_path / 'store'}", "link.keep_received=false")
     summary = run_small(*overrides, *way, "rounds=2", "local_steps=2", "cohort=3")
     params = CheckpointStore(tmp_path / "run" / "checkpoints").latest()[0].load_params()
     expected = sent(sum(4 * tensor.numel() for tensor in params.values()))

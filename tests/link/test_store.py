@@ -708,7 +708,7 @@ def test_a_killed_download_leaves_no_file(tmp_path: Path) -> None:
 
 # --- whole runs ---------------------------------------------------------------------------------------
 
-SMALL_RUN = ["cohort=2", "rounds=2", "outer=diloco"]
+SMALL_RUN = ["cohort=2", "rounds=2", "outer=diloco", "link.keep_received=false"]
 
 
 def test_a_run_through_a_store_equals_one_inside_messages(

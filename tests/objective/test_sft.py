@@ -25,7 +25,7 @@ from photon.evaluation.perplexity import evaluate_data
 from photon.federation.run import prepare_run
 from photon.models.abbie import AbbieGPT2Config, AbbieLlamaConfig
 from photon.models.build import build_model
-from photon.models.loss import causal_losses, kept_apart
+from photon.models.loss import causal_losses, run_apart
 from photon.node import answer
 from photon.objective.sft import SupervisedFineTuning, keeps_apart
 from photon.state.checkpoint import CheckpointStore
@@ -133,7 +133,7 @@ def test_on_a_gpu_targets_are_ignored_and_not_left_out() -> None:
     from photon.models import loss as module
 
     labels = batch["tokens"].masked_fill(batch["targets"] == 0, -100)[:, 1:].reshape(-1)
-    logits = model(input_ids=batch["tokens"][:, :-1], **kept_apart(batch["positions"][:, :-1])).logits
+    logits = run_apart(model, batch["tokens"][:, :-1], batch["positions"][:, :-1]).logits
     total = module._cross_entropy_of(logits.flatten(0, 1), labels, None, reduction="sum")
     expected = SupervisedFineTuning().loss(model, batch, None).value
     assert (total / batch["targets"].sum()).item() == pytest.approx(expected.item(), abs=1e-6)
@@ -145,7 +145,7 @@ def test_the_softmax_may_run_over_some_rows_alone() -> None:
     loss = SupervisedFineTuning().loss(model, batch, rows).value
     with torch.no_grad():
         model.transformer.wte.weight[40:] = 0
-        logits = model(input_ids=batch["tokens"][:, :-1], **kept_apart(batch["positions"][:, :-1])).logits
+        logits = run_apart(model, batch["tokens"][:, :-1], batch["positions"][:, :-1]).logits
     chosen = batch["targets"][:, 1:] == 1
     expected = nn.functional.cross_entropy(logits[chosen][:, :40], batch["tokens"][:, 1:][chosen])
     assert loss.item() == pytest.approx(expected.item(), abs=1e-6)

@@ -153,6 +153,9 @@ def test_the_figures_are_those_computed_by_hand() -> None:
                 "a": {"initial": 900.0, "final": 60.0, "unigram": pytest.approx(50.0)},
                 "b": {"initial": 1100.0, "final": 100.0, "unigram": pytest.approx(800.0)},
             },
+            "final_round": 2,
+            "final_silos": 2,
+            "final_error": None,
             "per_node": {},
             "mean_of_silos": None,
         },
@@ -335,3 +338,12 @@ def test_own_models_of_silos_alone_are_shown_where_they_differ_from_the_global_o
 )
 def test_figures_are_written_shortly(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_an_estimate_says_on_how_many_silos_it_rests() -> None:
+    last = dataclasses.replace(_evaluated(113.0, 2, 60.0, 100.0), asked=2, of_silos=50, error=0.25)
+    summary = build_summary([*RUN[:-2], last, RUN[-1]], weights_sha256="ff")
+    assert summary["perplexity"]["final_silos"] == 2
+    # The standard error of e^L is e^L times that of L.
+    assert summary["perplexity"]["final_error"] == pytest.approx(80.0 * 0.25)
+    assert any("± 20.0, by 2 silos after round 2" in line for line in _printed(summary))
