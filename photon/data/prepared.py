@@ -188,8 +188,8 @@ def file_sha256(path: Path) -> str:
 class PreparedData:
     """A folder of prepared data whose files are where and what its manifest says.
 
-    ``open`` looks at the manifest and at the header and size of every array, which takes milliseconds;
-    ``verify`` reads everything.
+    ``open`` looks at the manifest and at the header and size of every array, which takes milliseconds, and
+    reads what has changed since the manifest was written; ``verify`` reads everything.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -205,7 +205,8 @@ class PreparedData:
         Raises
         ------
         PhotonError
-            If it is no folder of prepared data, or a file is missing, cut short or of another shape.
+            If it is no folder of prepared data, or a file is missing, cut short, of another shape or not what
+            was written.
         """
         path = Path(path)
         data = cls(path, _read_manifest(path))
@@ -215,11 +216,12 @@ class PreparedData:
             for split in SPLITS:
                 data.arrays(silo, split)
             data.unigram(silo)
+        data._verify_changed()
         return data
 
     @classmethod
     def reopen(cls, path: Path) -> "PreparedData":
-        """Return what an earlier call opened, unless the manifest has changed since.
+        """Return what an earlier call opened, unless a file has changed since.
 
         Raises
         ------
@@ -228,9 +230,10 @@ class PreparedData:
         """
         try:
             manifest = (path / MANIFEST_NAME).stat()
+            changed = max(map(_changed, [path / "tokenizer/tokenizer.json", *path.glob("silos/*/*.npy")]))
         except OSError:
             return cls.open(path)
-        return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size)
+        return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size, changed)
 
     def dealt(self, island: int, islands: int) -> "PreparedData":
         """Return one of ``islands`` equal shares of each silo NAME, as the silo NAME-ISLAND.
@@ -300,12 +303,31 @@ class PreparedData:
         PhotonError
             At the first file that fails, by name.
         """
-        tokenizer = self.tokenizer_path / "tokenizer.json"
-        if file_sha256(tokenizer) != self.manifest.tokenizer_sha256:
-            raise PhotonError(f"{tokenizer} is not the tokenizer of the manifest (SHA-256): {_MEND}")
+        self._verify_tokenizer()
         for silo in self.silo_names:
             for split in SPLITS:
                 self._verify_split(silo, split)
+
+    def _verify_changed(self) -> None:
+        """Read what has changed since the manifest was written, as :meth:`verify` does.
+
+        The manifest is written last, so after a preparation that is nothing. In a copied folder it may be
+        everything.
+        """
+        written = _changed(self.path / MANIFEST_NAME)
+        if _changed(self.tokenizer_path / "tokenizer.json") > written:
+            self._verify_tokenizer()
+        for silo in self.silo_names:
+            for split in SPLITS:
+                files = [array_file(self.path, silo, split, name) for name in self.array_names]
+                files += [silo_file(self.path, silo, "unigram")] if split == "train" else []
+                if any(_changed(file) > written for file in files):
+                    self._verify_split(silo, split)
+
+    def _verify_tokenizer(self) -> None:
+        tokenizer = self.tokenizer_path / "tokenizer.json"
+        if file_sha256(tokenizer) != self.manifest.tokenizer_sha256:
+            raise PhotonError(f"{tokenizer} is not the tokenizer of the manifest (SHA-256): {_MEND}")
 
     def _verify_split(self, silo: str, split: SplitName) -> None:
         entry: Split = getattr(self._entry(silo), split)
@@ -395,8 +417,13 @@ def _share(whole: PreparedData, island: int, islands: int) -> PreparedData:
     return _Share(whole, island, islands)
 
 
+def _changed(file: Path) -> int:
+    """Return when a file was changed, in nanoseconds: no program can set that back."""
+    return file.stat().st_ctime_ns
+
+
 @lru_cache(maxsize=8)
-def _reopen(path: Path, *_manifest: int) -> PreparedData:
+def _reopen(path: Path, *_files: int) -> PreparedData:
     return PreparedData.open(path)
 
 

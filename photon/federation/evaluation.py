@@ -141,8 +141,7 @@ class Evaluation:
         Evaluated or None
             The event that was emitted; None if no silo could.
         """
-        begin = time.perf_counter()
-        state = checkpoint.state
+        begin, state = time.perf_counter(), checkpoint.state
         silos = {silo.name: silo for silo in self._willing()}
         names: Sequence[str] = list(silos)
         names = names if cohort is None else measuring(sent_config, names, cohort, state.round)

@@ -8,13 +8,9 @@ from typing import Any, Literal
 import torch
 
 from photon.components import build
-from photon.files.memory import release_freed
 from photon.training.groups import NamedParameters, read_optimizer, write_optimizer
 
 Tensors = dict[str, torch.Tensor]
-
-#: Bytes of the mean that are used up between two releases of memory.
-RELEASE_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class OuterOptimizer:
         state: dict[str, Tensors],
         scalars: dict[str, float],
     ) -> tuple[OuterStep, dict[str, Tensors], dict[str, float]]:
-        """Update ``params`` in place.
+        """Replace the tensors in ``params`` by stepped ones; those that were given are only read.
 
         ``mean`` is used up. SGD with learning rate 1 and nothing else is plain averaging and takes the mean
         itself, because θ − (θ − mean) rounds. Any other optimizer steps one tensor after another, so it must
@@ -95,29 +91,23 @@ class OuterOptimizer:
         parameters = {name: torch.nn.Parameter(tensor) for name, tensor in params.items()}
         optimizer = build(self._section, "outer", list(parameters.values()))
         if state or scalars:
-            # Private maps of the checkpoint's file: only what is stepped on takes memory.
             write_optimizer(NamedParameters(parameters), optimizer, state, scalars, adopt=True)
         averaging = self._of == "parameters" and _is_plain_averaging(optimizer)
         gradient_norms: dict[str, float] = {}
-        used_up = 0
         # One tensor at a time: its pseudo-gradient is gone before the next one's parameters leave the disk.
         for name, parameter in parameters.items():
             of_silos = mean.pop(name)
-            used_up += of_silos.nbytes
             if averaging:
                 gradient_norms[name] = _norm(parameter.detach() - of_silos)
                 params[name] = of_silos
                 continue
+            _take_from_file(parameter, optimizer)
             parameter.grad = of_silos if self._of == "update" else of_silos.neg_().add_(parameter.detach())
             gradient_norms[name] = _norm(parameter.grad)
             optimizer.step()
             parameter.grad = None
             params[name] = parameter.detach()
             del of_silos
-            if used_up > RELEASE_BYTES:
-                # The outer optimizer's state takes the place of the mean, not room beside it.
-                release_freed()
-                used_up = 0
         groups, numbers = read_optimizer(NamedParameters(parameters), optimizer)
         return outer_step(gradient_norms, params, groups), groups, numbers
 
@@ -131,6 +121,19 @@ def outer_step(
         {name: _norm(tensor) for name, tensor in params.items()},
         {group: math.hypot(*map(_norm, tensors.values())) for group, tensors in state.items()},
     )
+
+
+def _take_from_file(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a parameter and its state, which may be maps of a checkpoint's files, into memory.
+
+    The copies go where replies, and means that are used up, have been. To write to the maps would take a new
+    page of the system for every 4 KiB, which costs more than the whole step.
+    """
+    parameter.data = parameter.data.clone()
+    state = optimizer.state.get(parameter, {})
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor):
+            state[key] = value.clone()
 
 
 def _norm(tensor: torch.Tensor) -> float:

@@ -89,25 +89,44 @@ def other_counts(folder: Path) -> None:
     np.save(folder / "silos/low/unigram.npy", counts)
 
 
-BROKEN_AT_VERIFY = {
+OVERWRITTEN = {
     "one token": (lambda d: change_one_token(d / TRAIN, 1), r"train.npy has changed"),
     "validation": (
         lambda d: change_one_token(d / "silos/high/validation.npy", 1),
         r"validation.npy has changed",
     ),
-    "outside": (outside_vocabulary, "holds token 300, outside the vocabulary of 300"),
     "counts": (other_counts, "unigram.npy does not count"),
     "tokenizer": (lambda d: (d / "tokenizer/tokenizer.json").write_text("{}"), "is not the tokenizer"),
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN_AT_VERIFY)
-def test_verify_finds_what_open_does_not_look_for(folder, kind):
+@pytest.mark.parametrize("kind", OVERWRITTEN)
+def test_what_was_overwritten_since_the_manifest_is_found(folder, kind):
     PreparedData.open(folder).verify()
-    damage, message = BROKEN_AT_VERIFY[kind]
+    data = PreparedData.reopen(folder)
+    damage, message = OVERWRITTEN[kind]
     damage(folder)
+    # A time that a program has set back hides nothing.
+    for file in [*folder.rglob("*.npy"), folder / "tokenizer/tokenizer.json"]:
+        os.utime(file, (0, 0))
+    for look in (lambda: PreparedData.open(folder), lambda: PreparedData.reopen(folder), data.verify):
+        with pytest.raises(PhotonError, match=message):
+            look()
+
+
+def test_what_was_not_touched_since_the_manifest_is_not_read(folder, monkeypatch):
+    (folder / "manifest.json").write_text((folder / "manifest.json").read_text())
+    read = []
+    monkeypatch.setattr("photon.data.prepared.file_sha256", read.append)
+    assert PreparedData.reopen(folder) is PreparedData.reopen(folder)
+    assert not read
+
+
+def test_verify_finds_what_agrees_with_a_manifest_that_was_written_anew(folder):
+    PreparedData.open(folder).verify()
+    outside_vocabulary(folder)
     data = PreparedData.open(folder)
-    with pytest.raises(PhotonError, match=message):
+    with pytest.raises(PhotonError, match="holds token 300, outside the vocabulary of 300"):
         data.verify()
 
 

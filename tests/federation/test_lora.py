@@ -117,7 +117,8 @@ def test_the_base_stays_and_is_sent_once(way: str, run_lora: Run, base: Path, tm
     assert finished
     for event in finished:
         assert BASE not in event.group_bytes_down, "the first evaluation has brought it"
-        assert event.group_bytes_down["params"] <= adapter_bytes + 64 * len(adapters)
+        # Nothing at all where the silo has kept what it measured.
+        assert event.group_bytes_down.get("params", 0) <= adapter_bytes + 64 * len(adapters)
         assert not any(group.startswith("fixed") for group in event.group_bytes_up)
     first, *others = [event.bytes_down for event in events(run_dir, Evaluated)]
     receivers = 2 if way == "tree" else 3

@@ -93,6 +93,23 @@ def test_fedadam_descends_and_equals_a_restatement() -> None:
     assert float(params["w"].norm()) < float(torch.ones(5).norm())
 
 
+def test_maps_of_a_checkpoint_are_read_and_never_written_to() -> None:
+    """A write to a map costs a page of the system for every 4 KiB."""
+    outer = OuterOptimizer({"_target_": "torch.optim.Adam", "lr": 0.1})
+    first = {"w": torch.ones(5)}
+    _, state, scalars = outer.step(first, {"w": torch.zeros(5)}, {}, {})
+    given = {"w": first["w"].clone()}
+    mapped, moments = dict(given), {group: tensors["w"] for group, tensors in state.items()}
+    before = {group: tensor.clone() for group, tensor in moments.items()}
+    _, after, _ = outer.step(given, {"w": torch.zeros(5)}, state, scalars)
+    assert torch.equal(mapped["w"], first["w"])
+    assert not torch.equal(given["w"], first["w"])
+    assert moments.keys() == {"exp_avg", "exp_avg_sq"}
+    for group, tensor in moments.items():
+        assert torch.equal(tensor, before[group])
+        assert not torch.equal(after[group]["w"], tensor)
+
+
 def test_unknown_setting_names_the_nearest() -> None:
     with pytest.raises(PhotonError, match=r"outer\.momentun.*did you mean 'momentum'"):
         OuterOptimizer({"_target_": SGD, "lr": 1.0, "momentun": 0.9}).step(
