@@ -4,10 +4,12 @@ Nothing heavy is imported here: a deployed SuperNode starts a new process for ev
 hands the work to the silo's worker, which stays.
 """
 
+from functools import partial
+
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from photon.link.answer import MessageType, NodeConfig, reply_to
+from photon.link.answer import MessageType, NodeConfig, is_standing, reply_to
 from photon.link.batch import answer_batch, is_batch
 from photon.silo.worker_client import ask_worker, has_worker
 
@@ -19,7 +21,11 @@ WORKER = "photon.worker"
 
 @app.query()
 def describe(message: Message, context: Context) -> Message:
-    """Tell which silos this node hosts."""
+    """Tell which silos this node hosts, take part in agreeing on masks, or answer a standing request."""
+    if is_standing(message.content):
+        from photon.silo.standing import stand
+
+        return reply_to(message, "query", context.node_config, partial(stand, answer=answer))
     return reply_to(message, "query", context.node_config, answer)
 
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 CODE_ROOT = Path(__file__).resolve().parents[1]
@@ -26,9 +27,16 @@ def environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def fingerprint() -> str:
     """Return a hash of Photon's source, of where it lies, and of the interpreter that runs it."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return _hash_of(tuple((file, (at := file.stat()).st_mtime_ns, at.st_size) for file in files))
+
+
+@lru_cache(maxsize=2)
+def _hash_of(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return it for these files, read again when one has another time of change or size."""
     digest = hashlib.sha256(f"{sys.executable}\0{sys.version}\0{CODE_ROOT}".encode())
     package = Path(__file__).parent
-    for file in sorted(package.rglob("*.py")):
+    for file, _, _ in files:
         content = file.read_bytes()
         digest.update(f"\0{file.relative_to(package)}\0{len(content)}\0".encode())
         digest.update(content)

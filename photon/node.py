@@ -20,6 +20,8 @@ from photon.link.messages import (
     Describe,
     Description,
     EvaluateRequest,
+    Stand,
+    Stood,
     TrainRequest,
     pack,
     pack_loss,
@@ -123,6 +125,10 @@ def _answer(
         preflight(node.inside)
     if isinstance(body, Describe):
         return _reply(Description(silos=node.describe()))
+    if isinstance(body, Stand):
+        policy.check_standing()
+        site.check_store()
+        return _reply(Stood(answered=0, why="it may begin"))
     if not isinstance(body, TrainRequest | EvaluateRequest):
         return _reply(node.query(body))
 

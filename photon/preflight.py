@@ -116,9 +116,28 @@ def _passed(text: str) -> None:
     for codec in itertools.chain.from_iterable(entry.codecs for entry in config.link.uplink_by_name):
         _check_component(codec, "link.uplink_by_name")
     _check_listeners(config)
+    _check_lease(config)
     _try_components(config)
     if config.federation.tree is not None and config.federation.parent is None:
         _check_nodes(config)
+
+
+def _check_lease(config: RunConfig) -> None:
+    """Check that standing requests have a way. One that a federation has from above goes without them."""
+    federation, link = config.federation, config.link
+    if federation.lease is None or federation.parent is not None:
+        return
+    if federation.engine != "deployment":
+        raise PhotonError(
+            f"federation.lease={federation.lease:g}: standing requests are of a deployment, and this run has "
+            f"federation={federation.engine}; set federation.lease=null"
+        )
+    if link.transport == "inline" or link.store.url is None or link.store.presigned:
+        raise PhotonError(
+            f"federation.lease={federation.lease:g}: standing requests go through a store that every node "
+            "reaches by itself; set link.store.url (with link.store.presigned=false and link.transport=auto "
+            "or store), or federation.lease=null"
+        )
 
 
 def _try_components(config: RunConfig) -> None:

@@ -13,9 +13,10 @@ def main(grid: Grid, context: Context) -> None:
     The run config brings either ``config``, a resolved configuration, or ``overrides`` for ``conf/``;
     with neither, the default federation trains.
     """
+    from photon.config.compose import settings_from
     from photon.engine.batches import batching
     from photon.federation.results import show
-    from photon.federation.run import prepare_run, run_federation, settings_from
+    from photon.federation.run import prepare_run, run_federation
     from photon.preflight import preflight
 
     config, resume = settings_from(context.run_config)

@@ -265,6 +265,9 @@ def _type(annotation: Any, bound: str = "") -> str:
         return ", ".join(f"`{value}`" for value in typing.get_args(annotation))
     if annotation is types.NoneType:
         return "null"
+    if origin is typing.Annotated:
+        inner, field = typing.get_args(annotation)
+        return _type(inner, _bound(field))
     numbers = {int: "integer", float: "number"}
     if annotation in numbers:
         return numbers[annotation] + bound

@@ -1,10 +1,20 @@
 """The keys that say what a server accepts of the replies of a round, and of a round itself."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from photon.config.section import Section
+
+#: Seconds without a sign of life after which the other side of a standing request is taken for dead.
+Lease = Annotated[float, Field(ge=2.0, le=3600.0, allow_inf_nan=False)]
+StandingLease = Annotated[
+    Lease | None,
+    Field(
+        description="Seconds without a sign of life after which a standing request is over: one message for "
+        "many rounds, which go through `link.store` (deployment); null: a message for every request."
+    ),
+]
 
 
 class AdmissionSection(Section):

@@ -4,7 +4,7 @@ A run is composed once, in the ServerApp or in ``photon train``, and travels on 
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,26 @@ def parse(text: str) -> RunConfig:
         does not fit the schema.
     """
     return validate(read_received(text))
+
+
+def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
+    """Read the configuration from Flower's run config.
+
+    Returns
+    -------
+    tuple
+        The configuration, and whether the run in ``run_dir`` is to be resumed.
+
+    Raises
+    ------
+    PhotonError
+        If both ``config`` and ``overrides`` are set, or either is wrong.
+    """
+    text, overrides = str(run_config.get("config", "")), str(run_config.get("overrides", ""))
+    if text and overrides:
+        raise PhotonError("run config: config and overrides are both set; give one of them")
+    config = parse(text) if text else compose(split_overrides(overrides))
+    return config, bool(run_config.get("resume", False))
 
 
 def _own(values: Any) -> Any:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from photon.config.abbie import AbbieSection
 from photon.config.adapter import AdapterSection
-from photon.config.admission import AdmissionSection, GuardSection
+from photon.config.admission import AdmissionSection, GuardSection, StandingLease
 from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.privacy import PrivacySection
@@ -273,6 +273,7 @@ class FederationSection(Section):
     parent: str | None = Field(
         None, description="Set by Photon for a federation within another: its name and the run above it."
     )
+    lease: StandingLease = None
     connection: str | None = Field(
         description="Connection of $FLWR_HOME/config.toml that `photon train` gives a deployed run to; "
         "null: Flower's default one."

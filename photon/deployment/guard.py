@@ -10,6 +10,8 @@ import os
 import shlex
 import shutil
 import sys
+import threading
+import time
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -17,8 +19,9 @@ from typing import Any, NoReturn
 
 from photon import code
 from photon.deployment.approved import ApprovedCode, Started, approval, now
-from photon.deployment.bundle import Bundle
+from photon.deployment.bundle import Bundle, digest
 from photon.engine.app_folder import app_folder
+from photon.engine.processes import POLL_VARIABLE, TASK_POLL_SECONDS
 from photon.errors import PhotonError
 from photon.files.atomic import write_bytes
 from photon.flower_compat import TASK_PROGRAMS, answer_task, build_bundle
@@ -59,6 +62,7 @@ def become_supernode(arguments: list[str], node_config: str, state: Path) -> NoR
     approved.note_start(Started(date=now(), arguments=arguments, node_config=node_config, own=own))
     programs = _programs(approved.folder / "bin")
     environment = code.environment() | {
+        POLL_VARIABLE: os.environ.get(POLL_VARIABLE, TASK_POLL_SECONDS),
         "PATH": str(programs),
         _PATH: _path(),
         _STATE: str(approved.state),
@@ -118,13 +122,28 @@ def load(reference: str, folder: Path | None) -> Callable[..., Any]:
     return app
 
 
+def end_when_revoked(approved: ApprovedCode, sha256: str, look_seconds: float = 2.0) -> None:
+    """End this process when its application is no longer approved: one message may last for a whole run."""
+    try:
+        while any(one.sha256 == sha256 for one in approved.approvals()):
+            time.sleep(look_seconds)
+        why = "is no longer approved"
+    except PhotonError as error:
+        why = f"is stopped: {error}"
+    sys.stderr.write(f"photon: the application with the SHA-256 {sha256} {why}\n")
+    os._exit(1)
+
+
 def main() -> None:
     """Do the task that a SuperExec has started this program for."""
     approved = ApprovedCode(Path(os.environ[_STATE]))
     os.environ["PATH"] = os.environ[_PATH]
 
     def choose(content: bytes, app: str, version: str) -> Callable[..., Any]:
-        return load(*approved.judge(content, app, version))
+        reference, folder = approved.judge(content, app, version)
+        if folder is not None:
+            threading.Thread(target=end_when_revoked, args=(approved, digest(content)), daemon=True).start()
+        return load(reference, folder)
 
     # The first argument is the name that this program was found by.
     answer_task(sys.argv[2:], choose)

@@ -17,6 +17,8 @@ import psutil
 from photon.errors import RunError
 
 START_SECONDS = 90.0
+#: How often a SuperExec looks whether a message, or a run, waits for a program. Flower's own is a second.
+POLL_VARIABLE, TASK_POLL_SECONDS = "FLWR_SUPEREXEC_TASK_POLL_INTERVAL", "0.1"
 
 
 def flower_settings(home: Path) -> dict[str, str]:
@@ -33,6 +35,7 @@ def flower_settings(home: Path) -> dict[str, str]:
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_TELEMETRY_ENABLED": "0",
+        POLL_VARIABLE: TASK_POLL_SECONDS,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Flower's HTTP client would send requests to this very machine through a proxy.
         "NO_PROXY": "127.0.0.1,localhost",

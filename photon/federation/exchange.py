@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 
 from photon.errors import LostError, PhotonError, RefusedError
 from photon.link.bounded import one_line
+from photon.link.joined import Joiner, crosses_superlink, part
 from photon.link.records import count_bytes
 
 #: Replies that arrive before their turn are held up to this many bytes; beyond it they wait in the SuperLink.
@@ -96,14 +97,17 @@ def exchange(
         How large a reply may be, where it is larger than what was sent.
     """
     expected_bytes = max((count_bytes(message.content) for message in messages.values()), default=0)
-    pushed = {participant: _push(grid, messages.pop(participant)) for participant in list(messages)}
+    joiner = Joiner()
+    pushed = {participant: _push(grid, messages.pop(participant), joiner) for participant in list(messages)}
     may_hold = HELD_BYTES // max(1, expected_bytes, reply_bytes)
     resend = _Resend(grid, again)
     return _answers(grid, pushed, receive, may_hold, time.monotonic(), deadline, straggler_timeout, resend)
 
 
-def _push(grid: Grid, message: Message) -> str | None:
+def _push(grid: Grid, message: Message, joiner: Joiner) -> str | None:
     """Send a message and return its id; None: it was not delivered."""
+    if crosses_superlink(message.content):
+        message.content = joiner.join(message.content)
     # One at a time: Flower's in-memory grid leaves out the ids of messages it could not store.
     return next((identifier for identifier in grid.push_messages([message]) if identifier), None)
 
@@ -121,7 +125,7 @@ class _Resend:
         if self._again is None or participant in self._done:
             return None
         self._done.add(participant)
-        return _push(self._grid, self._again(participant))
+        return _push(self._grid, self._again(participant), Joiner())
 
 
 def _answers(
@@ -205,6 +209,7 @@ def _accept(
         # Flower's code 5 is a node that went away; every other code is the app's own failure.
         return Failure("unavailable" if reply.error.code == 5 else "error", reason)
     try:
+        reply.content = part(reply.content)
         return receive(participant, reply)
     except RefusedError as error:
         return Failure("refused", str(error))

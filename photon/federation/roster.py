@@ -56,6 +56,7 @@ class Roster:
         #: Where one machine simulates all nodes, what one of them says holds for all.
         self._alike = names is None and config.federation.engine == "simulation"
         self._problems: dict[int, str] = {}
+        self._keys: dict[int, bytes] = {}
         self._reference: SiloInfo | None = None
 
     def refresh(self) -> None:
@@ -66,6 +67,8 @@ class Roster:
     def _ask(self) -> list[str]:
         """Refresh, and return what went wrong and was not told before."""
         online = set(self._grid.get_node_ids())
+        if self._names is not None:
+            self._keys = {node.node_id: node.public_key for node in self._grid.get_nodes()}
         if self._alike and online == set(self._hosts):
             return []
         self._places = None
@@ -119,7 +122,7 @@ class Roster:
         """Return the silos whose names are a node's own, and why the rest is turned away."""
         if self._names is None:
             return silos, []
-        key = next((one.public_key for one in self._grid.get_nodes() if one.node_id == node), b"")
+        key = self._keys.get(node, b"")
         problems: dict[str, str | None] = {}
         for silo in silos:
             other = next(

@@ -3,14 +3,13 @@
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
 
-from photon.config.compose import compose, parse, split_overrides
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
 from photon.data.source import prepared_path
@@ -22,26 +21,6 @@ from photon.files.atomic import write_text
 from photon.files.owner import LOCK, going_on
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Notice
-
-
-def settings_from(run_config: Mapping[str, Any]) -> tuple[RunConfig, bool]:
-    """Read the configuration from Flower's run config.
-
-    Returns
-    -------
-    tuple
-        The configuration, and whether the run in ``run_dir`` is to be resumed.
-
-    Raises
-    ------
-    PhotonError
-        If both ``config`` and ``overrides`` are set, or either is wrong.
-    """
-    text, overrides = str(run_config.get("config", "")), str(run_config.get("overrides", ""))
-    if text and overrides:
-        raise PhotonError("run config: config and overrides are both set; give one of them")
-    config = parse(text) if text else compose(split_overrides(overrides))
-    return config, bool(run_config.get("resume", False))
 
 
 def new_run_name(config: RunConfig) -> str:
@@ -116,6 +95,7 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     # Here, because it brings transformers: who only starts a run on another engine does without.
     from photon.federation.federation import Federation
     from photon.federation.for_above import carry_out, reason_of
+    from photon.federation.standing import standing
 
     run_dir = check_run_dir(config, resume)
     try:
@@ -128,12 +108,13 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
             if resume and (changed := _changed(config, run_dir)):
                 told = f"the run goes on with another configuration: {changed}"
                 stream.emit(Notice(level="info", message=told))
-            federation = Federation(config, grid, run_dir, stream)
-            if config.federation.parent is not None:
-                carry_out(federation, resume=resume)
-                return {}
-            tasks = RunTasks(config, run_dir, stream)
-            checkpoint = federation.run(resume=resume, after=tasks.after)
+            with standing(config, grid, stream) as reached:
+                federation = Federation(config, reached, run_dir, stream)
+                if config.federation.parent is not None:
+                    carry_out(federation, resume=resume)
+                    return {}
+                tasks = RunTasks(config, run_dir, stream)
+                checkpoint = federation.run(resume=resume, after=tasks.after)
             return finish(config, run_dir, checkpoint, stream)
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.

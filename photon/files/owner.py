@@ -42,12 +42,12 @@ def owned(run_dir: Path) -> Iterator[int]:
             f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error
     try:
-        if not _take(lock, _TRY_SECONDS if _owner(run_dir) else _ENDING_SECONDS):
+        if not take(lock, _TRY_SECONDS if _owner(run_dir) else _ENDING_SECONDS):
             raise going_on(run_dir)
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         # A run that `flwr run` has started has no owner, but somebody who trains it.
-        if _is_held(run_dir / LOCK):
+        if is_held(run_dir / LOCK):
             raise going_on(run_dir)
         yield lock
     finally:
@@ -56,7 +56,7 @@ def owned(run_dir: Path) -> Iterator[int]:
 
 def is_going_on(run_dir: Path) -> bool:
     """Tell whether a process is at work on the run."""
-    return _is_held(run_dir / OWNER) or _is_held(run_dir / LOCK)
+    return is_held(run_dir / OWNER) or is_held(run_dir / LOCK)
 
 
 def refuse_if_going_on(run_dir: Path) -> None:
@@ -87,7 +87,8 @@ def _owner(run_dir: Path) -> int | None:
     return None
 
 
-def _take(lock: int, seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
+def take(lock: int, seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file; return whether that succeeded within some seconds."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -101,13 +102,14 @@ def _take(lock: int, seconds: float, kind: int = fcntl.LOCK_EX) -> bool:
         time.sleep(0.02)
 
 
-def _is_held(path: Path) -> bool:
+def is_held(path: Path) -> bool:
+    """Tell whether a process has locked a file."""
     try:
         lock = os.open(path, os.O_RDONLY)
     except OSError:
         return False
     try:
         # Shared, so that those who ask do not see each other.
-        return not _take(lock, 0.0, fcntl.LOCK_SH)
+        return not take(lock, 0.0, fcntl.LOCK_SH)
     finally:
         os.close(lock)

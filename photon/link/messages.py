@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints,
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
 
+from photon.config.admission import Lease
 from photon.config.decided import Decided
 from photon.config.tree import MAX_ROUTED, RoutedTag
 from photon.errors import LostError, PhotonError, RefusedError
@@ -62,6 +63,27 @@ class Describe(Body):
     """Ask a node which silos it hosts."""
 
     kind: Literal["describe"] = "describe"
+
+
+class Stand(Body):
+    """Ask a node to answer further requests that come through the run's store, until it is told to end.
+
+    Each of them is judged and counted as a message of its own. ``channel`` is the folder in the store,
+    ``key`` what its files are sealed with, and ``lease`` the seconds after which a side that gives no sign of
+    life is taken for dead.
+    """
+
+    kind: Literal["stand"] = "stand"
+    channel: str = Field(pattern=r"^[0-9A-Za-z_-]{1,64}(/[0-9A-Za-z_-]{1,64}){1,3}$")
+    key: Sha256
+    lease: Lease
+
+
+class Stood(Body):
+    """Answer to :class:`Stand`, at its end: how many requests were answered, and why it ended."""
+
+    answered: Count
+    why: Line
 
 
 class SiloInfo(Body):
@@ -405,7 +427,9 @@ class EvaluateReport(Body):
 
 class Query(
     RootModel[
-        Annotated[Describe | AdvertiseKeys | ShareKeys | CheckShares | Unmask, Field(discriminator="kind")]
+        Annotated[
+            Describe | Stand | AdvertiseKeys | ShareKeys | CheckShares | Unmask, Field(discriminator="kind")
+        ]
     ]
 ):
     """What a message of Flower's category ``query`` may ask for."""

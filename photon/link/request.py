@@ -17,6 +17,7 @@ from photon.link.messages import (
     EvaluateRequest,
     Query,
     ShareKeys,
+    Stand,
     TrainRequest,
     Unmask,
     unpack,
@@ -33,7 +34,7 @@ MAX_NUMBER = 2**48
 _COUNTED = ("round", "global_step", "steps", "batch_size", "last_round", "position", "cohort")
 
 #: What a message of the category ``query`` asks.
-Question = Describe | AdvertiseKeys | ShareKeys | CheckShares | Unmask
+Question = Describe | Stand | AdvertiseKeys | ShareKeys | CheckShares | Unmask
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class NodeRequest:
     @property
     def silo(self) -> str | None:
         """The participant that is asked; None: whoever lives at the node."""
-        return None if isinstance(self.body, Describe) else self.body.silo
+        return None if isinstance(self.body, Describe | Stand) else self.body.silo
 
 
 def read_request(message_type: MessageType, content: RecordDict) -> NodeRequest:

@@ -81,6 +81,25 @@ class Store(ABC):
         """
 
     @abstractmethod
+    def small(self, key: str, most: int) -> bytes | None:
+        """Return a small object; None if there is none.
+
+        Parameters
+        ----------
+        most
+            Bytes that it may have.
+
+        Raises
+        ------
+        PhotonError
+            If it is larger, or cannot be read.
+        """
+
+    @abstractmethod
+    def discard(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+    @abstractmethod
     def folders(self, prefix: str) -> list[str]:
         """Return the names of the folders directly below ``prefix``."""
 
@@ -148,6 +167,26 @@ class FolderStore(Store):
             raise PhotonError(f"link: {path} holds {status.st_size} bytes, its reference says {nbytes}")
         return file
 
+    def small(self, key: str, most: int) -> bytes | None:
+        """Read the file, if it is there."""
+        path = self._path(key)
+        with _explained(f"cannot read {path}"):
+            try:
+                descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            with os.fdopen(descriptor, "rb") as file:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+                    raise PhotonError(f"link: {path} is no file of at most {most} bytes")
+                return file.read(most)
+
+    def discard(self, key: str) -> None:
+        """Remove the file."""
+        path = self._path(key)
+        with _explained(f"cannot remove {path}"):
+            path.unlink(missing_ok=True)
+
     def folders(self, prefix: str) -> list[str]:
         """List the folder."""
         path = self._path(prefix)
@@ -213,6 +252,24 @@ class ObjectStore(Store):
         if held != nbytes:
             raise PhotonError(f"link: {path} holds {held} bytes, its reference says {nbytes}")
         return download(lambda a, b: self._files.cat_file(path, start=a, end=b), nbytes, spool, path)
+
+    def small(self, key: str, most: int) -> bytes | None:
+        """Ask for one byte more than it may have."""
+        path = self._path(key)
+        with _explained(f"cannot read {path}"):
+            try:
+                data: bytes = self._files.cat_file(path, start=0, end=most + 1)
+            except FileNotFoundError:
+                return None
+        if len(data) > most:
+            raise PhotonError(f"link: {path} has more than {most} bytes")
+        return data
+
+    def discard(self, key: str) -> None:
+        """Remove the object."""
+        path = self._path(key)
+        with _explained(f"cannot remove {path}"), suppress(FileNotFoundError):
+            self._files.rm_file(path)
 
     def folders(self, prefix: str) -> list[str]:
         """List the prefix."""

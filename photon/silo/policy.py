@@ -151,6 +151,11 @@ class SiloPolicy(Section):
         False,
         description="Whether an update leaves only under masks that vanish in the cohort's sum: all of it.",
     )
+    standing: bool = Field(
+        True,
+        description="Whether one message may stand for many rounds, each of which is judged by itself; until "
+        "the run lets go of it, the node answers nobody else.",
+    )
     privacy: PrivacyRule | None = Field(
         None, description="Bound on updates and noise on them, beside what the run asks for."
     )
@@ -197,6 +202,17 @@ class SiloPolicy(Section):
             If it is to be read or fetched.
         """
         check_architecture(config)
+
+    def check_standing(self) -> None:
+        """Check that the node may answer a standing request.
+
+        Raises
+        ------
+        RefusedError
+            If its operator wants a message for every request.
+        """
+        if not self.standing:
+            raise _refused("the node", "standing", "false", "a standing request")
 
     def check_stand_in(self, silo: str, what: str) -> None:
         """Check that the silo may answer as another participant than itself: pooled, or as a branch.

@@ -160,6 +160,20 @@ class SiloSite:
         """What reads and writes the tensors of messages here."""
         return SiloLink(self.store, self.state)
 
+    def check_store(self) -> None:
+        """Check that this machine reaches a store by itself.
+
+        Raises
+        ------
+        PhotonError
+            If its operator has named none.
+        """
+        if self.store is None:
+            raise PhotonError(
+                "node config: a standing request comes through the run's store, but store-url is not set; "
+                "name the shared folder or the bucket as this machine reaches it"
+            )
+
     @property
     def vocab_size(self) -> int:
         """Tokens that the text here knows."""

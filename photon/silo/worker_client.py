@@ -186,7 +186,7 @@ def _connect(folder: Path) -> socket.socket | None:
 def _start(folder: Path, program: str) -> None:
     path = folder / SOCKET
     path.unlink(missing_ok=True)
-    owner = _owner()
+    ends_with = owner()
     log = os.open(folder / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     # The socket listens before the worker runs, so there is nothing to wait for and no moment between.
     with socket.socket(socket.AF_UNIX) as listener, os.fdopen(log, "ab") as output:
@@ -194,7 +194,7 @@ def _start(folder: Path, program: str) -> None:
             listener.bind(address)
         path.chmod(0o600)
         listener.listen()
-        arguments = [str(folder), str(listener.fileno()), str(owner.pid)]
+        arguments = [str(folder), str(listener.fileno()), str(ends_with.pid)]
         worker = subprocess.Popen(
             [*code.command(program), *arguments],
             env=code.environment(),
@@ -208,8 +208,8 @@ def _start(folder: Path, program: str) -> None:
     threading.Thread(target=worker.wait, daemon=True).start()
 
 
-def _owner() -> "psutil.Process":
-    """Return the process that the worker is to end with: the SuperNode that this ClientApp belongs to.
+def owner() -> "psutil.Process":
+    """Return the process that a worker is to end with: the SuperNode that this ClientApp belongs to.
 
     A SuperExec that was started by itself is not below the SuperNode, and stands for it. Where there is
     neither, the worker ends with this process.

@@ -274,7 +274,7 @@ def wait_for(result: Path, flwr: Any, run_id: str, log: Path) -> None:
                 raise SystemExit(f"{app_log[-3000:]}\n{log.read_text()[-3000:]}")
 
 
-def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int) -> Any:
+def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int, *overrides: str) -> Any:
     from photon.config.compose import compose
 
     return compose(
@@ -297,6 +297,7 @@ def config_of(size: int, case: str, run_dir: Path, store: str, rounds: int) -> A
             *("evaluation.every=1000000", "evaluation.sequences=1", "telemetry.display=none"),
             *("telemetry.report=false", "telemetry.export=false"),
             *(f"link.transport={'store' if case == 'store' else 'inline'}", f"link.store.url={store}"),
+            *overrides,
         ]
     )
 

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from photon.config.compose import compose, parse, split_overrides, with_overrides
+from photon.config.compose import compose, parse, settings_from, split_overrides, with_overrides
 from photon.config.folders import conf_dir
 from photon.errors import PhotonError
-from photon.federation.run import settings_from
 from photon.preflight import preflight
 from photon.silo.policy import read_policy
 from photon.subfederation.gateway import read_gateway

@@ -6,6 +6,7 @@ import os
 import random
 import stat
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from typer.testing import CliRunner
 
 from photon import flower_compat
 from photon.commands.app import app as command
-from photon.deployment import approved, bundle
+from photon.deployment import approved, bundle, guard
 from photon.deployment.approved import ApprovedCode, Started, approval
 from photon.deployment.bundle import Bundle, difference, digest
 from photon.deployment.guard import become_supernode, load
@@ -271,6 +272,26 @@ def test_the_operator_sees_what_changed_and_decides(silo: ApprovedCode) -> None:
     with pytest.raises(RefusedError):
         silo.judge(changed, *NAMES)
     assert not (silo.folder / "unpacked" / digest(changed)).exists()
+
+
+def test_revoked_code_ends_while_it_answers(
+    silo: ApprovedCode, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(guard.os, "_exit", ended.append)
+    (one,) = silo.approvals()
+    watch = threading.Thread(target=guard.end_when_revoked, args=(silo, one.sha256, 0.02), daemon=True)
+    watch.start()
+    watch.join(0.2)
+    assert watch.is_alive()
+    silo.revoke(one.sha256)
+    watch.join(5.0)
+    assert ended == [1]
+    assert f"{one.sha256} is no longer approved" in capsys.readouterr().err
+    # A list that cannot be read approves nothing.
+    (silo.folder / "approved.json").write_text("{")
+    guard.end_when_revoked(silo, one.sha256)
+    assert ended == [1, 1]
 
 
 def test_lines_of_files_that_are_no_text_are_shown() -> None:

@@ -8,6 +8,7 @@ import pytest
 from flwr.app import ArrayRecord
 
 from photon.engine.deployment import COMPLETED
+from photon.link.joined import part
 from tests.conftest import write_corpus
 from tests.deployment.harness import Deployment
 from tests.deployment.wire import Relay, delivered
@@ -21,6 +22,8 @@ RUN = ["model.architecture.n_embd=128", "model.architecture.n_layer=2", "cohort=
 
 #: Bytes that Flower adds to each part of a message. Measured: 109 to 145. Equal parts cross once.
 PER_OBJECT = (90, 180)
+#: Bytes by which the line of a tensor in a message is longer than what is counted of it, at most.
+PER_TENSOR = 40
 #: And to each call, with those of its message's parts. Measured: 1,010 and 290.
 PER_CALL = {"up": 1100, "down": 350}
 
@@ -64,7 +67,19 @@ def test_reported_bytes_cross_the_wire(cell: list[str], tmp_path: Path) -> None:
         # Whole messages: names, encodings, requests and reports are counted, Flower's own bookkeeping is not.
         framing = sum(message.nbytes for message in counted) - reported[direction]
         parts = sum(message.objects for message in counted)
-        assert PER_OBJECT[0] * parts < framing < PER_OBJECT[1] * parts, (framing, parts)
+        tensors = sum(
+            len(record)
+            for message in counted
+            for record in part(message.content).values()
+            if isinstance(record, ArrayRecord)
+        )
+        assert PER_OBJECT[0] * parts < framing < PER_OBJECT[1] * parts + PER_TENSOR * tensors, (
+            framing,
+            parts,
+            tensors,
+        )
+        # However many tensors a message has, they are one array.
+        assert parts < 15 * len(counted)
         # All that crossed: messages, silos' descriptions, the app's bundle, and the calls that carry them.
         described = sum(message.nbytes for message in crossed if message not in counted)
         rest = wire[direction] - reported[direction] - described - (bundle if direction == "down" else 0)

@@ -8,6 +8,7 @@ absent from the same rounds: so no window was trained into the model twice, and 
 
 import json
 import logging
+import re
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -41,6 +42,7 @@ from photon.telemetry.events import (
 from photon.telemetry.log import read_events
 from tests.conftest import SEQUENCE_LENGTH, small_run, write_corpus
 from tests.deployment.harness import DeployedRun, Deployment, wait_until
+from tests.deployment.pace import HoldRounds
 
 _logger = logging.getLogger(__name__)
 
@@ -61,15 +63,20 @@ RUN = [
 class Scene:
     """A run under way, and the steps with which faults disturb its current round."""
 
-    def __init__(self, deployment: Deployment, run: DeployedRun, overrides: list[str], store: Path) -> None:
+    def __init__(
+        self, deployment: Deployment, run: DeployedRun, overrides: list[str], store: Path, paces: Path
+    ) -> None:
         self.deployment = deployment
         self.run = run
         self.round = 1
         self._overrides = overrides
         self._store = store
+        self._paces = paces
+        self._starts: dict[str, int] = {}
 
     def next_round(self) -> None:
-        """Wait until the next round has begun."""
+        """Wait until the next round has begun. Its requests go out with the first step that waits."""
+        self._let_go()
         self.round += 1
         self.run.wait_for(lambda _: self._started() is not None, f"round {self.round}")
 
@@ -82,18 +89,25 @@ class Scene:
         self.deployment.worker(silo).resume()
 
     def asked(self, silo: str) -> None:
-        """Wait until the silo has the round's request."""
+        """Wait until the silo has the round's request: in a message of its own, or in the store."""
+        self._let_go()
         begin = self._started()
         assert begin is not None
-        self.run.wait_for(
-            lambda _: any(
-                child.create_time() > begin.time for child in self.deployment.children(silo, "flwr-clientapp")
-            ),
-            f"{silo} at work",
-        )
+
+        def has_message() -> bool:
+            apps = self.deployment.children(silo, "flwr-clientapp")
+            return any(child.create_time() > begin.time for child in apps)
+
+        def has_file() -> bool:
+            # The worker is halted, so its request stays there.
+            files = list(self._store.glob(f"standing/*/*-{self._node_id(silo)}/ask-*"))
+            return any(file.stat().st_mtime > begin.time for file in files)
+
+        self.run.wait_for(lambda _: has_message() or has_file(), f"{silo} at work")
 
     def failed(self, silo: str) -> None:
         """Wait until the server has noticed that the silo failed."""
+        self._let_go()
         self.run.wait_for(
             lambda events: any(
                 isinstance(e, SiloFailed) and (e.round, e.silo) == (self.round, silo) for e in events
@@ -103,7 +117,13 @@ class Scene:
 
     def kill(self, program: str) -> None:
         """End a program outright."""
+        self._starts[program] = len(self._node_ids(program))
         self.deployment.kill(program)
+
+    def back(self, silo: str) -> None:
+        """Wait until a SuperNode that was killed is let in again: until then it may pass for online."""
+        self._let_go()
+        wait_until(lambda: len(self._node_ids(silo)) > self._starts[silo], f"{silo} back", pause=1.0)
 
     def start(self, program: str) -> None:
         """Start a program, and wait until it answers if it is the SuperLink."""
@@ -117,6 +137,7 @@ class Scene:
 
     def all_online(self) -> None:
         """Wait until every silo is online."""
+        self._let_go()
         self.deployment.wait_online(len(self.deployment.federation.silos))
 
     def fill_disk(self, silo: str) -> None:
@@ -152,6 +173,7 @@ class Scene:
 
     def resume(self) -> None:
         """Wait until the run has ended, and go on with it."""
+        self._let_go()
         wait_until(lambda: self.run.status().startswith("finished"), "the run's end", pause=2.0)
         assert self.run.status() != COMPLETED
         self.run = self.deployment.submit(self._overrides, run_dir=self.run.run_dir, resume=True)
@@ -160,6 +182,20 @@ class Scene:
         """Return the event that the current round began with, if it has begun."""
         begun = (e for e in self.run.events() if isinstance(e, RoundStarted) and e.round == self.round)
         return next(begun, None)
+
+    def _let_go(self) -> None:
+        """Let the requests of the current round go out, where it is held."""
+        self._paces.mkdir(exist_ok=True)
+        (self._paces / f"go-{self.round}").touch()
+
+    def _node_id(self, silo: str) -> str:
+        """Return the node of a silo, as its SuperNode told it."""
+        return self._node_ids(silo)[-1]
+
+    def _node_ids(self, program: str) -> list[str]:
+        """Return what a SuperNode was told whenever it was let in."""
+        log = self.deployment.program(program).log.read_text(errors="replace")
+        return re.findall(r"SuperNode ID: (\d+)", log)
 
     def _server(self) -> psutil.Process:
         (server,) = self.deployment.children(SUPEREXEC, "flwr-serverapp")
@@ -220,7 +256,7 @@ KILLED = Fault(
     (
         *((Scene.halt, "beta"), (Scene.asked, "beta"), (Scene.kill, "beta"), (Scene.wake, "beta")),
         *((Scene.supervise, "beta"), (Scene.failed, "beta"), (Scene.next_round,)),
-        *((Scene.halt, "alpha"), (Scene.all_online,), (Scene.wake, "alpha")),
+        *((Scene.halt, "alpha"), (Scene.back, "beta"), (Scene.all_online,), (Scene.wake, "alpha")),
     ),
     {"beta": ("unavailable", "")},
 )
@@ -276,18 +312,31 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("pair"), {"alpha": "abcdefgh", "beta": "ijklmnop"})
 
 
+#: A message for every request, and standing requests.
+MODES = {"messages": [], "standing": ["federation.lease=10"]}
+
+
+def held(paces: Path, rounds: int) -> str:
+    """Return the setting that has each round but the first and the last wait for its fault."""
+    log = "{_target_: photon.telemetry.log.event_log}"
+    hold = f"_target_: {HoldRounds.__module__}.HoldRounds, folder: {paces}, first: 2, last: {rounds - 1}"
+    return f"telemetry.listeners=[{log}, {{{hold}}}]"
+
+
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", CAMPAIGNS)
-def test_nothing_is_lost(name: str, pair: Path, tmp_path: Path) -> None:
+def test_nothing_is_lost(name: str, mode: str, pair: Path, tmp_path: Path) -> None:
     campaign, store = CAMPAIGNS[name], tmp_path / "store"
     overrides = [*RUN, f"rounds={campaign.rounds}", f"federation.silos={len(campaign.silos)}"]
-    stored = ["link.transport=store", f"link.store.url={store}"]
+    paces = tmp_path / "paces"
+    stored = ["link.transport=store", f"link.store.url={store}", *MODES[mode], held(paces, campaign.rounds)]
     struck: dict[int, Fault] = {}
     with Deployment(
         tmp_path / "fed", pair, secure=campaign.secure, node_config=f'store-url="{store}"'
     ) as deployment:
         deployment.up(campaign.silos)
         run = deployment.submit([*overrides, *stored])
-        scene = Scene(deployment, run, [*overrides, *stored], store)
+        scene = Scene(deployment, run, [*overrides, *stored], store, paces)
         for fault in campaign.faults:
             scene.next_round()
             begin = time.monotonic()

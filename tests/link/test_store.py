@@ -817,3 +817,26 @@ def test_a_reply_may_hold_more_groups_than_its_order(run_small: Any, tmp_path: P
     assert summary["failures"] == 0
     per_silo = summary["bytes"]["per_silo"]["alpha"]
     assert per_silo["up"] > 2 * per_silo["down"] + 2**20
+
+
+def test_small_objects_are_there_whole_or_not_at_all(place: tuple[str, bool], tmp_path: Path) -> None:
+    url, _ = place
+    store = open_store(url)
+    assert store.small("one/thing", 8) is None
+    store.discard("one/thing")
+    for content in (b"12345678", b"other"):
+        with store.writing("one/thing") as write:
+            write(memoryview(content))
+        assert store.small("one/thing", 8) == content
+    with pytest.raises(PhotonError, match="4 bytes"):
+        store.small("one/thing", 4)
+    store.discard("one/thing")
+    assert store.small("one/thing", 8) is None
+    if isinstance(store, FolderStore):
+        folder = Path(url) / "one"
+        (folder / "link").symlink_to(tmp_path)
+        (folder / "folder").mkdir()
+        os.mkfifo(folder / "pipe")
+        for name in ("link", "folder", "pipe"):
+            with pytest.raises(PhotonError):
+                store.small(f"one/{name}", 8)
