@@ -410,6 +410,7 @@ def test_these_are_all_entrances() -> None:
                 callers.add(str(file.relative_to(ROOT / "photon")))
     assert callers == {
         "commands/train.py",
+        "commands/tune.py",
         "commands/sweep.py",
         "commands/deployment.py",
         "commands/federation.py",

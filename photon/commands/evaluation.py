@@ -108,10 +108,14 @@ def _on_data(
     from photon.training.precision import resolve_precision
 
     where = resolve_device(device)
+    if precision != "auto":
+        resolve_precision(precision, where)  # a wrong name is told before anything is read
     prepared = PreparedData.open(data)
     trained = open_trained(model)
-    chosen = resolve_precision(precision, where, lambda: bf16_gain(trained.model))
     check_tokenizer(trained, prepared)
+    # No longer than the data's: the model may take no more.
+    tokens = min(128, prepared.manifest.sequence_length)
+    chosen = resolve_precision(precision, where, lambda: bf16_gain(trained.model, tokens))
     placed = Module.to(trained.model, where)
     if numbers is not None:
         found = evaluate_iterations(

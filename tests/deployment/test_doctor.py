@@ -150,6 +150,8 @@ def a_file(silo: Silo, folder: Path) -> Silo:
 def another_tokenizer(silo: Silo, folder: Path) -> Silo:
     file = Path(str(silo.node_config["data-dir"])) / "tokenizer" / "tokenizer.json"
     file.write_text(file.read_text() + "\n")
+    # As if the manifest had been copied after it: else the data itself is refused.
+    (file.parents[1] / "manifest.json").touch()
     return replace(silo, tokenizer=file_sha256(file))
 
 

@@ -1,5 +1,6 @@
 import struct
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,10 @@ def test_the_parts_of_an_offline_run_have_one_axis(
     files = sorted((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime)
     assert len(files) == 2
     assert files[0].name == files[1].name, "both are of one run"
-    rows = [row for file in files for row in _rows(file)]
+    # W&B's own process may still be writing when the run has ended.
+    end = time.monotonic() + 20
+    while len(rows := [row for file in files for row in _rows(file)]) < 13 and time.monotonic() < end:
+        time.sleep(0.1)
     assert [step for step, _ in rows] == list(range(len(rows)))
     assert {number for _, number in rows} == {0, 1, 2, 3, 4}
 
