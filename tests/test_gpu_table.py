@@ -17,6 +17,7 @@ def measure(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_lines_become_the_table_of_the_page(tmp_path):
     lines, page = tmp_path / "gpu.jsonl", tmp_path / "page.md"
     page.write_text(PAGE)

@@ -60,7 +60,7 @@ def test_a_program_ends_with_a_supervisor_that_is_killed(
     wait_until(lambda: not psutil.pid_exists(pid), "the program's end", 10)
 
 
-@pytest.mark.parametrize("until_it_ends", [False, True])
+@pytest.mark.parametrize("until_it_ends", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_program_that_has_lost_its_superexec_is_started_again(tmp_path: Path, until_it_ends: bool) -> None:
     """A SuperNode notices nothing, and stays online."""
     executor = tmp_path / "flower-superexec"

@@ -67,6 +67,7 @@ def rounds_in(run_dir: Path) -> int:
     return sum(isinstance(e, RoundFinished) for e in read_events(path)) if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_stopped_simulation_goes_on_with_plain_flwr_run(
     environment: dict[str, str], corpus: Path, tmp_path: Path

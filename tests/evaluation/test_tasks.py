@@ -140,7 +140,7 @@ def asked_by_hand(export: Path, task_data: Path, folder: Path, shots: int, batch
     return {name: results[f"by_hand_{name}"] for name in BY_HAND}
 
 
-@pytest.mark.parametrize(("shots", "batch_size"), [(2, 1), (0, 5)])
+@pytest.mark.parametrize(("shots", "batch_size"), [pytest.param(2, 1, marks=pytest.mark.slow), (0, 5)])
 def test_figures_are_those_of_lm_eval_to_the_last_digit(
     export: Path, task_data: Path, tmp_path: Path, shots: int, batch_size: int
 ) -> None:
@@ -294,6 +294,7 @@ def test_a_suite_has_its_examples_and_says_what_is_missing(export: Path, task_da
     assert asked_tasks("desloc,abbie")[1].suites == ("desloc", "abbie")
 
 
+@pytest.mark.slow
 def test_lm_eval_has_the_tasks_of_the_suites() -> None:
     from lm_eval.tasks import TaskManager
 

@@ -75,7 +75,10 @@ def test_it_is_trained_in_every_way(way: str, run_small: Run) -> None:
     assert found["final"] < found["initial"]
 
 
-@pytest.mark.parametrize("strategy", ["photon", "diloco", "worldlm", "zerofl"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["photon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("diloco", "worldlm", "zerofl"))],
+)
 def test_with_one_iteration_a_run_is_that_of_the_plain_model(strategy: str, run_small: Run) -> None:
     rules = [f"strategy={strategy}", *RULES[strategy]]
     found = [run_small(*model, *rules, name=str(number)) for number, model in enumerate((PLAIN, ONCE, ABBIE))]

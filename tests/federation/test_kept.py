@@ -178,7 +178,7 @@ def test_silos_have_it_to_the_bit_over_a_link_that_loses(
     )
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_two_devices_train_it_as_one_does(
     parallel: str, folders: dict[str, Path], small_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

@@ -100,7 +100,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+#: Those that the default suite does; the others are alike to it.
+QUICK = ("plain", "both-ways", "lordo", "scaffold", "fedper", "noise", "masked", "tree", "streaming")
+
+
+@pytest.mark.parametrize(
+    "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+)
 def test_the_base_stays_and_is_sent_once(way: str, run_lora: Run, base: Path, tmp_path: Path) -> None:
     run_lora(*WAYS[way])
     run_dir = tmp_path / "run"

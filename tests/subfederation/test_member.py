@@ -395,7 +395,7 @@ class KilledError(BaseException):
     """Ends the process, as far as Photon can tell."""
 
 
-@pytest.mark.parametrize("strategy", ["worldlm", pytest.param("hierfavg", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", [pytest.param("worldlm", marks=pytest.mark.slow), "hierfavg"])
 def test_a_tree_killed_at_any_level_goes_on_as_if_nothing_had_been(
     config: Callable[..., RunConfig],
     train: Callable[..., Path],
