@@ -85,6 +85,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.mark.slow
 def test_one_that_joins_under_a_name_that_is_taken_is_turned_away(
     keys: dict[str, bytes], silo_folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_an_admitted_name_waits_for_its_key(
     assert done == [(1, "beta"), (2, "alpha"), (2, "beta"), (3, "alpha"), (3, "beta")]
 
 
+@pytest.mark.slow
 def test_one_that_is_ejected_is_out_in_the_next_round(
     home: Path, keys: dict[str, bytes], silo_folders: dict[str, Path], tmp_path: Path
 ) -> None:

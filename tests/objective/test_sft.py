@@ -378,7 +378,7 @@ def test_files_of_the_model_are_found_from_where_the_run_is_started(
         ["privacy=gaussian", "link.uplink_payload=update"],
         ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=3"],
         ["model=abbie-tiny", "model.architecture.n_layer=4"],
-        ["training.compile=true"],
+        pytest.param(["training.compile=true"], marks=pytest.mark.slow),
         ["training.micro_batch_size=auto"],
     ],
     ids=lambda way: way[0] + way[-1][:20],

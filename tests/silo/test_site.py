@@ -116,7 +116,13 @@ def federate(small_config: Make, silo_folders: dict[str, Path], tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "own", [{"processes": 2}, {"micro-batch-size": 1}, {"micro-batch-size": "auto"}], ids=str
+    "own",
+    [
+        pytest.param({"processes": 2}, marks=pytest.mark.slow),
+        {"micro-batch-size": 1},
+        {"micro-batch-size": "auto"},
+    ],
+    ids=str,
 )
 def test_a_silo_with_devices_of_its_own_trains_as_the_others_do(
     federate: Federate, own: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -370,6 +370,7 @@ def test_a_state_dir_that_others_could_read_is_closed_to_them(node):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_a_group_of_two_processes_is_kept_across_rounds_and_ends_with_the_worker(
     small_config, node, tmp_path
 ):

@@ -180,6 +180,7 @@ def test_what_it_does_not_go_with_is_refused(overrides: list[str], message: str,
         run_small("strategy=scaffold", *overrides)
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one(run_small: Run) -> None:
     chosen = (*SCAFFOLD, "cohort=2", "rounds=3")
     one = run_small(*chosen, name="one")
