@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 STUDIES = ROOT / "scripts" / "studies"
 RESULTS = ROOT / "docs" / "results"
 PAGES = {
+    "abbie": "abbie.md",
     "attacks": "attacks.md",
     "convergence": "convergence.md",
     "instruct": "instruct.md",
