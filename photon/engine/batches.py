@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from photon.config.schema import RunConfig
 from photon.link.answer import CLIENT_APP_RAISED
 from photon.link.batch import error_in, pack_batch, unpack_batch
+from photon.link.grid import GridInFront
 
 #: Silos in one message, at most: so many replies are in memory at a time, and are lost with a process.
 MOST = 16
@@ -31,7 +31,7 @@ def batching(grid: Grid, config: RunConfig) -> Grid:
     return grid if federation.engine != "simulation" or waits_for_each else BatchGrid(grid)
 
 
-class BatchGrid(Grid):
+class BatchGrid(GridInFront):
     """Spreads the messages that are pushed before a reply is asked for evenly over the nodes.
 
     Parameters
@@ -41,7 +41,7 @@ class BatchGrid(Grid):
     """
 
     def __init__(self, grid: Grid) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._pushed: dict[str, Message] = {}
         self._serial = 0
         #: Id of a message that was sent to the ids, and stubs, of those in it.
@@ -50,30 +50,6 @@ class BatchGrid(Grid):
         #: Id of a message that was pushed to that of the one it is in.
         self._within: dict[str, str] = {}
         self._replies: dict[str, Message] = {}
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message (deprecated in Flower in favour of its constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Return the ids of all nodes."""
-        return self._grid.get_node_ids()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Accept messages; they are sent when a reply is asked for."""

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from flwr.app import Message, RecordDict
-from flwr.serverapp import Grid
+from flwr.app import Message
 from flwr.supercore.run import Run
 
 from photon.config.schema import RunConfig
 from photon.federation.run import run_federation
 from photon.flower_compat import assign_message_id, ensure_task_identity, with_own_records
 from photon.link.answer import Answer, MessageType, NodeConfig, reply_to
+from photon.link.grid import PhotonGrid
 
 
 def run_inprocess(
@@ -41,7 +41,7 @@ def run_inprocess(
     return run_federation(config, InProcessGrid(answer, {1: node_config or {}}), resume=resume, live=live)
 
 
-class InProcessGrid(Grid):
+class InProcessGrid(PhotonGrid):
     """Let a node answer when its reply is pulled, so one reply at a time is in memory.
 
     Parameters
@@ -73,17 +73,6 @@ class InProcessGrid(Grid):
         if self._run is None:
             raise RuntimeError("no run was set")
         return self._run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message (deprecated in Flower in favour of its constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of all nodes."""

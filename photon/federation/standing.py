@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Error, Message, RecordDict
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RefusedError
@@ -25,6 +24,7 @@ from photon.federation.waiting import Waiting
 from photon.files.hashing import hash_of
 from photon.link.answer import CLIENT_APP_RAISED
 from photon.link.frames import Frame
+from photon.link.grid import GridInFront
 from photon.link.messages import BODY, Stand, Stood, pack, unpack
 from photon.link.standing import ALIVE, LEASE, Channel, Heart, Pulse, end_frame
 from photon.link.store import Store, open_store
@@ -115,7 +115,7 @@ class _Standing:
     end: Error | str | None = None
 
 
-class StandingGrid(Grid):
+class StandingGrid(GridInFront):
     """A deployed grid with standing requests.
 
     Parameters
@@ -129,7 +129,7 @@ class StandingGrid(Grid):
     """
 
     def __init__(self, grid: Grid, config: RunConfig, sent: RunConfig, notice: Callable[[str], None]) -> None:
-        self._grid = grid
+        super().__init__(grid)
         self._sent = sent
         lease, url = config.federation.lease, config.link.store.url
         assert lease is not None, "or none would be opened"
@@ -153,26 +153,6 @@ class StandingGrid(Grid):
         self._waiting = Waiting(Path(str(config.run_dir)))
 
     # --- what every grid has ----------------------------------------------------------------------
-
-    def set_run(self, run: Run) -> None:
-        """Set the run."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """The run."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message (deprecated in Flower in favour of its constructor)."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the nodes that are online, without those that are dead as their standing requests showed.
