@@ -36,37 +36,59 @@ def draw_cohort(
     return sorted(drawn, key=lambda participant: participant.name)
 
 
-def last_turns(
-    config: RunConfig,
-    strategy: Strategy,
-    silos: Sequence[SiloInfo],
-    before: ServerState,
-    last_round: int,
-    cohort: Sequence[Participant],
-) -> frozenset[str]:
-    """Return those of a round's participants that no later round of the run draws.
+class LastTurns:
+    """Who trains for the last time: no later round of the run draws them.
 
-    As far as anybody knows: whoever is online now stays, and nobody goes into quarantine.
+    As far as anybody knows: whoever is online stays, and nobody goes into quarantine. All rounds that are
+    left are drawn at once, and again only when another one is online, or in quarantine.
 
     Parameters
     ----------
-    before
-        The state before the round.
-    last_round
-        The last round that will be trained.
-    cohort
-        The round's participants.
+    config, strategy
+        Of the run.
     """
-    server_round = before.round + 1
-    left = {participant.name for participant in cohort}
-    # One with its own text trains in every round.
-    if server_round < last_round:
-        left.discard(str(config.federation.server_silo))
-    for later in range(server_round + 1, last_round + 1):
-        if not left:
-            break
-        left -= {one.name for one in draw_cohort(config, strategy, silos, later, before.ledger)}
-    return frozenset(left)
+
+    def __init__(self, config: RunConfig, strategy: Strategy) -> None:
+        self._config = config
+        self._strategy = strategy
+        self._known: object = None
+        #: The first round that was drawn, and the last one that draws a participant.
+        self._from = 0
+        self._last: dict[str, int] = {}
+
+    def of(
+        self,
+        silos: Sequence[SiloInfo],
+        before: ServerState,
+        last_round: int,
+        cohort: Sequence[Participant],
+    ) -> frozenset[str]:
+        """Return those of a round's participants whose last one it is.
+
+        Parameters
+        ----------
+        silos
+            Those that are online.
+        before
+            The state before the round.
+        last_round
+            The last round that will be trained.
+        cohort
+            The round's participants.
+        """
+        server_round = before.round + 1
+        kept_out = {name: one.quarantined_until for name, one in before.ledger.items()}
+        known = last_round, self._strategy.participants(silos), {n: r for n, r in kept_out.items() if r}
+        if known != self._known or server_round < self._from:
+            self._known, self._from, self._last = known, server_round, {}
+            for later in range(server_round + 1, last_round + 1):
+                drawn = draw_cohort(self._config, self._strategy, silos, later, before.ledger)
+                self._last |= dict.fromkeys((one.name for one in drawn), later)
+        left = {one.name for one in cohort if self._last.get(one.name, 0) <= server_round}
+        # One with its own text trains in every round.
+        if server_round < last_round:
+            left.discard(str(self._config.federation.server_silo))
+        return frozenset(left)
 
 
 def is_quarantined(ledger: Mapping[str, LedgerEntry], name: str, server_round: int) -> bool:

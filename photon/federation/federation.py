@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment
-from photon.federation.cohort import check_same_data, check_silos, draw_cohort, last_turns, reference_of
+from photon.federation.cohort import LastTurns, check_same_data, check_silos, draw_cohort, reference_of
 from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
@@ -51,6 +51,7 @@ class Federation:
         self._at = Stations.of(config, self._sent_config, grid, run_dir, stream)
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
+        self._last_turns = LastTurns(config, self._strategy)
         #: The last round in which silos are asked what they bring.
         self._brings_until = config.rounds
 
@@ -159,7 +160,7 @@ class Federation:
         last: frozenset[str] = frozenset()
         if self.config.evaluation.before_merge and checkpoint.state.round < self._brings_until:
             silos, until = self._at.roster.silos(), self._brings_until
-            last = last_turns(self.config, self._strategy, silos, checkpoint.state, until, cohort)
+            last = self._last_turns.of(silos, checkpoint.state, until, cohort)
         prepared = ready(self._at, self._sent_config, checkpoint, cohort, collected, last)
         answers = exchange(
             self._at.grid,

@@ -1,5 +1,6 @@
 """What a silo brings: the loss of its own model before the last merge that it is part of."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,16 @@ from torch import nn
 
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
-from photon.link.messages import TrainRequest
+from photon.federation.cohort import LastTurns, draw_cohort
+from photon.link.messages import SiloInfo, TrainRequest
 from photon.models.build import build_model
 from photon.silo.evaluate import before_merge
 from photon.silo.policy import NO_POLICY
 from photon.silo.site import SiloSite
+from photon.state.checkpoint import LedgerEntry, ServerState
 from photon.state.silo import SiloStore
 from photon.state.tensors import load_groups
+from photon.strategy.base import strategy_of
 from photon.telemetry.events import Evaluated, RoundStarted, SiloEvaluation, SiloFinished
 from photon.telemetry.log import read_events
 from photon.training.groups import read_params, write_params
@@ -90,6 +94,33 @@ def test_each_silo_tells_once_in_its_last_round(
         name: [number] for name, number in last.items()
     }
     assert len(set(last.values())) > 1, "cohorts of one: silos have their last rounds one by one"
+
+
+def test_who_has_its_last_turn_is_found_as_by_drawing_all_later_rounds(
+    small_config: Callable[..., RunConfig],
+) -> None:
+    """Though silos come and go, and some are in quarantine for a while."""
+    rounds, rng = 12, random.Random(0)
+    config = small_config("cohort=2", f"rounds={rounds}")
+    strategy = strategy_of(config)
+    everybody = [SiloInfo.model_construct(name=name) for name in "abcdefg"]
+    turns, ledger, seen = LastTurns(config, strategy), dict[str, LedgerEntry](), 0
+    for server_round in range(1, rounds + 1):
+        silos = [silo for silo in everybody if rng.random() > 0.1] if rng.random() < 0.4 else everybody
+        if rng.random() < 0.3:
+            until = server_round + rng.randint(0, 4)
+            ledger = {**ledger, rng.choice("abcdefg"): LedgerEntry(quarantined_until=until)}
+        cohort = draw_cohort(config, strategy, silos, server_round, ledger)
+        later = {
+            one.name
+            for number in range(server_round + 1, rounds + 1)
+            for one in draw_cohort(config, strategy, silos, number, ledger)
+        }
+        before = ServerState.model_construct(round=server_round - 1, ledger=ledger)
+        found = turns.of(silos, before, rounds, cohort)
+        assert found == {one.name for one in cohort} - later
+        seen += len(found)
+    assert seen >= 2
 
 
 def test_the_run_is_the_same_without(run_small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
