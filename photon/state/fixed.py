@@ -6,7 +6,6 @@ them. A silo believes neither: what came must have the hash, and so must what it
 """
 
 import hashlib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +13,7 @@ from typing import TypeVar
 import torch
 
 from photon.errors import PhotonError
-from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.kept_files import KeptFiles, hashed
 
 #: What the names of such groups begin with.
 FIXED = "fixed/"
@@ -29,12 +28,7 @@ T = TypeVar("T")
 
 def group_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the SHA-256 over names, types, shapes and bytes of tensors, in name order."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().contiguous()
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hashed(tensors, hashlib.sha256()).hexdigest()
 
 
 def without_base(
@@ -83,6 +77,7 @@ class FixedGroups:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._files = KeptFiles(folder, MOST_KEPT)
 
     def complete(
         self, groups: Groups, hashes: Mapping[str, str], silo: str
@@ -116,37 +111,19 @@ class FixedGroups:
         return whole
 
     def _save(self, tensors: Mapping[str, torch.Tensor], sha256: str) -> None:
-        path, own = self._path(sha256), self._folder / f"{sha256}.{os.getpid()}.part"
         try:
-            if not path.exists():
-                self._folder.mkdir(parents=True, exist_ok=True)
-                for left in self._folder.glob("*.part"):
-                    left.unlink(missing_ok=True)
-                save_groups(own, {"tensors": tensors})
-                own.replace(path)
-            os.utime(path)
-            files = sorted(self._folder.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)
-            for old in files[:-MOST_KEPT]:
-                old.unlink(missing_ok=True)
+            self._files.keep(sha256, tensors)
         except OSError as error:
             raise PhotonError(
                 f"{self._folder}: what came cannot be kept ({error}); make room on the silo's disk"
             ) from error
 
     def _load(self, group: str, sha256: str, silo: str) -> Mapping[str, torch.Tensor]:
-        path = self._path(sha256)
-        try:
-            kept: StateGroups = load_groups(path)
-            tensors = kept.get("tensors", {})
-        except PhotonError:
-            tensors = {}
+        tensors = self._files.load(sha256)
         if not tensors or group_sha256(tensors) != sha256:
-            path.unlink(missing_ok=True)
+            self._files.remove(sha256)
             raise PhotonError(
                 f"{silo} has lost {group}, which is sent once; its next request after this failure brings it"
             )
-        os.utime(path)
+        self._files.keep(sha256, tensors)  # as one of the newest
         return tensors
-
-    def _path(self, sha256: str) -> Path:
-        return self._folder / f"{sha256}.safetensors"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from photon.state import received
+from photon.state import kept_files, received
 from photon.state.received import MOST_KEPT, ReceivedModels, tensors_hash
 from photon.state.silo import SiloCounts
 from photon.strategy.contract import PARAMS
@@ -86,7 +86,7 @@ def test_a_silo_that_has_lost_it_is_sent_it_and_the_round_counts(
 
     def losing(self: ReceivedModels, sha: str) -> Any:
         calls.append(sha)
-        file = self._path(sha)
+        file = self._files._path(self._name(sha))
         if len(calls) == 6 and file.exists():
             content = bytearray(file.read_bytes())
             content[-1] ^= 1
@@ -169,7 +169,11 @@ def test_a_hash_is_not_believed_and_the_disk_is_bounded(tmp_path: Path) -> None:
     assert torch.equal(found["w"], model(MOST_KEPT + 2)["w"])
     assert kept.load(tensors_hash(model(0))) is None
     assert ReceivedModels(tmp_path, "another run").load(newest) is None
-    (file,) = [path for path in (tmp_path / received.FOLDER).iterdir() if path == kept._path(newest)]
+    (file,) = [
+        path
+        for path in (tmp_path / received.FOLDER).iterdir()
+        if path == kept._files._path(kept._name(newest))
+    ]
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -183,7 +187,7 @@ def test_a_full_disk_costs_nothing_but_bytes(run_small: Run, monkeypatch: Any, t
     def full(path: Path, groups: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(received, "save_groups", full)
+    monkeypatch.setattr(kept_files, "save_groups", full)
     poor = run_small("cohort=2", name="poor")
     assert poor["weights_sha256"] == whole["weights_sha256"]
     assert all(PARAMS in event.group_bytes_down for event in told(tmp_path / "poor", SiloFinished))
