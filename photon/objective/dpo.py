@@ -10,7 +10,7 @@ from photon.models.adapter import adapters_off, has_adapters
 from photon.models.loss import run_apart
 from photon.models.reference import add_reference, reference_of, without_reference
 from photon.objective.base import Evaluation, Objective
-from photon.objective.perplexity import autocast, evenly_spaced, windows_per_pass
+from photon.objective.perplexity import batches_of, reading
 from photon.objective.sft import check_keeps_apart
 from photon.training.groups import Tensors
 from photon.training.hooks import Batch, Loss
@@ -108,26 +108,14 @@ class DirectPreference(Objective):
         limit: int | None,
     ) -> Evaluation:
         """Return the summed figures of the validation pairs; see `Objective.evaluate`."""
-        sums, count, training = dict.fromkeys(FIGURES, 0.0), 0, model.training
-        model.eval()
-        try:
-            with torch.no_grad(), autocast(device, precision):
-                for arrays in data.arrays("validation"):
-                    taken = evenly_spaced(len(arrays["tokens"]), limit)
-                    length = arrays["tokens"].shape[1]
-                    step = windows_per_pass(batch_size, length, model.config.vocab_size, device)
-                    for start in range(0, len(taken), step):
-                        part = taken[start : start + step]
-                        batch = {
-                            name: torch.from_numpy(array[part].astype("int64")).to(device)
-                            for name, array in arrays.items()
-                        }
-                        items = int(self.count(batch))
-                        for name, value in self.loss(model, batch, rows).figures.items():
-                            sums[name] += float(value) * items
-                        count += items
-        finally:
-            model.train(training)
+        sums, count = dict.fromkeys(FIGURES, 0.0), 0
+        with reading(model, device, precision):
+            for arrays in data.arrays("validation"):
+                for batch in batches_of(arrays, model, batch_size=batch_size, device=device, limit=limit):
+                    items = int(self.count(batch))
+                    for name, value in self.loss(model, batch, rows).figures.items():
+                        sums[name] += float(value) * items
+                    count += items
         return Evaluation(sums, count)
 
     def sample(self, size: int, sequence_length: int) -> Batch:

@@ -1,7 +1,8 @@
 """Validation loss of a model on packed windows of text."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -130,40 +131,57 @@ def evaluate_windows(
         none sees another, and targets alone are predicted.
     """
     device = torch.device(device)
-    rows = evenly_spaced(len(windows), limit)
-    step = windows_per_pass(batch_size, windows.shape[1], model.config.vocab_size, device)
     arrays = {"tokens": windows, **(beside or {})}
-    total, count, was_training = 0.0, 0, model.training
-    model.eval()
-    try:
-        with torch.no_grad(), autocast(device, precision):
-            for start in range(0, len(rows), step):
-                taken = rows[start : start + step]
-                batch = {
-                    name: torch.from_numpy(array[taken].astype(np.int64)).to(device)
-                    for name, array in arrays.items()
-                }
-                summed, counted = _summed_loss(model, batch, own)
-                total, count = total + summed, count + counted
-    finally:
-        model.train(was_training)
+    total, count = 0.0, 0
+    with reading(model, device, precision):
+        for batch in batches_of(arrays, model, batch_size=batch_size, device=device, limit=limit):
+            summed, counted = _summed_loss(model, batch, own)
+            total, count = total + summed, count + counted
     return Score(total, count)
 
 
-def evenly_spaced(count: int, limit: int | None) -> np.ndarray:
-    """Return indices of at most ``limit`` of ``count`` things, int64."""
+@contextmanager
+def reading(model: "PreTrainedModel", device: torch.device, precision: "Precision") -> Iterator[None]:
+    """Evaluate a model in this block, without gradients; leave it in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), _autocast(device, precision):
+            yield
+    finally:
+        model.train(was_training)
+
+
+def batches_of(
+    arrays: Mapping[str, np.ndarray],
+    model: "PreTrainedModel",
+    *,
+    batch_size: int,
+    device: torch.device,
+    limit: int | None,
+) -> Iterator[dict[str, torch.Tensor]]:
+    """Yield the windows of arrays, or ``limit`` evenly spaced ones, int64 on a device, a pass at a time."""
+    tokens = arrays["tokens"]
+    rows = _evenly_spaced(len(tokens), limit)
+    step = _windows_per_pass(batch_size, tokens.shape[1], model.config.vocab_size, device)
+    for start in range(0, len(rows), step):
+        taken = rows[start : start + step]
+        yield {
+            name: torch.from_numpy(array[taken].astype(np.int64)).to(device) for name, array in arrays.items()
+        }
+
+
+def _evenly_spaced(count: int, limit: int | None) -> np.ndarray:
     taken = count if limit is None else min(limit, count)
     return np.arange(taken) * count // max(taken, 1)
 
 
-def windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
-    """Return how many windows to read at once, at most ``batch_size``, so that their logits are not large."""
+def _windows_per_pass(batch_size: int, sequence_length: int, vocab_size: int, device: torch.device) -> int:
     budget = _LOGITS_BYTES["cuda" if device.type == "cuda" else "cpu"]
     return max(1, min(batch_size, budget // (4 * sequence_length * vocab_size)))
 
 
-def autocast(device: torch.device, precision: "Precision") -> torch.autocast:
-    """Return the context of a forward pass in a precision."""
+def _autocast(device: torch.device, precision: "Precision") -> torch.autocast:
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
