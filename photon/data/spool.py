@@ -7,7 +7,6 @@ numbers, and its texts are read again one at a time.
 import errno
 import os
 import shutil
-import uuid
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from pydantic import TypeAdapter
 
 from photon.data.documents import Chat, Document, Pair
 from photon.errors import PhotonError, printable
+from photon.files.atomic import name_beside
 
 #: What a document may be; the place in this list is what is written of it.
 _KINDS: tuple[type[Document], ...] = (Document, Chat, Pair)
@@ -78,8 +78,7 @@ class Spool:
         PhotonError
             If the disk is full, or cannot be written.
         """
-        output = output.resolve()
-        folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+        folder = name_beside(output.resolve())
         try:
             folder.mkdir(parents=True)
             spool = cls(folder)

@@ -30,7 +30,7 @@ def atomic_file(path: Path, *, mode: int = 0o666, flush: bool = True) -> Iterato
     was. Without ``flush`` the content survives the death of any process, but a power cut may take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
+    beside = name_beside(path)
     try:
         with open(beside, "wb", opener=lambda file, flags: os.open(file, flags, mode)) as file:
             yield file
@@ -58,14 +58,14 @@ def atomic_directory(path: Path, *, flush: bool = True) -> Iterator[Path]:
     as it was. Without ``flush`` the content survives the death of any process, but a power cut may take it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
+    beside = name_beside(path)
     beside.mkdir()
     try:
         yield beside
         if flush:
             sync_files(beside)
         if path.exists():
-            old = _beside(path)
+            old = name_beside(path)
             os.rename(path, old)
             os.rename(beside, path)
             shutil.rmtree(old)
@@ -89,7 +89,7 @@ def remove_directory(path: Path) -> None:
 
     What a crash leaves of it is for `remove_leftovers`.
     """
-    beside = _beside(path)
+    beside = name_beside(path)
     try:
         os.rename(path, beside)
     except FileNotFoundError:
@@ -112,7 +112,8 @@ def remove_leftovers(folder: Path, name: str = "*") -> None:
             path.unlink(missing_ok=True)
 
 
-def _beside(path: Path) -> Path:
+def name_beside(path: Path) -> Path:
+    """Return a new name beside ``path``, one of those that `remove_leftovers` knows."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
