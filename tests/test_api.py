@@ -113,10 +113,9 @@ def test_runs_are_compared_in_a_table_and_a_page(corpus: Path, tmp_path: Path) -
 
 def test_text_is_prepared_as_by_the_command(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        lines = [
-            f"{name} tells {number} of {number * number} and {number + 7} things" for number in range(99)
-        ]
-        (tmp_path / f"{name}.txt").write_text("\n\n".join(lines))
+        words = [f"{name}{number}" for number in range(400)]
+        rows = [{"text": " ".join(words[start : start + 20])} for start in range(0, 400, 20)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     manifest = photon.prepare(
         {"a": tmp_path / "a.jsonl", "b": [str(tmp_path / "b.jsonl")]},
         tmp_path / "data",
