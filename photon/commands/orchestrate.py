@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from photon.orchestration.reinforce import Update
 
 
-class _AnswersByDefault(TyperGroup):
+class RunsByDefault(TyperGroup):
     """Takes what is no command of it for the arguments of ``run``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -33,7 +33,7 @@ class _AnswersByDefault(TyperGroup):
 
 orchestrate = typer.Typer(
     name="orchestrate",
-    cls=_AnswersByDefault,
+    cls=RunsByDefault,
     help="Let several models answer together: `photon orchestrate QUESTIONS --agents FILE --policy POLICY`, "
     "as of `run`.",
     no_args_is_help=True,
