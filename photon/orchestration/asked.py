@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
@@ -11,12 +10,10 @@ from photon.endpoints.faults import EndpointError
 from photon.errors import PhotonError, RunError
 from photon.orchestration.answer import Orchestra, Spent
 from photon.orchestration.graph import chosen, in_order
+from photon.orchestration.pool import at_once
 from photon.orchestration.questions import Question
 from photon.orchestration.run import GIVE_UP
 from photon.orchestration.who import Responses
-
-#: Questions that are asked at the same time.
-_AT_ONCE = 8
 
 
 class AskedWorld:
@@ -61,8 +58,7 @@ class AskedWorld:
         self._ask_all(questions, progress)
 
     def _ask_all(self, questions: Sequence[Question], progress: Callable[[int], None]) -> None:
-        pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="draft")
-        try:
+        with at_once("draft") as pool:
             asked = [pool.submit(self._orchestra.drafts, question, Spent()) for question in questions]
             in_a_row = 0
             for question, drafts in zip(questions, asked, strict=True):
@@ -80,8 +76,6 @@ class AskedWorld:
                 self._drafts.append(drafts.result())
                 self._embedded.append(self._orchestra.embedded(question, drafts.result()))
                 progress(len(self._drafts))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
         self._vectors = torch.stack([one.embeddings for one in self._embedded])
 
     def __len__(self) -> int:
@@ -97,7 +91,7 @@ class AskedWorld:
         keys = [(int(one), graph.numpy().tobytes()) for one, graph in zip(questions, edges, strict=True)]
         graphs = dict(zip(keys, edges, strict=True))
         new = [key for key in graphs if key not in self._known]
-        with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="graph") as pool:
+        with at_once("graph") as pool:
             judged = [pool.submit(self._reward, number, graphs[number, code]) for number, code in new]
             for key, one in zip(new, judged, strict=True):
                 error = one.exception()

@@ -4,9 +4,10 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from photon.files.hashing import hash_of
 from photon.files.owner import OWNER, take
 from photon.orchestration.answer import Answered, Orchestra
 from photon.orchestration.figures import Line
+from photon.orchestration.pool import AT_ONCE, at_once
 from photon.orchestration.questions import Question
 from photon.orchestration.who import Who
 
 ANSWERS, SETTINGS, SUMMARY = "answers.jsonl", "settings.json", "summary.json"
 #: Questions that fail one after the other before a run gives up.
 GIVE_UP = 8
-#: Questions that are answered at the same time.
-_AT_ONCE = 8
 
 
 def settings_of(questions: Sequence[Question], agents: Sequence[Agent], who: Who) -> dict[str, Any]:
@@ -133,37 +133,30 @@ def answer_all(
     """
     failed: Counter[str] = Counter()
     in_a_row, done = 0, 0
-    pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="question")
     left = iter(questions)
     running: set[Future[Answered]] = set()
-    try:
-        with (path / ANSWERS).open("a", encoding="utf-8") as file:
-            while True:
-                for question in left:
-                    running.add(pool.submit(orchestra.answer, question, who))
-                    if len(running) >= _AT_ONCE:
-                        break
-                if not running:
-                    return failed
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for one in ended:
-                    error = one.exception()
-                    if isinstance(error, EndpointError):
-                        failed[error.fault] += 1
-                        in_a_row += 1
-                        if in_a_row >= GIVE_UP:
-                            raise RunError(
-                                f"the last {in_a_row} questions have no answer: {error}; see to it and start "
-                                "again: what was answered is kept"
-                            )
-                    else:
-                        file.write(line_of(one.result(), orchestra, who).model_dump_json() + "\n")
-                        file.flush()
-                        done, in_a_row = done + 1, 0
-                    progress(done, failed.total())
-    finally:
-        # Those that still wait for an agent end when the client does.
-        pool.shutdown(wait=False, cancel_futures=True)
+    with at_once("question") as pool, (path / ANSWERS).open("a", encoding="utf-8") as file:
+        while True:
+            for question in islice(left, AT_ONCE - len(running)):
+                running.add(pool.submit(orchestra.answer, question, who))
+            if not running:
+                return failed
+            ended, running = wait(running, return_when=FIRST_COMPLETED)
+            for one in ended:
+                error = one.exception()
+                if isinstance(error, EndpointError):
+                    failed[error.fault] += 1
+                    in_a_row += 1
+                    if in_a_row >= GIVE_UP:
+                        raise RunError(
+                            f"the last {in_a_row} questions have no answer: {error}; see to it and start "
+                            "again: what was answered is kept"
+                        )
+                else:
+                    file.write(line_of(one.result(), orchestra, who).model_dump_json() + "\n")
+                    file.flush()
+                    done, in_a_row = done + 1, 0
+                progress(done, failed.total())
 
 
 def line_of(answered: Answered, orchestra: Orchestra, who: Who) -> Line:
