@@ -10,7 +10,7 @@ AT_ONCE = 8
 
 @contextmanager
 def at_once(name: str) -> Iterator[ThreadPoolExecutor]:
-    """Yield threads; in the end what has not begun is dropped, and what waits ends with the agents' client."""
+    """Yield threads; in the end what has not begun is dropped; what waits ends with the agents' client."""
     pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix=name)
     try:
         yield pool

@@ -96,7 +96,8 @@ def _last_said(response: str) -> str | None:
     """Return what follows the last ``Answer:`` or ``####``, or stands in a box of LaTeX, on its line."""
     end = response[-_LOOKED_AT:]
     boxed = re.findall(r"\\boxed\{([^{}\n]{1,200})\}", end)
-    marked = re.findall(r"(?:\banswer\s*(?:is\s*:?|:|=)|####)[*\s]*([^\s*][^\n]{0,500})", end, re.IGNORECASE)
+    # Two runs of blanks in a row would take the square of their length.
+    marked = re.findall(r"(?:\banswer\s*(?:is\b|:|=)|####)[:*\s]*([^\s*:][^\n]{0,500})", end, re.IGNORECASE)
     said = boxed or marked
     return said[-1] if said else None
 
