@@ -37,7 +37,7 @@ def test_prompts_say_how_to_answer() -> None:
         ("Answer: D", None),
         ("The answer is: **C**", "C"),
         ("answer is" + " " * 7900, None),
-        ("Answer:" + " " * 9000 + "B", "B"),
+        ("Answer:" + " " * 7900 + "B", "B"),
         ("Because of limani", None),
         ("", None),
         ("Answer:", None),
