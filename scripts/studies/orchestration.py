@@ -19,7 +19,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ LEARNT: Mapping[str, Mapping[str, Any]] = {
 }
 #: Those that other skills are tried with.
 ELSEWHERE = ("asymmetric",)
+#: Agents that a policy of ten is tried with.
+NUMBERS = (5, 10, 15, 20)
 #: Silos of the federation, rounds, and the policy that they train.
 SILOS, ROUNDS, TOGETHER = 4, 20, "asymmetric"
 
@@ -82,11 +84,11 @@ def figures(world: Simulated, edges: Tensor) -> dict[str, Any]:
     }
 
 
-def fixed(skills: Skills, name: str, seed: int) -> Result:
+def fixed(skills: Skills, name: str, seed: int, first: int = 2000) -> Result:
     """Judge one of the ways that learn nothing."""
     from photon.orchestration.graph import allowed, contributions, ranks
 
-    world = Simulated(skills, JUDGED, seed=2000 + seed)
+    world = Simulated(skills, JUDGED, seed=first + seed)
     questions = torch.arange(len(world))
     may = allowed(ranks(contributions(world.drafts(questions))))
     edges = {"parallel": torch.zeros_like(may), "full": may, "rule": may & world.unlike(questions)}[name]
@@ -108,6 +110,27 @@ def learnt(skills: Skills, name: str, seed: int, *, shuffled: bool = False) -> R
     *_, last = Reinforce(policy, method.training, seed=seed).steps(world, method.training.updates)
     other = Simulated(skills, JUDGED, seed=2000 + seed, shuffled=shuffled)
     return {**of(skills, name, seed), **judged(policy, other, seed), "training_edges": round(last.edges, 2)}
+
+
+def moved(skills: Skills, name: str, seed: int) -> Result:
+    """Train a policy with ten agents, and judge it with other numbers of them."""
+    from photon.orchestration.policy import Policy
+    from photon.orchestration.reinforce import Reinforce
+
+    method = method_named(name)
+    policy = Policy(method.policy, skills.size, seed=seed)
+    world = Simulated(skills, TRAINED, seed=1000 + seed)
+    list(Reinforce(policy, method.training, seed=seed).steps(world, method.training.updates))
+    found = {}
+    for agents in NUMBERS:
+        others = replace(skills, agents=agents)
+        judge = Simulated(others, JUDGED, seed=3000 + seed)
+        found[str(agents)] = {
+            "policy": judged(policy, judge, seed)["sampled"],
+            **{one: fixed(others, one, seed, first=3000) for one in ("parallel", "rule")},
+        }
+    accuracy = found[str(skills.agents)]["policy"]["accuracy"]
+    return {"moved": name, "seed": seed, "accuracy": accuracy, "agents": found}
 
 
 def judged(policy: Any, world: Simulated, seed: int) -> Result:
@@ -213,9 +236,11 @@ def asked(place: Place, policy: str) -> Result:
         command += ["--cache", str(place.folder / "replies"), "--concurrency", "4"]
         subprocess.run(command, check=True)
     found = json.loads((output / "summary.json").read_text())
-    kept = ("accuracy", "parallel_accuracy", "calls", "edges", "rescue", "harm", "rescued", "harmed")
-    counts = ("wrong_before", "right_before", "judged", "prompt_tokens", "completion_tokens")
-    return {"model": "SmolLM2", "policy": policy, **{key: found[key] for key in (*kept, *counts)}}
+    kept = ("accuracy", "parallel_accuracy", "calls", "edges", "rescue", "harm")
+    counts = ("rescued", "harmed", "wrong_before", "right_before", "judged")
+    counts += ("prompt_tokens", "completion_tokens")
+    shares = {key: round(found[key] or 0.0, 4) for key in kept}
+    return {"model": "SmolLM2", "policy": policy, **shares, **{key: found[key] for key in counts}}
 
 
 REFINE = (
@@ -294,6 +319,11 @@ def run_federated(runs: Runs, _: Namespace) -> None:
             runs.once(f"federated {way} s{seed}", partial(federated, Skills(*MAIN), way, seed))
 
 
+def run_moved(runs: Runs, _: Namespace) -> None:
+    for seed in SEEDS[:2]:
+        runs.once(f"moved {TOGETHER} s{seed}", partial(moved, Skills(*MAIN), TOGETHER, seed))
+
+
 def run_real(runs: Runs, arguments: Namespace) -> None:
     if arguments.smollm2 is None or arguments.arc is None:
         return
@@ -309,6 +339,7 @@ PARTS = {
     "shuffled": run_shuffled,
     "federated": run_federated,
     "others": run_others,
+    "moved": run_moved,
     "smollm2": run_real,
 }
 
@@ -350,6 +381,7 @@ def sections(results: Results) -> Iterator[str]:
         yield from simulated_section(results, skills)
     yield from leak_section(results)
     yield from federated_section(results)
+    yield from moved_section(results)
     yield from real_section(results)
     yield from paper_section()
 
@@ -426,6 +458,23 @@ def federated_section(results: Results) -> Iterator[str]:
     yield "## Federated training of the policy"
     yield ""
     columns = ["Trained", "Likely edges, %", "Calls", "Drawn edges, %", "Calls", "Same bits as centralised"]
+    yield from table(columns, rows)
+
+
+def moved_section(results: Results) -> Iterator[str]:
+    runs = [one for one in results if one.get("moved")]
+    if not runs:
+        return
+    yield f"## The {TOGETHER} policy of ten agents, with other numbers of them"
+    yield ""
+    rows = []
+    for number in NUMBERS:
+        cells = [str(number)]
+        for name in ("policy", "parallel", "rule"):
+            parts = [one["agents"][str(number)][name] for one in runs]
+            cells += [spread([one["accuracy"] for one in parts]), f"{mean_of(parts, 'calls'):.1f}"]
+        rows.append(cells)
+    columns = ["Agents", "Drawn edges, %", "Calls", "Parallel, %", "Calls", "Rule, %", "Calls"]
     yield from table(columns, rows)
 
 
