@@ -163,6 +163,13 @@ def test_who_uses_a_strategy_knows_none_of_them() -> None:
             assert strategies <= (rounds if module == "photon.orchestration.federated" else seams), module
 
 
+def test_training_knows_nothing_of_models_that_are_asked() -> None:
+    tools = ("photon.endpoints", "photon.orchestration")
+    users = (*tools, "photon.benchmarks", "photon.commands")
+    for module, names in imports_of(ROOT).items():
+        assert module.startswith(users) or not any(name.startswith(tools) for name in names), module
+
+
 def test_files_functions_and_lists_of_imports_are_small() -> None:
     assert too_large(ROOT) == []
 

@@ -84,6 +84,23 @@ def changes(right_before: Sequence[bool], right_after: Sequence[bool]) -> dict[s
     }
 
 
+def average_ranks(scores: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return each method's place among all by score, 1 for the highest, as the mean over tasks.
+
+    Parameters
+    ----------
+    scores
+        Of each method, task by task; methods that tie share the mean of their places.
+    """
+    ranks = dict.fromkeys(scores, 0.0)
+    tasks = list(zip(*scores.values(), strict=True))
+    for task in tasks:
+        for name, own in zip(scores, task, strict=True):
+            above, equal = sum(one > own for one in task), sum(one == own for one in task)
+            ranks[name] += (above + (equal + 1) / 2) / len(tasks)
+    return ranks
+
+
 def summary(lines: Sequence[Line], agents: int) -> dict[str, Any]:
     """Return the figures of a run.
 

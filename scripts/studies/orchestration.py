@@ -9,23 +9,18 @@ served by `photon serve` and asked questions of ARC-easy, a JSON Lines file of `
 ``gold``.
 """
 
-import gzip
-import json
 import math
-import re
 import statistics
-import subprocess
-import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from results import Result, Results, Runs
+from served_agents import REAL, TEMPERATURES, Place, asked, written_questions
 from simulated_agents import Simulated, Skills
 from study import Study, paragraph
 from tables import percent, save_figure, table
@@ -182,93 +177,6 @@ def federated(skills: Skills, way: str, seed: int) -> Result:
 WAYS = ("centralised", "federation of one", f"{SILOS} silos", "one silo alone")
 
 
-# --- SmolLM2 ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Place:
-    """The served model, its questions, and where answers are kept."""
-
-    model: Path
-    questions: Path
-    folder: Path
-    number: int
-
-
-#: The address is part of what an answer is kept by.
-PORT = "8177"
-TEMPERATURES = (0.2, 0.6, 1.0, 1.4)
-REAL = ("parallel", "rule", "full", "self-consistency", "selforg")
-
-
-@contextmanager
-def serving(model: Path) -> Iterator[str]:
-    """Yield the address of a `photon serve` of a model."""
-    command = [sys.executable, "-m", "photon.cli", "serve", str(model), "--port", PORT, "--device", "cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            found = re.search(r"http://\S+/v1", process.stdout.readline())
-            assert found is not None, "photon serve does not answer"
-            yield found[0]
-        finally:
-            process.terminate()
-
-
-def asked(place: Place, policy: str) -> Result:
-    """Let agents at several temperatures answer, by the command."""
-    place.folder.mkdir(parents=True, exist_ok=True)
-    sections = {"refine_prompt": REFINE, "most_characters": 200}
-    (place.folder / "method.yaml").write_text(json.dumps(sections))
-    with serving(place.model) as address:
-        agents = {f"t{10 * one:.0f}": {"temperature": one, "seed": 1} for one in TEMPERATURES}
-        defaults = {
-            "model": place.model.resolve().name,
-            "max_tokens": 12,
-            "endpoint": address,
-            "timeout": 600,
-        }
-        (place.folder / "agents.yaml").write_text(json.dumps({"defaults": defaults, "agents": agents}))
-        output = place.folder / f"{policy}-{place.number}"
-        command = [sys.executable, "-m", "photon.cli", "orchestrate", str(place.questions)]
-        command += ["--agents", str(place.folder / "agents.yaml"), "--policy", policy]
-        command += ["--method", str(place.folder / "method.yaml"), "--output", str(output)]
-        command += ["--cache", str(place.folder / "replies"), "--concurrency", "4"]
-        subprocess.run(command, check=True)
-    found = json.loads((output / "summary.json").read_text())
-    kept = ("accuracy", "parallel_accuracy", "calls", "edges", "rescue", "harm")
-    counts = ("rescued", "harmed", "wrong_before", "right_before", "judged")
-    counts += ("prompt_tokens", "completion_tokens")
-    shares = {key: round(found[key] or 0.0, 4) for key in kept}
-    return {"model": "SmolLM2", "policy": policy, **shares, **{key: found[key] for key in counts}}
-
-
-REFINE = (
-    "{question}\n\nYour answer: {own}\n\nOther answers:\n{others}\n\nAny of them may be wrong. "
-    "Answer the question again."
-)
-
-
-def written_questions(source: Path, target: Path, number: int) -> Path:
-    """Write questions in our form, the first ones of ARC-easy's file."""
-    text = gzip.decompress(source.read_bytes()).decode() if source.suffix == ".gz" else source.read_text()
-    rows = [json.loads(line) for line in text.splitlines()[:number]]
-    lines = [
-        json.dumps(
-            {
-                "id": str(at),
-                "question": row["query"].removeprefix("Question: "),
-                "choices": row["choices"],
-                "answer": row["choices"][row["gold"]],
-            }
-        )
-        for at, row in enumerate(rows)
-    ]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text("\n".join(lines) + "\n")
-    return target
-
-
 # --- what is run -----------------------------------------------------------------------------------
 
 
@@ -379,6 +287,7 @@ def mixed(results: Results, skills: tuple[float, float], calls: float) -> float 
 def sections(results: Results) -> Iterator[str]:
     for skills in SKILLS:
         yield from simulated_section(results, skills)
+    yield from overall_section(results)
     yield from leak_section(results)
     yield from federated_section(results)
     yield from moved_section(results)
@@ -413,6 +322,37 @@ def simulated_section(results: Results, skills: tuple[float, float]) -> Iterator
     yield ""
     columns = ["Policy", "", "Accuracy, %", "Calls", "Rule at these calls", "Edges", "Rescue, %", "Harm, %"]
     yield from table(columns, rows, left=(0, 1))
+
+
+def overall_section(results: Results) -> Iterator[str]:
+    """Lay the policies that were tried with all skills side by side."""
+    from photon.orchestration.figures import average_ranks
+
+    found = {
+        policy: [runs_of(results, skills, policy) for skills in SKILLS] for policy in (*FIXED, *ELSEWHERE)
+    }
+    if not all(all(parts) for parts in found.values()):
+        return
+    shown = {
+        policy: [[one.get("sampled", one) for one in part] for part in parts]
+        for policy, parts in found.items()
+    }
+    scores = {policy: [mean_of(one, "accuracy") for one in parts] for policy, parts in shown.items()}
+    ranks = average_ranks(scores)
+    yield "## Over all skills"
+    yield ""
+    rows = [
+        [
+            policy if policy in FIXED else f"{policy}, drawn edges",
+            *(f"{100 * one:.1f}" for one in scores[policy]),
+            f"{100 * statistics.fmean(scores[policy]):.1f}",
+            f"{ranks[policy]:.2f}",
+            f"{statistics.fmean(mean_of(one, 'calls') for one in parts):.1f}",
+        ]
+        for policy, parts in shown.items()
+    ]
+    columns = [f"{percent(find)}, {percent(check)}" for find, check in SKILLS]
+    yield from table(["Policy", *columns, "Average, %", "Average rank", "Calls"], rows)
 
 
 def leak_section(results: Results) -> Iterator[str]:
@@ -555,10 +495,6 @@ def plot(results: Results, path: Path) -> None:
     pyplot.close(figure)
 
 
-def about(_: Results) -> str:
-    return ABOUT
-
-
 ABOUT = (
     f"Ten simulated agents (`scripts/studies/simulated_agents.py`) answer {JUDGED} questions that no "
     "policy was trained on; mean ± standard deviation over the seeds that have a line. Finding is how "
@@ -583,7 +519,7 @@ STUDY = Study(
     description=__doc__,
     page="docs/results/orchestration.md",
     title="Who reads whom",
-    about=about,
+    about=lambda _: ABOUT,
     run=run_missing,
     sections=sections,
     options=options,

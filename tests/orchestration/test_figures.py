@@ -2,7 +2,7 @@
 
 import pytest
 
-from photon.orchestration.figures import Line, changes, summary
+from photon.orchestration.figures import Line, average_ranks, changes, summary
 
 
 def line(number: int, right: bool | None, before: bool | None, edges: int = 0, calls: int = 3) -> Line:
@@ -38,6 +38,11 @@ def test_changes_add_up_to_the_difference_of_accuracies() -> None:
     assert (sum(after) - sum(before)) / 7 == pytest.approx((found["rescued"] - found["harmed"]) / 7)
     assert changes([True], [True])["rescue"] is None
     assert changes([False], [True])["harm"] is None
+
+
+def test_average_ranks_are_means_of_places_and_ties_share_theirs() -> None:
+    found = average_ranks({"a": [0.9, 0.5, 0.1], "b": [0.8, 0.5, 0.3], "c": [0.7, 0.2, 0.2]})
+    assert found == pytest.approx({"a": (1 + 1.5 + 3) / 3, "b": (2 + 1.5 + 1) / 3, "c": (3 + 3 + 2) / 3})
 
 
 def test_a_summary_counts_what_is_known() -> None:
