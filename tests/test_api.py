@@ -121,6 +121,7 @@ def test_text_is_prepared_as_by_the_command(tmp_path: Path) -> None:
         tmp_path / "data",
         vocab_size=300,
         sequence_length=16,
+        near_duplicates="none",
     )
     assert {silo.name for silo in manifest.silos} == {"a", "b"}
 
