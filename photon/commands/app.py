@@ -2,6 +2,7 @@
 
 import typer
 
+from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
@@ -25,6 +26,7 @@ app = typer.Typer(
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")

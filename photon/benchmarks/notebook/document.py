@@ -1,4 +1,4 @@
-"""The notebook itself: cells with what they gave, as a file that Jupyter opens and as text that a model reads."""
+"""The notebook: cells with what they gave, as a file that Jupyter opens and as text that a model reads."""
 
 import base64
 import binascii

@@ -83,7 +83,7 @@ def _drop_capabilities() -> None:
     """Give up every right of root, for this process and whatever it starts."""
     last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
     for capability in range(last + 1):
-        # Who is nobody already may not drop what might come with a program of root's; the next line bars that.
+        # Who is nobody already may not; that no program of root's brings rights, the next line sees to.
         _LIBC.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     _checked(_LIBC.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "dropping rights")
     header = (ctypes.c_uint32 * 2)(0x2008_0522, 0)
@@ -251,7 +251,7 @@ def _become_kernel(plan: dict[str, Any], log: int) -> NoReturn:
         except OSError:
             if not plan["as_root"]:
                 raise
-            # Nobody makes user namespaces here, so there is none to forbid; nobody's processes count together.
+            # No user namespaces are made here, so there is none to forbid; processes count for nobody.
         _drop_capabilities()
     for name, value in plan["limits"].items():
         kind = getattr(resource, name)

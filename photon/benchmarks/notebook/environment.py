@@ -28,8 +28,10 @@ def _photon_list(folder, room):
             found["..."] = "more"
             break
         room[0] -= 1
-        inner = entry.is_dir(follow_symlinks=False)
-        found[entry.name] = _photon_list(entry.path, room) if inner else entry.stat(follow_symlinks=False).st_size
+        if entry.is_dir(follow_symlinks=False):
+            found[entry.name] = _photon_list(entry.path, room)
+        else:
+            found[entry.name] = entry.stat(follow_symlinks=False).st_size
     return found
 print(json.dumps(_photon_list(".", [{_MOST_LISTED}])))
 del _photon_list
@@ -137,15 +139,26 @@ class NotebookEnvironment:
         """
         if name not in TOOL_NAMES:
             names = ", ".join(TOOL_NAMES)
-            return Observation(f"There is no tool {printable(name)[:100]}; use one of {names}.", fault="unknown tool")
+            return Observation(
+                f"There is no tool {printable(name)[:100]}; use one of {names}.", fault="unknown tool"
+            )
         if not isinstance(arguments, dict):
             return Observation("The arguments of a tool are a JSON object.", fault="wrong arguments")
         known = next(tool["function"]["parameters"] for tool in TOOLS if tool["function"]["name"] == name)
         wrong = [key for key in arguments if key not in known["properties"]]
         missing = [key for key in known["required"] if not isinstance(arguments.get(key), str)]
         if wrong or missing:
-            what = f"{name} has no argument {printable(wrong[0])[:100]}" if wrong else f"{name} needs a text {missing[0]}"
+            what = (
+                f"{name} has no argument {printable(wrong[0])[:100]}"
+                if wrong
+                else f"{name} needs a text {missing[0]}"
+            )
             return Observation(f"{what}.", fault="wrong arguments")
+        # Half of a character, which a model may write, is none in a file.
+        arguments = {
+            key: value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+            for key, value in arguments.items()
+        }
         if name == "list_workdir":
             return self._list()
         if name == "edit_cell":
@@ -165,7 +178,9 @@ class NotebookEnvironment:
         if isinstance(index, bool) or not (index is None or isinstance(index, int)):
             return Observation("idx is the number of a cell, or null.", fault="wrong arguments")
         if index is not None and not 0 <= index < cells:
-            return Observation(f"There is no cell {index}; the notebook has {cells}.", fault="wrong arguments")
+            return Observation(
+                f"There is no cell {index}; the notebook has {cells}.", fault="wrong arguments"
+            )
         if index is None and cells >= MOST_CELLS:
             return Observation(f"The notebook has {cells} cells, and may have no more.", fault="too much")
         if len(contents) > MOST_CODE:

@@ -92,7 +92,8 @@ class Kernel:
         files = {".kernel.json": json.dumps(connection)}
         self._sandbox = Sandbox(self._data, arguments, self._limits, self._how, files=files)
         client = BlockingKernelClient(context=self._context)
-        client.load_connection_info({**connection, "ip": str(self._sandbox.sockets / "k")})
+        here: Any = {**connection, "ip": str(self._sandbox.sockets / "k")}
+        client.load_connection_info(here)
         self._client = client
         client.start_channels(stdin=False, hb=False)
         try:

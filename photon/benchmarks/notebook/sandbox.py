@@ -91,10 +91,10 @@ class Sandbox:
     data
         Name in the work folder to the file or folder that is seen there, read-only.
     arguments
-        Arguments of the interpreter; ``{sockets}`` in them is the folder for sockets, ``{scratch}`` the one for
-        what is temporary.
+        Arguments of the interpreter; ``{sockets}`` in them is the folder for sockets, ``{scratch}`` the one
+        for what is temporary.
     files
-        Name in the folder for what is temporary to a text that is there from the start; ``{sockets}`` as above.
+        Name in the folder for what is temporary to a text that is there from the start.
     start_seconds
         Time until the kernel's sockets must be there.
 
@@ -136,7 +136,9 @@ class Sandbox:
         assert self._process.stdout is not None
         said = self._process.stdout.readline(4096).decode(errors="replace").strip()
         if said != "ready":
-            raise RunError(f"a kernel could not be started: {printable(said.removeprefix('error ')) or 'it ended'}")
+            raise RunError(
+                f"a kernel could not be started: {printable(said.removeprefix('error ')) or 'it ended'}"
+            )
 
     def _plan(
         self, data: Mapping[str, Path], arguments: Sequence[str], files: Mapping[str, str]
@@ -160,9 +162,15 @@ class Sandbox:
             "socket_names": SOCKETS,
             "argv": [
                 self._how.python,
-                *(text.replace("{sockets}", str(self.sockets)).replace("{scratch}", scratch) for text in arguments),
+                *(
+                    text.replace("{sockets}", str(self.sockets)).replace("{scratch}", scratch)
+                    for text in arguments
+                ),
             ],
-            "texts": {f"{scratch}/{name}": text.replace("{sockets}", str(self.sockets)) for name, text in files.items()},
+            "texts": {
+                f"{scratch}/{name}": text.replace("{sockets}", str(self.sockets))
+                for name, text in files.items()
+            },
             "env": _environment(scratch),
             "limits": bounds,
         }
@@ -258,7 +266,10 @@ def check_sandbox(how: Shut) -> None:
         return
     try:
         # Something that makes the files a kernel would, and stays.
-        code = "import sys, time, pathlib; [pathlib.Path(sys.argv[1], n).touch() for n in sys.argv[2:]]; time.sleep(60)"
+        code = (
+            "import sys, time, pathlib; "
+            "[pathlib.Path(sys.argv[1], name).touch() for name in sys.argv[2:]]; time.sleep(60)"
+        )
         with Sandbox({}, ["-I", "-c", code, "{sockets}", *SOCKETS], Limits(), how):
             return
     except (RunError, OSError) as error:
@@ -280,7 +291,9 @@ def _identity() -> dict[str, str]:
 
 def _may_be_root() -> bool:
     """Return whether this process is root with its rights, which root of a container may not have."""
-    told = dict(line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line)
+    told = dict(
+        line.split(":\t") for line in Path("/proc/self/status").read_text().splitlines() if ":\t" in line
+    )
     rights = int(told["CapEff"], 16)
     # CAP_CHOWN, CAP_SETGID, CAP_SETUID and CAP_SYS_ADMIN.
     return os.geteuid() == 0 and all(rights >> right & 1 for right in (0, 6, 7, 21))
