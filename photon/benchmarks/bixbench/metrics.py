@@ -51,8 +51,6 @@ def wilson(share: float, number: int, z: float = Z) -> tuple[float, float]:
         return 0.0, 1.0
     scale = 1 + z * z / number
     centre = (share + z * z / (2 * number)) / scale
-    if squares == 0:
-        return None
     half = z * math.sqrt(share * (1 - share) / number + (z / number) ** 2 / 4) / scale
     # At 0 and 1 the formula has exactly these bounds; rounding must not move them.
     lower = 0.0 if share == 0 else max(0.0, centre - half)
@@ -74,6 +72,8 @@ def clustered(right: Mapping[Hashable, Sequence[bool]], z: float = Z) -> tuple[f
         return None
     share = sum(sum(one) for one in right.values()) / total
     squares = sum((sum(one) - share * len(one)) ** 2 for one in right.values())
+    if squares == 0:
+        return None
     if squares == 0:
         return None
     half = z * math.sqrt(clusters / (clusters - 1) * squares) / total

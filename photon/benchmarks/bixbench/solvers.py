@@ -156,7 +156,7 @@ class ScriptedSolver:
 
 
 def nearest_option(answer: str, choices: Choices) -> str | None:
-    """Return the letter of the option that is the answer, whose range it lies in, or whose number is nearest."""
+    """Return the letter of the option that is the answer, has it in its range, or has the nearest number."""
     pairs = list(zip(choices.letters, choices.options, strict=True))
     for letter, text in pairs:
         if plain(text) == plain(answer):
