@@ -1,4 +1,4 @@
-"""The second way to each answer: libraries where there are any, and loops over plain rows where there are none."""
+"""The second way to each answer: libraries where there are any, and loops over plain rows otherwise."""
 
 import csv
 import math

@@ -123,8 +123,8 @@ print(f'{chi2.sf((observed - expected) ** 2 / variance, 1):.2g}')
     ),
     Asked(
         "lung",
-        "What is the hazard ratio of death of sex 2 against sex 1 in a Cox model with sex alone, Efron's method "
-        "for ties (lung.csv)? Give two decimals.",
+        "What is the hazard ratio of death of sex 2 against sex 1 in a Cox model with sex alone, Efron's "
+        "method for ties (lung.csv)? Give two decimals.",
         _LUNG
         + "time, event = d.time.to_numpy(float), d.status.to_numpy(bool)\nx = (d.sex == 2).to_numpy(float)\n"
         + _COX,
@@ -147,7 +147,8 @@ _GBSG_QUESTIONS = (
         "By the Kaplan-Meier estimate, what is the median recurrence-free time in days of the patients with "
         "hormonal therapy in gbsg2.csv (cens 1 is an event)?",
         _GBSG
-        + "one = d[d.horTh == 'yes']\nsteps, s = kaplan_meier(one.time, one.cens)\nprint(int(steps[s <= 0.5][0]))",
+        + "one = d[d.horTh == 'yes']\nsteps, s = kaplan_meier(one.time, one.cens)\n"
+        + "print(int(steps[s <= 0.5][0]))",
         check.gbsg_median,
         wrong=("1528", "1807", "2659"),
     ),
@@ -165,11 +166,12 @@ print(f'{chi2_contingency(pd.crosstab(d.tgrade, d.horTh), correction=False).pval
     ),
     Asked(
         "gbsg2",
-        "What is Spearman's correlation of progesterone and oestrogen receptor (progrec, estrec) in gbsg2.csv? "
-        "Give three decimals.",
+        "What is Spearman's correlation of progesterone and oestrogen receptor (progrec, estrec) in "
+        "gbsg2.csv? Give three decimals.",
         _GBSG
         + "a, b = d.progrec.rank(), d.estrec.rank()\n"
-        + "a, b = a - a.mean(), b - b.mean()\nprint(f'{(a * b).sum() / np.sqrt((a ** 2).sum() * (b ** 2).sum()):.3f}')",
+        + "a, b = a - a.mean(), b - b.mean()\n"
+        + "print(f'{(a * b).sum() / np.sqrt((a ** 2).sum() * (b ** 2).sum()):.3f}')",
         check.gbsg_receptors,
         width=0.002,
     ),
@@ -199,8 +201,8 @@ _ACTG_QUESTIONS = (
     ),
     Asked(
         "actg320",
-        "What is the ratio of the rates of AIDS or death per time under observation (time, censor), three drugs "
-        "(tx 1) against two, in actg320.csv? Give two decimals.",
+        "What is the ratio of the rates of AIDS or death per time under observation (time, censor), three "
+        "drugs (tx 1) against two, in actg320.csv? Give two decimals.",
         _ACTG
         + "g = d.groupby('tx')[['censor', 'time']].sum()\nr = g.censor / g.time\nprint(f'{r[1] / r[0]:.2f}')",
         check.actg_rates,
@@ -208,8 +210,8 @@ _ACTG_QUESTIONS = (
     ),
     Asked(
         "actg320",
-        "What is the p-value of Welch's two-sided t-test that compares the age of women (sex 2) and men (sex 1) "
-        "in actg320.csv? Give two significant digits.",
+        "What is the p-value of Welch's two-sided t-test that compares the age of women (sex 2) and men (sex "
+        "1) in actg320.csv? Give two significant digits.",
         _ACTG
         + """
 from scipy.stats import t
@@ -223,8 +225,8 @@ print(f'{2 * t.sf(abs(a.mean() - b.mean()) / np.sqrt(va + vb), freedom):.2g}')
     ),
     Asked(
         "actg320",
-        "What is Harrell's concordance of a low CD4 count (cd4) with early AIDS or death (time, censor) over all "
-        "patients of actg320.csv? Give three decimals.",
+        "What is Harrell's concordance of a low CD4 count (cd4) with early AIDS or death (time, censor) over "
+        "all patients of actg320.csv? Give three decimals.",
         _ACTG
         + """
 time, event, risk = d.time.to_numpy(), d.censor.to_numpy() == 1, -d.cd4.to_numpy()
@@ -258,8 +260,8 @@ _GENE_QUESTIONS = (
     ),
     Asked(
         "gse7390",
-        "Which gene of expression.csv differs most, by the size of Welch's t, between tumours with and without "
-        "oestrogen receptor (er of patients.csv)?",
+        "Which gene of expression.csv differs most, by the size of Welch's t, between tumours with and "
+        "without oestrogen receptor (er of patients.csv)?",
         _GENES
         + """
 a, b = x[p.er == 'positive'], x[p.er == 'negative']
@@ -271,8 +273,8 @@ print(t.abs().idxmax())
     ),
     Asked(
         "gse7390",
-        "How many genes of expression.csv differ between tumours with and without oestrogen receptor at a false "
-        "discovery rate of 5 % (Welch's t-test, Benjamini-Hochberg)?",
+        "How many genes of expression.csv differ between tumours with and without oestrogen receptor at a "
+        "false discovery rate of 5 % (Welch's t-test, Benjamini-Hochberg)?",
         _GENES
         + """
 from scipy.stats import ttest_ind
@@ -297,8 +299,8 @@ print(f'{values[0] / values.sum():.3f}')
     ),
     Asked(
         "gse7390",
-        "What is the Pearson correlation of the genes X202418_at and X206295_at in expression.csv among patients "
-        "without metastasis (e.tdm 0 in patients.csv)? Give three decimals.",
+        "What is the Pearson correlation of the genes X202418_at and X206295_at in expression.csv among "
+        "patients without metastasis (e.tdm 0 in patients.csv)? Give three decimals.",
         _GENES
         + """
 one = x[p['e.tdm'] == 0]
@@ -342,8 +344,8 @@ print(f'{(both - chance) / ((one + other) / 2 - chance):.3f}')
     ),
     Asked(
         "pbmc68k",
-        "Which gene marks the CD19+ B cells best: the one with the largest difference of mean expression to all "
-        "other cells (expression.csv, cells.csv)?",
+        "Which gene marks the CD19+ B cells best: the one with the largest difference of mean expression to "
+        "all other cells (expression.csv, cells.csv)?",
         _CELLS + "b = c.cell_type == 'CD19+ B'\nprint((x[b].mean() - x[~b].mean()).idxmax())",
         check.cells_marker,
         wrong=("CD74", "MS4A1", "HLA-DRA"),
@@ -373,8 +375,8 @@ print(f'{wins:.3f}')
     ),
     Asked(
         "wdbc",
-        "What is Cohen's d (pooled standard deviation) of mean_texture, malignant minus benign, in nuclei.csv? "
-        "Give two decimals.",
+        "What is Cohen's d (pooled standard deviation) of mean_texture, malignant minus benign, in "
+        "nuclei.csv? Give two decimals.",
         _NUCLEI
         + """
 m, b = d.mean_texture[d.diagnosis == 'malignant'], d.mean_texture[d.diagnosis == 'benign']
@@ -388,7 +390,8 @@ print(f'{(m.mean() - b.mean()) / np.sqrt(pooled):.2f}')
         "wdbc",
         "How many other measurements of nuclei.csv have a Pearson correlation above 0.9 with mean_radius?",
         _NUCLEI
-        + "x = d.drop(columns='diagnosis')\nr = x.corr()['mean_radius'].drop('mean_radius')\nprint(int((r > 0.9).sum()))",
+        + "x = d.drop(columns='diagnosis')\nr = x.corr()['mean_radius'].drop('mean_radius')\n"
+        + "print(int((r > 0.9).sum()))",
         check.nuclei_correlated,
     ),
     Asked(
@@ -411,8 +414,8 @@ print(f'{((y[near].mean(1) > 0.5) == y).mean():.3f}')
     ),
     Asked(
         "wdbc",
-        "Which measurement of nuclei.csv separates the two diagnoses best: the one with the largest area under "
-        "the ROC curve, whichever way it points?",
+        "Which measurement of nuclei.csv separates the two diagnoses best: the one with the largest area "
+        "under the ROC curve, whichever way it points?",
         _NUCLEI
         + """
 y = (d.diagnosis == 'malignant').to_numpy()
