@@ -4,8 +4,8 @@
     python scripts/bixbench/build.py capsules
 
 writes `capsules/BixBench.jsonl`, a zip file for each capsule, and `capsules/reference.json`, the cells that
-the reference agent runs. The data comes from installed packages and is not part of this repository. Each answer
-is computed in two ways that share nothing but the data; where they differ, nothing is built.
+the reference agent runs. The data comes from installed packages and is not part of this repository. Each
+answer is computed in two ways that share nothing but the data; where they differ, nothing is built.
 """
 
 import contextlib

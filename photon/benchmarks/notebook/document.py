@@ -159,6 +159,8 @@ def _is_image(picture: Any) -> bool:
 
 
 def _is_valid(output: dict[str, Any]) -> bool:
+    if output.get("output_type") not in ("stream", "error", "execute_result", "display_data"):
+        return False
     try:
         nbformat.validate(nbformat.from_dict(output), ref=output["output_type"], version=4, version_minor=5)
     except (nbformat.ValidationError, KeyError, TypeError, AttributeError, RecursionError):

@@ -20,6 +20,8 @@ from photon.errors import RunError, printable
 _GRACE = 5.0
 #: Seconds that a kernel which is there has to answer.
 _START = 60.0
+#: Bytes of a message above the limit of a cell's output, for a kernel gathers what is printed in a moment.
+_ROOM = 16 << 20
 #: Order in which the channels of a kernel have their sockets.
 _CHANNELS = ("shell", "iopub", "stdin", "control", "hb")
 #: Seconds between two looks at what the kernel uses.
@@ -68,7 +70,7 @@ class Kernel:
         self._client: BlockingKernelClient | None = None
         self._context = zmq.Context()
         # A kernel that sends more in one message is cut off, before memory is taken for it.
-        self._context.setsockopt(zmq.MAXMSGSIZE, limits.output)
+        self._context.setsockopt(zmq.MAXMSGSIZE, limits.output + _ROOM)
 
     def start(self) -> None:
         """Start anew: a kernel without variables in a work folder as it was given.
