@@ -7,11 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from photon.benchmarks.bixbench.judge import ModelJudge
     from photon.benchmarks.bixbench.run import Done
-    from photon.benchmarks.bixbench.settings import GradeSettings, RunSettings
-    from photon.benchmarks.bixbench.solvers import Solver
-    from photon.endpoints.agent import Agent
 
 app = typer.Typer(help="Benchmark models at their work.", no_args_is_help=True)
 bixbench = typer.Typer(
@@ -65,6 +61,8 @@ def run(
     ] = True,
 ) -> None:
     """Let a model answer questions; what is there is not done again."""
+    _check_packages()
+    from photon.benchmarks.bixbench.named import solver_named
     from photon.benchmarks.bixbench.records import Folder
     from photon.benchmarks.bixbench.run import BenchmarkRun
     from photon.benchmarks.bixbench.settings import RunSettings, read_settings
@@ -78,7 +76,7 @@ def run(
         asked.questions = asked.questions[:limit]
     how = Shut(isolate=sandbox) if python is None else Shut(isolate=sandbox, python=str(python))
     with ExitStack() as stack:
-        answers = _solver(stack, solver, agents, agent, code, chosen, cache)
+        answers = solver_named(stack, solver, chosen, agents=agents, agent=agent, code=code, cache=cache)
         bar = stack.enter_context(_progress(len(asked.questions) * chosen.replicas))
         task = BenchmarkRun(source, answers, chosen, Folder(output), how, advance=bar)
         done = task.make(asked)
@@ -99,7 +97,10 @@ def grade(
     cache: _Cache = None,
 ) -> None:
     """Grade answers, and print accuracies with their intervals."""
+    _check_packages()
     from photon.benchmarks.bixbench import table
+    from photon.benchmarks.bixbench.named import judge_named
+    from photon.benchmarks.bixbench.predictions import FIGURES, figures_row
     from photon.benchmarks.bixbench.records import Folder
     from photon.benchmarks.bixbench.results import grade_run
     from photon.benchmarks.bixbench.settings import GradeSettings, read_settings
@@ -107,9 +108,9 @@ def grade(
     chosen = read_settings(GradeSettings, settings, changes or [])
     tables = [one for one in targets if one.suffix.lower() == ".csv"]
     with ExitStack() as stack:
-        judging = _judge(stack, agents, judge, cache)
+        judging = judge_named(stack, judge, agents=agents, cache=cache)
         if tables:
-            _print("Recorded predictions", _PREDICTIONS, [_regraded(one, chosen, judging) for one in tables])
+            _print("Recorded predictions", FIGURES, [figures_row(one, chosen, judging) for one in tables])
         results = [grade_run(Folder(one), chosen, judging) for one in targets if one not in tables]
     if results:
         _print("Accuracy", table.COLUMNS, table.rows(results), table.NOTE)
@@ -130,6 +131,7 @@ def report(
     ] = Path("bixbench.html"),
 ) -> None:
     """Write a page of figures, and pages to read what agents did."""
+    _check_packages()
     from photon.benchmarks.bixbench.page import check_output, write_report
 
     check_output(output)
@@ -137,109 +139,17 @@ def report(
     typer.echo(f"{output}: {pages} pages")
 
 
-# --- parts ----------------------------------------------------------------------------------------------
+def _check_packages() -> None:
+    from importlib.util import find_spec
 
-_PREDICTIONS = ["file", "answers", "correct", "refused", "ungraded", "accuracy", "precision", "coverage"]
-
-
-def _regraded(file: Path, settings: "GradeSettings", judge: "ModelJudge | None") -> list[str]:
-    from photon.benchmarks.bixbench.metrics import Figures
-    from photon.benchmarks.bixbench.predictions import grade_predictions, read_predictions
-    from photon.benchmarks.bixbench.table import share
-    from photon.errors import printable
-
-    verdicts = grade_predictions(read_predictions(file), settings, judge)
-    states = [verdict.state for verdict in verdicts]
-    figures = Figures(len(states), states.count("correct"), states.count("refused"))
-    counts = (figures.total, figures.correct, figures.refused, states.count("ungraded"))
-    shares = (figures.accuracy, figures.precision, figures.coverage)
-    return [printable(file.name), *(f"{count:,}" for count in counts), *map(share, shares)]
-
-
-def _chosen(agents: Path | None, name: str | None, option: str) -> "Agent":
-    from photon.components import nearest
-    from photon.endpoints.agent import read_agents
-    from photon.errors import PhotonError, printable
-
-    if agents is None:
-        raise PhotonError(f"{option} needs --agents FILE, which says where the models are")
-    known = {agent.name: agent for agent in read_agents(agents)}
-    if name is None:
-        if len(known) > 1:
-            raise PhotonError(f"{printable(agents)} has {len(known)} agents; name one of them with {option}")
-        return next(iter(known.values()))
-    if name not in known:
-        raise PhotonError(
-            f"{option} {printable(name)}: no such agent in {printable(agents)}{nearest(name, known)}"
-        )
-    return known[name]
-
-
-def _solver(
-    stack: ExitStack,
-    name: str,
-    agents: Path | None,
-    agent: str | None,
-    code: Path | None,
-    settings: "RunSettings",
-    cache: Path | None,
-) -> "Solver":
-    from photon.benchmarks.bixbench.model_solver import ModelSolver
-    from photon.benchmarks.bixbench.solvers import RandomSolver, RefusingSolver, ScriptedSolver
-    from photon.components import nearest
-    from photon.endpoints.client import Client
-    from photon.errors import PhotonError, printable
-
-    kinds = ("model", "reference", "random", "refusing")
-    if name not in kinds:
-        raise PhotonError(
-            f"--solver {printable(name)}: expected one of {', '.join(kinds)}{nearest(name, kinds)}"
-        )
-    if (code is None) == (name == "reference"):
-        raise PhotonError("--code has the cells of --solver reference; give both, or neither")
-    if name == "model":
-        chosen = _chosen(agents, agent, "--agent")
-        client = stack.enter_context(Client(cache, concurrency=settings.parallel))
-        client.check([chosen])
-        return ModelSolver(chosen, client, settings)
-    if agents is not None or agent is not None:
-        raise PhotonError(f"--agents and --agent are of --solver model, not of {name}")
-    if name == "reference":
-        assert code is not None
-        return ScriptedSolver(_cells(code))
-    return RandomSolver() if name == "random" else RefusingSolver()
-
-
-def _cells(file: Path) -> dict[str, list[str]]:
-    from pydantic import TypeAdapter, ValidationError
-
-    from photon.errors import PhotonError, printable
-
-    try:
-        return TypeAdapter(dict[str, list[str]]).validate_json(file.read_bytes())
-    except OSError as error:
-        raise PhotonError(f"--code {printable(file)}: cannot be read ({error.strerror})") from None
-    except ValidationError:
-        raise PhotonError(
-            f"--code {printable(file)}: expected a JSON object of names to lists of cells"
-        ) from None
-
-
-def _judge(
-    stack: ExitStack, agents: Path | None, name: str | None, cache: Path | None
-) -> "ModelJudge | None":
-    from photon.benchmarks.bixbench.judge import ModelJudge
-    from photon.endpoints.client import Client
+    from photon import DISTRIBUTION
     from photon.errors import PhotonError
 
-    if name is None:
-        if agents is not None:
-            raise PhotonError("--agents says where models are; name the one that judges with --judge")
-        return None
-    chosen = _chosen(agents, name, "--judge")
-    client = stack.enter_context(Client(cache))
-    client.check([chosen])
-    return ModelJudge(chosen, client)
+    if not all(map(find_spec, ("ipykernel", "jupyter_client", "nbformat"))):
+        raise PhotonError(f"photon bench needs more packages; run: pip install '{DISTRIBUTION}[bench]'")
+
+
+# --- parts ----------------------------------------------------------------------------------------------
 
 
 def _progress(total: int) -> Any:

@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from photon.benchmarks.bixbench.grade import Judge, Verdict, grade_choice, grade_open
+from photon.benchmarks.bixbench.metrics import Figures
 from photon.benchmarks.bixbench.settings import GradeSettings
 from photon.errors import PhotonError, printable
 from photon.files.atomic import write_text
 
 COLUMNS = ("uuid", "question", "predicted", "target", "unsure", "evaluation_mode", "grade", "correct", "sure")
+#: What `figures_row` says.
+FIGURES = ["file", "answers", "correct", "refused", "ungraded", "accuracy", "precision", "coverage"]
 _NEEDED = ("question", "predicted", "target")
 _MOST_BYTES, _MOST_CELL = 64 << 20, 1 << 20
 
@@ -76,6 +79,15 @@ def grade_predictions(
 def _refusal(row: dict[str, str]) -> str | None:
     letter = row.get("unsure", "").strip()
     return letter if len(letter) == 1 else None
+
+
+def figures_row(file: Path, settings: GradeSettings, judge: Judge | None) -> list[str]:
+    """Return the figures of a table of predictions, graded, as they are shown."""
+    states = [verdict.state for verdict in grade_predictions(read_predictions(file), settings, judge)]
+    figures = Figures(len(states), states.count("correct"), states.count("refused"))
+    counts = (figures.total, figures.correct, figures.refused, states.count("ungraded"))
+    shares = (figures.accuracy, figures.precision, figures.coverage)
+    return [printable(file.name), *(f"{count:,}" for count in counts), *(f"{one:.3f}" for one in shares)]
 
 
 def write_predictions(path: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:

@@ -193,15 +193,16 @@ class Folder:
         RunError
             If the disk does not take it.
         """
-        line = json.dumps(asdict(answer), ensure_ascii=True) + "\n"
+        # Half of a character, which a model may write, could not be read again.
+        line = (json.dumps(asdict(answer), ensure_ascii=False) + "\n").encode("utf-8", "replace")
         try:
             with self._lock, (self.path / _ANSWERS).open("ab+") as file:
                 # After a line that a crash has torn, a new one begins.
                 file.seek(0, os.SEEK_END)
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
-                    line = line if file.read(1) == b"\n" else f"\n{line}"
-                file.write(line.encode())
+                    line = line if file.read(1) == b"\n" else b"\n" + line
+                file.write(line)
         except OSError as error:
             raise RunError(f"{printable(self.path)}: an answer cannot be kept ({error.strerror})") from None
 
