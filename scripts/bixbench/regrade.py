@@ -3,8 +3,8 @@
     python scripts/bixbench/regrade.py --data DIR
 
 `DIR` holds the .csv files of `bixbench-v1.5_results/zero_shot_baselines` and of
-`bixbench_results/baseline_eval_data`, from the authors' repository; they are not part of this one. Every letter
-must have its recorded grade, and no rule may contradict a recorded grade of an open answer, as upstream.
+`bixbench_results/baseline_eval_data`, from the authors' repository; they are not part of this one. Every
+letter must have its recorded grade, and no rule may contradict a recorded grade of an open answer, as upstream.
 """
 
 from argparse import ArgumentParser
