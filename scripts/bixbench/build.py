@@ -11,12 +11,12 @@ answer is computed in two ways that share nothing but the data; where they diffe
 import contextlib
 import io
 import json
-import math
 import os
 import shutil
 import tempfile
 import zipfile
 from argparse import ArgumentParser
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,8 @@ def agree(printed: str, other: Any) -> bool:
         return printed == other
     if isinstance(other, int):
         return printed == str(other)
-    digits = len(printed.partition("e")[0].replace(".", "").lstrip("-0"))
-    return math.isclose(float(printed), other, rel_tol=0.51 * 10 ** (1 - digits) + 1e-9)
+    unit = 10.0 ** int(Decimal(printed).as_tuple().exponent)
+    return abs(float(printed) - other) <= 0.5 * unit * (1 + 1e-9)
 
 
 def row_of(asked: Asked, number: int, place: int, answer: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 
 `DIR` holds the .csv files of `bixbench-v1.5_results/zero_shot_baselines` and of
 `bixbench_results/baseline_eval_data`, from the authors' repository; they are not part of this one. Every
-letter must have its recorded grade, and no rule may contradict a recorded grade of an open answer, as upstream.
+letter must have its recorded grade, and as upstream no rule may contradict that of an open answer.
 """
 
 from argparse import ArgumentParser

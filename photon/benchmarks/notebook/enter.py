@@ -18,6 +18,7 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import stat
 import sys
@@ -114,6 +115,8 @@ def _launch(plan: dict[str, Any]) -> int:
     while not any(descriptor == ended for descriptor, _ in waiting.poll()):
         os.kill(keeper, signal.SIGKILL)
         waiting.unregister(0)
+        # Who would have removed it is gone, or does not mind.
+        shutil.rmtree(plan["base"], ignore_errors=True)
     return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
 
 

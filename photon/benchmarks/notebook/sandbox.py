@@ -156,6 +156,7 @@ class Sandbox:
         plan: dict[str, Any] = {
             "isolate": isolate,
             "as_root": _may_be_root(),
+            "base": str(self._base),
             "work": work,
             "log": f"{scratch}/.start.log",
             "sockets": str(self.sockets),

@@ -280,17 +280,17 @@ def test_all_that_it_started_ends_with_it(shut: Shut) -> None:
     assert not base.exists()
 
 
-def test_it_ends_with_whoever_started_it(shut: Shut, tmp_path: Path) -> None:
+def test_it_ends_with_whoever_started_it(shut: Shut) -> None:
     code = """
 import os, sys
 from photon.benchmarks.notebook.sandbox import Limits, Sandbox, Shut
 from tests.benchmarks.notebook.test_sandbox import stand_in
 box = Sandbox({}, stand_in("{sockets}"), Limits(), Shut())
-print(box._process.pid, flush=True)
+print(box._process.pid, box.sockets, flush=True)
 os.kill(os.getpid(), 9)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    launcher = int(done.stdout)
+    launcher, sockets = done.stdout.split()
     gone = threading.Event()
     for _ in range(100):
         if not Path(f"/proc/{launcher}").exists():
@@ -298,6 +298,7 @@ os.kill(os.getpid(), 9)
             break
         gone.wait(0.05)
     assert gone.is_set()
+    assert not Path(sockets).parent.exists()
 
 
 def test_what_cannot_start_says_why(shut: Shut) -> None:
