@@ -30,7 +30,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 # From <sched.h>, <sys/mount.h> and <linux/prctl.h>.
 _NEWNS, _NEWUTS, _NEWIPC = 0x0002_0000, 0x0400_0000, 0x0800_0000
 _NEWUSER, _NEWPID, _NEWNET = 0x1000_0000, 0x2000_0000, 0x4000_0000
-_NAMESPACES = _NEWNS | _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
+_NAMESPACES = _NEWUTS | _NEWIPC | _NEWPID | _NEWNET
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_BIND, _MS_REC, _MS_PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _MNT_DETACH = 2
 _SYS_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
@@ -115,9 +115,10 @@ def _launch(plan: dict[str, Any]) -> int:
     while not any(descriptor == ended for descriptor, _ in waiting.poll()):
         os.kill(keeper, signal.SIGKILL)
         waiting.unregister(0)
-        # Who would have removed it is gone, or does not mind.
-        shutil.rmtree(plan["base"], ignore_errors=True)
-    return os.waitstatus_to_exitcode(os.waitpid(keeper, 0)[1])
+    status = os.waitpid(keeper, 0)[1]
+    # Who would remove it may be gone.
+    shutil.rmtree(plan["base"], ignore_errors=True)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _guarded(work: Any) -> NoReturn:
@@ -162,6 +163,8 @@ def _keep(plan: dict[str, Any]) -> int:
 
 def _build_root(plan: dict[str, Any]) -> None:
     root = plan["root"]
+    # Here and not in the launcher, which goes on seeing the folders that it is to remove.
+    _unshare(_NEWNS)
     _mount(None, "/", None, _MS_REC | _MS_PRIVATE)
     _mount("tmpfs", root, "tmpfs", _MS_NOSUID | _MS_NODEV, "size=1m,mode=755")
     for target, size in plan["tmpfs"].items():
