@@ -9,6 +9,7 @@ letter must have its recorded grade, and as upstream no rule may contradict that
 
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import Literal
 
 from photon.benchmarks.bixbench.predictions import grade_predictions, read_predictions
 from photon.benchmarks.bixbench.settings import GradeSettings
@@ -40,10 +41,10 @@ def choices(file: Path) -> tuple[tuple[int, int, int], int]:
     return (len(states), states.count("correct"), states.count("refused")), differing
 
 
-def opened(file: Path) -> tuple[int, int]:
+def opened(file: Path, partial: Literal["words", "upstream"] = "upstream") -> tuple[int, int]:
     """Return how many open answers rules decide, and how many of these contradict the recorded grade."""
     rows = read_predictions(file)
-    found = grade_predictions(rows, GradeSettings(partial_match="upstream"), None)
+    found = grade_predictions(rows, GradeSettings(partial_match=partial), None)
     pairs = [(row, one) for row, one in zip(rows, found, strict=True) if one.by in ("text", "part", "range")]
     return len(pairs), sum(one.correct != (row["grade"] == "1") for row, one in pairs)
 
