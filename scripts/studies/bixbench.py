@@ -96,7 +96,10 @@ def _measure(
         cost = json.loads(json.dumps(results["cost"]))
     kept = ("total", "correct", "accuracy", "wilson", "clustered", "precision", "coverage", "missing")
     regimes = {
-        regime: {key: _rounded(figures[key]) for key in kept}
+        regime: {
+            **{key: _rounded(figures[key]) for key in kept},
+            "no_answer": sum(number for end, number in figures["ends"].items() if end != "answered"),
+        }
         for regime, figures in results["regimes"].items()
     }
     first = next(iter(regimes.values()))
@@ -137,12 +140,13 @@ def sections(results: Results) -> Iterable[str]:
                     _interval(figures["wilson"]),
                     _interval(figures["clustered"]),
                     f"{figures['coverage']:.3f}",
+                    str(figures["no_answer"]),
                     CHANCE[regime],
                 ]
             )
     head = ["Who", "regime", "answers", "correct", "accuracy", "95 % (Wilson)", "95 % (capsules)"]
     yield from ["## Own capsules", ""]
-    yield from table([*head, "coverage", "guessing"], rows, left=(0, 1))
+    yield from table([*head, "coverage", "no answer", "guessing"], rows, left=(0, 1))
     for one in (one for one in results if "files" in one):
         yield from ["## Published predictions, graded again", ""]
         yield from paragraph(_PUBLISHED)
@@ -169,11 +173,11 @@ def about(results: Results) -> str:
     questions = max(one.get("questions", 0) for one in results)
     return (
         f"{questions} questions on six capsules of real biomedical data, built by "
-        "`scripts/bixbench/build.py`; they are not the paper's, and no figure here can be compared with one of "
-        "its. The reference runs code that was written for each question through the same sandbox, tools and "
-        "graders as a model's, so less than 1 would be a fault of the harness. The last interval takes into "
-        "account that questions of a capsule depend on each other; where all answers are alike it cannot be "
-        "estimated."
+        "`scripts/bixbench/build.py`; they are not the paper's, and no figure here can be compared with one "
+        "of its. The reference runs code that was written for each question through the same sandbox, tools "
+        "and graders as a model's, so less than 1 would be a fault of the harness. The last interval takes "
+        "into account that questions of a capsule depend on each other; where all answers are alike it cannot "
+        "be estimated. Without an answer are replies that have none in the form that was asked for."
     )
 
 

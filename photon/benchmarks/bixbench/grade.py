@@ -5,7 +5,6 @@ A choice is right if its letter is. An open answer is verified as its question s
 (``llm_verifier``), which is also asked where a rule cannot decide.
 """
 
-import ast
 import math
 import re
 from collections.abc import Callable
@@ -21,6 +20,7 @@ State = Literal["correct", "incorrect", "refused", "ungraded"]
 _NUMBER = re.compile(
     r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d+)?\.?\d+(?:\s*[eE×x]\s*(?:10\s*\^?\s*)?[-+−]?\d+)?\s*%?"
 )
+_RANGE = re.compile(r"[(\[]\s*([^,()\[\]\s]{1,40})\s*,\s*([^,()\[\]\s]{1,40})\s*[)\]]")
 _REFUSALS = re.compile(
     r"insufficient (?:information|data)|(?:cannot|can't|can not|unable to|not possible to) "
     r"(?:be )?(?:determine|answer|provide|perform|compute|calculate|access)",
@@ -138,9 +138,13 @@ def _by_range(ideal: str, answer: str) -> Verdict | None:
 
 def range_of(text: str) -> tuple[float, float] | None:
     """Return the bounds of a text such as ``(1.50,1.54)``, both inside, or None."""
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        return None
+    # Python's own reader of literals is not for several threads at a time.
     try:
-        lower, upper = (float(bound) for bound in ast.literal_eval(text.strip()))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        lower, upper = float(match[1]), float(match[2])
+    except ValueError:
         return None
     return (lower, upper) if math.isfinite(lower) and math.isfinite(upper) and lower <= upper else None
 

@@ -1,5 +1,7 @@
 """Graders: what rules decide, and what they leave to a judge."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from photon.benchmarks.bixbench.grade import Verdict, grade_choice, grade_open, number_in, range_of
@@ -109,3 +111,11 @@ def test_what_is_no_range_is_none(text: str) -> None:
 def test_one_number_is_found(text: str, value: float | None) -> None:
     found = number_in(text)
     assert (None if found is None else found.value) == value
+
+
+def test_ranges_are_read_in_many_threads() -> None:
+    """Answers are graded at the same time; what reads a range must not mind."""
+    with ThreadPoolExecutor(8) as pool:
+        found = set(pool.map(lambda number: range_of(f"({number % 7 - 9},{number % 7}.5)"), range(5_000)))
+    assert found == {(number - 9.0, number + 0.5) for number in range(7)}
+    assert range_of("[-1e-3, 2E2]") == (-0.001, 200.0)
