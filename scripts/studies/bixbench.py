@@ -176,8 +176,8 @@ def about(results: Results) -> str:
         "`scripts/bixbench/build.py`; they are not the paper's, and no figure here can be compared with one "
         "of its. The reference runs code that was written for each question through the same sandbox, tools "
         "and graders as a model's, so less than 1 would be a fault of the harness. The last interval takes "
-        "into account that questions of a capsule depend on each other; where all answers are alike it cannot "
-        "be estimated. Without an answer are replies that have none in the form that was asked for."
+        "into account that questions of a capsule depend on each other; where all answers are alike it "
+        "cannot be estimated. Without an answer are replies that have none in the form that was asked for."
     )
 
 

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from photon import __version__
@@ -21,6 +22,7 @@ from photon.benchmarks.notebook.environment import NotebookEnvironment
 from photon.benchmarks.notebook.sandbox import Shut, check_sandbox
 from photon.endpoints.faults import EndpointError
 from photon.errors import PhotonError, RunError, printable
+from photon.files.atomic import remove_leftovers
 
 
 @dataclass
@@ -77,7 +79,8 @@ class BenchmarkRun:
         self._source, self._solver, self._settings = source, solver, settings
         self._folder, self._how, self._advance = folder, how, advance
         self._done = Done()
-        self._lock = threading.Lock()
+        self._lock, self._unpacking = threading.Lock(), threading.Lock()
+        self._capsules: dict[str, Path] = {}
         self._stopped = threading.Event()
 
     def make(self, asked: QuestionSet) -> Done:
@@ -95,6 +98,8 @@ class BenchmarkRun:
         self._done.left_out = asked.left_out
         with self._folder.claimed():
             self._folder.begin(self._about(asked), asked.questions)
+            for below in ("capsules", "trajectories"):
+                remove_leftovers(self._folder.path / below)
             there = self._folder.answers()
             jobs = []
             for replica in range(self._settings.replicas):
@@ -167,7 +172,7 @@ class BenchmarkRun:
             return Finished(notebook, kept["agent_answer"])
         if question.archive is None:
             raise PhotonError(f"{question.id}: the question names no archive of its capsule")
-        data = unpacked(self._source.archive(question.archive), self._folder.path / "capsules")
+        data = self._capsule(question.archive)
         environment = NotebookEnvironment(
             capsule_files(data),
             self._settings.limits.limits(),
@@ -185,6 +190,14 @@ class BenchmarkRun:
         self._folder.keep(question, replica, rollout, written, about, choices)
         self._keep(_of_rollout(question, replica, rollout), counted="open" in regimes)
         return Finished(written.shown(images=self._settings.images), rollout.answer)
+
+    def _capsule(self, archive: str) -> Path:
+        """Return the folder of a capsule's data: unpacked once, for a kernel may be looking at it."""
+        with self._unpacking:
+            if archive not in self._capsules:
+                found = self._source.archive(archive)
+                self._capsules[archive] = unpacked(found, self._folder.path / "capsules")
+            return self._capsules[archive]
 
     def _answer(self, question: Question, replica: int, regime: Regime, finished: Finished | None) -> None:
         target, refusal, told = question.ideal, None, Told(None)

@@ -5,6 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -286,3 +287,22 @@ def test_a_disk_that_takes_nothing_ends_the_run(
     monkeypatch.setattr(Folder, "add", full)
     with pytest.raises(RunError, match="No space left"):
         make(toy, RandomSolver(), ZERO_SHOT, tmp_path / "out")
+
+
+def test_a_capsule_is_unpacked_once(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two questions of it begin at the same time, and none takes the data from under the other's kernel."""
+    from photon.benchmarks.bixbench import run
+
+    unpacked, times = run.unpacked, []
+
+    def slow(archive: Path, home: Path) -> Path:
+        times.append(archive)
+        time.sleep(0.2)
+        return unpacked(archive, home)
+
+    monkeypatch.setattr(run, "unpacked", slow)
+    source = Source(str(toy))
+    bench = BenchmarkRun(source, RandomSolver(), RunSettings(), Folder(tmp_path / "out"), Shut())
+    with ThreadPoolExecutor(4) as pool:
+        assert len(set(pool.map(bench._capsule, ["toy-1"] * 4))) == 1
+    assert times == [toy / "toy-1"]
