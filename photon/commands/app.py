@@ -1,12 +1,18 @@
 """The ``photon`` command and what it consists of."""
 
+import platform
+from importlib.metadata import version as version_of
+from typing import Annotated
+
 import typer
 
+import photon
 from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
+from photon.commands.orchestrate import orchestrate
 from photon.commands.runs import export, import_, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
@@ -16,12 +22,29 @@ from photon.commands.walltime import app as walltime_app
 
 app = typer.Typer(
     name="photon",
-    help="Federated pre-training of large language models on Flower.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        needs = ", ".join(f"{name} {version_of(name)}" for name in ("flwr", "torch", "transformers"))
+        typer.echo(f"photon {photon.__version__} ({needs}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which Photon this is."),
+    ] = False,
+) -> None:
+    """Federated pre-training of large language models on Flower."""
+
 
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -31,6 +54,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
 app.add_typer(silo, name="silo")
+app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)

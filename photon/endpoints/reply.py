@@ -196,7 +196,9 @@ def _reply(
         )
         for number, call in enumerate(turn.tool_calls or ())
     )
-    return Reply(turn.content or "", calls, finish, prompt_tokens, completion_tokens, cached)
+    # Half of a character, as JSON may have it, can neither be written nor sent on.
+    text = (turn.content or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Reply(text, calls, finish, prompt_tokens, completion_tokens, cached)
 
 
 def _tokens(value: Any) -> int | None:

@@ -76,16 +76,29 @@ class PolicySection(Section):
 
 
 class TrainingSection(Section):
-    """REINFORCE with the mean of the batch as baseline."""
+    """REINFORCE with the mean of the batch, or of a question's graphs, as baseline."""
 
     lr: float = Field(1e-3, gt=0, le=10, description="Of Adam; the paper's is 0.1.")
     updates: int = Field(400, ge=1, le=1_000_000, description="The paper's are 50.")
-    batch: int = Field(32, ge=2, le=100_000, description="Questions of an update.")
+    batch: int = Field(32, ge=1, le=100_000, description="Questions of an update.")
+    graphs: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Graphs that are drawn for each question of an update. 1: the baseline is the mean of "
+        "the batch, as in the paper; more: the mean of the question's graphs, which is ours.",
+    )
     lambda_sp: float = Field(0.1, ge=0, le=1e6, description="What an edge, or all of them, cost.")
     sparsity_norm: Literal["pairs", "raw"] = Field(
         "pairs", description="`pairs`: the share of the N(N−1)/2 edges; `raw`: their number, as in the paper."
     )
     seed: int = Field(0, ge=0, lt=2**62)
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainingSection":
+        if self.batch * self.graphs < 2:
+            raise ValueError("training.batch=1: one graph is its own baseline; take more questions or graphs")
+        return self
 
 
 class SelfOrgSection(Section):
@@ -117,11 +130,12 @@ class Method(Section):
     @model_validator(mode="after")
     def _possible(self) -> "Method":
         try:
-            places = {
-                name for _, name, _, _ in string.Formatter().parse(self.refine_prompt) if name is not None
-            }
+            parts = list(string.Formatter().parse(self.refine_prompt))
         except ValueError as error:
             raise ValueError(f"refine_prompt: {error}; write {{{{ and }}}} for braces") from None
+        if any(form or conversion for _, _, form, conversion in parts):
+            raise ValueError("refine_prompt: write places as {question}, without conversions or formats")
+        places = {name for _, name, _, _ in parts if name is not None}
         if places != _PLACES:
             odd = sorted(places ^ _PLACES)
             raise ValueError(

@@ -55,6 +55,12 @@ class Policy(nn.Module):
         if section.logit_bias is not None:
             self.bias = nn.Parameter(torch.tensor(section.logit_bias))
 
+    def twin(self) -> "Policy":
+        """Return another policy with the same parameters."""
+        made = Policy(self.section, self.size)
+        made.load_state_dict(self.state_dict())
+        return made
+
     def forward(self, embeddings: Tensor) -> Tensor:
         """Return the logits Λ.
 

@@ -1,4 +1,4 @@
-"""Training of the policy: REINFORCE with the mean of the batch as baseline."""
+"""Training of the policy: REINFORCE with a mean as baseline, of the batch or of a question's graphs."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +59,21 @@ def surrogate(log_probabilities: Tensor, rewards: Tensor, baseline: Tensor | flo
     return -(rewards - baseline).detach() * log_probabilities
 
 
+def baseline(rewards: Tensor, graphs: int) -> Tensor:
+    """Return what each reward is compared with; a reward that is NaN counts nowhere.
+
+    Parameters
+    ----------
+    rewards
+        Shape (B · graphs,), the graphs of a question one after the other.
+    graphs
+        Drawn for each question. 1: the mean of all; more: the mean of the question's.
+    """
+    if graphs == 1:
+        return rewards.nanmean().expand_as(rewards)
+    return rewards.view(-1, graphs).nanmean(1).repeat_interleave(graphs)
+
+
 def sparsity(edges: Tensor, training: TrainingSection) -> Tensor:
     """Return λ_sp |E|, or λ_sp times the share of possible edges, for graphs of shape (B, N, N)."""
     agents = edges.shape[-1]
@@ -100,13 +115,16 @@ class Reinforce:
 
     def _step(self, world: World) -> Update:
         self.policy.train()
-        questions = torch.randint(len(world), (self.training.batch,), generator=self._draw)
-        embeddings = world.drafts(questions)
-        rank = ranks(contributions(embeddings))
+        asked = torch.randint(len(world), (self.training.batch,), generator=self._draw)
+        embeddings = world.drafts(asked)
         # Log-probabilities are those of the very pass that graphs are drawn by, so dropout is the same.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self._draw)))
-            logits = self.policy(embeddings)
+            drawn = self.policy(embeddings)
+        # Each question as many times as graphs are drawn for it.
+        graphs = self.training.graphs
+        questions, logits = asked.repeat_interleave(graphs), drawn.repeat_interleave(graphs, 0)
+        rank = ranks(contributions(embeddings)).repeat_interleave(graphs, 0)
         edges = sampled(logits, rank, self._draw)
         task = world.rewards(questions, edges).to(logits.dtype)
         known = ~task.isnan()
@@ -115,8 +133,10 @@ class Reinforce:
                 "fewer than two graphs of a batch could be judged, because agents did not answer; see to the "
                 "endpoints and start again: what was answered is kept"
             )
-        rewards = (task - sparsity(edges, self.training).to(logits.dtype))[known]
-        terms = surrogate(log_probability(logits, rank, edges)[known], rewards, rewards.mean())
+        rewards = task - sparsity(edges, self.training).to(logits.dtype)
+        compared = baseline(rewards, graphs)[known]
+        rewards = rewards[known]
+        terms = surrogate(log_probability(logits, rank, edges)[known], rewards, compared)
         self.optimizer.zero_grad()
         terms.mean().backward()
         self.optimizer.step()

@@ -10,7 +10,7 @@ from photon.errors import RunError
 from photon.orchestration.graph import allowed, contributions, likeliest, log_probability, ranks
 from photon.orchestration.method import PolicySection, TrainingSection
 from photon.orchestration.policy import Policy
-from photon.orchestration.reinforce import Reinforce, expected_edges, sparsity, surrogate
+from photon.orchestration.reinforce import Reinforce, baseline, expected_edges, sparsity, surrogate
 from tests.orchestration.test_graph import embeddings, graphs_of
 
 
@@ -32,9 +32,9 @@ def test_the_expected_surrogate_has_the_gradient_of_the_expected_reward(settings
 
     exact = gradients((log_probabilities().exp() * rewards).sum())
     assert max(float(one.abs().max()) for one in exact) > 1e-4
-    for baseline in (0.0, float(rewards.mean()), 3.0):
+    for constant in (0.0, float(rewards.mean()), 3.0):
         found = log_probabilities()
-        sampled = gradients((found.detach().exp() * surrogate(found, rewards, baseline)).sum())
+        sampled = gradients((found.detach().exp() * surrogate(found, rewards, constant)).sum())
         for one, other in zip(exact, sampled, strict=True):
             assert torch.allclose(one, -other, atol=1e-10)
 
@@ -138,6 +138,30 @@ def test_sparsity_is_a_share_or_a_number() -> None:
     assert sparsity(edges, TrainingSection(lambda_sp=0.1)).tolist() == pytest.approx([0, 0.1])
     raw = TrainingSection(lambda_sp=0.1, sparsity_norm="raw")
     assert sparsity(edges, raw).tolist() == pytest.approx([0, 4.5])
+
+
+def test_baselines_are_means_of_what_is_known() -> None:
+    rewards = torch.tensor([1.0, 0.0, float("nan"), 0.5])
+    assert baseline(rewards, 1).tolist() == [0.5] * 4
+    assert baseline(rewards, 2).tolist() == [0.5, 0.5, 0.5, 0.5]
+    assert baseline(torch.tensor([1.0, 0.0, 4.0, 2.0]), 2).tolist() == [0.5, 0.5, 3.0, 3.0]
+
+
+def test_several_graphs_of_a_question_are_drawn_and_judged() -> None:
+    class Watched(Bandit):
+        asked: Tensor
+
+        def rewards(self, questions: Tensor, edges: Tensor) -> Tensor:
+            self.asked = questions
+            self.edges = edges
+            return super().rewards(questions, edges)
+
+    world = Watched("same")
+    policy = Policy(PolicySection(logit_bias=0.0), 64)
+    (update,) = Reinforce(policy, TrainingSection(batch=3, graphs=4), seed=0).steps(world, 1)
+    assert update.counted == 12
+    assert world.asked.view(3, 4).eq(world.asked.view(3, 4)[:, :1]).all()
+    assert not world.edges[0].equal(world.edges[1])
 
 
 class Half(Bandit):
