@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import photon
+from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
@@ -48,6 +49,7 @@ def command(
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
