@@ -94,6 +94,7 @@ def advance(
             "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
             "local_scalars": _typical_scalars(reports.values()),
             "routed": list(aggregate.routed),
+            "unlearned": [*before.unlearned, *([] if aggregate.unlearned is None else [aggregate.unlearned])],
             "decided": decided,
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: What trains on data of each kind.
-_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo"}
+_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo", "questions": "lunar"}
 
 
 def objective_of(config: RunConfig) -> Objective:

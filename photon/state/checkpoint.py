@@ -29,6 +29,7 @@ from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
 from photon.state.seal import SEAL, broken, is_sealed, seal
 from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.unlearned import Unlearned
 
 FORMAT = "photon-checkpoint/2"
 #: The form of earlier versions, which differs in names alone.
@@ -98,6 +99,8 @@ class ServerState(BaseModel):
     vocabulary
         With restricted vocabularies the rows that were trained since the federation above gave its last
         request, as `photon.models.vocabulary.pack_vocabulary` writes them.
+    unlearned
+        What was taken out of the model, before this run or in it, the oldest first.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -119,6 +122,7 @@ class ServerState(BaseModel):
     estimated: bool = False
     progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
+    unlearned: list[Unlearned] = Field(default_factory=list)
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str

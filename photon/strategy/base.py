@@ -25,6 +25,7 @@ from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
 from photon.objective.configured import kept_of
 from photon.state.checkpoint import Checkpoint
+from photon.state.unlearned import Unlearned
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.outer import OuterStep
@@ -118,6 +119,8 @@ class Aggregate:
         Further state groups that the strategy finds in the next round's checkpoint.
     routed
         What those of them are that travel to other federations.
+    unlearned
+        What was taken out of the model, if something was.
     """
 
     params: dict[str, torch.Tensor]
@@ -131,6 +134,7 @@ class Aggregate:
     figures: Mapping[str, float] = field(default_factory=dict)
     kept: StateGroups = field(default_factory=dict)
     routed: Sequence[RoutedTag] = ()
+    unlearned: Unlearned | None = None
 
 
 class Strategy(ABC):
