@@ -227,6 +227,18 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
     for refused, why in (
         (config.privacy.on, "privacy.clip_norm: nothing bounds the sums of an objective without steps"),
         (
+            objective.rounds not in (None, config.rounds),
+            f"{names[0]} takes {objective.rounds} rounds; set rounds={objective.rounds}",
+        ),
+        (
+            objective.needs_all and config.cohort is not None,
+            f"{names[0]} asks all silos in every round; set cohort=null",
+        ),
+        (
+            not all(codec.on_bytes for codec in downlink_pipelines(config.link).params),
+            "link.downlink: silos would read with another model than the server has; leave out what rounds",
+        ),
+        (
             config.privacy.secure_aggregation and bool(config.link.states),
             "link.states: what is masked looks like noise, and nothing makes it smaller; leave out codecs",
         ),

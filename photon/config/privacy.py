@@ -50,6 +50,12 @@ class PrivacySection(Section):
         "smaller, the finer the sum.",
     )
 
+    alone: list[str] = Field(
+        [],
+        description="Sets of rows, such as `forget`, of which a masked sum may be one silo's alone, which "
+        "hides nothing of it; that silo's policy has to allow it, too.",
+    )
+
     @property
     def on(self) -> bool:
         """Whether updates are bounded before they leave."""

@@ -74,7 +74,10 @@ def ready(
         Those of the cohort that also tell what they bring: it is their last round.
     """
     server_round = checkpoint.state.round + 1
-    failures = Failures(at.config.federation, at.events, server_round, len(cohort))
+    federation = at.config.federation
+    if at.strategy.needs_all:
+        federation = federation.model_copy(update={"quorum": len(cohort)})
+    failures = Failures(federation, at.events, server_round, len(cohort))
     requests = at.requests.train_requests(server_round, checkpoint, cohort, last)
     secure = None
     if at.config.privacy.secure_aggregation:

@@ -167,7 +167,7 @@ class SecureSum:
         self._masking: list[str] = []
         self._survivors: list[str] = []
         self._total: Integers = {}
-        self._threshold = threshold_of(privacy, len(requests))
+        self._threshold = len(requests) if contract.needs_all else threshold_of(privacy, len(requests))
         self._contract = contract
         contract.quantizer(privacy, len(requests))
 

@@ -78,10 +78,13 @@ class Behind:
         none, it has no part in them.
     silos
         What the sums are over, to how many silos of the round have some, where that is known.
+    all_silos
+        How many silos the round is over; None: that is not known.
     """
 
     rows: Mapping[str, int]
     silos: Mapping[str, int] = field(default_factory=dict)
+    all_silos: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,14 @@ class Conclusion:
         Figures of the round, under ``figure/of what`` names.
     unlearned
         What was taken out of the model, if something was.
+    silos
+        What later sums are over, to how many silos have some.
     """
 
     changed: Tensors = field(default_factory=dict)
     figures: Mapping[str, float] = field(default_factory=dict)
     unlearned: Unlearned | None = None
+    silos: Mapping[str, int] = field(default_factory=dict)
 
 
 class Objective(ABC):
@@ -277,12 +283,19 @@ class Objective(ABC):
         return self.sums(model, server_round - 1) if server_round > 1 else {}
 
     def concluded(
-        self, params: Tensors, sums: StateGroups, kept: StateGroups, server_round: int
+        self,
+        model: "PreTrainedModel",
+        params: Tensors,
+        sums: StateGroups,
+        kept: StateGroups,
+        server_round: int,
     ) -> "Conclusion":
         """Return what a round comes to beside what is kept: by default the model stays as it is.
 
         Parameters
         ----------
+        model
+            The model, of which there are shapes alone.
         params
             The model's tensors.
         sums, kept

@@ -248,6 +248,11 @@ def mask(
             f"secure aggregation: the shares of {len(silos & set(attempt.shares))} of {len(silos)} silos are "
             "not enough to unmask the sum"
         )
+    if contract.needs_all and (len(silos) < len(attempt.keys) or attempt.threshold < len(silos)):
+        raise PhotonError(
+            f"secure aggregation: the sum is of all {len(attempt.keys)} silos or none, and "
+            f"{attempt.threshold} of {len(silos)} could unmask it"
+        )
     update = {name: _tensor(packed, name) for name, packed in contract.masked_of(reply).items()}
     keys = [update_key(update), *(_keys_of_sums(update) if contract.masks_sums else [])]
     opened = Opened(site.state / silo)

@@ -152,6 +152,8 @@ class Strategy(ABC):
     folds_updates: ClassVar[bool] = False
     #: Whether it adds up sums of an objective without steps, in place of folding what was trained.
     folds_sums: ClassVar[bool] = False
+    #: Whether a round counts only with the replies of all who are asked.
+    needs_all: bool = False
     #: Whether it looks at all replies of a round together; they then lie on the server's disk, mapped.
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.

@@ -90,12 +90,15 @@ class Contract:
         Parameters that are the node's own: the server takes no mean of them.
     tells_rows
         Whether the report says which rows of the embedding were trained.
+    needs_all
+        Whether a round counts only with the replies of all who are asked.
     """
 
     arriving: Shapes
     leaving: Mapping[str, Leaving]
     own: frozenset[str] = frozenset()
     tells_rows: bool = False
+    needs_all: bool = False
 
     @property
     def due(self) -> dict[str, Mapping[str, torch.Size]]:

@@ -47,6 +47,7 @@ class Sums(Strategy):
     def __init__(self, config: RunConfig) -> None:
         super().__init__(config)
         self.objective = objective_of(config)
+        self.needs_all = self.objective.needs_all
 
     def contract(self, server_round: int, params: Mapping[str, torch.Size], role: Role = "silo") -> Contract:
         """Return a contract by which parameters and what was kept arrive, and the objective's sums leave.
@@ -72,7 +73,7 @@ class Sums(Strategy):
             )
             for group, shapes in sums.items()
         }
-        return Contract({PARAMS: params, **brought}, leaving)
+        return Contract({PARAMS: params, **brought}, leaving, needs_all=self.needs_all)
 
     def _model(self, params: Mapping[str, torch.Size]) -> "PreTrainedModel":
         """Return the model of some parameters, of which there are shapes alone."""
@@ -95,7 +96,7 @@ class Sums(Strategy):
         params, kept = checkpoint.load_params(), checkpoint.load_kept()
         model = self._model({name: tensor.shape for name, tensor in params.items()})
         due = {group: dict(of) for group, of in self.objective.brings(model, server_round).items()}
-        if self.objective.needs_all and server_round > 1:
+        if self.needs_all and server_round > 1:
             self._check_all(server_round, checkpoint, cohort)
         if due != {group: {name: t.shape for name, t in of.items()} for group, of in kept.items()}:
             raise PhotonError(
@@ -117,7 +118,9 @@ class Sums(Strategy):
             seconds += time.perf_counter() - begin
             del reply
         params, outer, kept = checkpoint.load_params(), checkpoint.load_outer(), checkpoint.load_kept()
-        concluded = self.objective.concluded(params, sums, kept, server_round)
+        model = self._model({name: tensor.shape for name, tensor in params.items()})
+        concluded = self.objective.concluded(model, params, sums, kept, server_round)
+        self._check_alone(concluded.silos)
         params = {**params, **concluded.changed}
         return Aggregate(
             params=params,
@@ -132,6 +135,23 @@ class Sums(Strategy):
             kept=self.objective.keep(sums, kept, server_round),
             unlearned=concluded.unlearned,
         )
+
+    def _check_alone(self, silos: Mapping[str, int]) -> None:
+        """Check that no silo is alone in what the next rounds sum under masks, unless it is to be.
+
+        Raises
+        ------
+        RunError
+            If one is.
+        """
+        privacy = self.config.privacy
+        alone = [what for what, count in silos.items() if count == 1 and what not in privacy.alone]
+        if privacy.secure_aggregation and alone:
+            raise RunError(
+                f"one silo alone has rows of the set {alone[0]}, so masks would hide nothing of their sums; "
+                "nothing but counts has left so far; let another silo have some, too, or, where that silo "
+                f"agrees (alone: [{alone[0]}] in its policy), go on with privacy.alone=[{','.join(alone)}]"
+            )
 
     @staticmethod
     def _check_all(server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]) -> None:

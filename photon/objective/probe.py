@@ -1,0 +1,42 @@
+"""What a model says to questions, judged: how much of the right answer it gives, and whether it refuses."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from photon.data.questions import EncodedQuestion
+from photon.data.tokenizer import EosTokenizer
+from photon.unlearning.answers import ask
+from photon.unlearning.figures import rouge_1_recall
+from photon.unlearning.questions import Encoded
+from photon.unlearning.refusals import TEMPLATES, refuses
+
+
+class Judged(NamedTuple):
+    """An answer: ROUGE-1 recall of the right one, 0 where there is none, and whether it is a refusal."""
+
+    rouge1: float
+    refused: bool
+
+
+def answers_to(
+    model: nn.Module, questions: Sequence[EncodedQuestion], tokenizer: EosTokenizer, most: int
+) -> list[Judged]:
+    """Return what a model says to questions, always with the likeliest token.
+
+    Parameters
+    ----------
+    model
+        A causal language model in evaluation mode.
+    most
+        Most tokens of an answer.
+    """
+    # A refusal may be longer than the right answer, of which nothing else is asked here.
+    asked = [Encoded(one.prompt, []) for one in questions]
+    answers = ask(model, tokenizer, asked, most=most)  # type: ignore[arg-type]
+    judged = []
+    for one, answer in zip(questions, answers, strict=True):
+        gold = tokenizer.tokenizer.decode(one.answer, skip_special_tokens=True)
+        judged.append(Judged(rouge_1_recall(answer.text, gold), refuses(answer.text, TEMPLATES)))
+    return judged
