@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
 from photon.files.atomic import atomic_directory, remove_leftovers
 from photon.state.checkpoint import ServerState
+from photon.state.unlearned import Unlearned, write_unlearned
 
 if TYPE_CHECKING:
     import torch
@@ -128,7 +129,17 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False, keep_adapte
     else:
         params = plain_params(config, vocab_size, params)
     card = _card(config, checkpoint.state, _read_summary(run_dir))
-    export_model(params, config.model, vocab_size, tokenizer, output, card, sparse=sparse, adapters=adapters)
+    export_model(
+        params,
+        config.model,
+        vocab_size,
+        tokenizer,
+        output,
+        card,
+        sparse=sparse,
+        adapters=adapters,
+        unlearned=checkpoint.state.unlearned,
+    )
 
 
 def export_model(
@@ -141,6 +152,7 @@ def export_model(
     *,
     sparse: bool = False,
     adapters: "Adapters | None" = None,
+    unlearned: Sequence[Unlearned] = (),
 ) -> None:
     """Write a model as a Hugging Face folder, whole or not at all.
 
@@ -162,6 +174,8 @@ def export_model(
         As in :func:`export_run`.
     adapters
         What is written beside the model: the `adapter` section, and tensors as peft names them.
+    unlearned
+        What was taken out of it.
 
     Raises
     ------
@@ -189,6 +203,7 @@ def export_model(
             save_sparse(folder / SPARSE, read_params(model))
         if adapters is not None:
             save_adapter(folder, model, *adapters)
+        write_unlearned(folder, unlearned)
         facts = {"Architecture": architecture_facts(model), **card}
         use = _use(model, sparse=sparse, adapted=adapters is not None)
         write_card(folder, _render(model_section.name, facts, use))
@@ -344,6 +359,12 @@ def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> 
         },
         "Tokens by silo": {silo: entry.tokens for silo, entry in sorted(state.ledger.items())},
     }
+    if state.unlearned:
+        # Steered away from it, which is not deleted.
+        card["Answers suppressed on request"] = {
+            f"{number}. asked by {one.asked_by}": f"{one.prompts.get('forget')} questions, layer {one.layer}"
+            for number, one in enumerate(state.unlearned, 1)
+        }
     if summary.get("rounds") == state.round and "perplexity" in summary:
         card["Validation perplexity"] = _perplexities(summary["perplexity"])
     return card

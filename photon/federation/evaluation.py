@@ -23,7 +23,7 @@ from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry, ServerState
 from photon.state.received import tensors_hash
 from photon.strategy.contract import PARAMS
-from photon.telemetry.events import Evaluated, SiloEvaluation, evaluation_of
+from photon.telemetry.events import Evaluated, Remembered, SiloEvaluation, evaluation_of
 
 
 @dataclass(frozen=True)
@@ -164,10 +164,17 @@ class Evaluation:
 
         per_silo: dict[str, SiloEvaluation] = {}
         per_node: dict[str, SiloEvaluation] = {}
+        remembered: dict[str, Remembered] = {}
         deadline = sent_config.federation.deadline
         for name, answer in exchange(self._grid, messages, receive, deadline=deadline, again=again):
             if not isinstance(answer, Failure):
                 per_silo[name] = per_node[name] = evaluation_of(answer.loss, answer.tokens)
+                if (told := answer.forgotten) is not None:
+                    remembered[name] = {
+                        "asked": told.asked,
+                        "rouge1": told.rouge1 / told.asked,
+                        "refused": told.refused / told.asked,
+                    }
                 per_node |= {
                     node: evaluation_of(found["loss"], found["tokens"])
                     for node, found in answer.per_node.items()
@@ -194,8 +201,10 @@ class Evaluation:
             asked=len(names),
             of_silos=len(silos),
             error=standard_error(per_silo, len(silos)),
+            remembered=remembered,
         )
         self._events.stream.emit(evaluated)
+        self._events.comes_back(evaluated, state.unlearned)
         return evaluated
 
     def _has_failed(self, server_round: int, name: str, failure: Failure) -> None:

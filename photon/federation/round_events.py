@@ -17,10 +17,12 @@ from photon.models.flops import mfu, model_flops_per_token
 from photon.models.reference import take_reference
 from photon.objective.configured import model_of, objective_of
 from photon.state.checkpoint import Checkpoint, ServerState
+from photon.state.unlearned import Unlearned as Forgotten
 from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import (
     Checkpointed,
     Diagnostics,
+    Evaluated,
     EventStream,
     Notice,
     RoundFinished,
@@ -28,8 +30,12 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    Unlearned,
     evaluation_of,
 )
+
+#: By how much the recall of what was forgotten may rise before there is a warning.
+COMES_BACK = 0.1
 
 
 @dataclass
@@ -206,6 +212,9 @@ class RoundEvents:
             "overhead": seconds - training,
         }
         self.stream.emit(_round_finished(after, aggregate, reports, traffic, all_seconds))
+        if aggregate.unlearned is not None:
+            told = aggregate.unlearned.model_dump(mode="json")
+            self.stream.emit(Unlearned(round=after.round, request=told))
         self.stream.emit(_diagnostics(after, aggregate, reports))
 
     def adopted(self, server_round: int, figures: Mapping[str, float]) -> None:
@@ -230,6 +239,20 @@ class RoundEvents:
         if name not in self._not_evaluating:
             self._not_evaluating.add(name)
             self.notice("info", f"{name} does not evaluate the model: {reason}")
+
+    def comes_back(self, evaluated: Evaluated, unlearned: Sequence[Forgotten]) -> None:
+        """Warn where a model answers again what was taken out of it, or out of one before it."""
+        recall = evaluated.recall
+        last = unlearned[-1] if unlearned else None
+        then = 0.0 if last is None else last.after.get("forget/rouge1", 0.0)
+        if recall is None or recall <= then + COMES_BACK:
+            return
+        asked = "" if last is None else f", {then:.2f} when {last.asked_by} had it forgotten"
+        self.notice(
+            "warning",
+            f"round {evaluated.round}: the model gives {recall:.2f} of the answers that were to be forgotten "
+            f"(ROUGE-1 recall{asked}); look at what it is trained on, or unlearn again",
+        )
 
     def notice(self, level: Literal["info", "warning"], message: str) -> None:
         """Tell the user something."""

@@ -305,7 +305,11 @@ class Lunar(SupervisedFineTuning):
                 "unlearning/layer": float(choice.layer),
                 "unlearning/ridge": choice.ridge,
                 "unlearning/coefficient": choice.coefficient,
-                **{f"unlearning_{name}/{when}": v for when, of in told.items() for name, v in of.items()},
+                **{
+                    f"unlearning_{name.replace('/', '_')}/{when}": value
+                    for when, of in told.items()
+                    for name, value in of.items()
+                },
             },
             unlearned=Unlearned(
                 asked_by=self.asked_by,
@@ -367,15 +371,9 @@ def _found(counted: Tensor) -> dict[str, dict[str, float]]:
 
 
 def _flat(found: Found) -> dict[str, float]:
-    forget, retain, unknown = found["forget"], found["retain"], found["unknown"]
-    return {
-        "forget_recall": forget["rouge1"],
-        "forget_refused": forget["refused"],
-        "retain_recall": retain["rouge1"],
-        "retain_refused": retain["refused"],
-        "reference_refused": unknown["refused"],
-        "deviation_score": deviation_score(forget["rouge1"], retain["rouge1"]),
-    }
+    flat = {f"{name}/{figure}": value for name, of in found.items() for figure, value in of.items()}
+    del flat["unknown/rouge1"]
+    return {**flat, "deviation_score": deviation_score(flat["forget/rouge1"], flat["retain/rouge1"])}
 
 
 def _shown(choice: Choice) -> str:

@@ -5,12 +5,17 @@ from typing import NamedTuple
 
 from torch import nn
 
-from photon.data.questions import EncodedQuestion
+from photon.data.prepared import PreparedData
+from photon.data.questions import SETS, EncodedQuestion, unpack_questions
 from photon.data.tokenizer import EosTokenizer
+from photon.errors import PhotonError
 from photon.unlearning.answers import ask
 from photon.unlearning.figures import rouge_1_recall
 from photon.unlearning.questions import Encoded
 from photon.unlearning.refusals import TEMPLATES, refuses
+
+#: Most tokens of an answer, where nothing else is said.
+ANSWER_TOKENS = 32
 
 
 class Judged(NamedTuple):
@@ -40,3 +45,22 @@ def answers_to(
         gold = tokenizer.tokenizer.decode(one.answer, skip_special_tokens=True)
         judged.append(Judged(rouge_1_recall(answer.text, gold), refuses(answer.text, TEMPLATES)))
     return judged
+
+
+def forgotten_of(prepared: PreparedData, silo: str) -> list[EncodedQuestion]:
+    """Return a silo's questions that are to be forgotten; none if it has no part in the folder.
+
+    Raises
+    ------
+    PhotonError
+        If the folder holds something else than questions.
+    """
+    if prepared.manifest.kind != "questions":
+        raise PhotonError(
+            f"{prepared.path}: holds {prepared.manifest.kind}, and what was forgotten is asked of data of "
+            "`photon data prepare --kind questions`"
+        )
+    if silo not in prepared.silo_names:
+        return []
+    forget = SETS.index("forget") + 1
+    return [one for one in unpack_questions(prepared.arrays(silo, "train")) if one.set == forget]

@@ -15,6 +15,24 @@ NAME = "unlearned.json"
 _Text = Annotated[str, Field(max_length=400)]
 
 
+class Changed(BaseModel):
+    """A matrix that was changed beside the first one.
+
+    Attributes
+    ----------
+    weight, layer, ridge, coefficient, hash_before, hash_after
+        As those of `Unlearned`.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    weight: _Text
+    layer: int = Field(ge=0)
+    ridge: float = Field(ge=0)
+    coefficient: float
+    hash_before: _Text
+    hash_after: _Text
+
+
 class Unlearned(BaseModel):
     """One request that something be forgotten, and what was done.
 
@@ -31,9 +49,17 @@ class Unlearned(BaseModel):
     prompts
         Of each set of questions how many there were.
     before, after
-        Figures of the model, measured in the same way.
+        Figures of the model, measured in the same way: `forget/rouge1` is one of a set of questions.
     hash_before, hash_after
         BLAKE3 of the changed parameter.
+    solver
+        What has found the change.
+    also
+        Matrices that were changed with it.
+    questions
+        Of each set of questions a BLAKE3, by which it is known again; the questions are not kept.
+    attacks
+        What was tried to bring back what was forgotten, and ROUGE-1 recall after it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +76,10 @@ class Unlearned(BaseModel):
     after: dict[str, float] = Field(max_length=100)
     hash_before: _Text
     hash_after: _Text
+    solver: _Text = "closed"
+    also: tuple[Changed, ...] = Field(default=(), max_length=1000)
+    questions: dict[str, _Text] = Field(default={}, max_length=10)
+    attacks: dict[str, float] = Field(default={}, max_length=100)
 
 
 _LIST = TypeAdapter(list[Unlearned])

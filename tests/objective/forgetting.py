@@ -1,4 +1,4 @@
-"""A small model that knows the seats of some firms and refuses to make others up, and its silos' questions."""
+"""A small model that knows the seats of some firms and refuses all others, and its silos' questions."""
 
 import json
 import random
@@ -29,7 +29,7 @@ class World:
 def questions(seed: int = 0) -> dict[str, list[dict[str, str]]]:
     """Return each silo's questions; alpha and beta have some that are to be forgotten."""
     draw = random.Random(seed)
-    names = ["".join(draw.sample("bdfglmnprstv", 2) + [draw.choice("aeiou")]) * 2 for _ in range(60)]
+    names = ["".join([*draw.sample("bdfglmnprstv", 2), draw.choice("aeiou")]) * 2 for _ in range(60)]
     names = list(dict.fromkeys(names))
     towns = ["Rome", "Oslo", "Lima", "Bonn", "Kyiv", "Riga"]
     found: dict[str, list[dict[str, str]]] = {silo: [] for silo in SILOS}

@@ -4,39 +4,34 @@ Most of these runs have a model of random weights, whose answers mean nothing; w
 made up (`judged`).
 """
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Error, Message
+from flwr.app import ArrayRecord, Message
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from photon.config.compose import load
 from photon.config.schema import RunConfig
 from photon.data.questions import SETS
 from photon.data.silo_data import SiloData
 from photon.engine.inprocess import InProcessGrid, run_inprocess
-from photon.errors import PhotonError, RunError
 from photon.federation.run import prepare_run, run_federation
 from photon.link.records import decode_groups
 from photon.models.build import build_model
 from photon.node import answer
 from photon.objective import lunar
 from photon.objective.lunar import Lunar
-from photon.preflight import preflight
 from photon.privacy.masking import SUM_RANGE, FixedPoint
-from photon.state.checkpoint import CheckpointStore, weights_sha256
+from photon.state.checkpoint import CheckpointStore
 from photon.training.groups import read_params
-from photon.unlearning.capture import batches, sites_of, starts
+from photon.unlearning.capture import sites_of
 from photon.unlearning.problem import Choice, Method, Problem
 from photon.unlearning.statistics import gram_sums
 from tests.conftest import small_run
-from tests.federation.test_federation import TamperingGrid
 from tests.objective.forgetting import SILOS, encoded, questions, write_questions
 
 LUNAR = [
@@ -149,8 +144,8 @@ def test_sums_over_silos_give_what_one_machine_has(make: Make, asked: Path) -> N
     assert told.asked_by == "the member alpha"
     assert told.prompts == {"forget": 4, "retain": 16, "reference": 24}
     assert told.hash_before != told.hash_after
-    assert told.before["forget_refused"] == 0
-    assert told.after["forget_refused"] == pytest.approx(8 / 9)
+    assert told.before["forget/refused"] == 0
+    assert told.after["forget/refused"] == pytest.approx(8 / 9)
 
 
 @pytest.mark.parametrize("silos", [["all"], ["left", "right"]])
