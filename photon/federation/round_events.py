@@ -243,16 +243,17 @@ class RoundEvents:
     def comes_back(self, evaluated: Evaluated, unlearned: Sequence[Forgotten]) -> None:
         """Warn where a model answers again what was taken out of it, or out of one before it."""
         recall = evaluated.recall
-        last = unlearned[-1] if unlearned else None
-        then = 0.0 if last is None else last.after.get("forget/rouge1", 0.0)
-        if recall is None or recall <= then + COMES_BACK:
+        if recall is None or not unlearned:
             return
-        asked = "" if last is None else f", {then:.2f} when {last.asked_by} had it forgotten"
-        self.notice(
-            "warning",
-            f"round {evaluated.round}: the model gives {recall:.2f} of the answers that were to be forgotten "
-            f"(ROUGE-1 recall{asked}); look at what it is trained on, or unlearn again",
-        )
+        last = unlearned[-1]
+        then = last.after.get("forget/rouge1", 0.0)
+        if recall > then + COMES_BACK:
+            self.notice(
+                "warning",
+                f"round {evaluated.round}: what was forgotten comes back: the model gives {recall:.2f} of "
+                f"the answers (ROUGE-1 recall), and gave {then:.2f} when {last.asked_by} had them forgotten; "
+                "look at what it is trained on, or unlearn again",
+            )
 
     def notice(self, level: Literal["info", "warning"], message: str) -> None:
         """Tell the user something."""

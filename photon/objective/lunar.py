@@ -66,7 +66,7 @@ class Lunar(SupervisedFineTuning):
         c to choose among.
     positions
         Which tokens of a prompt to be forgotten are steered: the ``"last"``, or ``"all"``. Of the prompts
-        whose answers stay all are held.
+        whose answers stay all are held. Where a prompt first differs from those of other silos nobody knows.
     answer_tokens
         Most tokens of an answer in the scan.
     questions
@@ -96,11 +96,6 @@ class Lunar(SupervisedFineTuning):
             raise ValueError("asked_by: name who asks that something be forgotten, as in asked_by='A. B.'")
         if max(len(asked_by), len(reason)) > 400:
             raise ValueError("asked_by and reason have 400 characters at most")
-        if positions not in ("last", "all"):
-            raise ValueError(
-                f"positions={positions}: last or all; where a prompt first differs from those of other silos "
-                "nobody knows"
-            )
         self.ridges = [1e-3, 1e-2] if ridges is None else ridges
         self.coefficients = [0.5, 1.0, 2.0] if coefficients is None else coefficients
         for name, values, fits in (

@@ -4,6 +4,7 @@ Most of these runs have a model of random weights, whose answers mean nothing; w
 made up (`judged`).
 """
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,28 +12,38 @@ from typing import Any
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message
+from flwr.app import ArrayRecord, Error, Message
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from photon.config.compose import load
 from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
 from photon.data.questions import SETS
 from photon.data.silo_data import SiloData
 from photon.engine.inprocess import InProcessGrid, run_inprocess
+from photon.errors import PhotonError, RefusedError, RunError
 from photon.federation.run import prepare_run, run_federation
-from photon.link.records import decode_groups
+from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
+from photon.link.records import decode_groups, encode_groups
 from photon.models.build import build_model
 from photon.node import answer
 from photon.objective import lunar
+from photon.objective.base import Behind
 from photon.objective.lunar import Lunar
 from photon.privacy.masking import SUM_RANGE, FixedPoint
-from photon.state.checkpoint import CheckpointStore
+from photon.silo.policy import NO_POLICY, SiloPolicy
+from photon.state.checkpoint import CheckpointStore, weights_sha256
+from photon.strategy.base import Participant
+from photon.strategy.sums import Sums
 from photon.training.groups import read_params
 from photon.unlearning.capture import sites_of
 from photon.unlearning.problem import Choice, Method, Problem
 from photon.unlearning.statistics import gram_sums
 from tests.conftest import small_run
+from tests.federation.test_federation import TamperingGrid
 from tests.objective.forgetting import SILOS, encoded, questions, write_questions
+from tests.unlearning.models import random_model
 
 LUNAR = [
     "strategy=sums",
@@ -235,3 +246,229 @@ class Recorder(InProcessGrid):
             if not reply.has_error():
                 self.replies.append(reply)
             yield reply
+
+
+# --- who answers, and who does not --------------------------------------------------------------------
+
+
+class Absent(TamperingGrid):
+    """One silo's replies to train requests of a round do not come."""
+
+    def __init__(self, silo: str, server_round: int) -> None:
+        super().__init__(silo, lambda reply: self._lost(reply, server_round))
+
+    def _lost(self, reply: Message, server_round: int) -> Message:
+        if unpack(reply.content, TrainReport).round != server_round:
+            return reply
+        return Message(Error(2, "the machine is off"), reply_to=reply)
+
+
+@pytest.mark.parametrize("masked", [[], MASKED], ids=["open", "masked"])
+def test_a_silo_that_is_away_in_a_later_round_stops_the_run_and_resuming_gives_the_same(
+    make: Make, masked: list[str]
+) -> None:
+    whole = make(*masked, name="whole")
+    run(whole)
+    config = make(*masked)
+    with pytest.raises(RunError, match="the machine is off"):
+        run_federation(config, Absent("delta", 2), resume=False, live=False)
+    assert store(config).latest()[0].state.round == 1
+    run(load(Path(str(config.run_dir)) / "config.yaml"), resume=True)
+    found, expected = (store(one).load(3) for one in (config, whole))
+    assert weights_sha256(found.load_params()) == weights_sha256(expected.load_params())
+
+
+def test_a_later_round_is_over_the_silos_of_the_first(make: Make) -> None:
+    config = make()
+    run(config)
+    strategy = Sums(config)
+    first = store(config).load(2)
+    everybody = [Participant(name, (name,), 4) for name in SILOS]
+    strategy.configure_train(3, first, everybody)
+    with pytest.raises(RunError, match="round 3: gamma answered round 2 and is away; resume the run with"):
+        strategy.configure_train(3, first, everybody[:3])
+    more = [*everybody, Participant("omega", ("omega",), 4)]
+    with pytest.raises(RunError, match="omega was not in round 2"):
+        strategy.configure_train(3, first, more)
+
+
+def alone(tmp_path: Path, asked: Path) -> Path:
+    """Return questions of which one silo alone has some to be forgotten."""
+    silos = questions()
+    silos["alpha"] += [row for row in silos["beta"] if row["set"] == "forget"]
+    silos["beta"] = [row for row in silos["beta"] if row["set"] != "forget"]
+    return write_questions(tmp_path, silos, tokenizer=asked / "tokenizer")
+
+
+def test_who_would_be_alone_is_told_before_anything_but_counts_leaves(
+    make: Make, asked: Path, tmp_path: Path
+) -> None:
+    config = make(*MASKED, data=alone(tmp_path, asked))
+    grid = Recorder(answer, {1: {}})
+    with pytest.raises(RunError, match="one silo alone has rows of the set forget, so masks would hide noth"):
+        run_federation(config, grid, resume=False, live=False)
+    groups = {
+        name
+        for reply in grid.replies
+        for name, record in reply.content.items()
+        if isinstance(record, ArrayRecord)
+    }
+    assert groups == {"shared/counts"}
+
+
+def test_consent_and_sums_without_masks_go_on(make: Make, asked: Path, tmp_path: Path) -> None:
+    data = alone(tmp_path, asked)
+    for name, overrides in (("consent", [*MASKED, "privacy.alone=[forget]"]), ("open", [])):
+        config = make(*overrides, data=data, name=name)
+        run(config)
+        assert len(store(config).load(3).state.unlearned) == 1
+
+
+def behind(forget: int, silos: int) -> Behind:
+    return Behind(
+        {"forget": forget, "retain": 20, "reference": 0}, {"forget": silos, "retain": 3, "reference": 1}
+    )
+
+
+def test_a_policy_asks_for_rows_and_for_company() -> None:
+    policy = SiloPolicy()
+    policy.check_sums("alpha", behind(8, 2), masked=True)
+    # One that has no part in a sum is not asked.
+    policy.check_sums("alpha", behind(0, 1), masked=True)
+    with pytest.raises(RefusedError, match=r"=8, .* a sum over 7 row\(s\) of the set forget"):
+        policy.check_sums("alpha", behind(7, 2), masked=True)
+    with pytest.raises(RefusedError, match=r"alone=\[\], .* the set forget, in which it would be alone"):
+        policy.check_sums("alpha", behind(8, 1), masked=True)
+    # Without masks nothing is promised, and a silo that wants them is asked for none.
+    policy.check_sums("alpha", behind(8, 1), masked=False)
+    SiloPolicy(alone=["forget"]).check_sums("alpha", behind(8, 1), masked=True)
+    NO_POLICY.check_sums("alpha", behind(1, 1), masked=True)
+
+
+def test_a_silos_policy_is_asked_at_the_gate(make: Make, asked: Path, tmp_path: Path) -> None:
+    config = make("federation=deployment")
+    params = read_params(build_model(config.model, PreparedData.open(asked).manifest.vocab_size, seed=1))
+    content = encode_groups({"params": params})
+    body = {"run_id": "r", "model_id": "m", "round": 1, "silo": "alpha", "members": ["alpha"], "steps": 0}
+    body |= {"global_step": 0, "batch_size": 4, "last_round": 0, "position": 0, "cohort": 4}
+    content[BODY] = pack(TrainRequest.model_validate(body), config)
+    node = {"data-dir": str(asked), "state-dir": str(tmp_path / "state"), "policy": str(tmp_path / "p.yaml")}
+    for rule, says in (
+        ("{}", r"min_round_windows=8, and the request asks for a sum over 2 row\(s\) of the set forget"),
+        (
+            "objectives: [CausalLM]",
+            r"objectives=\[CausalLM\], and the request asks for photon",
+        ),
+        ("secure_aggregation: true", "secure_aggregation=true"),
+    ):
+        (tmp_path / "p.yaml").write_text(rule)
+        with pytest.raises(PhotonError, match=says):
+            unpack(answer("train", content, node), TrainReport)
+    (tmp_path / "p.yaml").write_text("{objectives: [Lunar], min_round_windows: 2}")
+    assert unpack(answer("train", content, node), TrainReport).steps == 0
+
+
+# --- what is chosen, and what is refused --------------------------------------------------------------
+
+
+def test_each_candidate_is_tried_and_taken_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    model = random_model("llama")
+    objective = Lunar(asked_by="me", layers=[0, 2], ridges=[0.1, 0.2], coefficients=[1.0, -2.0])
+    sites = objective._sites(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen: list[dict[str, Tensor]] = []
+
+    def counted(model: Any, *_: Any) -> Tensor:
+        seen.append({name: t - before[name] for name, t in model.state_dict().items()})
+        return torch.zeros(3, 3, dtype=torch.float64)
+
+    monkeypatch.setattr(lunar, "_counted", counted)
+    monkeypatch.setattr(lunar, "_questions", lambda _: [[], [], []])
+    generator = torch.Generator().manual_seed(0)
+    candidates = {}
+    for layer in (0, 2):
+        candidates[f"layer-{layer}.vector"] = torch.randn(16, generator=generator, dtype=torch.float64)
+        candidates[f"layer-{layer}.gains"] = torch.randn(2, 24, generator=generator, dtype=torch.float64)
+    assert objective._scanned(model, sites, None, candidates).shape == (9, 3, 3)  # type: ignore[arg-type]
+    assert not any(bool(t.any()) for t in seen[0].values())
+    place = 1
+    for layer in (0, 2):
+        for ridge in (0, 1):
+            for coefficient in (1.0, -2.0):
+                moved = {name: t for name, t in seen[place].items() if bool(t.any())}
+                gain, vector = candidates[f"layer-{layer}.gains"][ridge], candidates[f"layer-{layer}.vector"]
+                (name,) = moved
+                assert name == f"model.layers.{layer}.mlp.down_proj.weight"
+                expected = coefficient * torch.outer(vector, gain)
+                torch.testing.assert_close(moved[name].double(), expected, rtol=1e-5, atol=1e-6)
+                place += 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama"])
+def test_the_matrix_is_changed_the_right_way_round(kind: str) -> None:
+    """On the server there are shapes alone; on one machine the model itself is changed."""
+    model = random_model(kind)
+    whole = copy.deepcopy(model)
+    objective = Lunar(asked_by="me", layers=[1], ridges=[0.1], coefficients=[2.0])
+    params = read_params(whole)
+    meta = model.to("meta")
+    site = objective._sites(meta)[1]
+    outputs, inputs = site.weight.shape
+    kept = {
+        "shared/counts": {"prompts": torch.tensor([3.0, 4.0, 5.0]), "silos": torch.ones(3)},
+        "shared/candidates": {
+            "layer-1.vector": torch.randn(outputs, dtype=torch.float64),
+            "layer-1.gains": torch.randn(1, inputs, dtype=torch.float64),
+        },
+    }
+    figures = torch.tensor([[[3, 0, 3], [4, 0, 4], [5, 5, 0]], [[3, 3, 0], [4, 0, 4], [5, 5, 0]]])
+    sums = {"shared/figures": {"figures": figures.double()}}
+    found = objective.concluded(meta, params, sums, kept, 3)
+    with torch.no_grad():
+        edit = objective._delta(kept["shared/candidates"], Choice(1, 0.1, 2.0))
+        sites_of(whole)[1].add(edit)
+    assert set(found.changed) == {site.name}
+    assert torch.equal(found.changed[site.name], read_params(whole)[site.name])
+    assert found.unlearned is not None
+    assert found.unlearned.after["deviation_score"] == 0
+    # Where nothing is better than the model as it is, nothing is changed.
+    figures[1] = figures[0]
+    with pytest.raises(PhotonError, match=r"no direction in which it refuses.*layer 1, ridge"):
+        objective.concluded(meta, params, {"shared/figures": {"figures": figures.double()}}, kept, 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["objective.asked_by=null"], "asked_by: name who asks"),
+        (["rounds=2"], "Lunar takes 3 rounds; set rounds=3"),
+        (["cohort=2"], "Lunar asks all silos in every round; set cohort=null"),
+        (["objective.layers=[3]"], "the model has blocks 0 to 2, no 3"),
+        (["objective.ridges=[]"], "ridges=.*give one value or more"),
+        (["objective.coefficients=[0.0]"], "coefficients=.*in its range"),
+        (["objective.positions=from-first-difference"], "input should be 'last' or 'all'"),
+        (["objective.layer=1"], "objective.layer: unknown key; did you mean 'objective.layers'"),
+        (["privacy.clip_norm=1.0"], "privacy.clip_norm: nothing bounds the sums"),
+        (
+            ["link.downlink=[{_target_: photon.link.quantize.Cast, dtype: bfloat16}]"],
+            "link.downlink: silos",
+        ),
+        (["training.processes=2", "training.parallel=fsdp"], "Lunar needs the whole model on a device"),
+        (["federation.tree={north: [alpha, beta], south: [gamma, delta]}"], "north is a federation, which"),
+        (["strategy=photon"], "the objective Lunar takes no steps; use strategy=sums"),
+        ([*MASKED, "link.states=[{_target_: photon.link.lossless.Zstd}]"], "looks like noise"),
+    ],
+)
+def test_what_does_not_go_with_it_is_told(make: Make, overrides: list[str], says: str) -> None:
+    with pytest.raises(PhotonError, match=says):
+        run(make(*overrides))
+
+
+def test_sets_that_nobody_has_are_told(make: Make, asked: Path, tmp_path: Path) -> None:
+    for number, missing in enumerate(("forget", "reference")):
+        silos = {name: [row for row in rows if row["set"] != missing] for name, rows in questions().items()}
+        data = write_questions(tmp_path / missing, silos, tokenizer=asked / "tokenizer")
+        with pytest.raises(PhotonError, match=f"no silo has a question of the set {missing}; one must have"):
+            run(make(data=data, name=f"run-{number}"))
