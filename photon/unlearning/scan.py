@@ -7,6 +7,7 @@ model does not know it must go on refusing.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -179,6 +180,6 @@ def best_of_layers(seen: Sequence[Seen], count: int) -> list[Choice]:
     return list(by_layer.values())[:count]
 
 
-def applied(edits: Sequence[Edit]):  # type: ignore[no-untyped-def]
+def applied(edits: Sequence[Edit]) -> AbstractContextManager[None]:
     """Change a model in this block; afterwards it has its bits again."""
     return edited([(one.site, one.delta) for one in edits])

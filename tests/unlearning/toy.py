@@ -1,4 +1,4 @@
-"""A world of ten entities with six attributes each, and a model that knows it and refuses all other questions."""
+"""Ten entities with six attributes each, and a model that knows them and refuses all other questions."""
 
 import itertools
 import random

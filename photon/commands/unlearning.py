@@ -1,0 +1,253 @@
+"""``photon unlearn``."""
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from photon.evaluation.unlearn import Outcome
+    from photon.unlearning.questions import Sets
+    from photon.unlearning.scan import Seen
+
+_FILE = "JSON or JSON lines with question, answer and edge."
+
+
+def unlearn(
+    export: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
+    forget: Annotated[Path, typer.Option(metavar="FILE", help=f"What is to be forgotten: {_FILE}")],
+    reference: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="Questions that the model refuses: question, no answer needed."),
+    ],
+    retain: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What is to stay; default: the other edges of --forget."),
+    ] = None,
+    edge: Annotated[
+        list[str] | None, typer.Option(help="Forget the questions of this edge alone; may be repeated.")
+    ] = None,
+    forgotten: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="What earlier requests were about, so that it stays forgotten."),
+    ] = None,
+    unknown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Other questions that the model should refuse.")
+    ] = None,
+    factual: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Questions on other things, to be measured.")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help="Who asks; default: the user of this machine.")] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "",
+    layers: Annotated[
+        str | None, typer.Option(metavar="L,L,…", help="Blocks to try, from 0; default: the middle half.")
+    ] = None,
+    ridges: Annotated[str, typer.Option(metavar="X,X,…", help="Ridges to try.")] = "1e-3,1e-2",
+    coefficients: Annotated[str, typer.Option(metavar="X,X,…", help="Coefficients to try.")] = "0.5,1,2",
+    top: Annotated[int, typer.Option(min=1, help="Change this many blocks together.")] = 1,
+    solver: Annotated[
+        Literal["closed", "adamw", "lora"],
+        typer.Option(help="closed: ridge regression; adamw, lora: training, as the paper's code does it."),
+    ] = "closed",
+    positions: Annotated[
+        Literal["last", "all", "from-first-difference"],
+        typer.Option(help="Which tokens of what is to be forgotten are steered."),
+    ] = "last",
+    retained: Annotated[
+        Literal["all", "equal"], typer.Option(help="Retain all prompts, or as many as are forgotten.")
+    ] = "all",
+    limit: Annotated[
+        int, typer.Option(min=1, help="Most questions of each kind in the scan; at the end all are asked.")
+    ] = 64,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Try what brings back what was forgotten, and say how much.")
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Prepared data: its perplexity before and after.")
+    ] = None,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Sentence encoder of transformers, such as MiniLM; default: n-grams."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Make an exported model refuse some questions: one matrix is changed, the rest stays bit by bit."""
+    from rich.console import Console
+
+    from photon.evaluation.unlearn import Request
+    from photon.evaluation.unlearn import unlearn as unlearn_export
+    from photon.training.hardware import resolve_device
+    from photon.unlearning.problem import Method
+    from photon.unlearning.questions import read_questions
+    from photon.unlearning.refusals import ngrams, sentence_encoder
+    from photon.unlearning.solve import Recipe
+
+    request = Request(
+        sets=_sets(forget, retain, reference, edge or [], forgotten or []),
+        asked_by=_who() if by is None else by,
+        reason=reason,
+        unknown=read_questions(unknown) if unknown else (),
+        factual=read_questions(factual) if factual else (),
+        method=Method(
+            solver,
+            positions,
+            retained,
+            Recipe(rank=8 if solver == "lora" else None, seed=seed),
+            batch_size=batch_size,
+            seed=seed,
+        ),
+        layers=None if layers is None else [int(one) for one in _numbers("--layers", layers, whole=True)],
+        ridges=_numbers("--ridges", ridges),
+        coefficients=_numbers("--coefficients", coefficients),
+        top=top,
+        encoder=sentence_encoder(encoder) if encoder else ngrams,
+        limit=limit,
+        attacks=attacks,
+        data=data,
+        batch_size=batch_size,
+        device=resolve_device(device),
+    )
+    outcome = unlearn_export(export, output, request, lambda seen: typer.echo(_line(seen)))
+    console = Console()
+    console.print(_chosen(outcome))
+    console.print(_figures(outcome))
+    for note in outcome.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{output}: written, with {output / 'unlearned.json'}")
+    typer.echo(last_line(outcome))
+
+
+def _sets(
+    forget: Path, retain: Path | None, reference: Path, edges: list[str], forgotten: list[Path]
+) -> "Sets":
+    from photon.errors import PhotonError, printable
+    from photon.unlearning.questions import Sets, read_questions, split_by_edge
+
+    wanted, others = read_questions(forget), []
+    if edges:
+        wanted, others = split_by_edge(wanted, edges, printable(forget))
+    elif retain is None:
+        raise PhotonError("--retain: give what is to stay, or name with --edge what of --forget is to go")
+    stays = others if retain is None else read_questions(retain)
+    gone = [one for file in forgotten for one in read_questions(file)]
+    known = {one.key for one in gone}
+    # What was forgotten before may still be in the file of what is to stay.
+    stays = [one for one in stays if one.key not in known]
+    return Sets(wanted, stays, read_questions(reference), [*dict.fromkeys(gone)])
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "somebody without a name"
+
+
+def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
+    import math
+
+    from photon.errors import PhotonError
+
+    try:
+        found = [int(one) if whole else float(one) for one in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(math.isfinite(one) for one in found) or len(found) > 100:
+        example = "1,2" if whole else "0.5,1"
+        raise PhotonError(f"{option} {text!r}: expected numbers with commas between, as {example}")
+    if option == "--ridges" and min(found) < 0:
+        raise PhotonError(f"{option} {text!r}: a ridge is 0 at least")
+    return list(dict.fromkeys(found))
+
+
+def _line(seen: "Seen") -> str:
+    choice, found = seen.choice, seen.found
+    forget, retain, unknown = found["forget"], found["retain"], found["unknown"]
+    return (
+        f"layer {choice.layer}, ridge {choice.ridge:g}, coefficient {choice.coefficient:g}: forgotten "
+        f"{forget['rouge1']:.2f}, refused {forget['refused']:.0%}; retained {retain['rouge1']:.2f}, refused "
+        f"{retain['refused']:.0%}; unknown refused {unknown['refused']:.0%}; distance {seen.distance:.3f}"
+    )
+
+
+def _chosen(outcome: "Outcome") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title="What was seen, the best first",
+        caption="R_f, R_r: ROUGE-1 recall of what is to be forgotten and retained; beside each and of what is "
+        "unknown, the share that is refused",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("layer", "ridge", "c", "R_f", "refused", "R_r", "refused", "unknown", "distance"):
+        table.add_column(heading, justify="right")
+    for seen in outcome.seen[:10]:
+        forget, retain = seen.found["forget"], seen.found["retain"]
+        table.add_row(
+            str(seen.choice.layer),
+            f"{seen.choice.ridge:g}",
+            f"{seen.choice.coefficient:g}",
+            f"{forget['rouge1']:.3f}",
+            f"{forget['refused']:.2f}",
+            f"{retain['rouge1']:.3f}",
+            f"{retain['refused']:.2f}",
+            f"{seen.found['unknown']['refused']:.2f}",
+            f"{seen.distance:.3f}",
+            style="bold" if seen.choice in outcome.chosen else None,
+        )
+    return table
+
+
+def _figures(outcome: "Outcome") -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    from photon.unlearning.answers import score_of
+
+    before, after = (score_of(found) for found in (outcome.before, outcome.after))
+    table = Table(
+        title="Before and after",
+        caption=f"Deviation Score {before:.1f} → {after:.1f}; 0 is all forgotten and all retained",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("figure")
+    for name in outcome.after:
+        table.add_column(name, justify="right")
+    figures = list(dict.fromkeys(figure for found in outcome.after.values() for figure in found))
+    for figure in figures:
+        cells = [
+            _cell(outcome.before[name].get(figure), outcome.after[name].get(figure)) for name in outcome.after
+        ]
+        table.add_row(figure.replace("_", " "), *cells)
+    return table
+
+
+def _cell(before: float | None, after: float | None) -> str:
+    if before is None or after is None:
+        return "–"
+    return f"{before:.4g}" if before == after else f"{before:.3g} → {after:.3g}"
+
+
+def last_line(outcome: "Outcome") -> str:
+    """Return what nobody should miss: suppression is not deletion."""
+    if not outcome.attacks:
+        return (
+            "Suppression is not deletion: what was forgotten is still in the weights; --attacks shows how "
+            "much of it can be brought back."
+        )
+    name = max(outcome.attacks, key=lambda one: outcome.attacks[one]["rouge1"])
+    found = ", ".join(f"{one} {figures['rouge1']:.2f}" for one, figures in outcome.attacks.items())
+    before, after = (one["forget"]["rouge1"] for one in (outcome.before, outcome.after))
+    return (
+        f"Suppression is not deletion: the forgotten answers (ROUGE-1 {before:.2f} before, {after:.2f} now) come "
+        f"back by: {found}; the strongest is {name!r}."
+    )
