@@ -33,6 +33,7 @@ from photon.state.unlearned import Unlearned
 from photon.training.groups import StateGroups, Tensors
 from photon.unlearning.capture import Batch, Site, batches, edited, sites_of, starts
 from photon.unlearning.figures import deviation_score
+from photon.unlearning.refusals import TEMPLATES
 from photon.unlearning.scan import Choice, Found, choices, distance, middle_half
 from photon.unlearning.solve import delta, gain
 from photon.unlearning.statistics import GramSums, VectorSums, gram_sums, vector_sums
@@ -45,6 +46,8 @@ COUNTS, VECTORS, GRAMS, CANDIDATES, FIGURES = (
 )
 #: The rounds.
 COUNTING, SUMMING, SCANNING = 1, 2, 3
+#: Less than this share of refusals is none.
+LEAST = 0.5
 
 
 class Lunar(SupervisedFineTuning):
@@ -71,6 +74,11 @@ class Lunar(SupervisedFineTuning):
         Most tokens of an answer in the scan.
     questions
         Most questions of each set that a silo asks in the scan, evenly spaced; None: all.
+
+    Raises
+    ------
+    ValueError
+        If one is out of its range.
     """
 
     arrays = ("tokens", "positions", "targets", "sets")
@@ -254,8 +262,7 @@ class Lunar(SupervisedFineTuning):
         Raises
         ------
         PhotonError
-            If there is nothing to forget or to compare it with, or no candidate is better than the model as
-            it is.
+            If there is nothing to forget or to compare it with, or the model does not refuse.
         """
         if server_round == COUNTING:
             return self._told_apart(sums[COUNTS])
@@ -264,15 +271,9 @@ class Lunar(SupervisedFineTuning):
         sites = self._sites(model)
         before, *after = (_found(of) for of in sums[FIGURES]["figures"])
         candidates = list(zip(self._choices(sites), after, strict=True))
+        _check_refuses(before, candidates)
         # Of those that are equally good the first.
         choice, found = min(candidates, key=lambda one: distance(before, one[1]))
-        if not distance(before, found) < distance(before, before):
-            raise PhotonError(
-                "unlearning: the model has no direction in which it refuses: no candidate is better than the "
-                f"model as it is; the best, {_shown(choice)}, refuses {found['forget']['refused']:.0%} of "
-                f"what is to be forgotten ({before['unknown']['refused']:.0%} of the reference before); tune "
-                "the model on refusals first, or try other layers and coefficients"
-            )
         return self._changed(sites[choice.layer], params, kept, choice, (before, found))
 
     def _told_apart(self, counts: Tensors) -> Conclusion:
@@ -350,9 +351,11 @@ def _counted(
     model: nn.Module, asked: Sequence[Sequence[EncodedQuestion]], data: SiloData, most: int
 ) -> Tensor:
     """Return what a model says to the questions of each set, (sets, 3)."""
+    reference = [data.tokenizer.tokenizer.decode(one.answer) for one in asked[-1] if one.answer]
+    templates = list(dict.fromkeys([*reference, *TEMPLATES]))
     rows = []
     for questions in asked:
-        answers = answers_to(model, questions, data.tokenizer, most)
+        answers = answers_to(model, questions, data.tokenizer, most, templates)
         rows.append([len(answers), sum(a.refused for a in answers), math.fsum(a.rouge1 for a in answers)])
     return torch.tensor(rows, dtype=torch.float64)
 
@@ -371,8 +374,25 @@ def _flat(found: Found) -> dict[str, float]:
     return {**flat, "deviation_score": deviation_score(flat["forget/rouge1"], flat["retain/rouge1"])}
 
 
-def _shown(choice: Choice) -> str:
-    return f"layer {choice.layer}, ridge {choice.ridge:g}, coefficient {choice.coefficient:g}"
+def _check_refuses(before: Found, candidates: Sequence[tuple[Choice, Found]]) -> None:
+    """Check that the model refuses what it does not know, and with some candidate what is to be forgotten.
+
+    Where one candidate alone was asked for, it is taken whatever comes of it.
+    """
+    if (refused := before["unknown"]["refused"]) < LEAST:
+        raise PhotonError(
+            f"unlearning: the model refuses {refused:.0%} of the reference questions, so there is no "
+            "direction of refusal; tune it on such questions answered with a refusal first"
+        )
+    best, found = max(candidates, key=lambda one: one[1]["forget"]["refused"])
+    refused = found["forget"]["refused"]
+    if refused < LEAST and len(candidates) > 1:
+        raise PhotonError(
+            f"unlearning: of {len(candidates)} candidates none refuses more than {refused:.0%} of what is to "
+            f"be forgotten (layer {best.layer}, ridge {best.ridge:g}, coefficient {best.coefficient:g}; "
+            f"recall {found['forget']['rouge1']:.2f} there, {found['retain']['rouge1']:.2f} on what stays); try "
+            "other objective.layers, ridges and coefficients, or name one of each"
+        )
 
 
 def _told(sums: VectorSums, layers: Sequence[int]) -> Tensors:

@@ -26,7 +26,11 @@ class Judged(NamedTuple):
 
 
 def answers_to(
-    model: nn.Module, questions: Sequence[EncodedQuestion], tokenizer: EosTokenizer, most: int
+    model: nn.Module,
+    questions: Sequence[EncodedQuestion],
+    tokenizer: EosTokenizer,
+    most: int,
+    templates: Sequence[str] = TEMPLATES,
 ) -> list[Judged]:
     """Return what a model says to questions, always with the likeliest token.
 
@@ -36,6 +40,8 @@ def answers_to(
         A causal language model in evaluation mode.
     most
         Most tokens of an answer.
+    templates
+        What refusals are compared with.
     """
     # A refusal may be longer than the right answer, of which nothing else is asked here.
     asked = [Encoded(one.prompt, []) for one in questions]
@@ -43,7 +49,7 @@ def answers_to(
     judged = []
     for one, answer in zip(questions, answers, strict=True):
         gold = tokenizer.tokenizer.decode(one.answer, skip_special_tokens=True)
-        judged.append(Judged(rouge_1_recall(answer.text, gold), refuses(answer.text, TEMPLATES)))
+        judged.append(Judged(rouge_1_recall(answer.text, gold), refuses(answer.text, templates)))
     return judged
 
 

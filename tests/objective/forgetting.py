@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,9 +99,10 @@ def train(data: Path, kind: str, steps: int, seed: int = 0) -> PreTrainedModel:
     return model.eval()
 
 
-def make_world(folder: Path, kind: str = "gpt2", steps: int = 150) -> World:
+def make_world(folder: Path, kind: str = "gpt2", steps: int = 400) -> World:
     """Return the world, made in a folder."""
     data = write_questions(folder, questions())
     export = folder / "export"
     train(data, kind, steps).save_pretrained(export)
+    shutil.copytree(data / "tokenizer", export, dirs_exist_ok=True)
     return World(data, export)

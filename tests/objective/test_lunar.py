@@ -6,6 +6,9 @@ made up (`judged`).
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,12 @@ from typing import Any
 import pytest
 import torch
 from flwr.app import ArrayRecord, Error, Message
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
+from typer.testing import CliRunner
 
+from photon.commands.app import app
 from photon.config.compose import load
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
@@ -23,26 +29,32 @@ from photon.data.questions import SETS
 from photon.data.silo_data import SiloData
 from photon.engine.inprocess import InProcessGrid, run_inprocess
 from photon.errors import PhotonError, RefusedError, RunError
+from photon.evaluation.unlearn import Request, unlearn
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import decode_groups, encode_groups
 from photon.models.build import build_model
 from photon.node import answer
-from photon.objective import lunar
+from photon.objective import lunar, probe
 from photon.objective.base import Behind
 from photon.objective.lunar import Lunar
+from photon.objective.probe import Judged
 from photon.privacy.masking import SUM_RANGE, FixedPoint
 from photon.silo.policy import NO_POLICY, SiloPolicy
 from photon.state.checkpoint import CheckpointStore, weights_sha256
+from photon.state.unlearned import read_unlearned
 from photon.strategy.base import Participant
 from photon.strategy.sums import Sums
+from photon.telemetry.events import Evaluated, Notice, SiloFailed
+from photon.telemetry.log import read_events
 from photon.training.groups import read_params
 from photon.unlearning.capture import sites_of
 from photon.unlearning.problem import Choice, Method, Problem
+from photon.unlearning.questions import Question, Sets
 from photon.unlearning.statistics import gram_sums
-from tests.conftest import small_run
+from tests.conftest import small_run, write_corpus
 from tests.federation.test_federation import TamperingGrid
-from tests.objective.forgetting import SILOS, encoded, questions, write_questions
+from tests.objective.forgetting import SILOS, World, encoded, make_world, questions, write_questions
 from tests.unlearning.models import random_model
 
 LUNAR = [
@@ -423,7 +435,7 @@ def test_the_matrix_is_changed_the_right_way_round(kind: str) -> None:
             "layer-1.gains": torch.randn(1, inputs, dtype=torch.float64),
         },
     }
-    figures = torch.tensor([[[3, 0, 3], [4, 0, 4], [5, 5, 0]], [[3, 3, 0], [4, 0, 4], [5, 5, 0]]])
+    figures = torch.tensor([[[3, 0, 3], [4, 0, 4], [5, 5, 0]], [[3, 2, 0], [4, 0, 4], [5, 5, 0]]])
     sums = {"shared/figures": {"figures": figures.double()}}
     found = objective.concluded(meta, params, sums, kept, 3)
     with torch.no_grad():
@@ -433,10 +445,21 @@ def test_the_matrix_is_changed_the_right_way_round(kind: str) -> None:
     assert torch.equal(found.changed[site.name], read_params(whole)[site.name])
     assert found.unlearned is not None
     assert found.unlearned.after["deviation_score"] == 0
-    # Where nothing is better than the model as it is, nothing is changed.
-    figures[1] = figures[0]
-    with pytest.raises(PhotonError, match=r"no direction in which it refuses.*layer 1, ridge"):
-        objective.concluded(meta, params, {"shared/figures": {"figures": figures.double()}}, kept, 3)
+
+
+def test_a_model_that_does_not_refuse_is_told_with_what_was_seen() -> None:
+    def found(refused: float, unknown: float = 1.0) -> dict[str, dict[str, float]]:
+        known = {"rouge1": 0.5, "refused": 0.0}
+        return {"forget": {**known, "refused": refused}, "retain": known, "unknown": {"refused": unknown}}
+
+    one, other = (Choice(1, 1e-2, 0.5), found(0.3)), (Choice(2, 1e-2, 1.0), found(0.4))
+    with pytest.raises(PhotonError, match="refuses 30% of the reference questions, so there is no direction"):
+        lunar._check_refuses(found(0.0, 0.3), [one, other])
+    with pytest.raises(PhotonError, match=r"of 2 candidates none refuses more than 40% .*\(layer 2"):
+        lunar._check_refuses(found(0.0), [one, other])
+    # One alone was named, so it is taken; and half of them are enough.
+    lunar._check_refuses(found(0.0), [one])
+    lunar._check_refuses(found(0.0), [one, (Choice(2, 1e-2, 1.0), found(0.5))])
 
 
 @pytest.mark.parametrize(
@@ -472,3 +495,128 @@ def test_sets_that_nobody_has_are_told(make: Make, asked: Path, tmp_path: Path) 
         data = write_questions(tmp_path / missing, silos, tokenizer=asked / "tokenizer")
         with pytest.raises(PhotonError, match=f"no silo has a question of the set {missing}; one must have"):
             run(make(data=data, name=f"run-{number}"))
+
+
+# --- what becomes of it later -------------------------------------------------------------------------
+
+
+def test_a_later_run_knows_what_was_forgotten_and_warns_when_it_comes_back(
+    make: Make, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make("telemetry.export=true", "evaluation.tasks=[]")
+    run(config)
+    export = Path(str(config.run_dir)) / "export"
+    (told,) = read_unlearned(export)
+    assert told == store(config).load(3).state.unlearned[0]
+    assert "Answers suppressed on request" in (export / "README.md").read_text()
+    data = write_corpus(tmp_path / "text", dict.fromkeys(SILOS, "abcdef"), asked / "tokenizer")
+    recalls = iter([0.0, 0.2, 1.0, 1.0])
+    model_asked = []
+
+    def answers_to(model: Any, some: Any, *_: Any) -> list[Judged]:
+        # alpha and beta have two questions each, of which both models know as much.
+        if len(model_asked) % 2 == 0:
+            model_asked.append(next(recalls))
+        else:
+            model_asked.append(model_asked[-1])
+        assert not model.training
+        return [Judged(model_asked[-1], False)] * len(some)
+
+    monkeypatch.setattr(probe, "answers_to", answers_to)
+    later = prepare_run(
+        small_run(
+            "model.architecture.n_layer=3",
+            f"model.warm_start={export}",
+            "model.sequence_length=48",
+            f"evaluation.forgotten={asked}",
+            "telemetry.export=true",
+            "rounds=2",
+            "cohort=null",
+            data=data,
+            run_dir=tmp_path / "later",
+        )
+    )
+    summary = run(later)
+    events = read_events(tmp_path / "later" / "events.jsonl")
+    evaluated = [event for event in events if isinstance(event, Evaluated)]
+    assert [round(event.recall or 0.0, 6) for event in evaluated] == [0.0, 0.2, 1.0]
+    assert set(evaluated[0].remembered) == {"alpha", "beta"}
+    assert evaluated[0].remembered["alpha"]["asked"] == 2
+    warned = [
+        event.message for event in events if isinstance(event, Notice) and "comes back" in event.message
+    ]
+    # By 8/9 of the candidates' share what was to be forgotten was refused, and 1/9 recalled.
+    assert [line[:8] for line in warned] == ["round 2:"]
+    assert "gives 1.00 of the answers (ROUGE-1 recall), and gave 0.11 when the member alpha" in warned[0]
+    assert summary["recall_of_forgotten"] == 1.0
+    assert read_unlearned(tmp_path / "later" / "export") == [told]
+
+
+def test_questions_of_another_tokenizer_are_told(make: Make, asked: Path, tmp_path: Path) -> None:
+    other = write_questions(tmp_path, questions(), vocab_size=280)
+    config = make(f"evaluation.forgotten={other}", "rounds=3")
+    run(config)
+    failed = [e for e in read_events(Path(str(config.run_dir)) / "events.jsonl") if isinstance(e, SiloFailed)]
+    assert failed
+    assert all("were prepared with another tokenizer than" in event.reason for event in failed)
+
+
+def test_report_and_display_tell_of_the_request(make: Make, tmp_path: Path) -> None:
+    run(make())
+    done = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html")])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report.html").read_text()
+    assert "Asked by the member alpha" in page
+    assert "refused of what is to be forgotten" in page
+    done = CliRunner().invoke(app, ["watch", str(tmp_path / "run")])
+    assert "unlearned as the member alpha asked: layer 1, ridge 0.01, coefficient 2" in done.output
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def world(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"), request.param)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("engine", ["inprocess", "simulation"])
+def test_photon_unlearn_and_the_federation_give_the_same_model(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    """A trained model, secure sums over four silos, and the scan as it is."""
+    monkeypatch.undo()
+    rows = [row for of in questions().values() for row in of]
+    sets = {
+        name: [Question(row["question"], row["answer"]) for row in rows if row["set"] == name]
+        for name in SETS
+    }
+    asked = Request(Sets(**sets), "me", method=Method(batch_size=1), limit=None)
+    outcome = unlearn(world.export, tmp_path / "alone", asked)
+    config = [
+        *("objective=lunar", "strategy=sums", "objective.asked_by=me", "rounds=3", "cohort=null"),
+        *("model=custom", f"model.warm_start={world.export}", "model.sequence_length=48", *MASKED),
+        *("model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=1", "telemetry.report=false"),
+        *(f"federation={engine}", "data=prepared", f"data.path={world.data}", "telemetry.display=none"),
+        *("training.threads=1", "training.precision=fp32", f"run_dir={tmp_path / 'run'}"),
+    ]
+    done = subprocess.run(
+        [Path(sys.executable).parent / "photon", "train", *config],
+        env=os.environ | {"PHOTON_HOME": str(tmp_path / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (told,) = read_unlearned(tmp_path / "run" / "export")
+    assert outcome.chosen == [(told.layer, told.ridge, told.coefficient)]
+    assert told.after["forget/rouge1"] == pytest.approx(outcome.after["forget"]["rouge1"])
+    assert told.after["forget/refused"] >= 0.5
+    one, other = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "alone", tmp_path / "run/export")
+    )
+    assert set(one) == set(other)
+    for name, tensor in one.items():
+        if name.endswith(told.weight.removeprefix("transformer.").removeprefix("model.")):
+            torch.testing.assert_close(other[name], tensor, rtol=2**-22, atol=1e-9)
+        else:
+            assert torch.equal(other[name], tensor)
