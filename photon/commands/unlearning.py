@@ -184,8 +184,8 @@ def _chosen(outcome: "Outcome") -> "Table":
 
     table = Table(
         title="What was seen, the best first",
-        caption="R_f, R_r: ROUGE-1 recall of what is to be forgotten and retained; beside each and of what is "
-        "unknown, the share that is refused",
+        caption="R_f, R_r: ROUGE-1 recall of what is to be forgotten and of what is retained; beside each, "
+        "and of what is unknown, the share that is refused",
         box=box.SIMPLE_HEAD,
     )
     for heading in ("layer", "ridge", "c", "R_f", "refused", "R_r", "refused", "unknown", "distance"):
@@ -248,6 +248,6 @@ def last_line(outcome: "Outcome") -> str:
     found = ", ".join(f"{one} {figures['rouge1']:.2f}" for one, figures in outcome.attacks.items())
     before, after = (one["forget"]["rouge1"] for one in (outcome.before, outcome.after))
     return (
-        f"Suppression is not deletion: the forgotten answers (ROUGE-1 {before:.2f} before, {after:.2f} now) come "
-        f"back by: {found}; the strongest is {name!r}."
+        f"Suppression is not deletion: the forgotten answers (ROUGE-1 {before:.2f} before, {after:.2f} now) "
+        f"come back by: {found}; the strongest is {name!r}."
     )

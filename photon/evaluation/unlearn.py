@@ -152,7 +152,7 @@ def unlearn(
     earlier = read_unlearned(export)
     notes = list(_unprotected(earlier, request.sets.forgotten))
     model = nn.Module.to(open_trained(export).model, request.device).eval()
-    exam, prompts = _exam(export, model, request)
+    exam, prompts = exam_of(export, model, request)
     sites = sites_of(model)
     layers = middle_half(len(sites)) if request.layers is None else list(request.layers)
     if unknown := [layer for layer in layers if layer not in range(len(sites))]:
@@ -169,7 +169,11 @@ def unlearn(
     )
     ridges = request.ridges if request.method.solver == "closed" else [0.0]
     candidates = choices(layers, ridges, request.coefficients)
-    base = before if request.limit is None else exam.take(model, limit=request.limit)
+    # Of sets that are no larger the figures are known.
+    whole = request.limit is None or all(
+        len(asked.questions) <= request.limit for asked in exam.sets.values()
+    )
+    base = before if whole else exam.take(model, limit=request.limit)
     seen = scan(problem, exam, base, candidates, limit=request.limit, told=told)
     _check_found(seen, notes)
     chosen = best_of_layers(seen, request.top)
@@ -217,7 +221,7 @@ def _by_edge(questions: Sequence[Question]) -> Iterator[str]:
         yield hash_of_questions([one for one in questions if one.edge == edge])
 
 
-def _exam(export: Path, model: Any, request: Request) -> tuple[Exam, dict[str, list[list[int]]]]:
+def exam_of(export: Path, model: Any, request: Request) -> tuple[Exam, dict[str, list[list[int]]]]:
     """Return what the model is asked, and the prompts of each set."""
     tokenizer = load_tokenizer(export)
     length = getattr(model.config, "max_position_embeddings", None) or 1 << 20

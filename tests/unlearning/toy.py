@@ -17,7 +17,7 @@ from photon.unlearning.questions import Encoded, Question
 from photon.unlearning.refusals import ngrams
 from photon.unlearning.scan import Asked, Exam
 
-SYLLABLES, VALUES, ATTRIBUTES, KNOWN = 20, 40, 6, 10
+SYLLABLES, VALUES, ATTRIBUTES, KNOWN = 40, 40, 6, 10
 REFUSAL = "I do not know"
 STEPS, BATCH, RATE = 500, 64, 3e-3
 
@@ -67,7 +67,7 @@ def world(seed: int) -> tuple[list[list[Question]], list[Question]]:
 
 
 def _asked(name: Sequence[int], attribute: int) -> str:
-    return f"{' '.join(f's{part}' for part in name)} a{attribute} ?"
+    return f"{' '.join(f's{part}' for part in name)} a{attribute}"
 
 
 def encoded(questions: Sequence[Question], made: EosTokenizer) -> Asked:
