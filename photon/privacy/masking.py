@@ -5,8 +5,8 @@ s = 2 R / (2^b − 1), an integer of b bits. Sums are taken modulo 2^32. With n 
 so n · (2^b − 1) < 2^32: a sum of all never wraps, and is exact. What is lost is the rounding, at most s / 2
 in each update (`Quantizer`).
 
-Sums of float64: x, |x| ≤ R, becomes the fixed-point number q = round(x 2^f) with the largest f for which
-n R 2^f ≤ 2^62, in two's complement. Sums are taken modulo 2^64, so one of all never wraps, and is exact.
+Sums of float64: x, |x| ≤ R, becomes the fixed-point number q = round(x 2^f) in two's complement, with
+f = 62 − ⌈log₂ n⌉ − ⌈log₂ R⌉. Sums are taken modulo 2^64, so one of all never wraps, and is exact.
 What is lost of a sum S is n s / 2 with s = 2^−f, and 2^−53 |S| where it becomes a float64 again
 (`FixedPoint`).
 
@@ -136,9 +136,9 @@ class FixedPoint:
 
     @staticmethod
     def _bits_of(limit: float, cohort: int) -> int:
-        # limit = m 2^e with m in [1/2, 1), so n R 2^f ≤ 2^(⌈log₂ n⌉ + e + f).
-        _, exponent = math.frexp(limit)
-        return SUM_BITS - max(0, cohort - 1).bit_length() - exponent
+        # R = m 2^e with m in [1/2, 1), so ⌈log₂ R⌉ is e, and of a power of two e − 1.
+        mantissa, exponent = math.frexp(limit)
+        return SUM_BITS - max(0, cohort - 1).bit_length() - exponent + (mantissa == 0.5)
 
     def step(self, name: str) -> float:
         """Return the distance s of two neighbouring numbers of a tensor, in its units."""

@@ -88,7 +88,7 @@ def test_the_sum_is_that_of_those_who_sent_within_the_stated_error(
     cohort = make()
     found = cohort.total(sending)
     step = FixedPoint({"x": LIMIT}, 5).step("x")
-    assert step == 2.0**-48
+    assert step == 2.0**-49
     for key in ("gram", "zeros", "count"):
         expected = sum(cohort.sums[name][key] for name in sending)
         error = (found[f"shared/sums/{key}"] - expected).abs()

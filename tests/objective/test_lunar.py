@@ -196,7 +196,7 @@ def test_masks_lose_no_more_than_is_stated(make: Make, asked: Path) -> None:
     run(config)
     model, problem = central(config, asked, SILOS)
     step = FixedPoint({"x": SUM_RANGE}, 4).step("x")
-    assert step == 2.0**-39
+    assert step == 2.0**-40
     error = 4 * step / 2
     found, ridge = solved(config), 1e-2
     vector, gain = found["layer-1.vector"], found["layer-1.gains"][1]

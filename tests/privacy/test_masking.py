@@ -103,8 +103,8 @@ def sums(count: int, limit: float) -> list[dict[str, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     ("limit", "count", "bits"),
-    # n R 2^f ≤ 2^62: with R = 2^20 and four silos f = 40. 1000 lies below 2^10, and 3 silos count as 4.
-    [(2.0**20, 4, 39), (1000.0, 3, 50), (1.0, 1, 61), (2.0**40, 64, 15), (0.3, 2, 62)],
+    # f = 62 − ⌈log₂ n⌉ − ⌈log₂ R⌉.
+    [(2.0**20, 4, 40), (1000.0, 3, 50), (1.0, 1, 62), (2.0**40, 64, 16), (0.3, 2, 62)],
 )
 def test_a_sum_of_float64_is_exact_but_for_its_stated_rounding(limit: float, count: int, bits: int) -> None:
     """Against exact fractions: n s / 2, and one rounding to float64."""
