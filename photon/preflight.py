@@ -34,7 +34,6 @@ from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pi
 from photon.objective.base import Objective
 from photon.objective.configured import check_adapter, check_arrays, objective_of
 from photon.strategy.base import Strategy, strategy_of
-from photon.strategy.contract import SHARED
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
@@ -257,7 +256,7 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
 
 def _check_ranges(config: RunConfig, strategy: Strategy) -> None:
     """Check that ranges of masked sums are of sums that there are."""
-    groups = [group.removeprefix(SHARED) for group in objective_of(config).groups]
+    groups = [group.rpartition("/")[2] for group in objective_of(config).groups]
     known = groups if strategy.folds_sums else []
     for name in config.privacy.ranges or ():
         if name not in known:

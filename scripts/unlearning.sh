@@ -42,10 +42,10 @@ photon data prepare --output "$folder/data" --kind questions --vocab-size 300 --
 
 model=(model.sequence_length=48 model.recipe.learning_rate=4e-3 model.recipe.warmup_steps=10)
 photon train objective=sft strategy=centralized model=tiny "${model[@]}" model.architecture.n_layer=4 \
-  model.architecture.n_embd=48 model.architecture.n_head=4 data=prepared data.path="$folder/data" cohort=null rounds=5 \
+  model.architecture.n_embd=48 model.architecture.n_head=4 data=prepared data.path="$folder/data" cohort=null rounds=2 \
   local_steps=80 training.batch_size=11 federation=inprocess run_dir="$folder/known"
 
-photon train objective=lunar objective.asked_by="alpha and beta" strategy=sums rounds=3 cohort=null privacy=secure \
+photon train objective=lunar objective.asked_by="alpha and beta" objective.layers="[0,1,2]" strategy=sums rounds=3 cohort=null privacy=secure \
   link.uplink_payload=update model=custom "${model[@]}" model.warm_start="$folder/known/export" data=prepared \
   data.path="$folder/data" federation=inprocess evaluation.forgotten="$folder/data" run_dir="$folder/forgotten"
 

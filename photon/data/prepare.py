@@ -14,7 +14,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from photon.data.alike import Comparison, Looks
 from photon.data.documents import Document, Question, TextKind
-from photon.data.pairs import FIELDS
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
@@ -30,12 +29,11 @@ from photon.data.prepared import (
     is_prepared,
     silo_file,
 )
-from photon.data.questions import FIELDS as QUESTION_FIELDS
 from photon.data.questions import check_apart
 from photon.data.shards import encode, look_at
 from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, taken
-from photon.data.text_files import read_documents
+from photon.data.text_files import FIELDS_OF, read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.data.write import Place, Written, chat_encoder, write_chats, write_text
@@ -189,7 +187,7 @@ def prepare(
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
-    own = {"pairs": FIELDS, "questions": QUESTION_FIELDS}.get(kind)
+    own = FIELDS_OF.get(kind)
     if own is not None and text_field is not None:
         raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
     field = text_field or ("messages" if kind == "chat" else "text")

@@ -23,6 +23,10 @@ LONG_TEXT = 64 * 1024
 PART_OF_LONG_TEXT = 16 * 1024
 
 
+#: Fields of rows that have fields of their own.
+FIELDS_OF: dict[TextKind, tuple[str, ...]] = {"pairs": FIELDS, "questions": QUESTION_FIELDS}
+
+
 @dataclass(frozen=True)
 class SkippedFile:
     """A file, or rows of it, that could not be read, and why."""
@@ -128,8 +132,7 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
 def _rows(
     file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
 ) -> Iterator[Document | _Fault]:
-    own: dict[TextKind, tuple[str, ...]] = {"pairs": FIELDS, "questions": QUESTION_FIELDS}
-    fields = [*own.get(kind, (field,)), *([] if source_field is None else [source_field])]
+    fields = [*FIELDS_OF.get(kind, (field,)), *([] if source_field is None else [source_field])]
     for number, row in rows_of(file, form, fields):
         place = f"{name}:{number}"
         if kind == "pairs":

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,6 @@ from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
 from photon.files.atomic import atomic_directory, remove_leftovers
 from photon.state.checkpoint import ServerState
-from photon.state.unlearned import Unlearned, write_unlearned
 
 if TYPE_CHECKING:
     import torch
@@ -138,7 +137,7 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False, keep_adapte
         card,
         sparse=sparse,
         adapters=adapters,
-        unlearned=checkpoint.state.unlearned,
+        state=checkpoint.state,
     )
 
 
@@ -152,7 +151,7 @@ def export_model(
     *,
     sparse: bool = False,
     adapters: "Adapters | None" = None,
-    unlearned: Sequence[Unlearned] = (),
+    state: ServerState | None = None,
 ) -> None:
     """Write a model as a Hugging Face folder, whole or not at all.
 
@@ -174,8 +173,8 @@ def export_model(
         As in :func:`export_run`.
     adapters
         What is written beside the model: the `adapter` section, and tensors as peft names them.
-    unlearned
-        What was taken out of it.
+    state
+        Numbers of the run that it comes from.
 
     Raises
     ------
@@ -203,7 +202,8 @@ def export_model(
             save_sparse(folder / SPARSE, read_params(model))
         if adapters is not None:
             save_adapter(folder, model, *adapters)
-        write_unlearned(folder, unlearned)
+        if state is not None:
+            state.tell_beside(folder)
         facts = {"Architecture": architecture_facts(model), **card}
         use = _use(model, sparse=sparse, adapted=adapters is not None)
         write_card(folder, _render(model_section.name, facts, use))

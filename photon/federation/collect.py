@@ -23,7 +23,6 @@ from photon.link.records import count_bytes, dense_groups
 from photon.link.transport import message_bytes
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Limits, Participant, Reply
-from photon.strategy.contract import PARAMS, Contract
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ def ready(
     requests = at.requests.train_requests(server_round, checkpoint, cohort, last)
     secure = None
     if at.config.privacy.secure_aggregation:
-        # What is masked is the same for all who take part.
-        contract = next(iter(at.requests.contracts(server_round, checkpoint, cohort).values()))
-        secure = begin_secure_sum(at, sent_config, requests, contract, cohort, collected.traffic, failures)
+        secure = begin_secure_sum(at, sent_config, requests, checkpoint, cohort, collected.traffic, failures)
         requests = secure.agree()
         cohort = [participant for participant in cohort if participant.name in requests]
     given = at.evaluation.given
@@ -113,7 +110,7 @@ def begin_secure_sum(
     at: Stations,
     sent_config: RunConfig,
     requests: Mapping[str, TrainRequest],
-    contract: Contract,
+    checkpoint: Checkpoint,
     cohort: Sequence[Participant],
     traffic: Traffic,
     failures: Failures,
@@ -122,10 +119,12 @@ def begin_secure_sum(
 
     Parameters
     ----------
-    contract
-        Says what is masked.
+    checkpoint
+        That the round starts from.
     """
     config = at.config
+    # What is masked is the same for all who take part.
+    contract = next(iter(at.requests.contracts(checkpoint.state.round + 1, checkpoint, cohort).values()))
     members = {participant.name: participant.members for participant in cohort}
 
     def ask(bodies: Mapping[str, Body], kind: type[Body]) -> dict[str, Body | Failure]:
@@ -185,12 +184,12 @@ def receiver(
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
         collected.sizes[name] = trained.measured.sizes
-        update = groups.pop(PARAMS, None) if at.config.link.uplink_payload == "update" else None
+        update = groups.pop("params", None) if at.config.link.uplink_payload == "update" else None
         if secure is not None:
             contract = sent.contracts[name]
-            came = groups if update is None else {**groups, PARAMS: update}
+            came = groups if update is None else {**groups, "params": update}
             masked = contract.masked_of(came)
-            secure.add(name, dense_groups({PARAMS: masked})[PARAMS])
+            secure.add(name, dense_groups({"params": masked})["params"])
             update = None if update is None else {k: d for k, d in update.items() if k not in masked}
             groups = {} if contract.masks_sums else groups
         sizes = message_bytes(message.content)

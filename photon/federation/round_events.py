@@ -240,8 +240,9 @@ class RoundEvents:
             self._not_evaluating.add(name)
             self.notice("info", f"{name} does not evaluate the model: {reason}")
 
-    def comes_back(self, evaluated: Evaluated, unlearned: Sequence[Forgotten]) -> None:
-        """Warn where a model answers again what was taken out of it, or out of one before it."""
+    def evaluated(self, evaluated: Evaluated, unlearned: Sequence[Forgotten]) -> None:
+        """Tell what silos found, and warn where a model answers again what was taken out of it."""
+        self.stream.emit(evaluated)
         recall = evaluated.recall
         if recall is None or not unlearned:
             return

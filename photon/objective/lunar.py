@@ -390,8 +390,8 @@ def _check_refuses(before: Found, candidates: Sequence[tuple[Choice, Found]]) ->
         raise PhotonError(
             f"unlearning: of {len(candidates)} candidates none refuses more than {refused:.0%} of what is to "
             f"be forgotten (layer {best.layer}, ridge {best.ridge:g}, coefficient {best.coefficient:g}; "
-            f"recall {found['forget']['rouge1']:.2f} there, {found['retain']['rouge1']:.2f} on what stays); try "
-            "other objective.layers, ridges and coefficients, or name one of each"
+            f"recall {found['forget']['rouge1']:.2f} there, {found['retain']['rouge1']:.2f} on what stays); "
+            "try other objective.layers, ridges and coefficients, or name one of each"
         )
 
 

@@ -29,7 +29,8 @@ from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
 from photon.state.seal import SEAL, broken, is_sealed, seal
 from photon.state.tensors import StateGroups, load_groups, save_groups
-from photon.state.unlearned import Unlearned
+from photon.state.unlearned import Unlearned as Unlearned  # noqa: PLC0414 - those who fold name it, too
+from photon.state.unlearned import write_unlearned
 
 FORMAT = "photon-checkpoint/2"
 #: The form of earlier versions, which differs in names alone.
@@ -126,6 +127,10 @@ class ServerState(BaseModel):
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
+
+    def tell_beside(self, folder: Path) -> None:
+        """Write beside an exported model what was taken out of it."""
+        write_unlearned(folder, self.unlearned)
 
     def decided_by(self, participant: str, members: Sequence[str]) -> Decided:
         """Return what the machine of a participant has decided: as such, and for the silos that it is."""

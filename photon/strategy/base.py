@@ -24,8 +24,7 @@ from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
 from photon.objective.configured import kept_of
-from photon.state.checkpoint import Checkpoint
-from photon.state.unlearned import Unlearned
+from photon.state.checkpoint import Checkpoint, Unlearned
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.outer import OuterStep
