@@ -31,6 +31,7 @@ PAGES = {
     "convergence": "convergence.md",
     "instruct": "instruct.md",
     "link_codecs": "link.md",
+    "orchestration": "orchestration.md",
     "outer": "outer.md",
     "recipe": "recipe.md",
     "sparse_images": "sparsity-images.md",

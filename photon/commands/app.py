@@ -11,6 +11,7 @@ from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
+from photon.commands.orchestrate import orchestrate
 from photon.commands.runs import export, import_, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
@@ -52,6 +53,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
 app.add_typer(silo, name="silo")
+app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)
