@@ -1,0 +1,70 @@
+"""What a report shows of requests that something be forgotten: what was changed, and what came of it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from photon.errors import PhotonError, printable
+from photon.report.page import Panel, Table, Tables
+from photon.report.run import Run
+from photon.state.unlearned import NAME, Unlearned, read_unlearned
+
+#: Figures that are shown, and their headings.
+_SHOWN = {
+    "forget/rouge1": "forgotten: ROUGE-1",
+    "forget/refused": "refused",
+    "retain/rouge1": "retained: ROUGE-1",
+    "retain/refused": "refused",
+    "unknown/refused": "unknown: refused",
+}
+_NOTE = (
+    "Each request as the ledger beside the model has it; figures before and after, shares from 0 to 1. What was "
+    "forgotten is suppressed and not deleted: attacks say how much of it comes back, as ROUGE-1 recall."
+)
+
+
+def unlearned_section(run: Run) -> list[tuple[str, list[Panel]]]:
+    """Return the section; nothing where no model of the run's folder was made to forget."""
+    panels: list[Panel] = []
+    for file in sorted([*run.folder.glob(NAME), *run.folder.glob(f"*/{NAME}")]):
+        where = printable(file.parent.relative_to(run.folder))
+        title = "Requests" if where == "." else f"Requests, {where}"
+        panels.append(_requests(title, file.parent))
+    return [("Forgetting", panels)] if panels else []
+
+
+def _requests(title: str, folder: Path) -> Tables:
+    try:
+        requests = read_unlearned(folder)
+    except PhotonError as error:
+        return Tables(title, str(error), [])
+    figures = [_row(number, one) for number, one in enumerate(requests, 1)]
+    columns = ["request", "asked by", "when", "changed", *_SHOWN.values()]
+    tables = [Table(columns, figures, [None] * len(figures))]
+    attacks = list(dict.fromkeys(name for one in requests for name in one.attacks))
+    if attacks:
+        rows = [
+            [str(number), *(_number(one.attacks.get(name)) for name in attacks)]
+            for number, one in enumerate(requests, 1)
+        ]
+        tables.append(Table(["request", *attacks], rows, [None] * len(rows)))
+    return Tables(title, _NOTE, tables)
+
+
+def _row(number: int, one: Unlearned) -> list[str]:
+    when = datetime.fromtimestamp(min(one.time, 4e9), UTC).strftime("%Y-%m-%d %H:%M")
+    changed = ", ".join(
+        f"{printable(each.weight)} (ridge {each.ridge:g}, coefficient {each.coefficient:g})"
+        for each in (one, *one.also)
+    )
+    cells = [_both(one, name) for name in _SHOWN]
+    return [str(number), printable(one.asked_by), f"{when} UTC", changed, *cells]
+
+
+def _both(one: Unlearned, name: str) -> str:
+    values: Sequence[float | None] = (one.before.get(name), one.after.get(name))
+    return " → ".join(map(_number, values))
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
