@@ -18,6 +18,7 @@ from photon.silo.site import SiloSite
 from photon.silo.work import batches, chooses
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
+from photon.telemetry.steps import TellSteps
 from photon.training.devices import GroupResult
 from photon.training.groups import (
     StateGroups,
@@ -82,6 +83,7 @@ def _fit_here(
             stream,
             global_step=request.global_step,
             steps=request.steps,
+            on_step=TellSteps(site.state / request.silo, request.round, request.global_step, request.steps),
             rows=start.rows,
             hooks=method.hooks(context, collected),
         )
