@@ -18,8 +18,8 @@ _SHOWN = {
     "unknown/refused": "unknown: refused",
 }
 _NOTE = (
-    "Each request as the ledger beside the model has it; figures before and after, shares from 0 to 1. What was "
-    "forgotten is suppressed and not deleted: attacks say how much of it comes back, as ROUGE-1 recall."
+    "Each request as the ledger beside the model has it; figures before and after, shares from 0 to 1. What "
+    "was forgotten is suppressed and not deleted: attacks say how much of it comes back, as ROUGE-1 recall."
 )
 
 
