@@ -16,68 +16,93 @@ if TYPE_CHECKING:
 _FILE = "JSON or JSON lines with question, answer and edge."
 
 
+_Export = Annotated[Path, typer.Argument(help="Folder of an exported model.")]
+_Output = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
+_Forget = Annotated[Path, typer.Option(metavar="FILE", help=f"What is to be forgotten: {_FILE}")]
+_Reference = Annotated[
+    Path,
+    typer.Option(metavar="FILE", help="Questions that the model refuses: question, no answer needed."),
+]
+_Retain = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="What is to stay; default: the other edges of --forget."),
+]
+_Edge = Annotated[
+    list[str] | None, typer.Option(help="Forget the questions of this edge alone; may be repeated.")
+]
+_Forgotten = Annotated[
+    list[Path] | None,
+    typer.Option(metavar="FILE", help="What earlier requests were about, so that it stays forgotten."),
+]
+_Unknown = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Other questions that the model should refuse.")
+]
+_Factual = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Questions on other things, to be measured.")
+]
+_By = Annotated[str | None, typer.Option(help="Who asks; default: the user of this machine.")]
+_Reason = Annotated[str, typer.Option(help="Why, for the ledger.")]
+_Layers = Annotated[
+    str | None, typer.Option(metavar="L,L,…", help="Blocks to try, from 0; default: the middle half.")
+]
+_Ridges = Annotated[str, typer.Option(metavar="X,X,…", help="Ridges to try.")]
+_Coefficients = Annotated[str, typer.Option(metavar="X,X,…", help="Coefficients to try.")]
+_Top = Annotated[int, typer.Option(min=1, help="Change this many blocks together.")]
+_Solver = Annotated[
+    Literal["closed", "adamw", "lora"],
+    typer.Option(help="closed: ridge regression; adamw, lora: training, as the paper's code does it."),
+]
+_Positions = Annotated[
+    Literal["last", "all", "from-first-difference"],
+    typer.Option(help="Which tokens of what is to be forgotten are steered."),
+]
+_Retained = Annotated[
+    Literal["all", "equal"], typer.Option(help="Retain all prompts, or as many as are forgotten.")
+]
+_Limit = Annotated[
+    int, typer.Option(min=1, help="Most questions of each kind in the scan; at the end all are asked.")
+]
+_Attacks = Annotated[
+    bool, typer.Option("--attacks", help="Try what brings back what was forgotten, and say how much.")
+]
+_Data = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Prepared data: its perplexity before and after.")
+]
+_Encoder = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Sentence encoder of transformers, such as MiniLM; default: n-grams."),
+]
+_BatchSize = Annotated[int, typer.Option(min=1, help="Questions at once.")]
+_Seed = Annotated[int, typer.Option(help="Of what is drawn.")]
+_Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+
+
 def unlearn(
-    export: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")],
-    forget: Annotated[Path, typer.Option(metavar="FILE", help=f"What is to be forgotten: {_FILE}")],
-    reference: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="Questions that the model refuses: question, no answer needed."),
-    ],
-    retain: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="What is to stay; default: the other edges of --forget."),
-    ] = None,
-    edge: Annotated[
-        list[str] | None, typer.Option(help="Forget the questions of this edge alone; may be repeated.")
-    ] = None,
-    forgotten: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="FILE", help="What earlier requests were about, so that it stays forgotten."),
-    ] = None,
-    unknown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Other questions that the model should refuse.")
-    ] = None,
-    factual: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Questions on other things, to be measured.")
-    ] = None,
-    by: Annotated[str | None, typer.Option(help="Who asks; default: the user of this machine.")] = None,
-    reason: Annotated[str, typer.Option(help="Why, for the ledger.")] = "",
-    layers: Annotated[
-        str | None, typer.Option(metavar="L,L,…", help="Blocks to try, from 0; default: the middle half.")
-    ] = None,
-    ridges: Annotated[str, typer.Option(metavar="X,X,…", help="Ridges to try.")] = "1e-3,1e-2",
-    coefficients: Annotated[str, typer.Option(metavar="X,X,…", help="Coefficients to try.")] = "0.5,1,2",
-    top: Annotated[int, typer.Option(min=1, help="Change this many blocks together.")] = 1,
-    solver: Annotated[
-        Literal["closed", "adamw", "lora"],
-        typer.Option(help="closed: ridge regression; adamw, lora: training, as the paper's code does it."),
-    ] = "closed",
-    positions: Annotated[
-        Literal["last", "all", "from-first-difference"],
-        typer.Option(help="Which tokens of what is to be forgotten are steered."),
-    ] = "last",
-    retained: Annotated[
-        Literal["all", "equal"], typer.Option(help="Retain all prompts, or as many as are forgotten.")
-    ] = "all",
-    limit: Annotated[
-        int, typer.Option(min=1, help="Most questions of each kind in the scan; at the end all are asked.")
-    ] = 64,
-    attacks: Annotated[
-        bool, typer.Option("--attacks", help="Try what brings back what was forgotten, and say how much.")
-    ] = False,
-    data: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Prepared data: its perplexity before and after.")
-    ] = None,
-    encoder: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="Sentence encoder of transformers, such as MiniLM; default: n-grams."
-        ),
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions at once.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of what is drawn.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    export: _Export,
+    output: _Output,
+    forget: _Forget,
+    reference: _Reference,
+    retain: _Retain = None,
+    edge: _Edge = None,
+    forgotten: _Forgotten = None,
+    unknown: _Unknown = None,
+    factual: _Factual = None,
+    by: _By = None,
+    reason: _Reason = "",
+    layers: _Layers = None,
+    ridges: _Ridges = "1e-3,1e-2",
+    coefficients: _Coefficients = "0.5,1,2",
+    top: _Top = 1,
+    solver: _Solver = "closed",
+    positions: _Positions = "last",
+    retained: _Retained = "all",
+    limit: _Limit = 64,
+    attacks: _Attacks = False,
+    data: _Data = None,
+    encoder: _Encoder = None,
+    batch_size: _BatchSize = 32,
+    seed: _Seed = 0,
+    device: _Device = "auto",
 ) -> None:
     """Make an exported model refuse some questions: one matrix is changed, the rest stays bit by bit."""
     from rich.console import Console

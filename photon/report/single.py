@@ -64,8 +64,8 @@ def run_page(run: Run) -> Page:
         sections=[
             *tree_section(run),
             *own_section(run),
-            *unlearned_section(run),
             *task_section(run),
+            *unlearned_section(run),
             *draw_sections(run, sections),
         ],
         log=_log(run),

@@ -90,6 +90,8 @@ def sentence_encoder(folder: Path) -> Encoder:
             )
     except Exception as error:  # what broken files raise depends on what is broken
         raise PhotonError(f"{printable(folder)}: no encoder ({first_line(error)})") from error
+    if tokenizer.pad_token is None:
+        raise PhotonError(f"{printable(folder)}: no encoder of sentences (its tokenizer has no padding)")
     model.eval()
 
     def encode(texts: Sequence[str]) -> list[dict[int, float]]:

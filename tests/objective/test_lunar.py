@@ -566,8 +566,9 @@ def test_report_and_display_tell_of_the_request(make: Make, tmp_path: Path) -> N
     done = CliRunner().invoke(app, ["report", str(tmp_path / "run"), "-o", str(tmp_path / "report.html")])
     assert done.exit_code == 0, done.output
     page = (tmp_path / "report.html").read_text()
-    assert "Asked by the member alpha" in page
-    assert "refused of what is to be forgotten" in page
+    assert "Requests, in this run" in page
+    assert "the member alpha" in page
+    assert "transformer.h.1.mlp.c_proj.weight (ridge 0.01, coefficient 2)" in page
     done = CliRunner().invoke(app, ["watch", str(tmp_path / "run")])
     assert "unlearned as the member alpha asked: layer 1, ridge 0.01, coefficient 2" in done.output
 

@@ -23,7 +23,9 @@ def random_model(kind: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """Return a model whose parameters are all random, biases and norms too."""
     ends = {"bos_token_id": 0, "eos_token_id": 0}
     config = AutoConfig.for_model(kind, vocab_size=VOCABULARY, **ends, **{**SIZES[kind], **fields})
-    model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():

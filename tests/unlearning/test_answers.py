@@ -19,7 +19,7 @@ from .models import random_model, random_prompts
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> tuple:
     """A model that has learnt half of what it was asked, and what it was asked."""
-    folder = write_export(tmp_path_factory.mktemp("answers") / "export", steps=45)
+    folder = write_export(tmp_path_factory.mktemp("answers") / "export", steps=66)
     model, tokenizer = open_trained(folder).model.eval(), load_tokenizer(folder)
     asked = [*questions().forget, *questions().retain]
     return model, tokenizer, asked, encode(asked, encoder_of(folder, tokenizer, 64))
