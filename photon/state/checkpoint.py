@@ -28,7 +28,7 @@ from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
 from photon.state.seal import SEAL, broken, is_sealed, seal
-from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.tensors import StateGroups, averaged_file, load_groups, save_groups
 from photon.state.unlearned import Unlearned as Unlearned  # noqa: PLC0414 - those who fold name it, too
 from photon.state.unlearned import write_unlearned
 
@@ -243,11 +243,6 @@ class Checkpoint:
 def checkpoint_name(server_round: int) -> str:
     """Return the name of a round's checkpoint folder."""
     return f"round-{server_round:06d}"
-
-
-def averaged_file(group: str) -> str:
-    """Return the name of the file that holds a state group's average."""
-    return f"averaged-{group}.safetensors"
 
 
 class CheckpointStore:
