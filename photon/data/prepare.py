@@ -36,7 +36,15 @@ from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, ta
 from photon.data.text_files import read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
-from photon.data.write import Place, Written, chat_encoder, write_chats, write_text
+from photon.data.write import (
+    Place,
+    Written,
+    chat_encoder,
+    classes_of,
+    write_chats,
+    write_labelled,
+    write_text,
+)
 from photon.errors import PhotonError, printable
 from photon.files.atomic import atomic_directory
 from photon.files.processes import usable_cores
@@ -79,7 +87,8 @@ class Options:
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     kind
         Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
-        whole, written by the tokenizer's chat template or a plain one; or "pairs" of answers, as those.
+        whole, written by the tokenizer's chat template or a plain one; "pairs" of answers, as those; or
+        "labelled" texts, of each of which the beginning goes into a window of its own.
     workers
         Processes that compare and encode running text; None: as many as there are cores. Their number
         changes nothing in what is written.
@@ -127,7 +136,7 @@ class Options:
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
         if self.kind not in get_args(TextKind):
-            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat or pairs")
+            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat, pairs or labelled")
         if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
             raise PhotonError(f"workers {self.workers} is out of range: from 1 to {MOST_WORKERS}")
 
@@ -147,6 +156,7 @@ def prepare(
     kind: TextKind = "text",
     workers: int | None = None,
     text_field: str | None = None,
+    label_field: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
@@ -159,6 +169,8 @@ def prepare(
     text_field
         Field or column of JSON and parquet files that holds the text, or the messages of a conversation;
         None: "text", or "messages".
+    label_field
+        Field or column that holds the label of kind "labelled".
 
     The others are those of `prepare_documents` and `Options`.
 
@@ -185,9 +197,7 @@ def prepare(
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
-    if kind == "pairs" and text_field is not None:
-        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
-    field = text_field or ("messages" if kind == "chat" else "text")
+    field = _text_field(kind, text_field, label_field)
     skipped: list[SourceSkipped] = []
     with Spool.beside(output) as spool:
         documents = {name: spool.documents() for name in sorted(sources)}
@@ -196,13 +206,26 @@ def prepare(
             for name, into in documents.items():
                 for path in sources[name]:
                     left_out = read_documents(
-                        path, into, text_field=field, source_field=source_field, kind=kind
+                        path,
+                        into,
+                        text_field=field,
+                        source_field=source_field,
+                        kind=kind,
+                        label_field=label_field,
                     )
                     skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in left_out]
                     bar.advance(task)
         return prepare_documents(
             documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
         )
+
+
+def _text_field(kind: TextKind, text_field: str | None, label_field: str | None) -> str:
+    if kind == "pairs" and text_field is not None:
+        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
+    if (kind == "labelled") != (label_field is not None):
+        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
+    return text_field or ("messages" if kind == "chat" else "text")
 
 
 def prepare_documents(
@@ -421,7 +444,14 @@ def _write(
     def advance(count: int) -> None:
         bar.advance(task, count)
 
-    if options.kind != "text":
+    classes: list[str] = []
+    if options.kind == "labelled":
+        classes = classes_of(documents.values())
+        written = {
+            side: write_labelled(place, documents[side], tokenizer, classes, advance)
+            for side, place in places.items()
+        }
+    elif options.kind != "text":
         encoder = chat_encoder(folder, tokenizer, options.tokenizer, options.sequence_length)
         skipped = list(sources.skipped)
         written = {
@@ -434,6 +464,7 @@ def _write(
     for name in split:
         np.save(silo_file(folder, name, "unigram"), written[name, "train"].counts, allow_pickle=False)
     manifest = _manifest(folder, written, tokenizer, lost, sources, options, dtype)
+    manifest = manifest.model_copy(update={"classes": classes})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 

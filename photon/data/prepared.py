@@ -18,6 +18,11 @@ Of pairs of answers (kind "pairs"), which are conversations two by two, there is
 
     DIR/silos/NAME/train-pairs.npy          which pair each token is of, uint16 or uint32: 2k + 1 for the
                                             chosen side of pair k, 2k + 2 for the rejected one, 0 beyond
+
+Of texts with labels (kind "labelled") each window has one text, and there are also::
+
+    DIR/silos/NAME/train-lengths.npy        tokens of the text, uint32 of shape (sequences, 1)
+    DIR/silos/NAME/train-labels.npy         number of its class in the manifest, −1: none; int32, the same
 """
 
 import hashlib
@@ -45,7 +50,10 @@ ARRAYS: dict[TextKind, tuple[str, ...]] = {
     "text": ("tokens",),
     "chat": ("tokens", "positions", "targets"),
     "pairs": ("tokens", "positions", "targets", "pairs"),
+    "labelled": ("tokens", "lengths", "labels"),
 }
+#: Type and width of those that have one value for each window.
+_OF_WINDOWS = {"lengths": "uint32", "labels": "int32"}
 
 
 class _Record(BaseModel):
@@ -70,6 +78,21 @@ class ChatMarks(_Record):
     sha256: dict[str, str]
 
 
+class LabelMarks(_Record):
+    """What belongs to the windows of texts with labels.
+
+    Attributes
+    ----------
+    labelled
+        Texts that have a label.
+    sha256
+        Of the .npy file of each further array, hexadecimal.
+    """
+
+    labelled: int = Field(ge=0)
+    sha256: dict[str, str]
+
+
 class Split(_Record):
     """One side of one silo.
 
@@ -83,8 +106,8 @@ class Split(_Record):
         Windows in the file.
     sha256
         Of the .npy file, hexadecimal.
-    chat
-        Of conversations alone.
+    chat, labels
+        Of conversations, and of texts with labels, alone.
     """
 
     documents: int = Field(ge=1)
@@ -93,11 +116,13 @@ class Split(_Record):
     sequences: int = Field(ge=1)
     sha256: str
     chat: ChatMarks | None = None
+    labels: LabelMarks | None = None
 
     @property
     def hashes(self) -> dict[str, str]:
         """Return the hash of each array."""
-        return {"tokens": self.sha256, **(self.chat.sha256 if self.chat is not None else {})}
+        marks = self.chat or self.labels
+        return {"tokens": self.sha256, **(marks.sha256 if marks is not None else {})}
 
 
 class SiloEntry(_Record):
@@ -142,7 +167,8 @@ class Sources(_Record):
 class Manifest(_Record):
     """The contents of ``manifest.json``; see the fields' own classes.
 
-    ``notes`` are what else was done to a tokenizer that was given, a line each.
+    ``notes`` are what else was done to a tokenizer that was given, a line each; ``classes`` are the names of
+    the classes that labels are numbers of.
     """
 
     format: Literal["photon-data/1"]
@@ -161,6 +187,7 @@ class Manifest(_Record):
     silos: dict[Annotated[str, StringConstraints(pattern=SILO_NAME)], SiloEntry] = Field(min_length=1)
     sources: Sources
     notes: list[str] = []
+    classes: list[str] = []
 
 
 def silo_file(root: Path, silo: str, name: str) -> Path:
@@ -283,6 +310,9 @@ class PreparedData:
         entry: Split = getattr(self._entry(silo), split)
         length = self.manifest.sequence_length
         counted = "uint16" if length <= 2**16 else "uint32"
+        if name in _OF_WINDOWS:
+            file = array_file(self.path, silo, split, name)
+            return _load(file, (entry.sequences, 1), _OF_WINDOWS[name])
         dtype = {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted)
         return _load(array_file(self.path, silo, split, name), (entry.sequences, length), dtype)
 
@@ -337,6 +367,8 @@ class PreparedData:
                 raise PhotonError(f"{file} has changed since it was written (SHA-256): {_MEND}")
         if entry.chat is not None:
             self._verify_marks(silo, split, entry.chat)
+        if entry.labels is not None:
+            self._verify_labels(silo, split, entry.labels)
         file = silo_file(self.path, silo, split)
         windows = self.windows(silo, split)
         highest = int(windows.max())
@@ -367,6 +399,22 @@ class PreparedData:
             if not whole:
                 file = array_file(self.path, silo, split, name)
                 raise PhotonError(f"{file} does not fit the conversations beside it: {_MEND}")
+
+    def _verify_labels(self, silo: str, split: SplitName, marks: LabelMarks) -> None:
+        arrays = self.arrays(silo, split)
+        lengths, labels = arrays["lengths"], arrays["labels"]
+        for name, whole in (
+            ("lengths", int(lengths.min()) >= 1 and int(lengths.max()) <= self.manifest.sequence_length),
+            (
+                "labels",
+                int(labels.min()) >= -1
+                and int(labels.max()) < len(self.manifest.classes)
+                and int((labels >= 0).sum()) == marks.labelled,
+            ),
+        ):
+            if not whole:
+                file = array_file(self.path, silo, split, name)
+                raise PhotonError(f"{file} does not fit the texts beside it: {_MEND}")
 
     def _entry(self, silo: str) -> SiloEntry:
         entry = self.manifest.silos.get(silo)

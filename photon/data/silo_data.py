@@ -28,6 +28,11 @@ class SiloData:
         """Tokens of the tokenizer."""
         return self._prepared.manifest.vocab_size
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that labels of the text are numbers of."""
+        return tuple(self._prepared.manifest.classes)
+
     def windows(self, split: SplitName) -> list[np.ndarray]:
         """Return the memory-mapped windows of each member, (sequences, sequence_length)."""
         return [self._prepared.windows(member, split) for member in self.members]

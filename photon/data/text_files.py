@@ -10,6 +10,7 @@ from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
+from photon.data.labelled import labelled_of
 from photon.data.pairs import FIELDS, pair_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
 from photon.data.spool import Store
@@ -36,6 +37,7 @@ def read_documents(
     text_field: str = "text",
     source_field: str | None = None,
     kind: TextKind = "text",
+    label_field: str | None = None,
 ) -> list[SkippedFile]:
     """Add to ``documents`` those of a file, or of a folder and all below it in the order of their names.
 
@@ -57,7 +59,10 @@ def read_documents(
         Field or column whose value becomes the documents' ``source``; needs files with fields.
     kind
         What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
-        has fields of its own (`photon.data.pairs.pair_of`). Both need files with fields.
+        has fields of its own (`photon.data.pairs.pair_of`). Both need files with fields; texts with labels
+        do not: those of other files have none.
+    label_field
+        Of texts with labels: field or column with the label.
 
     Returns
     -------
@@ -80,8 +85,8 @@ def read_documents(
         before, left = len(documents), len(skipped)
         try:
             if form.form != "plain":
-                found = _rows(file, name, form, text_field, source_field, kind)
-            elif kind != "text":
+                found = _rows(file, name, form, text_field, source_field, kind, label_field)
+            elif kind not in ("text", "labelled"):
                 raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
                 found = _parts(file, name, form, source_field)
@@ -123,13 +128,21 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
 
 
 def _rows(
-    file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
+    file: Path,
+    name: str,
+    form: FileKind,
+    field: str,
+    source_field: str | None,
+    kind: TextKind,
+    label_field: str | None,
 ) -> Iterator[Document | _Fault]:
-    fields = [*(FIELDS if kind == "pairs" else [field]), *([] if source_field is None else [source_field])]
+    fields = [*(FIELDS if kind == "pairs" else [field]), *(f for f in (source_field, label_field) if f)]
     for number, row in rows_of(file, form, fields):
         place = f"{name}:{number}"
         if kind == "pairs":
             found: Document | str = pair_of(row, place, source_field)
+        elif label_field is not None:
+            found = labelled_of(row, place, field, label_field, source_field)
         else:
             read = chat_of if kind == "chat" else document_of
             found = read(row, place, field, source_field)

@@ -45,6 +45,8 @@ MAX_KEY, MAX_TOKEN = 1000, 4000
 MAX_FIXED = 4
 #: Figures that a report may bring beside the usual ones.
 MAX_DIAGNOSTICS = 1000
+#: Figures that an objective measures beside its loss.
+MAX_MEASURED = 16
 #: Characters of a packed vocabulary: some six million rows.
 MAX_VOCABULARY = 2**20
 #: Tokens that a tokenizer may know, and tokens of a window.
@@ -414,7 +416,8 @@ class EvaluateReport(Body):
     """Validation loss of a silo: mean over ``tokens`` predictions, in nats.
 
     ``per_node`` has the losses of the models that nodes have of their own: the silo's, or those of a
-    federation and of its members. ``kept`` says that the node has kept the model.
+    federation and of its members. ``kept`` says that the node has kept the model. ``figures`` are what the
+    objective measures beside the loss, means over the same items.
     """
 
     round: Count
@@ -423,6 +426,7 @@ class EvaluateReport(Body):
     tokens: Positive
     per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     kept: bool = False
+    figures: dict[FigureName, Figure] = Field(default_factory=dict, max_length=MAX_MEASURED)
 
 
 class Query(

@@ -7,8 +7,9 @@ import torch
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
 from photon.errors import RefusedError
-from photon.link.bounded import as_loss
+from photon.link.bounded import as_figure, as_loss
 from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss, TrainRequest
+from photon.objective.base import Evaluation
 from photon.objective.configured import objective_of
 from photon.silo.choice import as_decided
 from photon.silo.kept import kept_of, silo_store
@@ -32,7 +33,7 @@ def evaluate(
     """
     data = SiloData(site.prepared(), [request.silo])
     config = as_decided(config, data.vocab_size)
-    received = _loss_of(groups[PARAMS], request.silo, data, None, config)
+    received = _measured(groups[PARAMS], request.silo, data, None, config)
     per_node = {}
     if request.own and request.last_round:
         method = strategy_of(config).local
@@ -45,7 +46,14 @@ def evaluate(
             if method.restricts_rows:
                 rows = data.vocabulary_rows(runtime_of(config, data.vocab_size).model.config.vocab_size)
             per_node[request.silo] = _loss_of(own, request.silo, data, rows, config)
-    return EvaluateReport(round=request.round, silo=request.silo, **received, per_node=per_node)
+    figures = {name: received.of(name) for name in list(received.sums)[1:]}
+    return EvaluateReport(
+        round=request.round,
+        silo=request.silo,
+        **_told(received),
+        per_node=per_node,
+        figures={name: value for name, value in figures.items() if as_figure(value) is not None},
+    )
 
 
 def before_merge(
@@ -65,23 +73,33 @@ def before_merge(
     """
     if not request.before_merge or request.members != [request.silo] or site.privacy.noise_multiplier > 0:
         return {}
+    data = SiloData(site.prepared(), [request.silo])
     try:
         site.policy.check_evaluation(request.silo, config.evaluation.sequences)
+        return {request.silo: _loss_of(trained, request.silo, data, rows, config)}
     except RefusedError:
         return {}
-    data = SiloData(site.prepared(), [request.silo])
-    return {request.silo: _loss_of(trained, request.silo, data, rows, config)}
 
 
 def _loss_of(
     params: Tensors, silo: str, data: SiloData, rows: torch.Tensor | None, config: RunConfig
 ) -> NodeLoss:
+    return _told(_measured(params, silo, data, rows, config))
+
+
+def _told(measured: Evaluation) -> NodeLoss:
+    return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)
+
+
+def _measured(
+    params: Tensors, silo: str, data: SiloData, rows: torch.Tensor | None, config: RunConfig
+) -> Evaluation:
     """Measure some parameters; the model of this process then holds them."""
     runtime = runtime_of(config, data.vocab_size)
     write_params(runtime.model, params)
     # All rounds are measured on the same draws.
     with runtime.seeded(config.seed, 0, silo, "evaluate"):
-        measured = objective_of(config).evaluate(
+        return objective_of(config).evaluate(
             runtime.model,
             data,
             rows,
@@ -90,4 +108,3 @@ def _loss_of(
             precision=runtime.precision,
             limit=config.evaluation.sequences,
         )
-    return NodeLoss(loss=as_loss(measured.loss), tokens=measured.count)

@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -158,12 +158,15 @@ class Checkpoint:
     ----------
     participants
         How many can take part in the round that starts from it, in the cohort or not; 0: none is known.
+    given
+        What the federation's own silo has for the others of the round.
     """
 
     path: Path
     state: ServerState
     received: Received | None = None
     participants: int = 0
+    given: StateGroups = field(default_factory=dict)
 
     def load_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters by name, memory-mapped."""

@@ -399,7 +399,10 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
         " · ",
     )
     overall = f"validation perplexity {format_perplexity(event.perplexity)}{estimate_text(event)}"
-    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}"
+    measured = "".join(
+        f" · {name.replace('_', ' ')} {value:.3g}" for name, value in sorted(event.figures.items())
+    )
+    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}{measured}"
 
 
 def _named(names: list[str], between: str) -> str:

@@ -32,6 +32,7 @@ from photon.telemetry.events import (
     TasksEvaluated,
     plain_json,
 )
+from photon.telemetry.labels import label_rounds
 from photon.telemetry.log import current_history, elapsed_seconds
 
 #: Silos up to which the tables at the end of a run list each.
@@ -56,6 +57,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have sent; None where no
     update is clipped.
     ``tasks`` has what the last evaluation on tasks found, and after which round; None: there was none.
+    ``labels`` has the last accuracy of a classifier, and what each round told; None: no labels are learnt.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the silos by training seconds.
 
     Parameters
@@ -103,6 +105,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "density": _last_density(history),
         "privacy": _privacy(started, all_events),
         "tasks": _last_tasks(history),
+        "labels": _labels(history),
         "failures": sum(isinstance(event, SiloFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
@@ -338,6 +341,14 @@ def _last_density(history: list[Event]) -> float | None:
     return next((values["density/all"] for values in reversed(known) if "density/all" in values), None)
 
 
+def _labels(history: list[Event]) -> dict[str, Any] | None:
+    rounds = label_rounds(history)
+    if not rounds:
+        return None
+    known = [one["accuracy"] for one in rounds if one["accuracy"] is not None]
+    return {"accuracy": known[-1] if known else None, "rounds": rounds}
+
+
 def main_figure(task: TaskFigures) -> tuple[str, float] | None:
     """Return the figure by which a task's models are compared, with its name; None: it has none."""
     metrics = task["metrics"]
@@ -477,6 +488,11 @@ def _facts(
     for name, task in ((summary.get("tasks") or {}).get("tasks") or {}).items():
         if (figure := main_figure(task)) is not None and figure[1] is not None:
             rows.append((name, f"{figure[0].replace('_', ' ')} {figure[1]:.4g}"))
+    if (labels := summary.get("labels")) is not None:
+        last = labels["rounds"][-1]
+        right, sure = format_share(last["pseudo_label_accuracy"]), format_share(last["coverage"])
+        rows.append(("accuracy", format_share(labels["accuracy"])))
+        rows.append(("labels of the last round", f"{right} right, for {sure} of a silo's texts"))
     if summary["failures"]:
         rows.append(("failed silos", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]
