@@ -269,6 +269,38 @@ def inspect_data(
 
 
 @app.command()
+def label(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of prepared running text.")],
+    run: Annotated[
+        Path,
+        typer.Option("--with", metavar="RUN", help="Run of objective=anchor, or one of its checkpoints."),
+    ],
+) -> None:
+    """Label each silo's training windows with the classifier of a run, and write the labels beside them.
+
+    A run leaves out what has some label with `data.filter`, and weighs labels with `data.mixture`.
+
+        photon data label data/mine --with runs/topics
+    """
+    from photon.data.prepare import progress_bar
+    from photon.evaluation.labelling import label_data
+
+    with progress_bar(show=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(silo: str, done: int, total: int) -> None:
+            if silo not in tasks:
+                tasks[silo] = bar.add_task(f"labelling {silo}", total=total)
+            bar.update(tasks[silo], completed=done)
+
+        found = label_data(folder, run, advance)
+    for one in found:
+        total = sum(one.counts.values())
+        shares = ", ".join(f"{name} {count / total:.1%}" for name, count in one.counts.items() if count)
+        typer.echo(f"{one.silo}: {total:,} windows; {shares}")
+
+
+@app.command()
 def separate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of prepared data.")],
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the parts, one per silo.")],

@@ -419,6 +419,12 @@ class AnchorLabels(Objective):
             raise RefusedError(f"{', '.join(data.members)} has no validation text with a label of the run's")
         return Evaluation({"loss": loss, "accuracy": right}, count)
 
+    def classify(self, model: nn.Module, tokens: Tensor) -> Tensor:
+        """Return the classifier's logits of texts of one length, (texts, classes)."""
+        states = pooled(model, torch.ones_like(tokens), tokens=tokens)
+        logits: Tensor = head_of(model, CLASS_HEAD)(states).float()
+        return logits
+
     def sample(self, size: int, sequence_length: int) -> Batch:
         """Return a batch of texts that were given labels, which takes the most memory."""
         tokens = torch.zeros((size, sequence_length), dtype=torch.int64)

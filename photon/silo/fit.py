@@ -47,6 +47,10 @@ def fit(
     """
     if config.training.processes == 1:
         return _fit_here(request, start, groups, SiloData(data, request.members), config, site)
+    if site.choice is not None:
+        raise PhotonError(
+            "training.processes: data.filter and data.mixture choose windows in one process; set it to 1"
+        )
     if chooses(config):
         raise PhotonError("training.processes: the objective chooses its windows in one process; set it to 1")
     if (reason := strategy_of(config).local.one_device_only) is not None:

@@ -11,6 +11,7 @@ from photon.config.compose import parse
 from photon.config.decided import Decided
 from photon.config.explain import explain_validation
 from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
+from photon.data.given import Choice, choice_of
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.link.answer import NodeConfig
@@ -145,6 +146,8 @@ class SiloSite:
         Which share of the text, of how many; None: all of it.
     simulated
         Whether the run's server is the same user on the same machine.
+    choice
+        Which of the training windows the run reads, by their labels; None: all.
     """
 
     data: Path
@@ -154,6 +157,7 @@ class SiloSite:
     privacy: PrivacySection
     share: tuple[int, int] | None = None
     simulated: bool = False
+    choice: Choice | None = None
 
     @property
     def link(self) -> SiloLink:
@@ -189,9 +193,10 @@ class SiloSite:
         Raises
         ------
         PhotonError
-            If it is damaged, or too little for the islands.
+            If it is damaged, too little for the islands, or has not the labels that the run goes by.
         """
         data = PreparedData.reopen(self.data)
+        data = data if self.choice is None else self.choice.of(data)
         return data if self.share is None else data.dealt(*self.share)
 
 
@@ -244,7 +249,8 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     policy = read_policy(settings.policy)
     privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
     share = None if settings.island is None else (settings.island, settings.islands or 1)
-    return SiloSite(data, state, store, policy, privacy, share, settings.simulated)
+    choice = choice_of(config.data.filter, config.data.mixture, config.seed)
+    return SiloSite(data, state, store, policy, privacy, share, settings.simulated, choice)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

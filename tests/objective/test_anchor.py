@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from photon.data.prepare import prepare
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, RunError
 from photon.models.build import build_model
@@ -27,10 +26,9 @@ from photon.strategy.local import Finish
 from photon.training.draws import draw_seed, seeded
 from photon.training.groups import read_params
 from tests.conftest import SMALL, composed
+from tests.labelled_texts import NAMES, labelled_corpus
 
 Run = Callable[..., dict[str, Any]]
-NAMES = ["low", "middle", "high"]
-LETTERS = {"low": "abcdefgh", "middle": "ijklmnop", "high": "qrstuvwxyz"}
 ANCHORED = [
     "objective=anchor",
     f"objective.classes=[{','.join(NAMES)}]",
@@ -41,53 +39,6 @@ ANCHORED = [
     "cohort=null",
     "evaluation.cohort=null",
 ]
-
-
-def write_texts(file: Path, counts: dict[str, int], *, told: bool) -> None:
-    draw = random.Random(file.stem)
-
-    def text(name: str) -> str:
-        words = (
-            "".join(draw.choices(LETTERS[name], k=draw.randint(2, 5))) for _ in range(draw.randint(1, 5))
-        )
-        return " ".join(words)
-
-    rows = [
-        {"text": text(name), **({"topic": name} if told else {})}
-        for name, count in counts.items()
-        for _ in range(count)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def labelled_corpus(folder: Path, silos: dict[str, dict[str, int]], untold: tuple[str, ...] = ()) -> Path:
-    for name, counts in silos.items():
-        write_texts(folder / f"{name}.jsonl", counts, told=name not in untold)
-    prepare(
-        {name: [folder / f"{name}.jsonl"] for name in silos},
-        folder / "data",
-        vocab_size=300,
-        sequence_length=16,
-        validation_fraction=0.2,
-        kind="labelled",
-        label_field="topic",
-    )
-    return folder / "data"
-
-
-@pytest.fixture(scope="session")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared data: anchors, two silos of two classes each, and one that nobody has labelled."""
-    return labelled_corpus(
-        tmp_path_factory.mktemp("labelled"),
-        {
-            "anchors": dict.fromkeys(NAMES, 8),
-            "a": {"low": 30, "middle": 30},
-            "b": {"middle": 30, "high": 30},
-            "c": {"low": 20, "high": 20},
-        },
-        untold=("c",),
-    )
 
 
 def events(folder: Path, kind: str) -> list[dict[str, Any]]:
