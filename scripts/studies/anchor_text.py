@@ -116,11 +116,11 @@ def pretrained(texts: dict[str, list[str]], work: Path) -> Path:
     return export
 
 
-def with_anchors(work: Path, folder: Path, count: int, seed: int) -> Path:
+def with_anchors(labelled: Path, folder: Path, count: int, seed: int) -> Path:
     """Copy the labelled passages so that so many of each class, drawn by the seed, are anchors."""
     from photon.data.prepared import MANIFEST_NAME, PreparedData, array_file, file_sha256
 
-    shutil.copytree(work / "labelled", folder)
+    shutil.copytree(labelled, folder)
     manifest = PreparedData.open(folder).manifest
     file = array_file(folder, "anchors", "train", "labels")
     labels, draw = np.load(file), np.random.default_rng(seed)
@@ -144,38 +144,44 @@ def with_anchors(work: Path, folder: Path, count: int, seed: int) -> Path:
     return folder
 
 
-def train(method: str, anchors: int, seed: int, base: Path, work: Path) -> Result:
-    """Do one federation; return what its rounds came to."""
+def tuned(base: Path, data: Path, run_dir: Path, seed: int, method: Sequence[str]) -> dict[str, Any]:
+    """Let a federation learn the labels of prepared passages; return its summary."""
     from photon.data.prepared import PreparedData
 
-    with temporary_folder() as folder:
-        data = with_anchors(work, folder / "data", anchors, seed)
-        classes = ",".join(PreparedData.open(data).manifest.classes)
-        own = [
-            "model=custom",
-            f"model.warm_start={base}",
-            f"model.sequence_length={LENGTH}",
-            "model.recipe.learning_rate=2e-3",
-            f"data.path={data}",
-            "objective=anchor",
-            f"objective.classes=[{classes}]",
-            "objective.proj_dim=32",
-            "objective.max_anchors=128",
-            "strategy=anchor",
-            "federation.server_silo=anchors",
-            "cohort=null",
-            "evaluation.cohort=null",
-            "evaluation.before_merge=false",
-            "evaluation.sequences=null",
-            "training.batch_size=16",
-            "schedule=constant",
-            "model.recipe.warmup_steps=0",
-            "rounds=6",
-            "local_steps=10",
-            f"seed={seed}",
-        ]
-        summary = federate([*own, *METHODS[method]], folder / "run")
+    classes = ",".join(PreparedData.open(data).manifest.classes)
+    own = [
+        "model=custom",
+        f"model.warm_start={base}",
+        f"model.sequence_length={LENGTH}",
+        "model.recipe.learning_rate=2e-3",
+        f"data.path={data}",
+        "objective=anchor",
+        f"objective.classes=[{classes}]",
+        "objective.proj_dim=32",
+        "objective.max_anchors=128",
+        "strategy=anchor",
+        "federation.server_silo=anchors",
+        "cohort=null",
+        "evaluation.cohort=null",
+        "evaluation.before_merge=false",
+        "evaluation.sequences=null",
+        "training.batch_size=16",
+        "schedule=constant",
+        "model.recipe.warmup_steps=0",
+        "rounds=6",
+        "local_steps=10",
+        f"seed={seed}",
+    ]
+    summary = federate([*own, *method], run_dir)
     assert summary is not None, "it diverged"
+    return summary
+
+
+def train(method: str, anchors: int, seed: int, base: Path, work: Path) -> Result:
+    """Do one federation; return what its rounds came to."""
+    with temporary_folder() as folder:
+        data = with_anchors(work / "labelled", folder / "data", anchors, seed)
+        summary = tuned(base, data, folder / "run", seed, METHODS[method])
     rounds = [as_line(one) for one in summary["labels"]["rounds"] if one["round"]]
     return {
         "part": "text",
