@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from photon import __version__ as VERSION
 from photon.cli import main
 from tests.conftest import SMALL
 
@@ -41,6 +42,15 @@ def photon_here(
             handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+def test_it_says_its_version_and_helps_by_either_name(tmp_path: Path) -> None:
+    said = photon("--version", cwd=tmp_path)
+    assert (said.returncode, said.stderr) == (0, "")
+    assert said.stdout.startswith(f"photon {VERSION} (flwr 1.41.")
+    for command in ([], ["train"], ["data", "prepare"]):
+        short, long = (photon(*command, name, cwd=tmp_path) for name in ("-h", "--help"))
+        assert (short.returncode, short.stdout) == (0, long.stdout)
 
 
 @pytest.mark.parametrize(

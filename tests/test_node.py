@@ -144,7 +144,9 @@ def counted(tmp_path: Path) -> dict[str, int]:
     """Return the tokens that were counted for each silo, in all runs and all folders of the node."""
     found: Counter[str] = Counter()
     for file in (tmp_path / "state").rglob("counts.json"):
-        found[file.parent.name] += sum(use["tokens"] for use in json.loads(file.read_text()).values())
+        found[file.parent.name] += sum(
+            use["tokens"] for use in json.loads(file.read_text())["content"].values()
+        )
     return dict(found)
 
 

@@ -87,6 +87,50 @@ def test_a_second_call_resumes_or_shows_what_exists(clone: Path) -> None:
     assert "photon summary runs/quickstart" in call(clone, "quickstart.sh").stdout
 
 
+PIP_IS_SET = """#!/bin/sh
+case "$*" in
+  "-m pip config list")
+    echo "global.find-links='/wheels'"
+    echo ":env:.index-url='https://packages.example/simple'" ;;
+  "-m pip install"*) echo "pip $*" ;;
+  *) exec PYTHON "$@" ;;
+esac
+"""
+UV = '#!/bin/sh\necho "uv $* from $UV_FIND_LINKS and $UV_DEFAULT_INDEX"\nexit CODE\n'
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_uv_installs_by_pips_settings_and_pip_where_it_cannot(clone: Path, works: bool) -> None:
+    make_environment(clone)
+    (clone / ".venv" / ".photon-installed").unlink()
+    program(clone / ".venv" / "bin" / "python", PIP_IS_SET.replace("PYTHON", sys.executable))
+    program(clone / "bin" / "uv", UV.replace("CODE", "0" if works else "1"))
+    path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    done = call(clone, "quickstart.sh", PATH=path)
+    # What development needs is not installed.
+    installs = "pip install --quiet --python .venv/bin/python -c constraints.txt -e ."
+    said = [f"uv {installs} from /wheels and https://packages.example/simple"]
+    if not works:
+        said.append("pip -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .")
+        assert done.stderr == "photon: uv could not install; going on with pip ...\n"
+    assert done.stdout.splitlines() == [*said, "photon train run_dir=runs/quickstart"]
+    assert call(clone, "quickstart.sh", PATH=path).stdout == "photon train run_dir=runs/quickstart\n"
+
+
+def test_tests_need_more_than_the_quickstart(clone: Path) -> None:
+    make_environment(clone)
+    program(clone / ".venv" / "bin" / "python", PIP_IS_SET.replace("PYTHON", sys.executable))
+    for tool in ("ruff", "mypy", "pytest"):
+        program(clone / ".venv" / "bin" / tool, f"#!/bin/sh\necho {tool}\n")
+    program(clone / "bin" / "uv", UV.replace("CODE", "0"))
+    path = f"{clone / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    first, second = (call(clone, "test.sh", PATH=path).stdout.splitlines() for _ in range(2))
+    assert "-e .[dev]" in first[0]
+    assert first[1:] == second == ["ruff", "ruff", "mypy", "pytest"]
+    (clone / ".venv" / ".photon-installed").unlink()
+    assert call(clone, "quickstart.sh", PATH=path).stdout == "photon train run_dir=runs/quickstart\n"
+
+
 def test_the_federation_of_a_clone_lies_in_the_clone(clone: Path) -> None:
     make_environment(clone)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

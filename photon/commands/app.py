@@ -1,7 +1,12 @@
 """The ``photon`` command and what it consists of."""
 
+import platform
+from importlib.metadata import version as version_of
+from typing import Annotated
+
 import typer
 
+import photon
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
@@ -15,12 +20,29 @@ from photon.commands.walltime import app as walltime_app
 
 app = typer.Typer(
     name="photon",
-    help="Federated pre-training of large language models on Flower.",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        needs = ", ".join(f"{name} {version_of(name)}" for name in ("flwr", "torch", "transformers"))
+        typer.echo(f"photon {photon.__version__} ({needs}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+@app.callback()
+def command(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which Photon this is."),
+    ] = False,
+) -> None:
+    """Federated pre-training of large language models on Flower."""
+
 
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}

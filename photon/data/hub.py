@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -15,7 +16,7 @@ from photon.data.file_kinds import FileKind, kind_of
 from photon.data.folders import UnreadableError
 from photon.data.partition import SiloNames, check_silo_name
 from photon.data.prepared import SourceSkipped
-from photon.data.rows import Faults, arrow_rows, document_of, rows_of
+from photon.data.rows import Faults, arrow_rows, document_of, rows_in, rows_of
 from photon.data.spool import Spool, Store
 from photon.errors import PhotonError, printable
 
@@ -231,16 +232,24 @@ class _Intake:
 
 
 def _stream(corpus: HubCorpus, config: str | None, files: list[str], fields: list[str]) -> Iterator[Any]:
-    """Yield rows as `photon.data.rows` has them: of local files by its rules, else through ``datasets``."""
+    """Yield rows as `photon.data.rows` has them: by its rules, or else through ``datasets``."""
     if files and not any("://" in file for file in files):
         paths = [Path(name) for pattern in files for name in sorted(glob(pattern, recursive=True))]
         if not paths:
             raise PhotonError(f"{_shown(files)} cannot be streamed (no such file): check the files")
-        kinds = [kind for kind in map(kind_of, map(str, paths)) if isinstance(kind, FileKind)]
-        if len(kinds) == len(paths) and not any(kind.form == "plain" for kind in kinds):
+        if (kinds := _kinds(map(str, paths), "lines", "json", "parquet")) is not None:
             yield from _local(zip(paths, kinds, strict=True), fields)
             return
-    yield from _remote(corpus, config, files)
+    with _streaming(_shown(files) or corpus.path, bool(files)):
+        kinds = _kinds(files, "lines", "json") if files else None
+        yield from _remote(corpus, config, files) if kinds is None else _remote_json(files, kinds)
+
+
+def _kinds(names: Iterable[str], *forms: str) -> list[FileKind] | None:
+    """Return the kinds of files by their names; None: one is of none of these forms."""
+    kinds = [kind_of(name) for name in names]
+    known = [kind for kind in kinds if isinstance(kind, FileKind) and kind.form in forms]
+    return known if len(known) == len(kinds) else None
 
 
 def _local(files: Iterable[tuple[Path, FileKind]], fields: list[str]) -> Iterator[Any]:
@@ -254,25 +263,40 @@ def _local(files: Iterable[tuple[Path, FileKind]], fields: list[str]) -> Iterato
             ) from error
 
 
+def _remote_json(files: Iterable[str], kinds: Iterable[FileKind]) -> Iterator[Any]:
+    """Yield rows of files elsewhere; the reader of ``datasets`` loses a file with a line that is no JSON."""
+    import fsspec
+
+    for pattern, kind in zip(files, kinds, strict=True):
+        for file in fsspec.open_files(pattern, "rb", compression="gzip" if kind.gzipped else None):
+            with file as stream:
+                for _, row in rows_in(stream, kind):
+                    yield row
+
+
 def _remote(corpus: HubCorpus, config: str | None, files: list[str]) -> Iterator[Any]:
     import datasets
 
+    if files:
+        builder = "parquet" if files[0].endswith(".parquet") else "json"
+        rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
+    else:
+        rows = datasets.load_dataset(corpus.path, name=config, split="train", streaming=True)
+    # As tables: a text that is no UTF-8 then costs one row.
+    for table in rows.with_format("arrow"):
+        yield from arrow_rows(table)
+
+
+@contextmanager
+def _streaming(what: str, by_files: bool) -> Iterator[None]:
+    """Say in one line that something cannot be streamed."""
     try:
-        if files:
-            builder = "parquet" if files[0].endswith(".parquet") else "json"
-            rows = datasets.load_dataset(builder, data_files=files, split="train", streaming=True)
-        else:
-            rows = datasets.load_dataset(corpus.path, name=config, split="train", streaming=True)
-        # As tables: a text that is no UTF-8 then costs one row.
-        for table in rows.with_format("arrow"):
-            yield from arrow_rows(table)
+        yield
     # The network, the hub's client, the decompressors and pyarrow each bring their own exceptions.
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else "nothing found"
-        mend = "check the files" if files else "check the network, or give local copies with --hub-files"
-        raise PhotonError(
-            f"{_shown(files) or corpus.path} cannot be streamed ({printable(reason)}): {mend}"
-        ) from error
+        mend = "check the files" if by_files else "check the network, or give local copies with --hub-files"
+        raise PhotonError(f"{what} cannot be streamed ({printable(reason)}): {mend}") from error
 
 
 def _shown(files: list[str]) -> str:

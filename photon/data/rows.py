@@ -6,6 +6,7 @@ One rule for all that is read, from files and from the hub: what is wrong in a r
 import gzip
 import json
 import math
+import re
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
+#: Where a row of a list follows another on the same line.
+_NEXT_ROW = re.compile(r",\s*(?=\{)")
+_BETWEEN_ROWS = re.compile(r"[\s,\]]*")
 #: In place of the value of a field that is not there.
 MISSING = object()
 
@@ -79,9 +83,13 @@ def rows_of(file: Path, kind: FileKind, fields: Iterable[str]) -> Iterator[tuple
         check_regular(file)
         yield from parquet_rows(file, fields)
         return
-    read = json_lines if kind.form == "lines" else json_rows
     with opened(file, kind) as stream:
-        yield from read(stream)
+        yield from rows_in(stream, kind)
+
+
+def rows_in(stream: BufferedReader | gzip.GzipFile, kind: FileKind) -> Iterator[tuple[int, Any]]:
+    """Yield (number from 1, row) of an open file of JSON, uncompressed."""
+    yield from json_lines(stream) if kind.form == "lines" else json_rows(stream)
 
 
 @contextmanager
@@ -119,7 +127,7 @@ def json_rows(stream: BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any
     """Yield the rows of a ``.json`` file: of its list, its one value, or its lines.
 
     JSON lines under this name are common, and read line by line. Of a list with a mistake in it, what stands
-    on a line by itself is read.
+    on a line by itself is read; and on a line, what begins with ``, {``.
     """
     head: list[bytes] = []
     for line in stream:
@@ -136,9 +144,31 @@ def json_rows(stream: BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any
     if not isinstance(value, BadRow):
         yield from enumerate(value if isinstance(value, list) else [value], 1)
         return
-    # The brackets and commas of a list that has a row on each line.
-    lines = (line.strip(_BLANK) for line in data.split(b"\n"))
-    yield from json_lines(b"" if line in {b"[", b"]"} else line.removesuffix(b",") for line in lines)
+    lines = data.removeprefix(BOM).strip(_BLANK).split(b"\n")
+    if len(lines) == 1:
+        yield from enumerate(_rows_of_line(lines[0]), 1)
+        return
+    for number, line in enumerate(lines, 1 + data.count(b"\n", 0, data.find(lines[0]))):
+        # The brackets and commas of a list that has a row on each line.
+        if line.strip(_BLANK) not in {b"", b"[", b"]"}:
+            row = _parse(line.strip(_BLANK).removesuffix(b","))
+            rows = _rows_of_line(line) if isinstance(row, BadRow) else (row,)
+            yield from ((number, row) for row in rows)
+
+
+def _rows_of_line(line: bytes) -> Iterator[Any]:
+    """Yield the rows of a line that is not JSON as a whole, from each ``{`` that follows a comma."""
+    text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n").removeprefix("[")
+    start = 0
+    while start < len(text):
+        try:
+            row, end = _DECODER.raw_decode(text, start)
+            follows = _BETWEEN_ROWS.match(text, end)
+        except (json.JSONDecodeError, RecursionError) as error:
+            row = _bad(error)
+            follows = _NEXT_ROW.search(text, start)
+        yield row
+        start = len(text) if follows is None else follows.end()
 
 
 def looks_like_json(text: str) -> bool:
@@ -276,10 +306,12 @@ def _chained(head: list[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
 def _parse(data: bytes) -> Any:
     try:
         return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
-    except json.JSONDecodeError:
-        return BadRow("not JSON")
-    except RecursionError:
-        return BadRow("JSON that is nested too deeply")
+    except (json.JSONDecodeError, RecursionError) as error:
+        return _bad(error)
+
+
+def _bad(error: Exception) -> BadRow:
+    return BadRow("JSON that is nested too deeply" if isinstance(error, RecursionError) else "not JSON")
 
 
 def _integer(digits: str) -> int | float:

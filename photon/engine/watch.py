@@ -10,6 +10,7 @@ from photon.files.owner import is_going_on
 from photon.telemetry.display import Display
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import follow
+from photon.telemetry.steps import SILOS
 
 #: Seconds between looks at whether the run is still going on.
 _LOOK_SECONDS = 2.0
@@ -53,7 +54,7 @@ def watch(run_dir: Path, *, wait: float) -> None:
             return False
         return was_going_on or time.monotonic() > end
 
-    with Display(Console()) as show:
+    with Display(Console(), silos=run_dir / SILOS) as show:
         for event in follow(events, over):
             show(event)
             last = event

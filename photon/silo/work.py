@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from photon.objective.base import Objective, Work
 from photon.objective.configured import objective_of
 from photon.silo.policy import SiloPolicy
 from photon.strategy.contract import PARAMS, role_of
+from photon.telemetry.steps import TellSteps
 from photon.training.groups import StateGroups, Tensors
 from photon.training.schedule import build_schedule
 
@@ -134,3 +136,14 @@ def shared(request: TrainRequest, model: nn.Module, data: SiloData, config: RunC
             return objective.share(model, data)
     finally:
         model.train(training)
+
+
+def told_of(request: TrainRequest, state: Path) -> TellSteps:
+    """Return what tells of the steps of a round, on the silo's own disk.
+
+    Parameters
+    ----------
+    state
+        Folder for what silos keep between rounds.
+    """
+    return TellSteps(state / request.silo, request.round, request.global_step, request.steps)

@@ -1,13 +1,16 @@
-"""The seal of a folder: what its files are, and the hash of each, so that a changed bit is noticed."""
+"""Seals, by which a changed bit is noticed: of a folder, with the hash of each file, and of one JSON file."""
 
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
-from photon.files.hashing import hash_of_file
+from photon.files.hashing import hash_of, hash_of_file
 
 #: The file with the hashes of the others.
 SEAL = "blake3.json"
+#: The key of the hash in a file that holds its own.
+SEAL_KEY = "blake3"
 
 
 def seal(folder: Path, known: Mapping[str, str] | None = None) -> None:
@@ -53,3 +56,28 @@ def broken(folder: Path, needed: Collection[str], only: Collection[str] | None =
     wrong = [name for name in sorted(looked_at) if hash_of_file(folder / name) != sums[name]]
     strangers = {file.name for file in folder.glob("*.safetensors")} - sums.keys() if only is None else set()
     return [*wrong, *sorted((set(needed) - sums.keys()) | strangers)]
+
+
+def sealed_text(content: Any) -> str:
+    """Return JSON text of ``content`` and its hash, for a file of its own."""
+    return json.dumps({SEAL_KEY: _hash_of_json(content), "content": content})
+
+
+def unsealed(text: str) -> Any:
+    """Return the content of a sealed text; one of an earlier Photon has no seal, and is the content.
+
+    Raises
+    ------
+    ValueError
+        If it is no JSON, or not what was sealed.
+    """
+    read = json.loads(text)
+    if not (isinstance(read, dict) and SEAL_KEY in read):
+        return read
+    if read.keys() != {SEAL_KEY, "content"} or _hash_of_json(read["content"]) != read[SEAL_KEY]:
+        raise ValueError("it is not what was written")
+    return read["content"]
+
+
+def _hash_of_json(content: Any) -> str:
+    return hash_of(json.dumps(content).encode())

@@ -19,7 +19,7 @@ from photon.config.renamed import renamed
 from photon.errors import PhotonError
 from photon.files.atomic import atomic_directory, remove_directory, remove_leftovers, write_text
 from photon.state.places import MAX_PLACES, Place
-from photon.state.seal import broken, is_sealed, seal
+from photon.state.seal import broken, is_sealed, seal, sealed_text, unsealed
 from photon.state.tensors import StateGroups, load_groups, save_groups
 
 #: What is counted for a run.
@@ -202,7 +202,7 @@ class SiloStore:
     def _write_count(self, name: str, counts: Mapping[str, object]) -> None:
         with _written(self.folder):
             # As little flushed as the rest of a silo's state: what a power cut takes is trained again.
-            write_text(self.folder / name, json.dumps(counts), flush=False)
+            write_text(self.folder / name, sealed_text(counts), flush=False)
 
     def _remove_old(self, written: SiloState) -> None:
         """Remove rounds beyond ``keep``, but for those that the server may still have accepted last.
@@ -292,7 +292,7 @@ class SiloCounts:
         uses = _with_earlier(uses)
         with _written(self._folder):
             # Flushed: the update may have left before a power cut takes what was written here.
-            write_text(self._folder / COUNTS, USES.dump_json(uses).decode())
+            write_text(self._folder / COUNTS, sealed_text(USES.dump_python(uses, mode="json")))
 
 
 def _with_earlier(uses: dict[str, Use]) -> dict[str, Use]:
@@ -339,7 +339,8 @@ def counting(state: Path) -> Iterator[None]:
 
 def _counted(path: Path, kind: TypeAdapter[dict[str, Counted]]) -> dict[str, Counted] | None:
     try:
-        return kind.validate_json(path.read_bytes())
+        # In JSON's own terms: a list is a tuple there.
+        return kind.validate_json(json.dumps(unsealed(path.read_text("utf-8"))))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:

@@ -3,7 +3,8 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,7 @@ from photon.telemetry.events import (
 )
 from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history, seconds_between
+from photon.telemetry.steps import SILOS, Steps, read_steps
 from photon.telemetry.summary import (
     counted,
     estimate_text,
@@ -46,6 +48,8 @@ from photon.telemetry.summary import (
 
 # Silos that a line names, at most.
 _NAMED = 16
+# Figures of a silo, and the width of a window that has room for them beside the others.
+_COLUMNS = (("tokens/s", 76), ("train loss", 0), ("ppl before", 76), ("ppl now", 0), ("unigram", 0))
 # Lines of the live view around the table of silos; the rest of the window's height is for silos.
 _LINES_AROUND = 16
 
@@ -62,6 +66,8 @@ class Display:
         evaluation.
     history
         Events of a run that goes on: they are shown as its past, but not told again.
+    silos
+        Folder where silos of this machine say how far they are; None: there are none.
     clock
         Unix seconds now.
     """
@@ -71,10 +77,12 @@ class Display:
         console: Console,
         *,
         history: Iterable[Event] = (),
+        silos: Path | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._console = console
         self._state = _State(history)
+        self._silos_folder = silos
         self._clock = clock
         self._lock = threading.Lock()
         self._live: Live | None = None
@@ -148,18 +156,32 @@ class Display:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
         table.add_column("silo", no_wrap=True, overflow="ellipsis")
         table.add_column("this round", no_wrap=True)
-        for heading in ("tokens/s", "train loss", "ppl before", "ppl now", "unigram"):
-            table.add_column(heading, justify="right", no_wrap=True)
+        columns = [number for number, (_, wide) in enumerate(_COLUMNS) if self._console.width >= wide]
+        for number in columns:
+            table.add_column(_COLUMNS[number][0], justify="right", no_wrap=True)
         room = max(3, self._console.height - _LINES_AROUND)
         names = state.participants(room)
         shown = names[:room]
+        steps = self._steps_of(state, shown)
         for name in shown:
-            table.add_row(Text(name), _state_text(state, name), *state.row(name))
+            figures = state.row(name)
+            table.add_row(
+                Text(name), _state_text(state, name, steps), *(figures[number] for number in columns)
+            )
         if len(shown) < len(names):
             table.add_row(Text(f"and {len(names) - len(shown)} more", style="dim"))
         table.add_section()
-        table.add_row("all", "", *state.total_row(), style="bold")
+        figures = state.total_row()
+        table.add_row("all", "", *(figures[number] for number in columns), style="bold")
         return table
+
+    def _steps_of(self, state: "_State", names: Iterable[str]) -> dict[str, Steps]:
+        """Return how far silos are that say so, in this round."""
+        if self._silos_folder is None or not state.in_round():
+            return {}
+        assert state.round is not None
+        told = {name: read_steps(self._silos_folder / name) for name in names if name in state.round.cohort}
+        return {name: at for name, at in told.items() if at is not None and at.round == state.round.round}
 
 
 def display(run: ListenerRun) -> Display | None:
@@ -169,7 +191,7 @@ def display(run: ListenerRun) -> Display | None:
         return None
     lines_only = not run.live or wanted == "plain"
     console = Console(force_terminal=False if lines_only else None)
-    return Display(console, history=run.history).start()
+    return Display(console, history=run.history, silos=run.run_dir / SILOS).start()
 
 
 class _State:
@@ -281,11 +303,20 @@ class _State:
             format_perplexity(silo_unigram_perplexity(facts)) if facts else "",
         ]
 
+    def speed(self) -> float:
+        """Return the tokens of the round's replies a second of the time that they took together.
+
+        Silos that train one after the other are no faster than one.
+        """
+        assert self.round is not None
+        until = max(reply.time for reply in self.replies.values())
+        tokens = sum(reply.tokens for reply in self.replies.values())
+        return tokens / max(1e-9, until - self.round.time)
+
     def total_row(self) -> list[str]:
         assert self.started is not None
-        speed = math.fsum(reply.tokens_per_second for reply in self.replies.values())
         return [
-            format_count(speed) if self.replies else "",
+            format_count(self.speed()) if self.replies else "",
             _loss(self.finished.train_loss if self.finished else None),
             format_perplexity(self.first.perplexity) if self.first else "",
             format_perplexity(self.latest.perplexity) if self.latest else "",
@@ -298,13 +329,18 @@ def _silo_perplexity(evaluation: Evaluated | None, name: str) -> str:
     return format_perplexity(found["perplexity"]) if found else ""
 
 
-def _state_text(state: _State, name: str) -> Text:
+def _state_text(state: _State, name: str, steps: Mapping[str, Steps]) -> Text:
     if name in state.failed:
         return Text(f"✗ {state.failed[name].kind}", style="red")
     if name in state.replies:
         return Text("✓ done", style="green")
     if state.round is not None and name in state.round.cohort:
-        return Text("● training", style="cyan") if state.in_round() else Text("")
+        if not state.in_round():
+            return Text("")
+        if name in steps:
+            return Text(f"● step {steps[name].done} of {steps[name].asked}", style="cyan")
+        # Where others say how far they are, one that does not has yet to begin.
+        return Text("○ waiting", style="dim") if steps else Text("● training", style="cyan")
     return Text("– resting", style="dim") if state.round is not None else Text("")
 
 

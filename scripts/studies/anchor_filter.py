@@ -1,5 +1,6 @@
 """The part of the study of anchors that is on filters: what they do for pre-training on text with noise."""
 
+import json
 import random
 import shutil
 from collections.abc import Iterator, Sequence
@@ -45,7 +46,7 @@ def sections(found: Results) -> Iterator[str]:
     yield from (
         "## A filter for pre-training",
         "",
-        "Four silos with documents of one domain each, of which two in five are noise: boilerplate, text with",
+        "Four silos with documents of one domain each. Two in five are noise: boilerplate, text with",
         "its words in another order, or another language. All methods take the same steps; perplexity is of",
         "clean text of the four domains that no silo has. The threshold leaves out the windows that unigram",
         "counts of a silo predict worst, as many as the learnt filter does.",
@@ -140,16 +141,24 @@ def prepare_noisy(texts: dict[str, list[str]], work: Path) -> None:
 
 
 def learnt(seed: int, base: Path, work: Path, folder: Path) -> tuple[Path, float]:
-    """Return a copy of the silos' text with labels that a federation has learnt, and their accuracy."""
+    """Return a copy of the silos' text with labels that a federation has learnt, and their accuracy.
+
+    A seed's is kept: two methods go by it.
+    """
     from photon.evaluation.labelling import label_data
 
-    data = with_anchors(work / "noisy-labelled", folder / "passages", ANCHORS, seed)
-    labels = ["objective.threshold=null", "objective.coverage=0.5"]
-    summary = tuned(base, data, folder / "labels", seed, labels)
+    kept, told = work / f"noisy-given-{seed}", work / f"noisy-given-{seed}.json"
+    if not told.exists():
+        shutil.rmtree(kept, ignore_errors=True)
+        data = with_anchors(work / "noisy-labelled", folder / "passages", ANCHORS, seed)
+        labels = ["objective.threshold=null", "objective.coverage=0.5"]
+        summary = tuned(base, data, folder / "labels", seed, labels)
+        shutil.copytree(work / "noisy", kept)
+        label_data(kept, folder / "labels")
+        told.write_text(json.dumps(summary["labels"]["accuracy"]))
     noisy = folder / "noisy"
-    shutil.copytree(work / "noisy", noisy)
-    label_data(noisy, folder / "labels")
-    return noisy, summary["labels"]["accuracy"]
+    shutil.copytree(kept, noisy)
+    return noisy, json.loads(told.read_text())
 
 
 def thresholded(noisy: Path) -> None:

@@ -21,12 +21,12 @@ from photon.objective.contrastive import label_contrastive_loss
 from photon.objective.pseudo_labels import Anchors, class_scores, labelled, selected
 
 CLIENTS, COHORT, UNLABELLED, ALPHA = 10, 4, 5000, 0.3
-ROUNDS, BATCH, RATE, TAU = 12, 32, 0.03, 0.1
+ROUNDS, BATCH, RATE, TAU = 10, 32, 0.03, 0.1
 #: Epochs of the server before the first round, and in each.
 FIRST, EPOCHS = 20, 2
 COVERAGE = 0.5
 #: Labelled images of each class.
-ANCHORS = (25, 100)
+ANCHORS = (25,)
 METHODS = ("anchors alone", "SemiFL", "FedAnchor", "full supervision")
 CLASSES = 10
 

@@ -196,6 +196,18 @@ def test_a_streamed_row_without_text_or_in_another_encoding_costs_that_row(tmp_p
         ]
 
 
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz", "x.json.gz"])
+def test_a_line_that_is_no_json_costs_that_line_elsewhere_too(tmp_path, name):
+    data = b'{"text": "good"}\n{"text": \n{"text": "caf\xe9"}\n{"text": "also good"}\n'
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    text = hub_documents("json", data_files=[f"file://{tmp_path}/*{name[1:]}"])
+    assert texts(text) == {"json": ["good", "also good"]}
+    assert [skip.reason for skip in text.skipped] == [
+        "1 of 4 rows: not JSON (first: row 2)",
+        "1 of 4 rows: text is not UTF-8 (first: row 3)",
+    ]
+
+
 def test_two_values_that_would_give_one_silo_are_an_error(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"text": "a", "lang": "zh/CN"}, {"text": "b", "lang": "zh CN"}])
     with pytest.raises(PhotonError, match="'zh/CN' and 'zh CN' give the same silo name 'zh-CN'"):

@@ -170,8 +170,7 @@ GOOD_ROWS = [b'{"text": "one", "id": ' + b"7" * 5000 + b"}", b'{"text": "two", "
 
 @pytest.mark.parametrize(
     ("form", "fault"),
-    [*((form, fault) for form in FORMS for fault in BAD)]
-    + [(form, fault) for form in FORMS if form != "one-line.json" for fault in BROKEN],
+    [(form, fault) for form in FORMS for fault in (*BAD, *BROKEN)],
 )
 def test_what_is_wrong_in_a_row_costs_that_row(tmp_path, form, fault):
     row, reason = {**BAD, **BROKEN}[fault]
@@ -182,6 +181,27 @@ def test_what_is_wrong_in_a_row_costs_that_row(tmp_path, form, fault):
     assert [(skip.file, skip.reason) for skip in reading.skipped] == [
         (form, f"1 of 3 rows: {reason} (first: row {number})")
     ]
+
+
+@pytest.mark.parametrize(
+    ("data", "texts", "told"),
+    [
+        (
+            b'[{"text": "a"}, {"text": "b}, {"text": "c"},{"text": "d"}]',
+            "acd",
+            "1 of 4 rows: not JSON (first: row 2)",
+        ),
+        (b'[{"text": "a"},\n{"text": b},\n{"text": "c"}]', "ac", "1 of 3 rows: not JSON (first: row 2)"),
+        (b'\n\n[{"text": "a"}, {"text": b},\n{"text": "c"}]', "ac", "1 of 3 rows: not JSON (first: row 3)"),
+        (b'[{"text": "a"}{"text": "b"}, {"text": "c"', "ab", "1 of 3 rows: not JSON (first: row 3)"),
+        (b'[nonsense, {"text": "a"}, {"text": "b"}]', "ab", "1 of 3 rows: not JSON (first: row 1)"),
+    ],
+)
+def test_rows_that_share_a_line_with_a_bad_one_are_read(tmp_path, data, texts, told):
+    (tmp_path / "x.json").write_bytes(data)
+    reading = read(tmp_path)
+    assert "".join(document.text for document in reading.documents) == texts
+    assert [skip.reason for skip in reading.skipped] == [told]
 
 
 def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):

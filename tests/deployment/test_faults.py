@@ -424,7 +424,7 @@ def _check_trained_once(state: Path, run_dir: Path, silo: str, struck: Mapping[i
 
     It counts before it works, so one that was killed has counted what it began again.
     """
-    (used,) = json.loads((state / "counts.json").read_text()).values()
+    (used,) = json.loads((state / "counts.json").read_text())["content"].values()
     wasted = used["tokens"] - _ledger(run_dir)[silo].tokens
     lost = sum(silo in fault.failed or fault.interrupted is not None for fault in struck.values())
     assert 0 <= wasted <= lost * STEPS * BATCH * SEQUENCE_LENGTH

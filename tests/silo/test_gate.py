@@ -582,6 +582,21 @@ def test_a_damaged_count_is_no_count_of_zero(content: bytes, ask: Any, node: Any
     assert file.read_bytes() == content
 
 
+def test_a_count_of_which_a_bit_has_changed_is_no_smaller_count(ask: Any, node: Any, tmp_path: Path) -> None:
+    ask(node({}))
+    file = tmp_path / "state" / "alpha" / "counts.json"
+    whole = file.read_bytes()
+    (use,) = SiloCounts(tmp_path / "state", "alpha").used().values()
+    places = [index for index in range(len(whole)) if whole[index : index + 1].isdigit()]
+    for index in places:
+        other = b"%d" % ((int(whole[index : index + 1]) + 1) % 10)
+        file.write_bytes(whole[:index] + other + whole[index + 1 :])
+        with pytest.raises(PhotonError, match="the silo's count cannot be read; put it back"):
+            SiloCounts(tmp_path / "state", "alpha").used()
+    file.write_bytes(whole)
+    assert list(SiloCounts(tmp_path / "state", "alpha").used().values()) == [use]
+
+
 def test_a_wide_tree_is_checked_in_bounded_time(ask: Any, node: Any) -> None:
     own = {
         f"n{i}": {"children": {f"c{i}": None}, "outer": {"_target_": "torch.optim.SGD", "lr": i + 1.0}}

@@ -166,7 +166,7 @@ def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]]
     )
     deploy(nodes, tmp_path / "run", "evaluation.every=1000")
     count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "counts.json").read_text())
-    (use,) = count.values()
+    (use,) = count["content"].values()
     assert (use["tokens"], use["releases"]) == (1024, 2)
     assert [(place["start"], place["end"]) for place in use["places"]] == [(0, 32), (32, 64)]
     assert len(list((tmp_path / "alpha").rglob("counts.json"))) == 1, "islands do not count again"

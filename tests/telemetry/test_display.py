@@ -18,6 +18,8 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFinished,
 )
+from photon.telemetry.steps import TellSteps
+from photon.telemetry.summary import format_count
 
 
 def _plain(events: list[Event], **options: object) -> list[str]:
@@ -114,6 +116,48 @@ def test_the_view_shows_each_silo_in_its_state(events: list[Event]) -> None:
             assert "– resting" in rows[name]
     assert "round 5: 1 of 3 silos are done" in _frame(display)
     assert "4/10" in _frame(display)
+
+
+def test_the_view_shows_steps_of_silos_that_say_them_and_others_wait(
+    events: list[Event], tmp_path: Path
+) -> None:
+    told = _until(events, RoundStarted, 5)
+    started = told[-1]
+    assert isinstance(started, RoundStarted)
+    display = Display(Console(file=io.StringIO()), silos=tmp_path, clock=lambda: started.time)
+    for event in told:
+        display(event)
+    first, second, third = started.cohort
+    TellSteps(tmp_path / first, 5, 0, 16)
+    TellSteps(tmp_path / second, 4, 0, 16)
+    rows = {line.split()[0]: line for line in _frame(display).splitlines() if line.strip()}
+    assert "● step 0 of 16" in rows[first]
+    assert "○ waiting" in rows[second], "what it says is of another round"
+    assert "○ waiting" in rows[third]
+
+
+def test_silos_that_train_in_turn_are_no_faster_together_than_one(events: list[Event]) -> None:
+    told = _until(events, RoundFinished, 5)
+    started = next(e for e in told if isinstance(e, RoundStarted) and e.round == 5)
+    replies = [e for e in told if isinstance(e, SiloFinished) and e.round == 5]
+    last = max(reply.time for reply in replies)
+    display = Display(Console(file=io.StringIO()), clock=lambda: last)
+    for event in told:
+        display(event)
+    (row,) = [line.split() for line in _frame(display).splitlines() if line.strip().startswith("all")]
+    assert " ".join(row[1:3]) == format_count(sum(reply.tokens for reply in replies) / (last - started.time))
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_no_line_of_the_view_is_wider_than_the_window(events: list[Event], width: int) -> None:
+    display = Display(Console(file=io.StringIO(), width=width), clock=lambda: events[-1].time)
+    for event in _until(events, RoundFinished, 8):
+        display(event)
+    frame = _frame(display, width)
+    assert max(len(line) for line in frame.splitlines()) <= width
+    # No column is squeezed away.
+    (row,) = [line for line in frame.splitlines() if line.strip().startswith("python")]
+    assert not re.search(r"…|\.\.\.", row)
 
 
 def test_a_failed_silo_is_shown_as_failed(events: list[Event]) -> None:
