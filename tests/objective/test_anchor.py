@@ -54,7 +54,13 @@ def test_silos_learn_classes_of_which_they_have_no_label(
     run_small: Run, labelled: Path, tmp_path: Path
 ) -> None:
     summary = run_small(
-        *ANCHORED, "rounds=3", "local_steps=12", "objective.threshold=0.5", "optimizer.lr=1e-2", data=labelled
+        *ANCHORED,
+        "rounds=3",
+        "local_steps=12",
+        "objective.threshold=0.5",
+        "optimizer.lr=1e-2",
+        "telemetry.report=true",
+        data=labelled,
     )
     told = [event["figures"]["accuracy"] for event in events(tmp_path / "run", "evaluated")]
     assert told[0] < 0.7, told
@@ -65,6 +71,8 @@ def test_silos_learn_classes_of_which_they_have_no_label(
     assert "pseudo_label_accuracy/c" not in found, "nobody knows its labels"
     assert summary["labels"]["accuracy"] == pytest.approx(told[-1])
     assert summary["labels"]["rounds"][-1]["pseudo_label_accuracy"] > 0.9
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "labels trained on" in report
     notices = [event["message"] for event in events(tmp_path / "run", "notice")]
     assert any("c has no validation text with a label" in one for one in notices)
     checkpoint, _ = CheckpointStore(tmp_path / "run" / "checkpoints").latest()
