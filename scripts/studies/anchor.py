@@ -28,13 +28,16 @@ SEEDS = (0, 1, 2)
 
 
 def run_missing(runs: Runs, arguments: argparse.Namespace) -> None:
-    for name in arguments.parts:
-        PARTS[name].run_missing(runs, arguments.data, arguments.work, SEEDS)
+    # All parts of a seed before the next one, so that a study that is stopped has something of each.
+    for seed in arguments.seeds:
+        for name in arguments.parts:
+            PARTS[name].run_missing(runs, arguments.data, arguments.work, seed)
 
 
 def options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--data", type=Path, required=True, help="folder with domain-text and cifar10-jpeg-12k")
     run.add_argument("--work", type=Path, default=Path(".photon/anchor"), help="folder of what is prepared")
+    run.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     run.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to do")
 
 

@@ -3,7 +3,7 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,13 @@ _LINES = (
 )
 
 
-def run_missing(runs: Runs, data: Path, work: Path, seeds: Sequence[int]) -> None:
+def run_missing(runs: Runs, data: Path, work: Path, seed: int) -> None:
     texts = domains(data / "domain-text")
     base = pretrained(texts, work)
     prepare_noisy(texts, work)
-    for seed in seeds:
-        for method in METHODS:
-            name = f"filter-{method.replace(' ', '-')}-seed{seed}"
-            runs.once(name, partial(train, method, seed, base, work))
+    for method in METHODS:
+        name = f"filter-{method.replace(' ', '-')}-seed{seed}"
+        runs.once(name, partial(train, method, seed, base, work))
 
 
 def sections(found: Results) -> Iterator[str]:

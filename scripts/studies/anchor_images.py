@@ -53,14 +53,13 @@ class Task:
     test: Images
 
 
-def run_missing(runs: Runs, data: Path, work: Path, seeds: Sequence[int]) -> None:
+def run_missing(runs: Runs, data: Path, work: Path, seed: int) -> None:
     torch.set_num_threads(1)
     images = read_images(data / "cifar10-jpeg-12k", 2)
-    for seed in seeds:
-        for count in ANCHORS:
-            for method in METHODS:
-                name = f"images-{method.replace(' ', '-')}-anchors{count}-seed{seed}"
-                runs.once(name, partial(train, method, count, seed, images))
+    for count in ANCHORS:
+        for method in METHODS:
+            name = f"images-{method.replace(' ', '-')}-anchors{count}-seed{seed}"
+            runs.once(name, partial(train, method, count, seed, images))
 
 
 def task_of(images: dict[str, Images], count: int, seed: int) -> Task:

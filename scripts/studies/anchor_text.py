@@ -40,13 +40,12 @@ METHODS: dict[str, list[str]] = {
 }
 
 
-def run_missing(runs: Runs, data: Path, work: Path, seeds: Sequence[int]) -> None:
+def run_missing(runs: Runs, data: Path, work: Path, seed: int) -> None:
     base = pretrained(domains(data / "domain-text"), work)
-    for seed in seeds:
-        for anchors in ANCHORS:
-            for method in METHODS:
-                name = f"text-{method.replace(' ', '-')}-anchors{anchors}-seed{seed}"
-                runs.once(name, partial(train, method, anchors, seed, base, work))
+    for anchors in ANCHORS:
+        for method in METHODS:
+            name = f"text-{method.replace(' ', '-')}-anchors{anchors}-seed{seed}"
+            runs.once(name, partial(train, method, anchors, seed, base, work))
 
 
 def domains(folder: Path) -> dict[str, list[str]]:
