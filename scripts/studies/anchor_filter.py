@@ -198,11 +198,11 @@ def train(method: str, seed: int, base: Path, work: Path) -> Result:
                 labels, known = read_given(opened, silo)
                 gone.append(np.isin(labels, [known.classes.index(one) for one in drop]))
             left_out = round(float(np.concatenate(gone).mean()), 4)
-        own = [f"data.path={data}", f"seed={seed}", "rounds=5", "local_steps=32", "cohort=null"]
+        own = [f"data.path={data}", f"seed={seed}", "rounds=4", "local_steps=32", "cohort=null"]
         own += [
             "training.batch_size=16",
             "optimizer.lr=4e-3",
-            "evaluation.every=5",
+            "evaluation.every=4",
             "model.recipe.warmup_steps=32",
         ]
         names = ",".join(f"'{one}'" for one in drop)

@@ -20,8 +20,8 @@ from photon.objective.augment import mixing_share
 from photon.objective.contrastive import label_contrastive_loss
 from photon.objective.pseudo_labels import Anchors, class_scores, labelled, selected
 
-CLIENTS, COHORT, UNLABELLED, ALPHA = 10, 4, 5000, 0.3
-ROUNDS, BATCH, RATE, TAU = 10, 32, 0.03, 0.1
+CLIENTS, COHORT, UNLABELLED, ALPHA = 10, 3, 4000, 0.3
+ROUNDS, BATCH, RATE, TAU = 8, 32, 0.03, 0.1
 #: Epochs of the server before the first round, and in each.
 FIRST, EPOCHS = 20, 2
 COVERAGE = 0.5
@@ -150,8 +150,6 @@ def train(method: str, count: int, seed: int, images: dict[str, Images]) -> Resu
     on_server(net, task.anchors, FIRST, weight)
     draw, rounds = np.random.default_rng(seed + 1000), []
     for _ in range(ROUNDS):
-        if method != "SemiFL":
-            on_server(net, task.anchors, EPOCHS, weight)
         replies, right, covered = [], [], []
         cohort = draw.choice(CLIENTS, COHORT, replace=False) if method != "anchors alone" else []
         for silo in (task.silos[one] for one in cohort):
@@ -164,8 +162,8 @@ def train(method: str, count: int, seed: int, images: dict[str, Images]) -> Resu
         if replies:
             mean = {name: torch.stack([one[name] for one in replies]).mean(0) for name in replies[0]}
             net.load_state_dict(mean)
-        if method == "SemiFL":
-            on_server(net, task.anchors, EPOCHS, weight)
+        # All methods are compared at the same place of a round.
+        on_server(net, task.anchors, EPOCHS, weight)
         rounds.append(
             {
                 "accuracy": accuracy(net, task.test),
