@@ -63,17 +63,17 @@ TEXT = (
     "## Text",
     "",
     "Passages of 48 tokens of nine domains in six silos, each with three of the domains, and a test set of",
-    "all. The model has two layers of width 64; it was pre-trained on other text of the same domains. SemiFL is",
-    "measured after the aggregator's silo has trained, and so is FedAnchor with silos first; FedAnchor as it is",
-    "by default after the mean of the silos.",
+    "all. The model has two layers of width 64; it was pre-trained on other text of the same domains.",
+    "SemiFL is measured after the aggregator's silo has trained, and so is FedAnchor with silos first;",
+    "FedAnchor as it is by default is measured after the mean of the silos.",
     "",
 )
 IMAGES = (
     "## Images",
     "",
     "CIFAR-10 at 16 × 16 pixels, 4,000 images without labels in ten silos, of labels in shares drawn from",
-    "Dirichlet(0.3); a network of three convolutions. A round has three silos, and then the server trains on the",
-    "anchors, in all methods.",
+    "Dirichlet(0.3); a network of three convolutions. A round has three silos, and then the server trains on",
+    "the anchors, in all methods.",
     "",
 )
 

@@ -132,7 +132,7 @@ def test_silos_that_are_sure_of_nothing_leave_the_model_alone(
     assert alone["weights_sha256"] == summary["weights_sha256"]
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
+@pytest.mark.parametrize("order", [pytest.param("before", marks=pytest.mark.slow), "after"])
 def test_a_run_repeats_and_goes_on_where_it_was(
     run_small: Run, labelled: Path, tmp_path: Path, order: str
 ) -> None:
