@@ -15,7 +15,7 @@ from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import runtime_of, trainer
 from photon.silo.site import SiloSite
-from photon.silo.work import batches, chooses, shared, told_of
+from photon.silo.work import batches, chooses, shared, told_steps
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
@@ -92,7 +92,7 @@ def _fit_here(
                 stream,
                 global_step=request.global_step,
                 steps=request.steps,
-                on_step=told_of(request, site.state),
+                on_step=told_steps(request, site.state),
                 rows=start.rows,
                 hooks=method.hooks(context, collected),
             )

@@ -54,6 +54,11 @@ def idle_steps(config: RunConfig, first: int, steps: int) -> int:
     return steps - learning
 
 
+def told_steps(request: TrainRequest, state: Path) -> TellSteps:
+    """Return what tells of each step of a request in the node's state folder."""
+    return TellSteps(state / request.silo, request.round, request.global_step, request.steps)
+
+
 def batches(
     request: TrainRequest,
     model: nn.Module,
@@ -136,14 +141,3 @@ def shared(request: TrainRequest, model: nn.Module, data: SiloData, config: RunC
             return objective.share(model, data)
     finally:
         model.train(training)
-
-
-def told_of(request: TrainRequest, state: Path) -> TellSteps:
-    """Return what tells of the steps of a round, on the silo's own disk.
-
-    Parameters
-    ----------
-    state
-        Folder for what silos keep between rounds.
-    """
-    return TellSteps(state / request.silo, request.round, request.global_step, request.steps)
