@@ -155,6 +155,11 @@ def _try_components(config: RunConfig) -> None:
         pipelines(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
     _check_sums(config, strategy)
+    if objective_of(config).from_server_silo and not strategy.folds_idle:
+        raise PhotonError(
+            f"strategy: {type(strategy).__name__} has no part for the aggregator's silo, which "
+            f"{type(objective_of(config)).__name__} needs; use strategy=anchor"
+        )
     if config.link.mean_over == "senders" and not strategy.folds_updates:
         raise PhotonError(
             "link.mean_over=senders: the strategy folds parameters and not their updates, of which no silo "

@@ -191,6 +191,23 @@ def lone_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_corpus(tmp_path_factory.mktemp("lone"), {"alone": "abcdefgh"})
 
 
+@pytest.fixture(scope="session")
+def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared data: anchors, two silos of two classes each, and one that nobody has labelled."""
+    from tests.labelled_texts import NAMES, labelled_corpus
+
+    return labelled_corpus(
+        tmp_path_factory.mktemp("labelled"),
+        {
+            "anchors": dict.fromkeys(NAMES, 8),
+            "a": {"low": 30, "middle": 30},
+            "b": {"middle": 30, "high": 30},
+            "c": {"low": 20, "high": 20},
+        },
+        untold=("c",),
+    )
+
+
 @pytest.fixture
 def small_config(corpus: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     """Compose the small run, in its own folder, with more overrides."""

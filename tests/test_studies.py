@@ -27,6 +27,7 @@ STUDIES = ROOT / "scripts" / "studies"
 RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "abbie": "abbie.md",
+    "anchor": "anchor.md",
     "attacks": "attacks.md",
     "bixbench": "bixbench.md",
     "convergence": "convergence.md",

@@ -10,6 +10,7 @@ from photon.errors import PhotonError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from photon.data.documents import Document
     from photon.data.hub import HubText
     from photon.data.spool import Store
 
@@ -50,6 +51,15 @@ _Kind = Annotated[
         help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
         ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
         "list; `questions`: fields `question`, `answer` and `set` (forget, retain or reference).",
+        rich_help_panel=_TEXT,
+    ),
+]
+_Labelled = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIELD",
+        help="Texts with labels, in this field of .jsonl, .json and .parquet: a window for each text. Rows "
+        "and files without it are texts that nobody has labelled.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -162,6 +172,7 @@ def prepare(
     silo: _Silo = None,
     embedded: _Embedded = False,
     kind: _Kind = "text",
+    labelled: _Labelled = None,
     text_field: _TextField = None,
     partition: _Partition = "by-source",
     vocab_size: _VocabSize = None,
@@ -189,6 +200,10 @@ def prepare(
         photon data prepare --output data/mix --silo news=news.jsonl.gz --silo books=books/
         --partition dirichlet:8:0.3 --tokenizer gpt2/
 
+    Texts with labels, for objective=anchor:
+
+        photon data prepare --output data/topics --labelled topic --silo few=few.jsonl --silo news=news.jsonl
+
     Conversations, for objective=sft, with the tokenizer of the model that is tuned:
 
         photon data prepare --output data/chats --kind chat --silo help=help.jsonl
@@ -199,13 +214,11 @@ def prepare(
     from photon.data.prepare import prepare as prepare_files
     from photon.data.spool import Spool
 
+    kind = _kind_of(kind, labelled)
     _check_ways(silo, embedded, hub, kind)
+    _check_hub(hub, hub_files, hub_limit_mb)
     if vocab_size is not None and tokenizer is not None:
         raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
-    if (hub_files or hub_limit_mb is not None) and hub is None:
-        raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
-    if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
-        raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -222,7 +235,8 @@ def prepare(
         "progress": True,
     }
     if silo:
-        prepare_files(_parse_silos(silo), output, partition=partition, text_field=text_field, **options)
+        options |= {"text_field": text_field, "label_field": labelled}
+        prepare_files(_parse_silos(silo), output, partition=partition, **options)
     elif hub is not None:
         with Spool.beside(output) as spool:
             fields, limits = (text_field or "text", field), (hub_limit, hub_limit_mb)
@@ -231,11 +245,7 @@ def prepare(
             by = "by-source" if field else partition
             prepare_documents(text.silos, output, partition=by, skipped=text.skipped, **options)
     else:
-        from photon.data.embedded import embedded_documents
-
-        if field:
-            raise PhotonError("the embedded corpus has no fields: use another --partition than field:NAME")
-        prepare_documents(embedded_documents(), output, partition=partition, **options)
+        prepare_documents(_embedded(field), output, partition=partition, **options)
     inspect_data(output, verify=False, samples=0)
 
 
@@ -256,6 +266,38 @@ def inspect_data(
     from photon.data.inspect import inspect
 
     Console().print(inspect(folder, samples=samples, verify=verify))
+
+
+@app.command()
+def label(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of prepared running text.")],
+    run: Annotated[
+        Path,
+        typer.Option("--with", metavar="RUN", help="Run of objective=anchor, or one of its checkpoints."),
+    ],
+) -> None:
+    """Label each silo's training windows with the classifier of a run, and write the labels beside them.
+
+    A run leaves out what has some label with `data.filter`, and weighs labels with `data.mixture`.
+
+        photon data label data/mine --with runs/topics
+    """
+    from photon.data.prepare import progress_bar
+    from photon.evaluation.labelling import label_data
+
+    with progress_bar(show=True) as bar:
+        tasks: dict[str, Any] = {}
+
+        def advance(silo: str, done: int, total: int) -> None:
+            if silo not in tasks:
+                tasks[silo] = bar.add_task(f"labelling {silo}", total=total)
+            bar.update(tasks[silo], completed=done)
+
+        found = label_data(folder, run, advance)
+    for one in found:
+        total = sum(one.counts.values())
+        shares = ", ".join(f"{name} {count / total:.1%}" for name, count in one.counts.items() if count)
+        typer.echo(f"{one.silo}: {total:,} windows; {shares}")
 
 
 @app.command()
@@ -293,8 +335,31 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
 def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, kind: str) -> None:
     if bool(silo) + embedded + (hub is not None) != 1:
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
-    if kind in ("chat", "pairs") and not silo:
+    if kind in ("chat", "pairs", "labelled") and not silo:
         raise PhotonError(f"--kind {kind} reads files: give them with --silo NAME=PATH")
+
+
+def _embedded(field: str) -> "dict[str, list[Document]]":
+    from photon.data.embedded import embedded_documents
+
+    if field:
+        raise PhotonError("the embedded corpus has no fields: use another --partition than field:NAME")
+    return embedded_documents()
+
+
+def _kind_of(kind: str, labelled: str | None) -> str:
+    if labelled is None:
+        return kind
+    if kind not in ("text", "labelled"):
+        raise PhotonError(f"--labelled and --kind {kind} exclude each other: leave one out")
+    return "labelled"
+
+
+def _check_hub(hub: str | None, hub_files: list[str] | None, hub_limit_mb: float | None) -> None:
+    if (hub_files or hub_limit_mb is not None) and hub is None:
+        raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
+    if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
+        raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
 
 
 def _read_hub(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from photon.evaluation.unlearn import Outcome
-    from photon.unlearning.questions import Sets
+    from photon.unlearning.questions import Question, Sets
     from photon.unlearning.scan import Seen
 
 _FILE = "JSON or JSON lines with question, answer and edge."
@@ -156,7 +156,8 @@ def _sets(
     from photon.errors import PhotonError, printable
     from photon.unlearning.questions import Sets, read_questions, split_by_edge
 
-    wanted, others = read_questions(forget), []
+    wanted = read_questions(forget)
+    others: list[Question] = []
     if edges:
         wanted, others = split_by_edge(wanted, edges, printable(forget))
     elif retain is None:

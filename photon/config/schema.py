@@ -4,6 +4,7 @@
 whether a configuration can run is asked by `photon.preflight`.
 """
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -118,6 +119,28 @@ class DataSection(Section):
     tokenizer: str | None = Field(description="tokenizer.json or Hugging Face folder to use for hub text.")
     partition: str = Field(description="by-source, iid:N or dirichlet:N:ALPHA, for hub text.")
     hub: HubSection | None = None
+    filter: list[str] = Field(
+        [],
+        description="Labels of `photon data label` whose training windows are left out; []: none is, and no "
+        "silo needs labels.",
+    )
+    mixture: dict[str, float] | None = Field(
+        None,
+        description="Label to its weight, others have 1: of a label's training windows a silo reads the "
+        "share that its weight is of the largest, the same ones in every epoch; null: all.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "DataSection":
+        for name, weight in (self.mixture or {}).items():
+            if not 0 < weight < math.inf:
+                raise ValueError(
+                    f"data.mixture.{name}={weight}: expected a number above 0; leave a label out with "
+                    "data.filter"
+                )
+        if both := sorted(set(self.filter) & set(self.mixture or {})):
+            raise ValueError(f"data.filter: {both[0]} has a weight in data.mixture, too; remove one of them")
+        return self
 
 
 class TrainingSection(Section):

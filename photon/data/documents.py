@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-#: Running text, conversations, pairs of answers, or questions of which some are to be forgotten.
-TextKind = Literal["text", "chat", "pairs", "questions"]
+#: Running text, conversations, pairs of answers, questions of which some are to be forgotten, labelled texts.
+TextKind = Literal["text", "chat", "pairs", "questions", "labelled"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,19 @@ class Document:
 
     source: str
     text: str
+
+
+@dataclass(frozen=True)
+class Labelled(Document):
+    """A text that is read as one, and perhaps the name of its class.
+
+    Attributes
+    ----------
+    label
+        None: nobody has given it one.
+    """
+
+    label: str | None
 
 
 @dataclass(frozen=True)

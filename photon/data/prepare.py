@@ -36,7 +36,15 @@ from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, ta
 from photon.data.text_files import FIELDS_OF, read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
-from photon.data.write import Place, Written, chat_encoder, write_chats, write_text
+from photon.data.write import (
+    Place,
+    Written,
+    chat_encoder,
+    classes_of,
+    write_chats,
+    write_labelled,
+    write_text,
+)
 from photon.errors import PhotonError, printable
 from photon.files.atomic import atomic_directory
 from photon.files.processes import usable_cores
@@ -80,7 +88,8 @@ class Options:
     kind
         Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
         whole, written by the tokenizer's chat template or a plain one; "pairs" of answers, as those; or
-        "questions" of which some are to be forgotten, each in a window of its own.
+        "questions" of which some are to be forgotten, each in a window of its own; or "labelled" texts, of
+        each of which the beginning goes into a window of its own.
     workers
         Processes that compare and encode running text; None: as many as there are cores. Their number
         changes nothing in what is written.
@@ -149,6 +158,7 @@ def prepare(
     kind: TextKind = "text",
     workers: int | None = None,
     text_field: str | None = None,
+    label_field: str | None = None,
     overwrite: bool = False,
     progress: bool = False,
 ) -> Manifest:
@@ -161,6 +171,8 @@ def prepare(
     text_field
         Field or column of JSON and parquet files that holds the text, or the messages of a conversation;
         None: "text", or "messages".
+    label_field
+        Field or column that holds the label of kind "labelled".
 
     The others are those of `prepare_documents` and `Options`.
 
@@ -186,11 +198,11 @@ def prepare(
     Options(**options)
     for name in sources:
         check_silo_name(name)
-    source_field = parse_partition(partition).field or None
-    own = FIELDS_OF.get(kind)
-    if own is not None and text_field is not None:
-        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
-    field = text_field or ("messages" if kind == "chat" else "text")
+    fields: dict[str, Any] = {
+        "text_field": _text_field(kind, text_field, label_field),
+        "source_field": parse_partition(partition).field or None,
+        "label_field": label_field,
+    }
     skipped: list[SourceSkipped] = []
     with Spool.beside(output) as spool:
         documents = {name: spool.documents() for name in sorted(sources)}
@@ -198,9 +210,7 @@ def prepare(
             task = bar.add_task("reading", total=sum(len(paths) for paths in sources.values()))
             for name, into in documents.items():
                 for path in sources[name]:
-                    left_out = read_documents(
-                        path, into, text_field=field, source_field=source_field, kind=kind
-                    )
+                    left_out = read_documents(path, into, **fields, kind=kind)
                     skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in left_out]
                     if left_out and kind == "questions":
                         # What was asked to be forgotten would stay.
@@ -210,6 +220,15 @@ def prepare(
         return prepare_documents(
             documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
         )
+
+
+def _text_field(kind: TextKind, text_field: str | None, label_field: str | None) -> str:
+    own = FIELDS_OF.get(kind)
+    if own is not None and text_field is not None:
+        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
+    if (kind == "labelled") != (label_field is not None):
+        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
+    return text_field or ("messages" if kind == "chat" else "text")
 
 
 def prepare_documents(
@@ -457,7 +476,14 @@ def _write(
     def advance(count: int) -> None:
         bar.advance(task, count)
 
-    if options.kind != "text":
+    classes: list[str] = []
+    if options.kind == "labelled":
+        classes = classes_of(documents.values())
+        written = {
+            side: write_labelled(place, documents[side], tokenizer, classes, advance)
+            for side, place in places.items()
+        }
+    elif options.kind != "text":
         encoder = chat_encoder(folder, tokenizer, options.tokenizer, options.sequence_length)
         skipped = list(sources.skipped)
         written = {
@@ -470,6 +496,7 @@ def _write(
     for name in split:
         np.save(silo_file(folder, name, "unigram"), written[name, "train"].counts, allow_pickle=False)
     manifest = _manifest(folder, written, tokenizer, lost, sources, options, dtype)
+    manifest = manifest.model_copy(update={"classes": classes})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest
 

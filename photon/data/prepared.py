@@ -26,6 +26,11 @@ also::
                                             2 retain, 3 reference, 0 beyond it
 
 Their train split has all of them, and their validation split those that are retained, which are measured.
+
+Of texts with labels (kind "labelled") each window has one text, and there are also::
+
+    DIR/silos/NAME/train-lengths.npy        tokens of the text, uint32 of shape (sequences, 1)
+    DIR/silos/NAME/train-labels.npy         number of its class in the manifest, −1: none; int32, the same
 """
 
 import hashlib
@@ -54,7 +59,10 @@ ARRAYS: dict[TextKind, tuple[str, ...]] = {
     "chat": ("tokens", "positions", "targets"),
     "pairs": ("tokens", "positions", "targets", "pairs"),
     "questions": ("tokens", "positions", "targets", "sets"),
+    "labelled": ("tokens", "lengths", "labels"),
 }
+#: Type and width of those that have one value for each window.
+_OF_WINDOWS = {"lengths": "uint32", "labels": "int32"}
 
 
 class _Record(BaseModel):
@@ -79,6 +87,21 @@ class ChatMarks(_Record):
     sha256: dict[str, str]
 
 
+class LabelMarks(_Record):
+    """What belongs to the windows of texts with labels.
+
+    Attributes
+    ----------
+    labelled
+        Texts that have a label.
+    sha256
+        Of the .npy file of each further array, hexadecimal.
+    """
+
+    labelled: int = Field(ge=0)
+    sha256: dict[str, str]
+
+
 class Split(_Record):
     """One side of one silo.
 
@@ -92,8 +115,8 @@ class Split(_Record):
         Windows in the file.
     sha256
         Of the .npy file, hexadecimal.
-    chat
-        Of conversations alone.
+    chat, labels
+        Of conversations, and of texts with labels, alone.
     """
 
     documents: int = Field(ge=1)
@@ -102,11 +125,13 @@ class Split(_Record):
     sequences: int = Field(ge=1)
     sha256: str
     chat: ChatMarks | None = None
+    labels: LabelMarks | None = None
 
     @property
     def hashes(self) -> dict[str, str]:
         """Return the hash of each array."""
-        return {"tokens": self.sha256, **(self.chat.sha256 if self.chat is not None else {})}
+        marks = self.chat or self.labels
+        return {"tokens": self.sha256, **(marks.sha256 if marks is not None else {})}
 
 
 class SiloEntry(_Record):
@@ -151,7 +176,8 @@ class Sources(_Record):
 class Manifest(_Record):
     """The contents of ``manifest.json``; see the fields' own classes.
 
-    ``notes`` are what else was done to a tokenizer that was given, a line each.
+    ``notes`` are what else was done to a tokenizer that was given, a line each; ``classes`` are the names of
+    the classes that labels are numbers of.
     """
 
     format: Literal["photon-data/1"]
@@ -170,6 +196,7 @@ class Manifest(_Record):
     silos: dict[Annotated[str, StringConstraints(pattern=SILO_NAME)], SiloEntry] = Field(min_length=1)
     sources: Sources
     notes: list[str] = []
+    classes: list[str] = []
 
 
 def silo_file(root: Path, silo: str, name: str) -> Path:
@@ -292,6 +319,9 @@ class PreparedData:
         entry: Split = getattr(self._entry(silo), split)
         length = self.manifest.sequence_length
         counted = "uint16" if length <= 2**16 else "uint32"
+        if name in _OF_WINDOWS:
+            file = array_file(self.path, silo, split, name)
+            return _load(file, (entry.sequences, 1), _OF_WINDOWS[name])
         dtype = {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted)
         return _load(array_file(self.path, silo, split, name), (entry.sequences, length), dtype)
 
@@ -346,6 +376,8 @@ class PreparedData:
                 raise PhotonError(f"{file} has changed since it was written (SHA-256): {_MEND}")
         if entry.chat is not None:
             self._verify_marks(silo, split, entry.chat)
+        if entry.labels is not None:
+            self._verify_labels(silo, split, entry.labels)
         file = silo_file(self.path, silo, split)
         windows = self.windows(silo, split)
         highest = int(windows.max())
@@ -377,6 +409,22 @@ class PreparedData:
             if not whole:
                 file = array_file(self.path, silo, split, name)
                 raise PhotonError(f"{file} does not fit the conversations beside it: {_MEND}")
+
+    def _verify_labels(self, silo: str, split: SplitName, marks: LabelMarks) -> None:
+        arrays = self.arrays(silo, split)
+        lengths, labels = arrays["lengths"], arrays["labels"]
+        for name, whole in (
+            ("lengths", int(lengths.min()) >= 1 and int(lengths.max()) <= self.manifest.sequence_length),
+            (
+                "labels",
+                int(labels.min()) >= -1
+                and int(labels.max()) < len(self.manifest.classes)
+                and int((labels >= 0).sum()) == marks.labelled,
+            ),
+        ):
+            if not whole:
+                file = array_file(self.path, silo, split, name)
+                raise PhotonError(f"{file} does not fit the texts beside it: {_MEND}")
 
     def _entry(self, silo: str) -> SiloEntry:
         entry = self.manifest.silos.get(silo)

@@ -35,6 +35,11 @@ class SiloData:
         """The tokenizer that the text was written with."""
         return load_tokenizer(self._prepared.tokenizer_path)
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that labels of the text are numbers of."""
+        return tuple(self._prepared.manifest.classes)
+
     def windows(self, split: SplitName) -> list[np.ndarray]:
         """Return the memory-mapped windows of each member, (sequences, sequence_length)."""
         return [self._prepared.windows(member, split) for member in self.members]

@@ -10,6 +10,7 @@ from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
+from photon.data.labelled import labelled_of
 from photon.data.pairs import FIELDS, pair_of
 from photon.data.questions import FIELDS as QUESTION_FIELDS
 from photon.data.questions import question_of
@@ -42,6 +43,7 @@ def read_documents(
     text_field: str = "text",
     source_field: str | None = None,
     kind: TextKind = "text",
+    label_field: str | None = None,
 ) -> list[SkippedFile]:
     """Add to ``documents`` those of a file, or of a folder and all below it in the order of their names.
 
@@ -64,7 +66,10 @@ def read_documents(
     kind
         What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
         has fields of its own (`photon.data.pairs.pair_of`), and so has a question
-        (`photon.data.questions.question_of`). All but text need files with fields.
+        (`photon.data.questions.question_of`). These need files with fields; texts with labels do not: those
+        of other files have none.
+    label_field
+        Of texts with labels: field or column with the label.
 
     Returns
     -------
@@ -87,8 +92,8 @@ def read_documents(
         before, left = len(documents), len(skipped)
         try:
             if form.form != "plain":
-                found = _rows(file, name, form, text_field, source_field, kind)
-            elif kind != "text":
+                found = _rows(file, name, form, text_field, source_field, kind, label_field)
+            elif kind not in ("text", "labelled"):
                 raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
                 found = _parts(file, name, form, source_field)
@@ -130,15 +135,23 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
 
 
 def _rows(
-    file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
+    file: Path,
+    name: str,
+    form: FileKind,
+    field: str,
+    source_field: str | None,
+    kind: TextKind,
+    label_field: str | None,
 ) -> Iterator[Document | _Fault]:
-    fields = [*FIELDS_OF.get(kind, (field,)), *([] if source_field is None else [source_field])]
+    fields = [*FIELDS_OF.get(kind, (field,)), *(f for f in (source_field, label_field) if f)]
     for number, row in rows_of(file, form, fields):
         place = f"{name}:{number}"
         if kind == "pairs":
             found: Document | str = pair_of(row, place, source_field)
         elif kind == "questions":
             found = question_of(row, place, source_field)
+        elif label_field is not None:
+            found = labelled_of(row, place, field, label_field, source_field)
         else:
             read = chat_of if kind == "chat" else document_of
             found = read(row, place, field, source_field)

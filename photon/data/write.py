@@ -8,10 +8,12 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from photon.data.chat_windows import ChatEncoder, ChatWindows, EncodedChats, encode_chats, pack
-from photon.data.documents import Chat, Document, Pair, Question
+from photon.data.documents import Chat, Document, Labelled, Pair, Question
+from photon.data.labelled import MOST_CLASSES, label_windows
 from photon.data.pairs import EncodedPairs, PairWindows, encode_pairs, pack_pairs
 from photon.data.prepared import (
     ChatMarks,
+    LabelMarks,
     SourceSkipped,
     Split,
     SplitName,
@@ -193,6 +195,52 @@ def write_chats(
         entry.model_copy(update={"chat": marks}),
         count_tokens(packed.tokens, place.vocab_size),
         count_tokens(packed.tokens[packed.targets == 1], place.vocab_size),
+    )
+
+
+def classes_of(sides: Iterable[Sequence[Document]]) -> list[str]:
+    """Return the names of the classes of documents, in the order of their numbers.
+
+    Raises
+    ------
+    PhotonError
+        If there are too many.
+    """
+    labels = {one.label for side in sides for one in side if isinstance(one, Labelled)} - {None}
+    classes = sorted(label for label in labels if label is not None)
+    if len(classes) > MOST_CLASSES:
+        raise PhotonError(f"--labelled: {len(classes):,} classes, and {MOST_CLASSES:,} are the most")
+    return classes
+
+
+def write_labelled(
+    place: Place,
+    documents: Sequence[Document],
+    tokenizer: EosTokenizer,
+    classes: Sequence[str],
+    advance: Callable[[int], None],
+) -> Written:
+    """Write texts with labels, one to a window.
+
+    Parameters
+    ----------
+    classes
+        Names of the classes, in the order of their numbers.
+    """
+    windows = label_windows(documents, tokenizer, classes, place.length, place.dtype, advance)
+    files = {name: place.file(name) for name in windows._fields}
+    for name, array in windows._asdict().items():
+        np.save(files[name], array, allow_pickle=False)
+    marks = LabelMarks(
+        labelled=int((windows.labels >= 0).sum()),
+        sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
+    )
+    entry = _entry(documents, len(windows.tokens), windows.tokens.size, files["tokens"])
+    there = np.arange(place.length) < windows.lengths
+    return Written(
+        entry.model_copy(update={"labels": marks}),
+        count_tokens(windows.tokens, place.vocab_size),
+        count_tokens(windows.tokens[there], place.vocab_size),
     )
 
 

@@ -83,6 +83,8 @@ class Asked:
         Tokens of the training text of its members.
     local_steps
         Local steps of a silo in a round of its own.
+    may_idle
+        Whether it may find nothing to train on.
     """
 
     request: TrainRequest
@@ -93,6 +95,7 @@ class Asked:
     sequence_length: int
     text_tokens: int
     local_steps: int
+    may_idle: bool = False
 
     @property
     def is_federation(self) -> bool:
@@ -370,6 +373,8 @@ def _problem_with_report(report: TrainReport, asked: Asked) -> str | None:
     request = asked.request
     if problem := _problem_with_origin(report, request):
         return problem
+    if asked.may_idle and not report.steps:
+        return _problem_with_idling(report, request)
     if None in _figures_of_steps(report):
         return "it reports steps without a loss that is a number"
     of_batch = request.batch_size * asked.sequence_length
@@ -389,6 +394,16 @@ def _problem_with_report(report: TrainReport, asked: Asked) -> str | None:
         return f"it reports {report.steps} steps and {report.tokens} tokens, not what was asked for"
     if report.position != request.position + request.steps * request.batch_size:
         return f"it took its text up to window {report.position}, not what was asked for"
+    return None
+
+
+def _problem_with_idling(report: TrainReport, request: TrainRequest) -> str | None:
+    """Return why a report of no steps cannot be: its place in the text goes on as if it had taken some."""
+    if _figures_of_steps(report) != [None] * 4:
+        return "it reports a loss, and has taken no steps"
+    position = request.position + request.steps * request.batch_size
+    if (report.tokens, report.leaves, report.position) != (0, 1, position):
+        return f"it reports {report.tokens} tokens and window {report.position}, and no steps"
     return None
 
 

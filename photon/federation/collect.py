@@ -183,7 +183,9 @@ def receiver(
         report, groups = trained.report, trained.groups
         # A silo that had trained the round before a crash answers at once; that is not what it takes.
         collected.arrivals[name] = max(arrived, report.seconds["total"])
-        collected.sizes[name] = trained.measured.sizes
+        # One that has taken no steps says nothing of what is usual.
+        is_idle = asked[name].request.steps > 0 and not report.steps
+        collected.sizes[name] = {} if is_idle else trained.measured.sizes
         update = groups.pop("params", None) if at.config.link.uplink_payload == "update" else None
         if secure is not None:
             contract = sent.contracts[name]
@@ -212,6 +214,7 @@ def _asked(at: Stations, sent: Sent, sequence_length: int) -> dict[str, Asked]:
             sequence_length=sequence_length,
             text_tokens=sum(silos[member].train_tokens for member in request.members if member in silos),
             local_steps=max(at.config.local_steps, warmup or 0),
+            may_idle=at.strategy.folds_idle,
         )
         for name, request in sent.requests.items()
     }

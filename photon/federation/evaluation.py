@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from photon.config.schema import RunConfig
 from photon.federation.admission import Admission, own_nodes
 from photon.federation.exchange import Failure, exchange
-from photon.federation.measuring import mean_loss, measuring, standard_error
+from photon.federation.measuring import mean_figures, mean_loss, measuring, standard_error
 from photon.federation.once import SentOnce
 from photon.federation.requests import Given
 from photon.federation.roster import Roster
@@ -162,18 +162,15 @@ class Evaluation:
             traffic["down"] += count_bytes(message.content)
             return message
 
-        per_silo: dict[str, SiloEvaluation] = {}
-        per_node: dict[str, SiloEvaluation] = {}
-        remembered: dict[str, Remembered] = {}
+        answers: dict[str, EvaluateReport] = {}
         deadline = sent_config.federation.deadline
         for name, answer in exchange(self._grid, messages, receive, deadline=deadline, again=again):
             if not isinstance(answer, Failure):
-                per_silo[name] = per_node[name] = evaluation_of(answer.loss, answer.tokens)
-                remembered |= _remembered(name, answer)
-                per_node |= _of_nodes(answer)
+                answers[name] = answer
                 kept |= {name} if answer.kept else set()
             else:
                 self._has_failed(state.round, name, answer)
+        per_silo = {name: evaluation_of(answer.loss, answer.tokens) for name, answer in answers.items()}
         self._once.settle(per_silo)
         self.given = question.given(kept, self.given)
         if not per_silo:
@@ -183,7 +180,7 @@ class Evaluation:
         evaluated = Evaluated(
             round=state.round,
             per_silo=per_silo,
-            per_node=per_node if own else {},
+            per_node=_per_node(answers) if own else {},
             loss=loss,
             perplexity=evaluation_of(loss, 1)["perplexity"],
             tokens_trained=state.tokens,
@@ -193,7 +190,8 @@ class Evaluation:
             asked=len(names),
             of_silos=len(silos),
             error=standard_error(per_silo, len(silos)),
-            remembered=remembered,
+            remembered={name: told for name, answer in answers.items() if (told := _remembered(answer))},
+            figures=mean_figures({name: answer.figures for name, answer in answers.items()}, per_silo),
         )
         self._events.evaluated(evaluated, state.unlearned)
         return evaluated
@@ -269,20 +267,20 @@ class Evaluation:
         return willing
 
 
-def _of_nodes(report: EvaluateReport) -> dict[str, SiloEvaluation]:
-    """Return what the models give that nodes have of their own."""
-    return {name: evaluation_of(found["loss"], found["tokens"]) for name, found in report.per_node.items()}
+def _per_node(answers: Mapping[str, EvaluateReport]) -> dict[str, SiloEvaluation]:
+    """Return what the models of nodes give: the received one, or their own where they have one."""
+    per_node: dict[str, SiloEvaluation] = {}
+    for name, answer in answers.items():
+        per_node[name] = evaluation_of(answer.loss, answer.tokens)
+        per_node |= {
+            node: evaluation_of(found["loss"], found["tokens"]) for node, found in answer.per_node.items()
+        }
+    return per_node
 
 
-def _remembered(name: str, report: EvaluateReport) -> dict[str, Remembered]:
-    """Return what a model says to what a silo has had forgotten; empty where the silo tells nothing."""
+def _remembered(report: EvaluateReport) -> Remembered | None:
+    """Return what a model says to what a silo has had forgotten; None where the silo tells nothing."""
     told = report.forgotten
     if told is None:
-        return {}
-    return {
-        name: {
-            "asked": told.asked,
-            "rouge1": told.rouge1 / told.asked,
-            "refused": told.refused / told.asked,
-        }
-    }
+        return None
+    return {"asked": told.asked, "rouge1": told.rouge1 / told.asked, "refused": told.refused / told.asked}

@@ -14,10 +14,11 @@ from photon.federation.cohort import LastTurns, check_same_data, check_silos, dr
 from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
-from photon.federation.intake import Collected
+from photon.federation.intake import Collected, as_parameters
 from photon.federation.ledger import advance, first_state, with_decided
 from photon.federation.origin import (
     adopted,
+    after_the_others,
     first_params,
     sent_config,
     settled,
@@ -27,7 +28,7 @@ from photon.federation.origin import (
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
-from photon.strategy.base import Participant, Reply
+from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import Evaluated, EventStream
 
 #: What else is done with the checkpoint of a round.
@@ -129,6 +130,8 @@ class Federation:
             checkpoint = self._train_server_silo(server_round, checkpoint, collected)
         replies = self._collect(checkpoint, cohort, collected)
         aggregate = self._strategy.aggregate_train(server_round, checkpoint, replies)
+        if self.config.federation.server_silo is not None and self._strategy.schedule == "after":
+            aggregate = self._followed_by_server_silo(server_round, checkpoint, aggregate, collected)
         self._at.requests.settle(collected.reports)
         after = advance(self.config, before, collected, aggregate)
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
@@ -189,11 +192,21 @@ class Federation:
         own = [participant for participant in participants if participant.name == name]
         try:
             for reply in self._collect(checkpoint, own, collected):
-                return with_own(self.run_dir, checkpoint, reply.groups["params"])
+                trained = as_parameters(reply, checkpoint).groups
+                given = self._strategy.after_server_silo(reply)
+                return with_own(self.run_dir, checkpoint, trained, given)
         except RunError as error:
             told = f"round {server_round}: nothing was trained on own text: {error}"
             self._events.notice("warning", told)
         return checkpoint
+
+    def _followed_by_server_silo(
+        self, server_round: int, checkpoint: Checkpoint, aggregate: Aggregate, collected: Collected
+    ) -> Aggregate:
+        """Train on the federation's own text from what a round's silos came to; return that in its place."""
+        before = after_the_others(self.run_dir, checkpoint, aggregate.params)
+        after = self._train_server_silo(server_round, before, collected)
+        return replace(aggregate, params=after.load_params(), kept={**aggregate.kept, **after.given})
 
     def _is_evaluated(self, server_round: int) -> bool:
         # Within another federation it is that one that asks.

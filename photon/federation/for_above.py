@@ -47,6 +47,7 @@ def _report(name: str, server_round: int, evaluated: Evaluated) -> EvaluateRepor
             node: NodeLoss(loss=found["loss"], tokens=found["tokens"])
             for node, found in evaluated.per_node.items()
         },
+        figures=evaluated.figures,
     )
 
 

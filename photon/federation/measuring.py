@@ -91,3 +91,16 @@ def standard_error(per_silo: Mapping[str, SiloEvaluation], of_silos: int) -> flo
     tokens = sum(silo["tokens"] for silo in per_silo.values()) / n
     spread = math.hypot(*(silo["tokens"] * (silo["loss"] - mean) for silo in per_silo.values()))
     return math.sqrt((1 - n / of_silos) / (n * (n - 1))) * spread / tokens
+
+
+def mean_figures(
+    figures: Mapping[str, Mapping[str, float]], per_silo: Mapping[str, SiloEvaluation]
+) -> dict[str, float]:
+    """Return the mean of each figure over the silos that told it, weighted as their losses are."""
+    names = dict.fromkeys(name for told in figures.values() for name in told)
+    means = {}
+    for name in names:
+        weights = {silo: per_silo[silo]["tokens"] for silo, told in figures.items() if name in told}
+        total = math.fsum(figures[silo][name] * weight for silo, weight in weights.items())
+        means[name] = total / sum(weights.values())
+    return means

@@ -1,5 +1,6 @@
 """Where a run starts: from the seed, or from what came from the federation above."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from photon.link.pipelines import check_names
 from photon.models.build import self_contained, without_files
 from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint, Received, ServerState
+from photon.state.received import tensors_hash
 from photon.state.tensors import StateGroups, load_groups, save_groups
 from photon.state.unlearned import Unlearned, read_unlearned
 from photon.strategy.base import Strategy
@@ -115,9 +117,31 @@ def adopted(
     return assignment.adopt(run_dir, checkpoint, params), figures
 
 
-def with_own(run_dir: Path, checkpoint: Checkpoint, trained: Mapping[str, torch.Tensor]) -> Checkpoint:
-    """Return a checkpoint from which the round goes on after the federation has trained on its own text."""
+def with_own(
+    run_dir: Path, checkpoint: Checkpoint, trained: StateGroups, given: StateGroups | None = None
+) -> Checkpoint:
+    """Return a checkpoint from which the round goes on after the federation has trained on its own text.
+
+    Parameters
+    ----------
+    trained
+        ``params`` are in the place of the checkpoint's.
+    given
+        What that has for the others of the round.
+    """
     start = run_dir / "own.safetensors"
-    save_groups(start, {PARAMS: {**checkpoint.load_params(), **trained}})
+    save_groups(start, {PARAMS: {**checkpoint.load_params(), **trained[PARAMS]}})
     before = checkpoint.received or Received(start)
-    return replace(checkpoint, received=replace(before, params=start))
+    return replace(checkpoint, received=replace(before, params=start), given=given or {})
+
+
+def after_the_others(run_dir: Path, checkpoint: Checkpoint, params: dict[str, torch.Tensor]) -> Checkpoint:
+    """Return a checkpoint from which the federation trains on its own text once the others have trained.
+
+    Asked again after a crash, it may start from other parameters, if fewer of the others have answered. So
+    its model has an identity of its own, by which a silo knows what it has trained.
+    """
+    before = with_own(run_dir, checkpoint, {PARAMS: params})
+    model = f"{checkpoint.state.model_id}/{tensors_hash(before.load_params())}"
+    model_id = hashlib.sha256(model.encode()).hexdigest()[:32]
+    return replace(before, state=before.state.model_copy(update={"model_id": model_id}))

@@ -167,6 +167,11 @@ class RoundEvents:
                 ),
             )
         )
+        if not report.steps and not report.tokens:
+            self.notice(
+                "info",
+                f"round {report.round}: {reply.participant} found nothing to train on, and took no steps",
+            )
         if report.state_lost:
             self.notice(
                 "warning",
@@ -279,13 +284,12 @@ def _round_finished(
     weights = [aggregate.weights[name] for name in names]
     norms = [_number(reports[name].update_norm) for name in names]
     norm = aggregate.step.pseudo_gradient_norm
-    tokens = sum(report.tokens for report in reports.values())
     agreed = consensus(norm, weights, norms)
     return RoundFinished(
         round=after.round,
         global_step=after.global_step,
         tokens=after.tokens,
-        train_loss=math.fsum(_number(r.loss) * r.tokens for r in reports.values()) / tokens,
+        train_loss=_mean_loss(reports.values()),
         pseudo_gradient_norm=norm,
         silo_cosine=silo_cosine(norm, weights, norms),
         consensus=math.nan if agreed is None else agreed,
@@ -296,6 +300,12 @@ def _round_finished(
         group_bytes_up=dict(traffic.groups_up),
         group_bytes_down=dict(traffic.groups_down),
     )
+
+
+def _mean_loss(reports: Collection[TrainReport]) -> float:
+    """Return the mean loss over the tokens that were trained; NaN where none were."""
+    told = [(_number(report.loss), report.tokens) for report in reports if report.tokens]
+    return math.fsum(loss * tokens for loss, tokens in told) / sum(t for _, t in told) if told else math.nan
 
 
 def _number(value: float | None) -> float:

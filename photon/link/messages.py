@@ -53,6 +53,8 @@ MAX_KEY, MAX_TOKEN = 1000, 4000
 MAX_FIXED = 4
 #: Figures that a report may bring beside the usual ones.
 MAX_DIAGNOSTICS = 1000
+#: Figures that an objective measures beside its loss.
+MAX_MEASURED = 16
 #: Characters of a packed vocabulary: some six million rows.
 MAX_VOCABULARY = 2**20
 #: Tokens that a tokenizer may know, and tokens of a window.
@@ -437,7 +439,8 @@ class EvaluateReport(Body):
 
     ``per_node`` has the losses of the models that nodes have of their own: the silo's, or those of a
     federation and of its members. ``kept`` says that the node has kept the model. ``forgotten`` is what the
-    model says to questions that the silo keeps because they were forgotten once.
+    model says to questions that the silo keeps because they were forgotten once. ``figures`` are what the
+    objective measures beside the loss, means over the same items.
     """
 
     round: Count
@@ -447,6 +450,7 @@ class EvaluateReport(Body):
     per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     kept: bool = False
     forgotten: ForgottenReport | None = None
+    figures: dict[FigureName, Figure] = Field(default_factory=dict, max_length=MAX_MEASURED)
 
 
 class Query(

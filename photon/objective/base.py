@@ -5,9 +5,9 @@ ask which objective it is either.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +33,7 @@ class Work:
     ----------
     windows
         Indices of the windows to train on, int64 of shape (n,), into those of all members one after the
-        other; at least one. Their order is drawn anew for each round.
+        other. Their order is drawn anew for each round. None: the silo takes no steps in this round.
     arrays
         Arrays that were made for this round, such as labels that a model gave: name to tensor of shape
         (n, …), row by row for ``windows``.
@@ -64,7 +64,11 @@ class Evaluation:
     @property
     def loss(self) -> float:
         """The first figure, for each item."""
-        return next(iter(self.sums.values())) / self.count
+        return self.of(next(iter(self.sums)))
+
+    def of(self, figure: str) -> float:
+        """Return a figure for each item."""
+        return self.sums[figure] / self.count
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,12 @@ class Objective(ABC):
         Without steps: how many rounds it takes; None: as many as the run has.
     needs_all
         Without steps: whether a round counts only if all silos of the run answer, the same in each round.
+    from_server_silo
+        Whether the aggregator's own silo has a part of its own, for which there is ``strategy=anchor``.
+    needs_server_silo
+        Whether there must be one.
+    server_order
+        Whether it trains before the others of a round, or after them.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens",)
@@ -134,6 +144,9 @@ class Objective(ABC):
     groups: ClassVar[tuple[str, ...]] = ()
     rounds: ClassVar[int | None] = None
     needs_all: ClassVar[bool] = False
+    from_server_silo: ClassVar[bool] = False
+    needs_server_silo: bool = False
+    server_order: Literal["before", "after"] = "before"
 
     def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Return a new model with what this objective changes: heads, adapters, parameters that are frozen.
@@ -146,8 +159,48 @@ class Objective(ABC):
         """Return the tensors of a model without what `build` has added: what is exported."""
         return params
 
+    def still(self, params: Collection[str], *, own: bool) -> frozenset[str]:
+        """Return those parameters that a silo neither trains nor sends.
+
+        Parameters
+        ----------
+        own
+            Whether it is the aggregator's own silo.
+        """
+        return frozenset()
+
+    def check_silo(self, data: SiloData, *, own: bool) -> None:  # noqa: B027 - most need nothing
+        """Check that a silo's data is what the objective needs, beside its arrays, before the run starts.
+
+        Raises
+        ------
+        PhotonError
+            If it is not.
+        """
+
+    def shares(self, params: Mapping[str, torch.Size]) -> Shapes:
+        """Return the names and shapes of what `share` gives: groups ``shared/…``."""
+        return {}
+
+    def share(self, model: nn.Module, data: SiloData) -> StateGroups:
+        """Return what the aggregator's own silo gives to the others, in floating point.
+
+        Parameters
+        ----------
+        model
+            The model that it has trained, in evaluation mode and without gradients.
+        """
+        return {}
+
     def prepare(
-        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+        self,
+        model: nn.Module,
+        data: SiloData,
+        received: StateGroups,
+        *,
+        server_round: int,
+        seed: int,
+        own: bool,
     ) -> Work | None:
         """Choose what a silo trains on in a round, before its first step; None: all of its text in turn.
 
@@ -163,6 +216,8 @@ class Objective(ABC):
             State groups beside the parameters that came with the request.
         seed
             The only source of random draws.
+        own
+            Whether it is the aggregator's own silo.
         """
         return None
 

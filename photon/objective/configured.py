@@ -12,6 +12,7 @@ from photon.data.prepared import ARRAYS, PreparedData
 from photon.errors import PhotonError
 from photon.objective.base import Objective
 from photon.objective.causal_lm import CausalLM
+from photon.training.draws import draw_seed, seeded
 from photon.training.groups import Tensors, kept_names, read_params, write_params
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 #: What trains on data of each kind.
-_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo", "questions": "lunar"}
+_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo", "questions": "lunar", "labelled": "anchor"}
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -104,7 +105,10 @@ def model_of(config: RunConfig, vocab_size: int, device: str | torch.device = "c
     from photon.models.build import build_model
 
     model = build_model(config.model, vocab_size, seed=config.seed, device=device)
-    built = objective_of(config).build(_with_adapter(model, config.adapter, config.seed))
+    model = _with_adapter(model, config.adapter, config.seed)
+    # What an objective adds may draw its first values.
+    with seeded(draw_seed(config.seed, 0, "", "objective"), torch.device("cpu")):
+        built = objective_of(config).build(model)
     for name, module in built.named_modules():
         if getattr(module, "track_running_stats", False):
             raise PhotonError(

@@ -16,7 +16,7 @@ The server chooses by the sums of what was counted, and adds ΔW in float64.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Lunar(SupervisedFineTuning):
         If one is out of its range.
     """
 
-    arrays = ("tokens", "positions", "targets", "sets")
+    arrays: ClassVar[tuple[str, ...]] = ("tokens", "positions", "targets", "sets")
     trains: ClassVar[bool] = False
     shards: ClassVar[bool] = False
     groups: ClassVar[tuple[str, ...]] = (COUNTS, VECTORS, GRAMS, FIGURES)
@@ -141,7 +141,8 @@ class Lunar(SupervisedFineTuning):
             }
         if server_round == SCANNING:
             return {FIGURES: {"figures": torch.Size([1 + len(self._choices(sites)), sets, len(_SEEN)])}}
-        vectors, grams = {}, {}
+        vectors: dict[str, list[int]] = {}
+        grams: dict[str, list[int]] = {}
         for layer, site in sites.items():
             outputs, inputs = site.weight.shape
             vectors |= {_of(layer, "reference"): [outputs], _of(layer, "forget"): [outputs]}
@@ -196,9 +197,9 @@ class Lunar(SupervisedFineTuning):
             # One by one: what a prompt gives is then the same whatever others there are.
             return list(batches(prompts, starts(prompts, positions), batch_size=1, device=device))
 
-        of_sites = list(sites.values())
-        vectors = vector_sums(model, of_sites, rows(reference, "last"), rows(forget, "last"))
-        grams = gram_sums(model, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
+        of_sites, plain = list(sites.values()), cast("PreTrainedModel", model)
+        vectors = vector_sums(plain, of_sites, rows(reference, "last"), rows(forget, "last"))
+        grams = gram_sums(plain, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
         return {VECTORS: _told(vectors, list(sites)), GRAMS: _told_grams(grams)}
 
     def _scanned(
@@ -395,7 +396,7 @@ def _check_refuses(before: Found, candidates: Sequence[tuple[Choice, Found]]) ->
         )
 
 
-def _told(sums: VectorSums, layers: Sequence[int]) -> Tensors:
+def _told(sums: VectorSums, layers: Sequence[int]) -> dict[str, Tensor]:
     told = {}
     for place, layer in enumerate(layers):
         told[_of(layer, "reference")] = sums.reference[place]
@@ -404,8 +405,8 @@ def _told(sums: VectorSums, layers: Sequence[int]) -> Tensors:
     return told
 
 
-def _told_grams(sums: Mapping[int, GramSums]) -> Tensors:
-    told = {}
+def _told_grams(sums: Mapping[int, GramSums]) -> dict[str, Tensor]:
+    told: dict[str, Tensor] = {}
     for layer, of in sums.items():
         told |= {_of(layer, "upper"): of.upper, _of(layer, "forget"): of.forget, _of(layer, "rows"): of.rows}
     return told

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 from photon.report import figures
+from photon.report.label_section import label_section
 from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
 from photon.report.plots import INK
@@ -62,6 +63,7 @@ def run_page(run: Run) -> Page:
         cards=_cards(run),
         tables=[("Validation perplexity by silo", _silo_table(run))],
         sections=[
+            *label_section(run),
             *tree_section(run),
             *own_section(run),
             *task_section(run),

@@ -7,7 +7,7 @@ from photon.errors import PhotonError, printable
 from photon.report.page import Figure, Panel, Table, Tables, by_round
 from photon.report.plots import Axis, Series, Style
 from photon.report.run import Run
-from photon.state.unlearned import NAME, Unlearned, read_unlearned
+from photon.state.unlearned import NAME, Changed, Unlearned, read_unlearned
 from photon.telemetry.events import Unlearned as Fulfilled
 
 #: Figures that are shown, and their headings.
@@ -72,9 +72,10 @@ def _requests(title: str, requests: Sequence[Unlearned]) -> Tables:
 
 def _row(number: int, one: Unlearned) -> list[str]:
     when = datetime.fromtimestamp(min(one.time, 4e9), UTC).strftime("%Y-%m-%d %H:%M")
+    matrices: list[Changed | Unlearned] = [one, *one.also]
     changed = ", ".join(
         f"{printable(each.weight)} (ridge {each.ridge:g}, coefficient {each.coefficient:g})"
-        for each in (one, *one.also)
+        for each in matrices
     )
     cells = [_both(one, name) for name in _SHOWN]
     return [str(number), printable(one.asked_by), f"{when} UTC", changed, *cells]

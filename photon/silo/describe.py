@@ -1,10 +1,12 @@
 """What a silo tells of itself when it is asked: its text, and the device that it trains on."""
 
 from photon.config.schema import RunConfig
+from photon.data.silo_data import SiloData
 from photon.link.messages import SiloInfo
 from photon.objective.configured import check_data, objective_of
 from photon.silo.choice import as_decided, measured_gain
 from photon.silo.site import SiloSite
+from photon.silo.work import is_own
 from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
 from photon.training.precision import CLEARLY_FASTER, resolve_precision
 
@@ -13,6 +15,8 @@ def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
     """Describe the silos whose text lies in ``site.data``."""
     data = site.prepared()
     check_data(config, data)
+    for silo in data.silo_names:
+        objective_of(config).check_silo(SiloData(data, [silo]), own=is_own(silo, config))
     decided = as_decided(config, data.manifest.vocab_size).training
     set_up_torch(config.training, config.federation.silos_in_parallel)
     device = resolve_device(config.training.device)

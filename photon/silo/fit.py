@@ -15,7 +15,7 @@ from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import runtime_of, trainer
 from photon.silo.site import SiloSite
-from photon.silo.work import batches, chooses, told_steps
+from photon.silo.work import batches, chooses, shared, told_steps
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
@@ -47,6 +47,10 @@ def fit(
     """
     if config.training.processes == 1:
         return _fit_here(request, start, groups, SiloData(data, request.members), config, site)
+    if site.choice is not None:
+        raise PhotonError(
+            "training.processes: data.filter and data.mixture choose windows in one process; set it to 1"
+        )
     if chooses(config):
         raise PhotonError("training.processes: the objective chooses its windows in one process; set it to 1")
     if (reason := strategy_of(config).local.one_device_only) is not None:
@@ -78,22 +82,29 @@ def _fit_here(
     with runtime.seeded(config.seed, request.round, request.silo, "train"):
         method.begin(runtime.model, runtime.optimizer, context)
         stream, figures = batches(request, runtime.model, groups, data, config, site.policy)
-        result = loop.train(
-            stream,
-            global_step=request.global_step,
-            steps=request.steps,
-            on_step=told_steps(request, site.state),
-            rows=start.rows,
-            hooks=method.hooks(context, collected),
-        )
+        result = loop.no_steps()
+        if stream is None and not strategy_of(config).folds_idle:
+            raise PhotonError(
+                "objective: it has chosen nothing to train on; use strategy=anchor, which goes on"
+            )
+        if stream is not None:
+            result = loop.train(
+                stream,
+                global_step=request.global_step,
+                steps=request.steps,
+                on_step=told_steps(request, site.state),
+                rows=start.rows,
+                hooks=method.hooks(context, collected),
+            )
     result = replace(result, figures={**result.figures, **figures})
+    given = shared(request, runtime.model, data, config)
     states, scalars = read_optimizer(runtime.model, runtime.optimizer)
     trained = read_params(runtime.model)
     if sum(tensor.nbytes for tensor in trained.values()) > LARGE_BYTES:
         release_freed()  # the gradients
     # Of windows that an objective chooses the place in the text counts as if they came in turn.
     position = request.position + request.steps * request.batch_size
-    return GroupResult(trained, states, scalars, position, result, collected)
+    return GroupResult(trained, states, scalars, position, result, collected, given)
 
 
 def _check_batch(request: TrainRequest, data: SiloData, config: RunConfig) -> None:

@@ -11,6 +11,7 @@ from photon.config.compose import parse
 from photon.config.decided import Decided
 from photon.config.explain import explain_validation
 from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
+from photon.data.given import Choice, choice_of
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.link.answer import NodeConfig
@@ -152,6 +153,8 @@ class SiloSite:
         Whether the run's server is the same user on the same machine.
     forgotten
         Prepared questions that were forgotten once; None: there are none.
+    choice
+        Which of the training windows the run reads, by their labels; None: all.
     """
 
     data: Path
@@ -162,6 +165,7 @@ class SiloSite:
     share: tuple[int, int] | None = None
     simulated: bool = False
     forgotten: Path | None = None
+    choice: Choice | None = None
 
     @property
     def link(self) -> SiloLink:
@@ -197,9 +201,10 @@ class SiloSite:
         Raises
         ------
         PhotonError
-            If it is damaged, or too little for the islands.
+            If it is damaged, too little for the islands, or has not the labels that the run goes by.
         """
         data = PreparedData.reopen(self.data)
+        data = data if self.choice is None else self.choice.of(data)
         return data if self.share is None else data.dealt(*self.share)
 
 
@@ -254,7 +259,8 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     share = None if settings.island is None else (settings.island, settings.islands or 1)
     here = config.evaluation.forgotten
     forgotten = settings.forgotten_dir if deployed else None if here is None else Path(here)
-    return SiloSite(data, state, store, policy, privacy, share, settings.simulated, forgotten)
+    choice = choice_of(config.data.filter, config.data.mixture, config.seed)
+    return SiloSite(data, state, store, policy, privacy, share, settings.simulated, forgotten, choice)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

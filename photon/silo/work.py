@@ -16,7 +16,7 @@ from photon.link.messages import TrainRequest
 from photon.objective.base import Objective, Work
 from photon.objective.configured import objective_of
 from photon.silo.policy import SiloPolicy
-from photon.strategy.contract import PARAMS
+from photon.strategy.contract import PARAMS, role_of
 from photon.telemetry.steps import TellSteps
 from photon.training.groups import StateGroups, Tensors
 from photon.training.schedule import build_schedule
@@ -66,8 +66,8 @@ def batches(
     data: SiloData,
     config: RunConfig,
     policy: SiloPolicy,
-) -> tuple[BatchStream, Mapping[str, float]]:
-    """Return the batches of a round, and figures of how they were chosen.
+) -> tuple[BatchStream | None, Mapping[str, float]]:
+    """Return the batches of a round, and figures of how they were chosen; None: there is nothing to train on.
 
     Parameters
     ----------
@@ -93,8 +93,10 @@ def batches(
         return BatchStream(windows, seed, request.position), {}
     total = sum(map(len, windows["tokens"]))
     chosen = work.windows.cpu().numpy()
-    if chosen.ndim != 1 or not len(chosen) or chosen.min() < 0 or chosen.max() >= total:
-        raise PhotonError(f"objective: what it has chosen is not one or more of {total} windows")
+    if chosen.ndim == 1 and not len(chosen):
+        return None, work.figures
+    if chosen.ndim != 1 or chosen.min() < 0 or chosen.max() >= total:
+        raise PhotonError(f"objective: what it has chosen is not among the {total} windows")
     for silo in request.members:
         policy.check_chosen(silo, len(np.unique(chosen)))
     arrays = {name: [np.concatenate(parts)[chosen]] for name, parts in windows.items()}
@@ -112,4 +114,30 @@ def _chosen(
     seed = random.Random(f"{config.seed}/{request.round}/{request.silo}/prepare").getrandbits(63)
     model.eval()
     with torch.no_grad():
-        return objective_of(config).prepare(model, data, received, server_round=request.round, seed=seed)
+        return objective_of(config).prepare(
+            model,
+            data,
+            received,
+            server_round=request.round,
+            seed=seed,
+            own=is_own(request.silo, config),
+        )
+
+
+def is_own(silo: str, config: RunConfig) -> bool:
+    """Return whether a silo is the aggregator's own."""
+    return role_of(silo, config.federation.server_silo, federation=False) == "server_silo"
+
+
+def shared(request: TrainRequest, model: nn.Module, data: SiloData, config: RunConfig) -> StateGroups:
+    """Return what the aggregator's own silo gives to the others; of another silo it is nothing."""
+    objective = objective_of(config)
+    if not objective.from_server_silo or not is_own(request.silo, config):
+        return {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return objective.share(model, data)
+    finally:
+        model.train(training)

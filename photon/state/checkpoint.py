@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -167,12 +167,15 @@ class Checkpoint:
     ----------
     participants
         How many can take part in the round that starts from it, in the cohort or not; 0: none is known.
+    given
+        What the federation's own silo has for the others of the round.
     """
 
     path: Path
     state: ServerState
     received: Received | None = None
     participants: int = 0
+    given: StateGroups = field(default_factory=dict)
 
     def load_params(self) -> dict[str, torch.Tensor]:
         """Return the global parameters by name, memory-mapped."""
@@ -555,8 +558,7 @@ def _seal(folder: Path, state: ServerState, sums: Mapping[str, str]) -> None:
     RunError
         If the numbers are others when they are read back: JSON has no NaN and no infinity.
     """
-    file, text = folder / "checkpoint.json", state.model_dump_json(indent=1)
-    file.write_text(text)
+    (file := folder / "checkpoint.json").write_text(text := state.model_dump_json(indent=1))
     try:
         read = ServerState.model_validate(renamed().content(json.loads(file.read_text())))
     except ValidationError as error:
@@ -586,9 +588,8 @@ def _check_seal(checkpoint: Checkpoint) -> None:
     except (OSError, ValueError, RecursionError) as error:
         raise PhotonError(f"{folder}: damaged ({error}); use an older checkpoint") from error
     if wrong:
-        raise PhotonError(
-            f"{folder}: damaged ({', '.join(wrong)} is not what was written); use an older checkpoint"
-        )
+        told = f"{', '.join(wrong)} is not what was written"
+        raise PhotonError(f"{folder}: damaged ({told}); use an older checkpoint")
 
 
 def weights_sha256(params: Mapping[str, torch.Tensor]) -> str:

@@ -153,6 +153,8 @@ class Strategy(ABC):
     folds_sums: ClassVar[bool] = False
     #: Whether a round counts only with the replies of all who are asked.
     needs_all: bool = False
+    #: Whether it takes replies of silos that have found nothing to train on.
+    folds_idle: ClassVar[bool] = False
     #: Whether it looks at all replies of a round together; they then lie on the server's disk, mapped.
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.
@@ -165,8 +167,8 @@ class Strategy(ABC):
     #: Why a participant must be a silo; None: it may be a federation.
     silos_only: str | None = None
 
-    #: Whether a federation with text of its own trains before its silos or beside them.
-    schedule: Literal["sequential", "parallel"] = "sequential"
+    #: Whether a federation with text of its own trains before its silos, beside them, or after them.
+    schedule: Literal["sequential", "parallel", "after"] = "sequential"
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -205,6 +207,10 @@ class Strategy(ABC):
     def routed_tags(self, checkpoint: Checkpoint, participant: str) -> list[RoutedTag]:
         """Return what the routed layers are that `configure_train` sends to a participant."""
         return []
+
+    def after_server_silo(self, reply: Reply) -> StateGroups:
+        """Return what the reply of the federation's own silo has for the others; see `Checkpoint.given`."""
+        return {}
 
     def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Return a checkpoint's parameters as the plain model has them."""

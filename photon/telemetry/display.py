@@ -442,7 +442,10 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
     )
     overall = f"validation perplexity {format_perplexity(event.perplexity)}{estimate_text(event)}"
     recall = "" if event.recall is None else f" · recall of what was forgotten {event.recall:.2f}"
-    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}{recall}"
+    measured = "".join(
+        f" · {name.replace('_', ' ')} {value:.3g}" for name, value in sorted(event.figures.items())
+    )
+    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}{measured}{recall}"
 
 
 def _named(names: list[str], between: str) -> str:

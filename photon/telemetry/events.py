@@ -283,7 +283,8 @@ class Evaluated(Event):
 
     Of ``of_silos`` that measure models ``asked`` were asked, and those in ``per_silo`` have answered.
     ``error`` is the standard error of ``loss`` as an estimate of what all would give: 0 where all have
-    answered, ``None`` where one alone has, or nobody knows.
+    answered, ``None`` where one alone has, or nobody knows. ``figures`` are what the objective measures
+    beside the loss, over those who told it, weighted as the loss is.
 
     ``remembered`` has, of silos that keep questions which were forgotten once, what the model says to them.
     """
@@ -301,6 +302,7 @@ class Evaluated(Event):
     of_silos: int | None = None
     error: float | None = None
     remembered: dict[str, Remembered] = dataclasses.field(default_factory=dict)
+    figures: dict[str, _Number] = dataclasses.field(default_factory=dict)
 
     @property
     def recall(self) -> float | None:

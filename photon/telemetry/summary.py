@@ -33,6 +33,7 @@ from photon.telemetry.events import (
     Unlearned,
     plain_json,
 )
+from photon.telemetry.labels import label_rounds
 from photon.telemetry.log import current_history, elapsed_seconds
 
 #: Silos up to which the tables at the end of a run list each.
@@ -59,6 +60,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``tasks`` has what the last evaluation on tasks found, and after which round; None: there was none.
     ``unlearned`` has the requests that the run has fulfilled; ``recall_of_forgotten`` is the last model's
     mean ROUGE-1 recall of answers that were to be forgotten, None where nobody asks.
+    ``labels`` has the last accuracy of a classifier, and what each round told; None: no labels are learnt.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the silos by training seconds.
 
     Parameters
@@ -108,6 +110,7 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "tasks": _last_tasks(history),
         "unlearned": [event.request for event in history if isinstance(event, Unlearned)],
         "recall_of_forgotten": evaluations[-1].recall if evaluations else None,
+        "labels": _labels(history),
         "failures": sum(isinstance(event, SiloFailed) for event in history),
         "weights_sha256": weights_sha256,
     }
@@ -343,6 +346,14 @@ def _last_density(history: list[Event]) -> float | None:
     return next((values["density/all"] for values in reversed(known) if "density/all" in values), None)
 
 
+def _labels(history: list[Event]) -> dict[str, Any] | None:
+    rounds = label_rounds(history)
+    if not rounds:
+        return None
+    known = [one["accuracy"] for one in rounds if one["accuracy"] is not None]
+    return {"accuracy": known[-1] if known else None, "rounds": rounds}
+
+
 def main_figure(task: TaskFigures) -> tuple[str, float] | None:
     """Return the figure by which a task's models are compared, with its name; None: it has none."""
     metrics = task["metrics"]
@@ -482,6 +493,11 @@ def _facts(
     for name, task in ((summary.get("tasks") or {}).get("tasks") or {}).items():
         if (figure := main_figure(task)) is not None and figure[1] is not None:
             rows.append((name, f"{figure[0].replace('_', ' ')} {figure[1]:.4g}"))
+    if (labels := summary.get("labels")) is not None:
+        last = labels["rounds"][-1]
+        right, sure = format_share(last["pseudo_label_accuracy"]), format_share(last["coverage"])
+        rows.append(("accuracy", format_share(labels["accuracy"])))
+        rows.append(("labels of the last round", f"{right} right, for {sure} of a silo's texts"))
     if summary["failures"]:
         rows.append(("failed silos", str(summary["failures"])))
     rows += [(label, str(path)) for label, path in (("report", report_path), ("model", export_path)) if path]

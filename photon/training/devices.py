@@ -67,6 +67,8 @@ class GroupResult:
         As one process would have reported it.
     collected : StateGroups
         What the strategy's hooks have changed.
+    shared : StateGroups
+        What the objective gives to other silos.
     """
 
     params: dict[str, Tensor]
@@ -75,6 +77,7 @@ class GroupResult:
     position: int
     result: TrainResult
     collected: StateGroups = field(default_factory=dict)
+    shared: StateGroups = field(default_factory=dict)
 
 
 def train_in_group(

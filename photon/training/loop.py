@@ -238,6 +238,10 @@ class LocalTrainer:
             figures=record.figures(),
         )
 
+    def no_steps(self) -> TrainResult:
+        """Return the result of taking no steps: there is no loss to tell."""
+        return TrainResult(0, 0, math.nan, math.nan, math.nan, math.nan, 1e-6, self.micro_batch_size)
+
     def _next_batch(self, stream: "BatchStream") -> Batch:
         batch = stream.next_batch(self.batch_size)
         return {name: self._to_device(array) for name, array in batch.items()}

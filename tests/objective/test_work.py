@@ -50,7 +50,7 @@ def test_a_run_trains_on_what_is_chosen_and_repeats(
 
 
 def test_what_cannot_be_chosen_is_one_line(run_small: Run) -> None:
-    with pytest.raises(RunError, match=r"what it has chosen is not one or more of \d+ windows"):
+    with pytest.raises(RunError, match=r"what it has chosen is not among the \d+ windows"):
         run_small("objective._target_=tests.objective.toy.Beyond", "cohort=1", name="beyond")
     with pytest.raises((PhotonError, RunError), match="the objective chooses its windows in one process"):
         run_small(CHOSEN, "training.processes=2", "cohort=1", name="group")

@@ -57,7 +57,14 @@ class Chosen(CausalLM):
     """Trains on every third window, other ones in each round, with labels that it makes for them."""
 
     def prepare(
-        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+        self,
+        model: nn.Module,
+        data: SiloData,
+        received: StateGroups,
+        *,
+        server_round: int,
+        seed: int,
+        own: bool,
     ) -> Work:
         assert not model.training
         assert not torch.is_grad_enabled()
@@ -77,7 +84,14 @@ class Beyond(CausalLM):
     """Chooses a window that is not there."""
 
     def prepare(
-        self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
+        self,
+        model: nn.Module,
+        data: SiloData,
+        received: StateGroups,
+        *,
+        server_round: int,
+        seed: int,
+        own: bool,
     ) -> Work:
         return Work(torch.tensor([10**6]))
 
