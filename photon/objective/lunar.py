@@ -16,7 +16,7 @@ The server chooses by the sums of what was counted, and adds ΔW in float64.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +81,7 @@ class Lunar(SupervisedFineTuning):
         If one is out of its range.
     """
 
-    arrays = ("tokens", "positions", "targets", "sets")
+    arrays: ClassVar[tuple[str, ...]] = ("tokens", "positions", "targets", "sets")
     trains: ClassVar[bool] = False
     shards: ClassVar[bool] = False
     groups: ClassVar[tuple[str, ...]] = (COUNTS, VECTORS, GRAMS, FIGURES)
@@ -141,7 +141,8 @@ class Lunar(SupervisedFineTuning):
             }
         if server_round == SCANNING:
             return {FIGURES: {"figures": torch.Size([1 + len(self._choices(sites)), sets, len(_SEEN)])}}
-        vectors, grams = {}, {}
+        vectors: dict[str, list[int]] = {}
+        grams: dict[str, list[int]] = {}
         for layer, site in sites.items():
             outputs, inputs = site.weight.shape
             vectors |= {_of(layer, "reference"): [outputs], _of(layer, "forget"): [outputs]}
@@ -189,6 +190,7 @@ class Lunar(SupervisedFineTuning):
         sites = self._sites(model)
         if server_round == SCANNING:
             return {FIGURES: {"figures": self._scanned(model, sites, data, received[CANDIDATES])}}
+        known: Any = model
         device = next(model.parameters()).device
 
         def rows(questions: Sequence[EncodedQuestion], positions: Literal["last", "all"]) -> list[Batch]:
@@ -197,8 +199,8 @@ class Lunar(SupervisedFineTuning):
             return list(batches(prompts, starts(prompts, positions), batch_size=1, device=device))
 
         of_sites = list(sites.values())
-        vectors = vector_sums(model, of_sites, rows(reference, "last"), rows(forget, "last"))
-        grams = gram_sums(model, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
+        vectors = vector_sums(known, of_sites, rows(reference, "last"), rows(forget, "last"))
+        grams = gram_sums(known, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
         return {VECTORS: _told(vectors, list(sites)), GRAMS: _told_grams(grams)}
 
     def _scanned(
@@ -395,8 +397,8 @@ def _check_refuses(before: Found, candidates: Sequence[tuple[Choice, Found]]) ->
         )
 
 
-def _told(sums: VectorSums, layers: Sequence[int]) -> Tensors:
-    told = {}
+def _told(sums: VectorSums, layers: Sequence[int]) -> dict[str, Tensor]:
+    told: dict[str, Tensor] = {}
     for place, layer in enumerate(layers):
         told[_of(layer, "reference")] = sums.reference[place]
         told[_of(layer, "forget")] = sums.forget[place]
@@ -404,8 +406,8 @@ def _told(sums: VectorSums, layers: Sequence[int]) -> Tensors:
     return told
 
 
-def _told_grams(sums: Mapping[int, GramSums]) -> Tensors:
-    told = {}
+def _told_grams(sums: Mapping[int, GramSums]) -> dict[str, Tensor]:
+    told: dict[str, Tensor] = {}
     for layer, of in sums.items():
         told |= {_of(layer, "upper"): of.upper, _of(layer, "forget"): of.forget, _of(layer, "rows"): of.rows}
     return told

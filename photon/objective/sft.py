@@ -1,6 +1,6 @@
 """Supervised fine-tuning: predict what the assistant says in conversations."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class SupervisedFineTuning(CausalLM):
     auxiliary loss of a mixture of experts counts all tokens alike.
     """
 
-    arrays = ("tokens", "positions", "targets")
+    arrays: ClassVar[tuple[str, ...]] = ("tokens", "positions", "targets")
 
     def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Return the model, if it keeps texts apart whose positions begin anew.
