@@ -16,7 +16,7 @@ The server chooses by the sums of what was counted, and adds ΔW in float64.
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -190,6 +190,7 @@ class Lunar(SupervisedFineTuning):
         sites = self._sites(model)
         if server_round == SCANNING:
             return {FIGURES: {"figures": self._scanned(model, sites, data, received[CANDIDATES])}}
+        known: Any = model
         device = next(model.parameters()).device
 
         def rows(questions: Sequence[EncodedQuestion], positions: Literal["last", "all"]) -> list[Batch]:
@@ -197,9 +198,9 @@ class Lunar(SupervisedFineTuning):
             # One by one: what a prompt gives is then the same whatever others there are.
             return list(batches(prompts, starts(prompts, positions), batch_size=1, device=device))
 
-        of_sites, plain = list(sites.values()), cast("PreTrainedModel", model)
-        vectors = vector_sums(plain, of_sites, rows(reference, "last"), rows(forget, "last"))
-        grams = gram_sums(plain, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
+        of_sites = list(sites.values())
+        vectors = vector_sums(known, of_sites, rows(reference, "last"), rows(forget, "last"))
+        grams = gram_sums(known, of_sites, rows(forget, self.positions), rows([*retain, *reference], "all"))
         return {VECTORS: _told(vectors, list(sites)), GRAMS: _told_grams(grams)}
 
     def _scanned(
@@ -397,7 +398,7 @@ def _check_refuses(before: Found, candidates: Sequence[tuple[Choice, Found]]) ->
 
 
 def _told(sums: VectorSums, layers: Sequence[int]) -> dict[str, Tensor]:
-    told = {}
+    told: dict[str, Tensor] = {}
     for place, layer in enumerate(layers):
         told[_of(layer, "reference")] = sums.reference[place]
         told[_of(layer, "forget")] = sums.forget[place]
