@@ -7,7 +7,7 @@ from pathlib import Path
 from photon.errors import PhotonError, printable
 from photon.report.page import Panel, Table, Tables
 from photon.report.run import Run
-from photon.state.unlearned import NAME, Unlearned, read_unlearned
+from photon.state.unlearned import NAME, Changed, Unlearned, read_unlearned
 
 #: Figures that are shown, and their headings.
 _SHOWN = {
@@ -53,9 +53,10 @@ def _requests(title: str, folder: Path) -> Tables:
 
 def _row(number: int, one: Unlearned) -> list[str]:
     when = datetime.fromtimestamp(min(one.time, 4e9), UTC).strftime("%Y-%m-%d %H:%M")
+    changes: tuple[Unlearned | Changed, ...] = (one, *one.also)
     changed = ", ".join(
         f"{printable(each.weight)} (ridge {each.ridge:g}, coefficient {each.coefficient:g})"
-        for each in (one, *one.also)
+        for each in changes
     )
     cells = [_both(one, name) for name in _SHOWN]
     return [str(number), printable(one.asked_by), f"{when} UTC", changed, *cells]

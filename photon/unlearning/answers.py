@@ -1,7 +1,7 @@
 """What a model answers by itself, and how it takes the right answer."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -64,7 +64,7 @@ class _Ranks(LogitsProcessor):
         self._golds = golds
         self.ranks: list[list[int]] = [[] for _ in golds]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         for row, gold in enumerate(self._golds):
             if (step := len(self.ranks[row])) < len(gold):
                 self.ranks[row].append(rank_of(scores[row], gold[step]))
@@ -197,6 +197,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def score_of(figures: dict[str, Figures]) -> float:
+def score_of(figures: Mapping[str, Figures]) -> float:
     """Return the Deviation Score of the figures of the sets `forget` and `retain`."""
     return deviation_score(figures["forget"]["rouge1"], figures["retain"]["rouge1"])
