@@ -21,6 +21,7 @@ from flwr.common.config import parse_config_args
 
 from photon import DISTRIBUTION
 from photon.commands.app import app
+from photon.commands.orchestrate import RunsByDefault
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
@@ -229,9 +230,11 @@ def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> N
     context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         found = command.get_command(context, words[0])
+        if found is None and isinstance(command, RunsByDefault):
+            found, words = command.commands["run"], ["run", *words]
         assert found is not None, f"{page}: no command {words[0]!r}"
         command, words = found, words[1:]
-    if command.name == "train":
+    if command is COMMAND.commands["train"]:
         overrides = [word for word in words if "=" in word]
         if "--config" in words:
             assert all(override.partition("=")[0] in RunConfig.model_fields for override in overrides)

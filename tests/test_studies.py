@@ -28,9 +28,11 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "abbie": "abbie.md",
     "attacks": "attacks.md",
+    "bixbench": "bixbench.md",
     "convergence": "convergence.md",
     "instruct": "instruct.md",
     "link_codecs": "link.md",
+    "orchestration": "orchestration.md",
     "outer": "outer.md",
     "recipe": "recipe.md",
     "sparse_images": "sparsity-images.md",

@@ -7,10 +7,12 @@ from typing import Annotated
 import typer
 
 import photon
+from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
+from photon.commands.orchestrate import orchestrate
 from photon.commands.runs import export, import_, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
@@ -48,10 +50,12 @@ def command(
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
 app.add_typer(silo, name="silo")
+app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)

@@ -15,10 +15,9 @@ from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import runtime_of, trainer
 from photon.silo.site import SiloSite
-from photon.silo.work import batches, chooses
+from photon.silo.work import batches, chooses, told_steps
 from photon.strategy.base import strategy_of
 from photon.strategy.local import Start
-from photon.telemetry.steps import TellSteps
 from photon.training.devices import GroupResult
 from photon.training.groups import (
     StateGroups,
@@ -83,7 +82,7 @@ def _fit_here(
             stream,
             global_step=request.global_step,
             steps=request.steps,
-            on_step=TellSteps(site.state / request.silo, request.round, request.global_step, request.steps),
+            on_step=told_steps(request, site.state),
             rows=start.rows,
             hooks=method.hooks(context, collected),
         )

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from photon.objective.base import Objective, Work
 from photon.objective.configured import objective_of
 from photon.silo.policy import SiloPolicy
 from photon.strategy.contract import PARAMS
+from photon.telemetry.steps import TellSteps
 from photon.training.groups import StateGroups, Tensors
 from photon.training.schedule import build_schedule
 
@@ -50,6 +52,11 @@ def idle_steps(config: RunConfig, first: int, steps: int) -> int:
     highest = max(rates, default=0.0)
     learning = sum(one >= LEAST_RATE * highest for one in rates)
     return steps - learning
+
+
+def told_steps(request: TrainRequest, state: Path) -> TellSteps:
+    """Return what tells of each step of a request in the node's state folder."""
+    return TellSteps(state / request.silo, request.round, request.global_step, request.steps)
 
 
 def batches(

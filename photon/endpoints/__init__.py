@@ -1,0 +1,1 @@
+"""Models that answer elsewhere: chats with endpoints that speak OpenAI's API."""
