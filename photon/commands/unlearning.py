@@ -156,13 +156,14 @@ def _sets(
     from photon.errors import PhotonError, printable
     from photon.unlearning.questions import Sets, read_questions, split_by_edge
 
-    wanted = read_questions(forget)
-    others: list[Question] = []
-    if edges:
-        wanted, others = split_by_edge(wanted, edges, printable(forget))
-    elif retain is None:
+    if not edges and retain is None:
         raise PhotonError("--retain: give what is to stay, or name with --edge what of --forget is to go")
-    stays = others if retain is None else read_questions(retain)
+    wanted = read_questions(forget)
+    stays: list[Question] = []
+    if edges:
+        wanted, stays = split_by_edge(wanted, edges, printable(forget))
+    if retain is not None:
+        stays = read_questions(retain)
     gone = [one for file in forgotten for one in read_questions(file)]
     known = {one.key for one in gone}
     # What was forgotten before may still be in the file of what is to stay.

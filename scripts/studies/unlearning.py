@@ -312,15 +312,17 @@ def options(run: ArgumentParser) -> None:
 
 
 def run_missing(runs: Runs, arguments: Namespace) -> None:
-    """Do all runs, seed by seed."""
+    """Do all runs, by worth: LUNAR with all seeds comes first."""
     import torch
 
     torch.set_num_threads(1)
     place = Place(arguments.export, arguments.data, arguments.work)
-    for seed in SEEDS:
+    first = (TUNED, next(iter(LUNARS)))
+    for methods in (first, [method for method in METHODS if method not in first]):
         for data in arguments.sets:
-            for method in METHODS:
-                runs.once(f"{data}, {method}, seed {seed}", partial(measure, place, data, method, seed))
+            for seed in SEEDS:
+                for method in methods:
+                    runs.once(f"{data}, {method}, seed {seed}", partial(measure, place, data, method, seed))
 
 
 def sections(results: Results) -> Iterator[str]:

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from photon.models.pretrained import ABBIE
+
 WIDTH, VOCABULARY = 16, 40
 SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 3, "n_embd": WIDTH, "n_head": 2},
@@ -31,6 +33,16 @@ def random_model(kind: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return model
+
+
+def random_abbie() -> PreTrainedModel:
+    """Return an AbbIE model of Llama's blocks, of which the middle one is applied twice."""
+    plain = random_model("llama").config.to_diff_dict()
+    fields = {name: value for name, value in plain.items() if name not in ("model_type", "architectures")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(ABBIE["llama"](**fields))
+    return model.eval()
 
 
 def random_prompts(count: int, seed: int = 0) -> list[list[int]]:

@@ -13,7 +13,8 @@ from photon.unlearning.problem import Choice, Edit
 from photon.unlearning.questions import Encoded, Question, encode, encoder_of
 
 from .exported import questions, write_export
-from .models import random_model, random_prompts
+from .models import random_abbie, random_model, random_prompts
+from .toy import tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,15 @@ def test_answers_are_greedy_and_ranks_are_of_their_own_steps(known: tuple) -> No
     right = [one.text == question.answer for one, question in zip(found, asked, strict=True)]
     assert any(right)
     assert not all(right)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "opt", "abbie"])
+def test_prompts_in_one_batch_are_answered_as_if_they_were_alone(kind: str) -> None:
+    model, made = random_abbie() if kind == "abbie" else random_model(kind), tokenizer()
+    asked = [Encoded(prompt, [1, 2]) for prompt in random_prompts(6)]
+    alone, together = (ask(model, made, asked, most=5, batch_size=size) for size in (1, 6))
+    assert alone == together
+    assert len({one.text for one in alone}) > 1
 
 
 def test_the_shortest_beginning_that_is_gone_on_with_rightly(known: tuple) -> None:
