@@ -41,11 +41,12 @@ def options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to do")
 
 
-def about(results: Results) -> str:
+def about(_: Results) -> str:
     return (
         "A figure is the mean over the seeds that are named, with the range from the lowest to the highest "
-        "behind it; a section that is not there has not been run yet. All methods of a table have the same anchors, steps and rounds, and "
-        "FedAnchor and SemiFL train on the same share of the silos' texts. [How it works](../anchor.md)."
+        "behind it; a section that is not there has not been run yet. All methods of a table have the same "
+        "anchors, steps and rounds, and FedAnchor and SemiFL train on the same share of the silos' texts. "
+        "[How it works](../anchor.md)."
     )
 
 
