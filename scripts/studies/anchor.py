@@ -41,12 +41,12 @@ def options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS), help="what to do")
 
 
-def about(results: Results) -> str:
-    seeds = sorted({one["seed"] for one in results if "seed" in one})
+def about(_: Results) -> str:
     return (
-        f"Seeds {', '.join(map(str, seeds))}; a figure is the mean over them, with the range from the lowest "
-        "to the highest behind it. All methods of a table have the same anchors, steps and rounds, and "
-        "FedAnchor and SemiFL train on the same share of the silos' texts. [How it works](../anchor.md)."
+        "A figure is the mean over the seeds that are named, with the range from the lowest to the highest "
+        "behind it; a section that is not there has not been run yet. All methods of a table have the same "
+        "anchors, steps and rounds, and FedAnchor and SemiFL train on the same share of the silos' texts. "
+        "[How it works](../anchor.md)."
     )
 
 
@@ -93,9 +93,10 @@ def label_tables(found: Results) -> Iterator[str]:
         "coverage, last round",
     ]
     for anchors in sorted({one["anchors"] for one in found}):
-        yield f"{anchors} labelled ones of each class:"
-        yield ""
         runs = [one for one in found if one["anchors"] == anchors]
+        seeds = ", ".join(map(str, sorted({one["seed"] for one in runs})))
+        yield f"{anchors} labelled ones of each class, seeds {seeds}:"
+        yield ""
         methods = dict.fromkeys(one["method"] for one in sorted(runs, key=lambda one: one["place"]))
         yield from table(
             columns, (row(method, [o for o in runs if o["method"] == method]) for method in methods)

@@ -108,10 +108,14 @@ def prepare_noisy(texts: dict[str, list[str]], work: Path) -> None:
 
     for name in embedded_documents():
         draw, text = random.Random(f"noise/{name}"), "\n".join(texts[name])
-        places = draw.sample(range(len(text) // CHARACTERS), sum(DOCUMENTS.values()) + TEST)
-        whole = [text[CHARACTERS * place : CHARACTERS * (place + 1)] for place in places]
-        test[name] = [Document(name, one) for one in whole[:TEST]]
-        rest, silos[name] = iter(whole[TEST:]), {}
+        needed = sum(DOCUMENTS.values()) + TEST
+        # Of a small domain documents overlap, and those of the test set do not.
+        step = min(CHARACTERS, (len(text) - CHARACTERS * (TEST + 1)) // (needed - TEST))
+        places = draw.sample(range(needed - TEST), needed - TEST)
+        own_text, held_out = text[: -CHARACTERS * TEST], text[-CHARACTERS * TEST :]
+        cut = [held_out[CHARACTERS * place : CHARACTERS * (place + 1)] for place in range(TEST)]
+        test[name] = [Document(name, one) for one in cut]
+        rest, silos[name] = iter([own_text[step * place : step * place + CHARACTERS] for place in places]), {}
         for kind, count in DOCUMENTS.items():
             own = [next(rest) for _ in range(count)]
             silos[name][kind] = own if kind == CLEAN else [noise(kind, one, japanese, draw) for one in own]
