@@ -28,6 +28,7 @@ RESULTS = ROOT / "docs" / "results"
 PAGES = {
     "abbie": "abbie.md",
     "attacks": "attacks.md",
+    "bixbench": "bixbench.md",
     "convergence": "convergence.md",
     "instruct": "instruct.md",
     "link_codecs": "link.md",

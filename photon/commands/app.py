@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import photon
+from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
@@ -17,6 +18,7 @@ from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.tune import tune
+from photon.commands.unlearning import unlearn
 from photon.commands.walltime import app as walltime_app
 
 app = typer.Typer(
@@ -48,6 +50,7 @@ def command(
 #: Arguments of these are Hydra overrides.
 OVERRIDES = {"allow_extra_args": True, "ignore_unknown_options": True}
 
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
@@ -56,6 +59,7 @@ app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)
+app.command()(unlearn)
 app.command()(chat)
 app.command()(serve)
 app.command(context_settings=OVERRIDES)(doctor)

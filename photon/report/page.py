@@ -66,6 +66,10 @@ class Page:
     configs: list[tuple[str, str]]
     commands: list[str]
     facts: list[tuple[str, str]]
+    #: Pages beside this one: what they are on, and where they lie.
+    links: list[tuple[str, str]] = field(default_factory=list)
+    #: Over the texts of ``configs``.
+    texts_title: str = "Configuration"
 
 
 def draw_sections(

@@ -176,10 +176,17 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 </table>
 </div></div>
 {% endif %}
-<h2>Configuration</h2>
+{% if page.links %}
+<h2>Pages</h2>
+<div class="panel text">{% for title, target in page.links %}<a href="{{ target }}">{{ title }}</a> {% endfor %}</div>
+{% endif %}
+{% if page.configs %}
+<h2>{{ page.texts_title }}</h2>
 {% for title, text in page.configs %}
 <div class="panel text"><details><summary>{{ title }}</summary><pre tabindex="0">{{ text }}</pre></details></div>
 {% endfor %}
+{% endif %}
+{% if page.commands %}
 <h2>How to do it again</h2>
 <div class="panel text">
 <pre class="commands">{{ page.commands | join("\n") }}</pre>
@@ -187,6 +194,7 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 <dl class="facts">{% for label, value in page.facts %}<dt>{{ label }}</dt><dd>{{ value }}</dd>{% endfor %}</dl>
 {% endif %}
 </div>
+{% endif %}
 </main>
 </body>
 </html>

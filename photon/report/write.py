@@ -5,6 +5,7 @@ security policy forbids it to load anything.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
@@ -13,6 +14,7 @@ from photon import __version__
 from photon.errors import PhotonError
 from photon.files import atomic
 from photon.report.comparison import comparison_page
+from photon.report.page import Page
 from photon.report.run import Run
 from photon.report.single import run_page
 from photon.report.template import TEMPLATE
@@ -37,14 +39,31 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
         raise PhotonError("report: no run is named; name at least one folder that `photon train` made")
     loaded = [Run.load(folder) for folder in runs]
     page = run_page(loaded[0]) if len(loaded) == 1 else comparison_page(loaded)
+    write_page(page, output)
+
+
+def write_page(page: Page, output: Path) -> None:
+    """Write a page; whatever text it holds is escaped.
+
+    Raises
+    ------
+    PhotonError
+        ``output`` cannot be written.
+    """
+    # Half of a character, which a model may write, is none in a file.
+    text = _template().render(page=page, version=__version__).encode("utf-8", "replace").decode()
+    try:
+        atomic.write_text(output, text)
+    except OSError as error:
+        raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
+
+
+@lru_cache
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    text = environment.from_string(TEMPLATE).render(page=page, version=__version__)
-    try:
-        atomic.write_text(output, text)
-    except OSError as error:
-        raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
+    return environment.from_string(TEMPLATE)
