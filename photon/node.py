@@ -155,7 +155,7 @@ def _answer(
     # 9. The reply: what the contract says and nothing else, under masks where the run has them.
     contract.check_reply(trained)
     if body.masking is not None:
-        trained = secure.mask(body, trained, site, config, contract.masked)
+        trained = secure.mask(body, trained, site, config, contract)
     file = node.kept_file(body) if body.masking is None else None
     reply = site.link.send(trained, content, file)
     reply[BODY] = pack(report)

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.optim import Optimizer
 
-from photon.components import build, check_arguments, import_target
+from photon.components import build, check_arguments, import_target, nearest
 from photon.config.compose import load, parse, with_overrides
 from photon.config.explain import explain_validation
 from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig, known_keys
@@ -165,7 +165,7 @@ def _try_components(config: RunConfig) -> None:
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
             "privacy.clip_norm use keep or reset"
         )
-    if config.privacy.secure_aggregation and not strategy.folds_mean:
+    if config.privacy.secure_aggregation and not (strategy.folds_sums or strategy.folds_mean):
         raise PhotonError(
             "privacy.secure_aggregation: the strategy folds more than the plain mean of the updates; use "
             "strategy=photon or diloco with strategy.weighting=uniform and without local_state=sync, or "
@@ -219,12 +219,28 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
             f"strategy: {names[1]} folds what was trained, and the objective {names[0]} takes no steps; use "
             "strategy=sums"
         )
+    _check_ranges(config, strategy)
     if not strategy.folds_sums:
         return
     states = uplink_pipelines(config.link).states
     for refused, why in (
         (config.privacy.on, "privacy.clip_norm: nothing bounds the sums of an objective without steps"),
-        (config.privacy.secure_aggregation, "privacy.secure_aggregation: sums of float64 have no masks"),
+        (
+            objective.rounds not in (None, config.rounds),
+            f"{names[0]} takes {objective.rounds} rounds; set rounds={objective.rounds}",
+        ),
+        (
+            objective.needs_all and config.cohort is not None,
+            f"{names[0]} asks all silos in every round; set cohort=null",
+        ),
+        (
+            not all(codec.on_bytes for codec in downlink_pipelines(config.link).params),
+            "link.downlink: silos would read with another model than the server has; leave out what rounds",
+        ),
+        (
+            config.privacy.secure_aggregation and bool(config.link.states),
+            "link.states: what is masked looks like noise, and nothing makes it smaller; leave out codecs",
+        ),
         (
             config.link.downlink_payload == "update",
             "link.downlink_payload=update: parameters do not change; use parameters",
@@ -236,6 +252,16 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
     ):
         if refused:
             raise PhotonError(f"strategy: {names[1]}: {why}")
+
+
+def _check_ranges(config: RunConfig, strategy: Strategy) -> None:
+    """Check that ranges of masked sums are of sums that there are."""
+    groups = [group.rpartition("/")[2] for group in objective_of(config).groups]
+    known = groups if strategy.folds_sums else []
+    for name in config.privacy.ranges or ():
+        if name not in known:
+            near = nearest(name, known)
+            raise PhotonError(f"privacy.ranges.{name}: this run has no such sum" + near)
 
 
 def _check_component(component: Component, where: str) -> None:

@@ -18,6 +18,7 @@ from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.tune import tune
+from photon.commands.unlearning import unlearn
 from photon.commands.walltime import app as walltime_app
 
 app = typer.Typer(
@@ -58,6 +59,7 @@ app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
 app.command()(evaluate)
 app.command()(generate)
+app.command()(unlearn)
 app.command()(chat)
 app.command()(serve)
 app.command(context_settings=OVERRIDES)(doctor)

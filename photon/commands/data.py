@@ -49,7 +49,7 @@ _Kind = Annotated[
         metavar="KIND",
         help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
         ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
-        "list.",
+        "list; `questions`: fields `question`, `answer` and `set` (forget, retain or reference).",
         rich_help_panel=_TEXT,
     ),
 ]

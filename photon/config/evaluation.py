@@ -23,6 +23,12 @@ class FurtherEvaluation(Section):
         description="Let each silo also measure the model of its own that it ends its last round with, "
         "before models are averaged. Not where updates are noised.",
     )
+    forgotten: str | None = Field(
+        None,
+        description="Folder of prepared questions whose forget set is asked of each model that is evaluated, "
+        "so that what was forgotten does not come back unnoticed; null: none. Deployed silos name their own, "
+        "`forgotten-dir`.",
+    )
     tasks: Annotated[list[str], BeforeValidator(_listed)] = Field(
         [],
         max_length=MAX_TASKS,

@@ -1,5 +1,7 @@
 """The `privacy` section of a configuration."""
 
+from typing import Annotated
+
 from pydantic import Field, model_validator
 
 from photon.config.section import Section
@@ -40,6 +42,18 @@ class PrivacySection(Section):
         gt=0,
         le=1e6,
         description="Largest magnitude of a coordinate of an update that is masked; a larger one fails.",
+    )
+    ranges: dict[str, Annotated[float, Field(gt=0, le=2.0**50)]] | None = Field(
+        None,
+        description="Largest magnitude of a value that a silo may have in a sum that is masked, by group, "
+        "as in `{grams: 1e4}`; of other sums, and with null of all, it is 2^20. A larger value fails. The "
+        "smaller, the finer the sum.",
+    )
+
+    alone: list[str] = Field(
+        [],
+        description="Sets of rows, such as `forget`, of which a masked sum may be one silo's alone, which "
+        "hides nothing of it; that silo's policy has to allow it, too.",
     )
 
     @property

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from photon.data.documents import Chat, Message
 from photon.data.rows import Faults
@@ -91,6 +91,17 @@ class ChatEncoder:
         self._check_marks((*prompt, *answer))
         return self._checked(self._encoded((*prompt, *answer), answers=len(answer)))
 
+    def prompt(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens of a conversation, up to where the assistant begins to speak.
+
+        Raises
+        ------
+        TemplateError
+            If it cannot be used; the text says why.
+        """
+        self._check_marks(messages)
+        return self._ids(self.template.prompt(messages)).ids
+
     def _check_marks(self, messages: Sequence[Message]) -> None:
         for message in messages:
             for token in self.template.marks:
@@ -100,16 +111,19 @@ class ChatEncoder:
     def _encoded(self, messages: Sequence[Message], answers: int = 0) -> Encoded:
         text, spans = self.template.render(messages)
         spans = spans[-answers:]
-        try:
-            found = self._with_special.encode(text, add_special_tokens=False)
-        except Exception as error:  # tokenizers raises bare Exception
-            raise TemplateError(f"the tokenizer cannot write it ({error})") from None
+        found = self._ids(text)
         ends = [end for _, end in spans]
         targets = []
         for start, _ in found.offsets:
             nearest = bisect_left(ends, start + 1)
             targets.append(nearest < len(spans) and spans[nearest][0] <= start)
         return Encoded(found.ids, targets)
+
+    def _ids(self, text: str) -> Encoding:
+        try:
+            return self._with_special.encode(text, add_special_tokens=False)
+        except Exception as error:  # tokenizers raises bare Exception
+            raise TemplateError(f"the tokenizer cannot write it ({error})") from None
 
     @staticmethod
     def _checked(encoded: Encoded) -> Encoded:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-#: Running text, conversations, or pairs of answers.
-TextKind = Literal["text", "chat", "pairs"]
+#: Running text, conversations, pairs of answers, or questions of which some are to be forgotten.
+TextKind = Literal["text", "chat", "pairs", "questions"]
 
 
 @dataclass(frozen=True)
@@ -60,3 +60,20 @@ class Pair(Document):
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
     rejected: tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Question(Document):
+    """A question, and what a model says to it.
+
+    Attributes
+    ----------
+    question, answer
+        The texts; of a reference the answer may be empty.
+    set
+        ``"forget"``, ``"retain"`` or ``"reference"``.
+    """
+
+    question: str
+    answer: str
+    set: str

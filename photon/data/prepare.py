@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from photon.data.alike import Comparison, Looks
-from photon.data.documents import Document, TextKind
-from photon.data.pairs import FIELDS
+from photon.data.documents import Document, Question, TextKind
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
 from photon.data.prepared import (
     FORMAT,
@@ -30,10 +29,11 @@ from photon.data.prepared import (
     is_prepared,
     silo_file,
 )
+from photon.data.questions import check_apart
 from photon.data.shards import encode, look_at
 from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, taken
-from photon.data.text_files import read_documents
+from photon.data.text_files import FIELDS_OF, read_documents
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.data.write import Place, Written, chat_encoder, write_chats, write_text
@@ -79,7 +79,8 @@ class Options:
         Share of each silo's text that need not come back from the tokenizer, between 0 and 1.
     kind
         Running "text", which is cut into windows; conversations ("chat"), each of which goes into a window
-        whole, written by the tokenizer's chat template or a plain one; or "pairs" of answers, as those.
+        whole, written by the tokenizer's chat template or a plain one; "pairs" of answers, as those; or
+        "questions" of which some are to be forgotten, each in a window of its own.
     workers
         Processes that compare and encode running text; None: as many as there are cores. Their number
         changes nothing in what is written.
@@ -127,7 +128,8 @@ class Options:
         if not 0 <= self.tokenizer_loss <= 1:
             raise PhotonError(f"tokenizer loss {self.tokenizer_loss} is out of range: a share from 0 to 1")
         if self.kind not in get_args(TextKind):
-            raise PhotonError(f"kind {self.kind!r} is not understood: use text, chat or pairs")
+            kinds = ", ".join(get_args(TextKind))
+            raise PhotonError(f"kind {self.kind!r} is not understood: use one of {kinds}")
         if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
             raise PhotonError(f"workers {self.workers} is out of range: from 1 to {MOST_WORKERS}")
 
@@ -185,8 +187,9 @@ def prepare(
     for name in sources:
         check_silo_name(name)
     source_field = parse_partition(partition).field or None
-    if kind == "pairs" and text_field is not None:
-        raise PhotonError(f"--text-field: pairs have the fields {', '.join(FIELDS)}; leave it out")
+    own = FIELDS_OF.get(kind)
+    if own is not None and text_field is not None:
+        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
     field = text_field or ("messages" if kind == "chat" else "text")
     skipped: list[SourceSkipped] = []
     with Spool.beside(output) as spool:
@@ -199,6 +202,10 @@ def prepare(
                         path, into, text_field=field, source_field=source_field, kind=kind
                     )
                     skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in left_out]
+                    if left_out and kind == "questions":
+                        # What was asked to be forgotten would stay.
+                        told = f"{printable(left_out[0].file)}: {left_out[0].reason}"
+                        raise PhotonError(f"silo {name!r}: {told}; mend it, no question is left out")
                     bar.advance(task)
         return prepare_documents(
             documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
@@ -273,11 +280,11 @@ def prepare_documents(
             stored = [part for part in documents.values() if isinstance(part, Documents)]
             if len(stored) < len(documents):
                 documents = _written_down(documents, stack.enter_context(Spool.beside(output)))
-            kept, duplicates = drop_exact_duplicates(documents)
+            kept, duplicates = _once(documents, options)
             _check_sources(kept, duplicates)
             silos = partition_documents(kept, parse_partition(partition), seed)
             bar = stack.enter_context(progress_bar(show=progress))
-            split = _split(silos, options, bar)
+            split = _asked(silos) if kind == "questions" else _split(silos, options, bar)
             loaded = _make_tokenizer(split, options, bar)
             lost = check_lost(loaded, silos, tokenizer_loss)
             sources = _sources(kept, duplicates, skipped)
@@ -339,6 +346,35 @@ def _sources(
         ],
         skipped=list(skipped),
     )
+
+
+def _once(
+    documents: Mapping[str, Sequence[Document]], options: Options
+) -> tuple[Mapping[str, Sequence[Document]], dict[str, int]]:
+    """Return the documents without exact duplicates, and how many there were, by source."""
+    if options.kind != "questions":
+        return drop_exact_duplicates(documents)
+    # Silos may well ask the same: what is summed is over the questions of each.
+    check_apart(documents)
+    each = {name: drop_exact_duplicates({name: of}) for name, of in documents.items()}
+    kept = {name: found[name] for name, (found, _) in each.items()}
+    return kept, {name: dropped[name] for name, (_, dropped) in each.items()}
+
+
+def _asked(
+    silos: dict[str, Sequence[Document]],
+) -> dict[str, tuple[Sequence[Document], Sequence[Document]]]:
+    """Return all questions of each silo, and beside them those whose answers are kept, which are measured."""
+    split = {}
+    for name, documents in silos.items():
+        retained = [i for i, one in enumerate(documents) if isinstance(one, Question) and one.set == "retain"]
+        if not retained:
+            raise PhotonError(
+                f"silo {name!r} has no question of the set retain: give it some whose answers are to stay, "
+                "so that it can tell what becomes of them"
+            )
+        split[name] = documents, taken(documents, retained)
+    return split
 
 
 def _split(

@@ -18,6 +18,14 @@ Of pairs of answers (kind "pairs"), which are conversations two by two, there is
 
     DIR/silos/NAME/train-pairs.npy          which pair each token is of, uint16 or uint32: 2k + 1 for the
                                             chosen side of pair k, 2k + 2 for the rejected one, 0 beyond
+
+Of questions of which some are to be forgotten (kind "questions"), each in a window of its own, there is
+also::
+
+    DIR/silos/NAME/train-sets.npy           of which set the question is, uint16 or uint32: 1 forget,
+                                            2 retain, 3 reference, 0 beyond it
+
+Their train split has all of them, and their validation split those that are retained, which are measured.
 """
 
 import hashlib
@@ -45,6 +53,7 @@ ARRAYS: dict[TextKind, tuple[str, ...]] = {
     "text": ("tokens",),
     "chat": ("tokens", "positions", "targets"),
     "pairs": ("tokens", "positions", "targets", "pairs"),
+    "questions": ("tokens", "positions", "targets", "sets"),
 }
 
 
@@ -363,6 +372,7 @@ class PreparedData:
                 and bool(((positions[:, 1:] == 0) | (positions[:, 1:] == positions[:, :-1] + 1)).all()),
             ),
             ("pairs", "pairs" not in arrays or _fits(arrays["pairs"], positions)),
+            ("sets", "sets" not in arrays or _fits_sets(arrays["sets"], positions, targets)),
         ):
             if not whole:
                 file = array_file(self.path, silo, split, name)
@@ -433,6 +443,18 @@ def _fits(pairs: np.ndarray, positions: np.ndarray) -> bool:
     sides = np.where(pairs == 0, 0, np.cumsum(starts, axis=1))
     whole = bool((pairs.max(axis=1) % 2 == 0).all()) and bool((pairs[:, 0] == 1).all())
     return whole and np.array_equal(pairs, sides) and not bool((pairs[:, 1:][pairs[:, :-1] == 0] > 0).any())
+
+
+def _fits_sets(sets: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> bool:
+    """Return whether each window begins with a question of one set, and has its answer at its end."""
+    there = sets > 0
+    ends = there.sum(axis=1)
+    begins = ends - targets.sum(axis=1, dtype=np.int64)
+    places = np.arange(sets.shape[1])
+    marked = (places >= begins[:, None]) & (places < ends[:, None])
+    whole = bool((begins > 0).all()) and np.array_equal(there, places < ends[:, None])
+    one = bool((sets == np.where(there, sets[:, :1], 0)).all()) and int(sets.max()) <= 3
+    return whole and one and np.array_equal(marked, targets == 1) and bool((positions[:, 0] == 0).all())
 
 
 def count_tokens(windows: np.ndarray, vocab_size: int) -> np.ndarray:

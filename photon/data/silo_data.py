@@ -1,11 +1,13 @@
 """The text of one participant as methods and objectives see it: windows and counts, no path."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
 
 from photon.data.prepared import PreparedData, SplitName
+from photon.data.tokenizer import EosTokenizer, load_tokenizer
 
 
 class SiloData:
@@ -27,6 +29,11 @@ class SiloData:
     def vocab_size(self) -> int:
         """Tokens of the tokenizer."""
         return self._prepared.manifest.vocab_size
+
+    @cached_property
+    def tokenizer(self) -> EosTokenizer:
+        """The tokenizer that the text was written with."""
+        return load_tokenizer(self._prepared.tokenizer_path)
 
     def windows(self, split: SplitName) -> list[np.ndarray]:
         """Return the memory-mapped windows of each member, (sequences, sequence_length)."""

@@ -16,12 +16,12 @@ from typing import overload
 import numpy as np
 from pydantic import TypeAdapter
 
-from photon.data.documents import Chat, Document, Pair
+from photon.data.documents import Chat, Document, Pair, Question
 from photon.errors import PhotonError, printable
 from photon.files.atomic import name_beside
 
 #: What a document may be; the place in this list is what is written of it.
-_KINDS: tuple[type[Document], ...] = (Document, Chat, Pair)
+_KINDS: tuple[type[Document], ...] = (Document, Chat, Pair, Question)
 _TEXTS, _REST, _INDEX = "texts", "rest", "index.npy"
 
 

@@ -116,6 +116,16 @@ class ChatTemplate:
             spans.append((len(prompt), len(trimmed) if ends_marked else len(turn)))
         return text, spans
 
+    def prompt(self, messages: Sequence[Message]) -> str:
+        """Return a conversation as text, up to where the assistant begins to speak.
+
+        Raises
+        ------
+        TemplateError
+            If the template refuses it.
+        """
+        return self._rendered(messages, prompt=True)[0]
+
     def _rendered(
         self, messages: Sequence[Message], *, prompt: bool = False, spans: bool = False
     ) -> tuple[str, list[Span]]:

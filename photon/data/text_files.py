@@ -11,6 +11,8 @@ from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, files_of
 from photon.data.pairs import FIELDS, pair_of
+from photon.data.questions import FIELDS as QUESTION_FIELDS
+from photon.data.questions import question_of
 from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
 from photon.data.spool import Store
 from photon.errors import PhotonError, printable
@@ -19,6 +21,10 @@ from photon.errors import PhotonError, printable
 # at blank lines: the split into train and validation is by document, and a book would lie on one side.
 LONG_TEXT = 64 * 1024
 PART_OF_LONG_TEXT = 16 * 1024
+
+
+#: Fields of rows that have fields of their own.
+FIELDS_OF: dict[TextKind, tuple[str, ...]] = {"pairs": FIELDS, "questions": QUESTION_FIELDS}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def read_documents(
         Field or column whose value becomes the documents' ``source``; needs files with fields.
     kind
         What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
-        has fields of its own (`photon.data.pairs.pair_of`). Both need files with fields.
+        has fields of its own (`photon.data.pairs.pair_of`), and so has a question
+        (`photon.data.questions.question_of`). All but text need files with fields.
 
     Returns
     -------
@@ -125,11 +132,13 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
 def _rows(
     file: Path, name: str, form: FileKind, field: str, source_field: str | None, kind: TextKind
 ) -> Iterator[Document | _Fault]:
-    fields = [*(FIELDS if kind == "pairs" else [field]), *([] if source_field is None else [source_field])]
+    fields = [*FIELDS_OF.get(kind, (field,)), *([] if source_field is None else [source_field])]
     for number, row in rows_of(file, form, fields):
         place = f"{name}:{number}"
         if kind == "pairs":
             found: Document | str = pair_of(row, place, source_field)
+        elif kind == "questions":
+            found = question_of(row, place, source_field)
         else:
             read = chat_of if kind == "chat" else document_of
             found = read(row, place, field, source_field)

@@ -7,8 +7,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from photon.data.chat_windows import ChatEncoder, ChatWindows, encode_chats, pack
-from photon.data.documents import Chat, Document, Pair
+from photon.data.chat_windows import ChatEncoder, ChatWindows, EncodedChats, encode_chats, pack
+from photon.data.documents import Chat, Document, Pair, Question
 from photon.data.pairs import EncodedPairs, PairWindows, encode_pairs, pack_pairs
 from photon.data.prepared import (
     ChatMarks,
@@ -19,6 +19,7 @@ from photon.data.prepared import (
     count_tokens,
     file_sha256,
 )
+from photon.data.questions import EncodedQuestions, QuestionWindows, encode_questions, pack_questions
 from photon.data.spool import sizes_of
 from photon.data.template import ChatTemplate
 from photon.data.tokenizer import EosTokenizer
@@ -147,7 +148,7 @@ def write_chats(
     advance: Callable[[int], None],
     skipped: list[SourceSkipped],
 ) -> Written:
-    """Write conversations, or pairs of them; what was left out of them is added to ``skipped``.
+    """Write conversations, pairs of them, or questions; what was left out of them is added to ``skipped``.
 
     Raises
     ------
@@ -156,8 +157,13 @@ def write_chats(
     """
     chats = [document for document in documents if isinstance(document, Chat)]
     pairs = [document for document in documents if isinstance(document, Pair)]
-    what = "pair" if pairs else "conversation"
-    read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
+    questions = [document for document in documents if isinstance(document, Question)]
+    what = "pair" if pairs else "question" if questions else "conversation"
+    read: EncodedChats | EncodedPairs | EncodedQuestions
+    if questions:
+        read = encode_questions(questions, encoder, advance)
+    else:
+        read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
     if not read.encoded:
         raise PhotonError(
             f"silo {place.silo!r} has no {place.side} {what} that can be used: {read.faults.worst()}; give "
@@ -166,9 +172,11 @@ def write_chats(
     told = f"{place.side} {what}s"
     skipped += [SourceSkipped(name=place.silo, file=told, reason=why) for why in read.told()]
     end_of_text = encoder.tokenizer.eos_token_id
-    packed: ChatWindows | PairWindows
+    packed: ChatWindows | PairWindows | QuestionWindows
     if isinstance(read, EncodedPairs):
         packed = pack_pairs(read.encoded, encoder.length, place.dtype, end_of_text)
+    elif isinstance(read, EncodedQuestions):
+        packed = pack_questions(read.encoded, encoder.length, place.dtype, end_of_text)
     else:
         packed = pack(read.encoded, encoder.length, place.dtype, end_of_text)
     files = {name: place.file(name) for name in packed._fields}
@@ -179,7 +187,7 @@ def write_chats(
         shortened=read.shortened,
         sha256={name: file_sha256(file) for name, file in files.items() if name != "tokens"},
     )
-    used = [(chats or pairs)[i] for i in read.used]
+    used = [(chats or pairs or questions)[i] for i in read.used]
     entry = _entry(used, len(packed.tokens), packed.tokens.size, files["tokens"])
     return Written(
         entry.model_copy(update={"chat": marks}),

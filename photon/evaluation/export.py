@@ -128,7 +128,17 @@ def export_run(run_dir: Path, output: Path, *, sparse: bool = False, keep_adapte
     else:
         params = plain_params(config, vocab_size, params)
     card = _card(config, checkpoint.state, _read_summary(run_dir))
-    export_model(params, config.model, vocab_size, tokenizer, output, card, sparse=sparse, adapters=adapters)
+    export_model(
+        params,
+        config.model,
+        vocab_size,
+        tokenizer,
+        output,
+        card,
+        sparse=sparse,
+        adapters=adapters,
+        state=checkpoint.state,
+    )
 
 
 def export_model(
@@ -141,6 +151,7 @@ def export_model(
     *,
     sparse: bool = False,
     adapters: "Adapters | None" = None,
+    state: ServerState | None = None,
 ) -> None:
     """Write a model as a Hugging Face folder, whole or not at all.
 
@@ -162,6 +173,8 @@ def export_model(
         As in :func:`export_run`.
     adapters
         What is written beside the model: the `adapter` section, and tensors as peft names them.
+    state
+        Numbers of the run that it comes from.
 
     Raises
     ------
@@ -189,6 +202,8 @@ def export_model(
             save_sparse(folder / SPARSE, read_params(model))
         if adapters is not None:
             save_adapter(folder, model, *adapters)
+        if state is not None:
+            state.tell_beside(folder)
         facts = {"Architecture": architecture_facts(model), **card}
         use = _use(model, sparse=sparse, adapted=adapters is not None)
         write_card(folder, _render(model_section.name, facts, use))
@@ -344,6 +359,12 @@ def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> 
         },
         "Tokens by silo": {silo: entry.tokens for silo, entry in sorted(state.ledger.items())},
     }
+    if state.unlearned:
+        # Steered away from it, which is not deleted.
+        card["Answers suppressed on request"] = {
+            f"{number}. asked by {one.asked_by}": f"{one.prompts.get('forget')} questions, layer {one.layer}"
+            for number, one in enumerate(state.unlearned, 1)
+        }
     if summary.get("rounds") == state.round and "perplexity" in summary:
         card["Validation perplexity"] = _perplexities(summary["perplexity"])
     return card

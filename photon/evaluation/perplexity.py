@@ -53,6 +53,7 @@ def evaluate_data(
         if "pairs" in arrays:
             # Of answers that were rejected nobody wants them likely.
             arrays["targets"] = arrays["targets"] * (arrays.pop("pairs") % 2 == 1)
+        arrays.pop("sets", None)
         scores[silo] = evaluate_windows(
             model,
             arrays.pop("tokens"),

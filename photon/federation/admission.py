@@ -284,8 +284,8 @@ def problem_with(
     """Return why a reply is to be rejected, or None.
 
     A reply must answer its own request, say that it has done what was asked and no more than it has
-    described, and hold exactly the groups, names and shapes of the contract; of a masked one what is summed
-    are integers of 32 bits. Sums are finite and in float64.
+    described, and hold exactly the groups, names and shapes of the contract. Sums are finite and in float64.
+    What is masked are integers: of 32 bits in updates, of 64 bits in sums.
 
     Parameters
     ----------
@@ -313,23 +313,24 @@ def problem_with(
         for name, tensor in tensors.items():
             if tensor.shape != shapes[name]:
                 return f"{group}/{name} has shape {tuple(tensor.shape)}, expected {tuple(shapes[name])}"
-            masked = request.masking is not None and group == PARAMS and name in contract.masked
-            kind = "masked" if masked else contract.leaving[group].kind
-            if problem := _problem_with_values(tensor, kind):
+            leaving = contract.leaving[group]
+            masked = request.masking is not None and name in leaving.masked
+            if problem := _problem_with_values(tensor, leaving.kind, masked=masked):
                 return f"{group}/{name} holds {problem}"
     return None
 
 
-def _problem_with_values(tensor: torch.Tensor | SparseTensor, kind: str) -> str | None:
+def _problem_with_values(tensor: torch.Tensor | SparseTensor, kind: str, *, masked: bool) -> str | None:
     """Return what a tensor holds that it must not.
 
     Parameters
     ----------
     kind
-        As of `Leaving`; or ``"masked"``.
+        As of `Leaving`.
     """
-    if kind == "masked":
-        return None if tensor.dtype == torch.int32 else f"{tensor.dtype}, expected masked integers"
+    if masked:
+        integers = torch.int64 if kind == "sum" else torch.int32
+        return None if tensor.dtype == integers else f"{tensor.dtype}, expected masked integers"
     if kind == "sum" and tensor.dtype != torch.float64:
         return f"{tensor.dtype}, expected a sum in float64"
     if not tensor.dtype.is_floating_point:

@@ -73,10 +73,14 @@ def ready(
         Those of the cohort that also tell what they bring: it is their last round.
     """
     server_round = checkpoint.state.round + 1
-    failures = Failures(at.config.federation, at.events, server_round, len(cohort))
+    federation = at.config.federation
+    if at.strategy.needs_all:
+        federation = federation.model_copy(update={"quorum": len(cohort)})
+    failures = Failures(federation, at.events, server_round, len(cohort))
     requests = at.requests.train_requests(server_round, checkpoint, cohort, last)
-    secure = begin_secure_sum(at, sent_config, requests, cohort, collected.traffic, failures)
-    if secure is not None:
+    secure = None
+    if at.config.privacy.secure_aggregation:
+        secure = begin_secure_sum(at, sent_config, requests, checkpoint, cohort, collected.traffic, failures)
         requests = secure.agree()
         cohort = [participant for participant in cohort if participant.name in requests]
     given = at.evaluation.given
@@ -106,14 +110,21 @@ def begin_secure_sum(
     at: Stations,
     sent_config: RunConfig,
     requests: Mapping[str, TrainRequest],
+    checkpoint: Checkpoint,
     cohort: Sequence[Participant],
     traffic: Traffic,
     failures: Failures,
-) -> SecureSum | None:
-    """Return a new attempt at the round's sum, if silos are to mask their updates."""
+) -> SecureSum:
+    """Return a new attempt at the round's sum.
+
+    Parameters
+    ----------
+    checkpoint
+        That the round starts from.
+    """
     config = at.config
-    if not config.privacy.secure_aggregation:
-        return None
+    # What is masked is the same for all who take part.
+    contract = next(iter(at.requests.contracts(checkpoint.state.round + 1, checkpoint, cohort).values()))
     members = {participant.name: participant.members for participant in cohort}
 
     def ask(bodies: Mapping[str, Body], kind: type[Body]) -> dict[str, Body | Failure]:
@@ -135,6 +146,7 @@ def begin_secure_sum(
     return SecureSum(
         config.privacy,
         requests,
+        contract,
         ask,
         failures.add,
         lambda text: at.events.notice("warning", text),
@@ -174,11 +186,12 @@ def receiver(
         collected.sizes[name] = trained.measured.sizes
         update = groups.pop("params", None) if at.config.link.uplink_payload == "update" else None
         if secure is not None:
-            summed = sent.contracts[name].masked
-            assert update is not None, "the configuration sees to it"
-            masked = {key: delta for key, delta in update.items() if key in summed}
+            contract = sent.contracts[name]
+            came = groups if update is None else {**groups, "params": update}
+            masked = contract.masked_of(came)
             secure.add(name, dense_groups({"params": masked})["params"])
-            update = {key: delta for key, delta in update.items() if key not in summed}
+            update = None if update is None else {k: d for k, d in update.items() if k not in masked}
+            groups = {} if contract.masks_sums else groups
         sizes = message_bytes(message.content)
         return Reply(name, report, dense_groups(groups), *sizes, update, limits[name])
 

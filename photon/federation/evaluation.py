@@ -23,7 +23,7 @@ from photon.link.transport import ServerLink
 from photon.state.checkpoint import Checkpoint, LedgerEntry, ServerState
 from photon.state.received import tensors_hash
 from photon.strategy.contract import PARAMS
-from photon.telemetry.events import Evaluated, SiloEvaluation, evaluation_of
+from photon.telemetry.events import Evaluated, Remembered, SiloEvaluation, evaluation_of
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,13 @@ class Evaluation:
 
         per_silo: dict[str, SiloEvaluation] = {}
         per_node: dict[str, SiloEvaluation] = {}
+        remembered: dict[str, Remembered] = {}
         deadline = sent_config.federation.deadline
         for name, answer in exchange(self._grid, messages, receive, deadline=deadline, again=again):
             if not isinstance(answer, Failure):
                 per_silo[name] = per_node[name] = evaluation_of(answer.loss, answer.tokens)
-                per_node |= {
-                    node: evaluation_of(found["loss"], found["tokens"])
-                    for node, found in answer.per_node.items()
-                }
+                remembered |= _remembered(name, answer)
+                per_node |= _of_nodes(answer)
                 kept |= {name} if answer.kept else set()
             else:
                 self._has_failed(state.round, name, answer)
@@ -194,8 +193,9 @@ class Evaluation:
             asked=len(names),
             of_silos=len(silos),
             error=standard_error(per_silo, len(silos)),
+            remembered=remembered,
         )
-        self._events.stream.emit(evaluated)
+        self._events.evaluated(evaluated, state.unlearned)
         return evaluated
 
     def _has_failed(self, server_round: int, name: str, failure: Failure) -> None:
@@ -267,3 +267,22 @@ class Evaluation:
             else:
                 willing.append(silo)
         return willing
+
+
+def _of_nodes(report: EvaluateReport) -> dict[str, SiloEvaluation]:
+    """Return what the models give that nodes have of their own."""
+    return {name: evaluation_of(found["loss"], found["tokens"]) for name, found in report.per_node.items()}
+
+
+def _remembered(name: str, report: EvaluateReport) -> dict[str, Remembered]:
+    """Return what a model says to what a silo has had forgotten; empty where the silo tells nothing."""
+    told = report.forgotten
+    if told is None:
+        return {}
+    return {
+        name: {
+            "asked": told.asked,
+            "rouge1": told.rouge1 / told.asked,
+            "refused": told.refused / told.asked,
+        }
+    }

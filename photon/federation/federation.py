@@ -16,7 +16,14 @@ from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
 from photon.federation.intake import Collected
 from photon.federation.ledger import advance, first_state, with_decided
-from photon.federation.origin import adopted, first_params, sent_config, settled, with_own
+from photon.federation.origin import (
+    adopted,
+    first_params,
+    sent_config,
+    settled,
+    unlearned_before,
+    with_own,
+)
 from photon.federation.stations import Stations
 from photon.link.messages import SiloInfo
 from photon.state.checkpoint import Checkpoint, CheckpointStore, Received, ServerState
@@ -237,7 +244,7 @@ class Federation:
         """Write the checkpoint of round 0, and have it evaluated."""
         vocab_size = silos[0].vocab_size
         params, kept = first_params(self.config, self._strategy, self.run_dir, vocab_size, assignment)
-        state = with_decided(first_state(silos[0]), silos)
+        state = with_decided(first_state(silos[0], unlearned_before(self.config)), silos)
         self._settle(state)
         state = state.model_copy(update={"config": self._sent_config.text})
         self._started(state, silos, resumed_from=None)

@@ -1,6 +1,6 @@
 """What the replies of a round pass before they are folded: they are judged, and wait if they must."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from photon.federation.exchange import Failure
@@ -13,7 +13,7 @@ from photon.federation.spool import Spool
 from photon.link.messages import TrainReport
 from photon.link.update import subtract
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Reply
+from photon.strategy.base import Reply, StateGroups
 
 
 @dataclass
@@ -80,8 +80,8 @@ class Intake:
         every reply is in, or late, are then judged beside each other, and come last, in cohort order, too: in
         the first round all, later hardly any. So the order depends on what came and not on when.
 
-        Under secure aggregation none of them is known by itself: all are yielded with the mean of all at the
-        end.
+        Under secure aggregation none of them is known by itself: all are yielded at the end, each with the
+        mean of all, or the first with the sums of all.
         """
         waiting: dict[str, Reply] = {}
         for name, answer in answers:
@@ -98,17 +98,29 @@ class Intake:
         for name, problem in self.judge.problems({**others, **sizes}).items():
             if waiting.pop(name, None) is not None:
                 self._fail(name, Failure("rejected", problem))
-        # Of each the mean of all, whose mean it is; beside what it has sent without a mask.
-        mean = self.secure.mean() if self.secure is not None else None
-        if mean is not None and self.secure is not None:
-            self.secure.check_norm(mean, {name: reply.report for name, reply in waiting.items()})
+        if self.secure is not None:
+            waiting = self._opened(self.secure, waiting)
         for name in list(waiting):
-            reply = waiting.pop(name)
-            if mean is not None:
-                reply = replace(reply, update={**mean, **(reply.update or {})})
-            yield self._accepted(reply, waited=True)
-            del reply
+            yield self._accepted(waiting.pop(name), waited=True)
         self.spool.emptied()
+
+    @staticmethod
+    def _opened(secure: SecureSum, waiting: Mapping[str, Reply]) -> dict[str, Reply]:
+        """Return masked replies with what was unmasked of all of them together."""
+        opened = secure.opened()
+        if secure.opens_sums:
+            groups: StateGroups = {}
+            for key, tensor in opened.items():
+                group, _, name = key.rpartition("/")
+                groups.setdefault(group, {})[name] = tensor
+            # Added up once, whoever brings them.
+            first, *others = waiting.items()
+            return {first[0]: replace(first[1], groups=groups), **dict(others)}
+        secure.check_norm(opened, {name: reply.report for name, reply in waiting.items()})
+        # Of each the mean of all, whose mean it is; beside what it has sent without a mask.
+        return {
+            name: replace(reply, update={**opened, **(reply.update or {})}) for name, reply in waiting.items()
+        }
 
     def _fail(self, name: str, failure: Failure) -> None:
         if failure.kind == "rejected":

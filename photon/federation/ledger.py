@@ -13,11 +13,18 @@ from photon.link.messages import SiloInfo, TrainReport
 from photon.models.vocabulary import joined_vocabulary
 from photon.objective.configured import steps_of
 from photon.state.checkpoint import LedgerEntry, ServerState
+from photon.state.unlearned import Unlearned
 from photon.strategy.base import Aggregate
 
 
-def first_state(silo: SiloInfo) -> ServerState:
-    """Return the numbers of a run before its first round, whose silos are as this one."""
+def first_state(silo: SiloInfo, unlearned: Collection[Unlearned] = ()) -> ServerState:
+    """Return the numbers of a run before its first round, whose silos are as this one.
+
+    Parameters
+    ----------
+    unlearned
+        What was taken out of the model that it starts from.
+    """
     return ServerState(
         run_id=uuid.uuid4().hex,
         round=0,
@@ -26,6 +33,7 @@ def first_state(silo: SiloInfo) -> ServerState:
         vocab_size=silo.vocab_size,
         sequence_length=silo.sequence_length,
         tokenizer_sha256=silo.tokenizer_sha256,
+        unlearned=list(unlearned),
     )
 
 
@@ -94,6 +102,7 @@ def advance(
             "averaged_rounds": before.averaged_rounds | dict.fromkeys(aggregate.averaged, server_round),
             "local_scalars": _typical_scalars(reports.values()),
             "routed": list(aggregate.routed),
+            "unlearned": [*before.unlearned, *([] if aggregate.unlearned is None else [aggregate.unlearned])],
             "decided": decided,
             "vocabulary": _joined(before.vocabulary, reports.values()),
             "noise": before.noise.add(

@@ -15,6 +15,7 @@ from photon.models.build import self_contained, without_files
 from photon.objective.configured import model_of
 from photon.state.checkpoint import Checkpoint, Received, ServerState
 from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.unlearned import Unlearned, read_unlearned
 from photon.strategy.base import Strategy
 from photon.strategy.contract import PARAMS, check_promises
 from photon.training.groups import read_params
@@ -83,6 +84,18 @@ def first_params(
     shapes = {name: tensor.shape for name, tensor in params.items()}
     check_promises(strategy.contract(1, shapes), config.privacy)
     return params, kept
+
+
+def unlearned_before(config: RunConfig) -> list[Unlearned]:
+    """Return what was taken out of the model that a run starts from.
+
+    Raises
+    ------
+    PhotonError
+        If the list beside that model cannot be read.
+    """
+    start = config.model.warm_start
+    return [] if start is None else read_unlearned(Path(start))
 
 
 def adopted(

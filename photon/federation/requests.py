@@ -110,7 +110,7 @@ class RequestWriter:
             self._shapes = shapes_of({PARAMS: checkpoint.load_params()})[PARAMS]
         return self._shapes
 
-    def _contracts(
+    def contracts(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> dict[str, Contract]:
         """Return what each participant's reply of a round may hold; those of one role share one contract.
@@ -201,7 +201,7 @@ class RequestWriter:
         everything, params = len(self.shapes(checkpoint)), checkpoint.load_params()
         encoded: dict[tuple[int, tuple[str, ...], bool], RecordDict] = {}
         messages: dict[str, Message] = {}
-        contracts = self._contracts(server_round, checkpoint, cohort)
+        contracts = self.contracts(server_round, checkpoint, cohort)
         tickets: dict[str, Ticket | None] = {}
         bodies: dict[str, TrainRequest] = {}
         for participant in cohort:

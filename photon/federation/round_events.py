@@ -17,10 +17,12 @@ from photon.models.flops import mfu, model_flops_per_token
 from photon.models.reference import take_reference
 from photon.objective.configured import model_of, objective_of
 from photon.state.checkpoint import Checkpoint, ServerState
+from photon.state.unlearned import Unlearned as Forgotten
 from photon.strategy.base import Aggregate, Participant, Reply
 from photon.telemetry.events import (
     Checkpointed,
     Diagnostics,
+    Evaluated,
     EventStream,
     Notice,
     RoundFinished,
@@ -28,8 +30,12 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFailed,
     SiloFinished,
+    Unlearned,
     evaluation_of,
 )
+
+#: By how much the recall of what was forgotten may rise before there is a warning.
+COMES_BACK = 0.1
 
 
 @dataclass
@@ -206,6 +212,9 @@ class RoundEvents:
             "overhead": seconds - training,
         }
         self.stream.emit(_round_finished(after, aggregate, reports, traffic, all_seconds))
+        if aggregate.unlearned is not None:
+            told = aggregate.unlearned.model_dump(mode="json")
+            self.stream.emit(Unlearned(round=after.round, request=told))
         self.stream.emit(_diagnostics(after, aggregate, reports))
 
     def adopted(self, server_round: int, figures: Mapping[str, float]) -> None:
@@ -230,6 +239,22 @@ class RoundEvents:
         if name not in self._not_evaluating:
             self._not_evaluating.add(name)
             self.notice("info", f"{name} does not evaluate the model: {reason}")
+
+    def evaluated(self, evaluated: Evaluated, unlearned: Sequence[Forgotten]) -> None:
+        """Tell what silos found, and warn where a model answers again what was taken out of it."""
+        self.stream.emit(evaluated)
+        recall = evaluated.recall
+        if recall is None or not unlearned:
+            return
+        last = unlearned[-1]
+        then = last.after.get("forget/rouge1", 0.0)
+        if recall > then + COMES_BACK:
+            self.notice(
+                "warning",
+                f"round {evaluated.round}: what was forgotten comes back: the model gives {recall:.2f} of "
+                f"the answers (ROUGE-1 recall), and gave {then:.2f} when {last.asked_by} had them forgotten; "
+                "look at what it is trained on, or unlearn again",
+            )
 
     def notice(self, level: Literal["info", "warning"], message: str) -> None:
         """Tell the user something."""

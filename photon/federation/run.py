@@ -48,10 +48,12 @@ def prepare_run(config: RunConfig) -> RunConfig:
         )
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
-    if config.evaluation.tasks and config.evaluation.task_data is not None:
-        # The ServerApp may work in another folder.
-        task_data = str(Path(config.evaluation.task_data).absolute())
-        changes["evaluation"] = config.evaluation.model_copy(update={"task_data": task_data})
+    # The ServerApp may work in another folder.
+    folders = {"forgotten": config.evaluation.forgotten}
+    if config.evaluation.tasks:
+        folders["task_data"] = config.evaluation.task_data
+    if named := {key: str(Path(folder).absolute()) for key, folder in folders.items() if folder is not None}:
+        changes["evaluation"] = config.evaluation.model_copy(update=named)
     check_tasks(config)
     files = {"config_file": config.model.config_file, "warm_start": config.model.warm_start}
     found = {name: str(Path(file).absolute()) for name, file in files.items() if file}

@@ -12,7 +12,7 @@ it, and with shares that can be checked, against a silo that does not:
 4. Everybody trains, and sends its update as integers x with masks on it:
    y_u = x_u + M(b_u) + Σ_{v>u} M(s_uv) − Σ_{v<u} M(s_uv)  modulo 2^32 (`add`).
 5. Of those whose y_u has arrived the others hand in shares of b_u, of those who dropped out meanwhile shares
-   of their key: so what does not vanish from Σ y_u can be taken off (`mean`). A share that is not what its
+   of their key: so what does not vanish from Σ y_u can be taken off (`opened`). A share that is not what its
    dealer has bound itself to is not used.
 
 `photon.silo.secure` is the other side.
@@ -26,7 +26,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 
 from photon.config.schema import PrivacySection
@@ -51,7 +50,7 @@ from photon.link.messages import (
     TrainRequest,
     Unmask,
 )
-from photon.privacy.masking import Integers, Quantizer, add, add_mask
+from photon.privacy.masking import FixedPoint, Integers, Quantizer, add, add_mask, as_integers
 from photon.privacy.sharing import (
     combine,
     context_of,
@@ -62,6 +61,7 @@ from photon.privacy.sharing import (
     public_of,
     read_public,
 )
+from photon.strategy.contract import Contract
 
 Kind = TypeVar("Kind", bound=Body)
 #: Sends each silo a body, and returns the answers of those who gave one.
@@ -111,6 +111,8 @@ class SecureSum:
         Threshold, range, and what updates are bounded by.
     requests
         The round's train requests by silo.
+    contract
+        What is masked of their replies.
     ask
         How to reach the silos.
     on_failure
@@ -134,6 +136,7 @@ class SecureSum:
         self,
         privacy: PrivacySection,
         requests: Mapping[str, TrainRequest],
+        contract: Contract,
         ask: Ask,
         on_failure: Callable[[str, Failure], None],
         warn: Callable[[str], None],
@@ -164,8 +167,9 @@ class SecureSum:
         self._masking: list[str] = []
         self._survivors: list[str] = []
         self._total: Integers = {}
-        self._threshold = threshold_of(privacy, len(requests))
-        Quantizer(privacy.range, len(requests))
+        self._threshold = len(requests) if contract.needs_all else threshold_of(privacy, len(requests))
+        self._contract = contract
+        contract.quantizer(privacy, len(requests))
 
     def agree(self) -> dict[str, TrainRequest]:
         """Let the cohort agree on keys, and return the requests of those who have, with what they need."""
@@ -207,16 +211,21 @@ class SecureSum:
         return {name: self._requests[name].model_copy(update={"masking": masking}) for name in self._masking}
 
     def add(self, name: str, masked: Mapping[str, torch.Tensor]) -> None:
-        """Add a masked update, int32 with the bits of uint32, to the sum."""
-        integers = {key: tensor.numpy().view(np.uint32) for key, tensor in masked.items()}
+        """Add what a silo has masked to the sum."""
+        integers = {key: as_integers(tensor) for key, tensor in masked.items()}
         if self._total:
             add(self._total, integers)
         else:
             self._total = {key: values.copy() for key, values in integers.items()}
         self._survivors.append(name)
 
-    def mean(self) -> dict[str, torch.Tensor]:
-        """Unmask the sum and return the mean of the survivors' updates, float32.
+    @property
+    def opens_sums(self) -> bool:
+        """Whether what is unmasked are sums in float64; else it is the mean of updates."""
+        return self._contract.masks_sums
+
+    def opened(self) -> dict[str, torch.Tensor]:
+        """Unmask the sum; return the mean of the survivors' updates, float32, or their sums, float64.
 
         Raises
         ------
@@ -262,13 +271,16 @@ class SecureSum:
             add_mask(self._total, mask_key(secret), subtract=True)
         for name in dropped:
             self._take_off(name, self._secret(good[name], self._keys[name].masking), survivors)
-        # The range of integers is that which the silos took it from: all that were handed each other's keys.
-        quantizer = Quantizer(self._privacy.range, len(self._keys))
+        quantizer = self._quantizer()
         try:
             quantizer.check_sum(self._total, len(survivors))
         except RunError as error:
             raise UndoneError(str(error)) from error
-        return quantizer.decode_mean(self._total, len(survivors))
+        return quantizer.decode(self._total, len(survivors))
+
+    def _quantizer(self) -> Quantizer | FixedPoint:
+        # The range of integers is that which the silos took it from: all that were handed each other's keys.
+        return self._contract.quantizer(self._privacy, len(self._keys))
 
     def check_norm(self, mean: Mapping[str, torch.Tensor], reports: Mapping[str, TrainReport]) -> None:
         """Check that a mean is no longer than updates as they were reported, and are bounded, can make it.
@@ -302,7 +314,9 @@ class SecureSum:
             noise.append(max(self._privacy.noise_multiplier * clip_norm, own))
         bound += (math.sqrt(dimension) + 8) * math.hypot(*noise) / count
         # Half a step for each coordinate; and reported norms are of single precision.
-        slack = Quantizer(self._privacy.range, len(self._keys)).step / 2 * math.sqrt(dimension)
+        quantizer = self._quantizer()
+        assert isinstance(quantizer, Quantizer), "sums have no norm that anybody has told"
+        slack = quantizer.step / 2 * math.sqrt(dimension)
         for most, told in (
             (reported, f"they are reported to have one of {reported:.3g} on average"),
             (bound, f"privacy.clip_norm and noise leave them one of {bound:.3g}"),

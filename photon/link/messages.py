@@ -6,7 +6,15 @@ They travel as one JSON string in a ``ConfigRecord``, beside the records of the 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from flwr.app import ConfigRecord, RecordDict
-from pydantic import BaseModel, ConfigDict, Field, RootModel, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    RootModel,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 # pydantic refuses typing.TypedDict before Python 3.12.
 from typing_extensions import TypedDict
@@ -410,11 +418,26 @@ class EvaluateRequest(Body):
     from_seed: bool = False
 
 
+class ForgottenReport(Body):
+    """Questions that were ``asked``, the ROUGE-1 recall summed over them, and how many were refused."""
+
+    asked: Positive
+    rouge1: float = Field(ge=0, le=MAX_FIGURE, allow_inf_nan=False)
+    refused: Count
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ForgottenReport":
+        if self.rouge1 > self.asked or self.refused > self.asked:
+            raise ValueError("more was answered than was asked")
+        return self
+
+
 class EvaluateReport(Body):
     """Validation loss of a silo: mean over ``tokens`` predictions, in nats.
 
     ``per_node`` has the losses of the models that nodes have of their own: the silo's, or those of a
-    federation and of its members. ``kept`` says that the node has kept the model.
+    federation and of its members. ``kept`` says that the node has kept the model. ``forgotten`` is what the
+    model says to questions that the silo keeps because they were forgotten once.
     """
 
     round: Count
@@ -423,6 +446,7 @@ class EvaluateReport(Body):
     tokens: Positive
     per_node: dict[SiloName, NodeLoss] = Field(default_factory=dict, max_length=MAX_DIAGNOSTICS)
     kept: bool = False
+    forgotten: ForgottenReport | None = None
 
 
 class Query(

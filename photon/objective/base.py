@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from photon.data.silo_data import SiloData
+from photon.state.unlearned import Unlearned
 from photon.training.groups import StateGroups, Tensors
 from photon.training.hooks import Batch, Loss
 from photon.training.precision import Precision
@@ -66,6 +67,48 @@ class Evaluation:
         return next(iter(self.sums.values())) / self.count
 
 
+@dataclass(frozen=True)
+class Behind:
+    """What is behind the sums that a silo is about to send.
+
+    Attributes
+    ----------
+    rows
+        What the sums are over, to how many of the silo's own rows (prompts, windows) that are; where it has
+        none, it has no part in them.
+    silos
+        What the sums are over, to how many silos of the round have some, where that is known.
+    all_silos
+        How many silos the round is over; None: that is not known.
+    """
+
+    rows: Mapping[str, int]
+    silos: Mapping[str, int] = field(default_factory=dict)
+    all_silos: int | None = None
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a round of sums comes to.
+
+    Attributes
+    ----------
+    changed
+        Tensors of the model that have other values from now on.
+    figures
+        Figures of the round, under ``figure/of what`` names.
+    unlearned
+        What was taken out of the model, if something was.
+    silos
+        What later sums are over, to how many silos have some.
+    """
+
+    changed: Tensors = field(default_factory=dict)
+    figures: Mapping[str, float] = field(default_factory=dict)
+    unlearned: Unlearned | None = None
+    silos: Mapping[str, int] = field(default_factory=dict)
+
+
 class Objective(ABC):
     """Base of all objectives. It has settings, and keeps nothing from call to call.
 
@@ -77,11 +120,20 @@ class Objective(ABC):
         False: there are no local steps, and a silo answers with `statistics`.
     shards
         False: the model cannot be sharded over the devices of a silo.
+    groups
+        Without steps: the groups of sums of all rounds, ``shared/…``.
+    rounds
+        Without steps: how many rounds it takes; None: as many as the run has.
+    needs_all
+        Without steps: whether a round counts only if all silos of the run answer, the same in each round.
     """
 
     arrays: ClassVar[tuple[str, ...]] = ("tokens",)
     trains: ClassVar[bool] = True
     shards: ClassVar[bool] = True
+    groups: ClassVar[tuple[str, ...]] = ()
+    rounds: ClassVar[int | None] = None
+    needs_all: ClassVar[bool] = False
 
     def build(self, model: "PreTrainedModel") -> "PreTrainedModel":
         """Return a new model with what this objective changes: heads, adapters, parameters that are frozen.
@@ -171,15 +223,22 @@ class Objective(ABC):
 
     # --- of an objective without steps ----------------------------------------------------------------
 
-    def sums(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+    def sums(self, model: "PreTrainedModel", server_round: int) -> Shapes:
         """Return the names and shapes of what `statistics` gives in a round: groups ``shared/…``.
 
         Parameters
         ----------
-        params
-            Name and shape of every parameter of the model.
+        model
+            The model, of which there are shapes alone.
         """
         return {}
+
+    def behind(self, data: SiloData, received: StateGroups, server_round: int) -> "Behind":
+        """Return what is behind the sums of a silo in a round, for its policy.
+
+        The arguments are those of `statistics`.
+        """
+        return Behind({"text": sum(len(windows) for windows in data.windows("train"))})
 
     def statistics(
         self, model: nn.Module, data: SiloData, received: StateGroups, *, server_round: int, seed: int
@@ -213,12 +272,33 @@ class Objective(ABC):
         """
         return sums
 
-    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
+    def brings(self, model: "PreTrainedModel", server_round: int) -> Shapes:
         """Return the names and shapes of what a round's requests bring: what `keep` made in the one before.
 
         Parameters
         ----------
-        params
-            Name and shape of every parameter of the model.
+        model
+            The model, of which there are shapes alone.
         """
-        return self.sums(params, server_round - 1) if server_round > 1 else {}
+        return self.sums(model, server_round - 1) if server_round > 1 else {}
+
+    def concluded(
+        self,
+        model: "PreTrainedModel",
+        params: Tensors,
+        sums: StateGroups,
+        kept: StateGroups,
+        server_round: int,
+    ) -> "Conclusion":
+        """Return what a round comes to beside what is kept: by default the model stays as it is.
+
+        Parameters
+        ----------
+        model
+            The model, of which there are shapes alone.
+        params
+            The model's tensors.
+        sums, kept
+            As of `keep`.
+        """
+        return Conclusion()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 #: What trains on data of each kind.
-_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo"}
+_OF_KIND = {"text": "causal_lm", "chat": "sft", "pairs": "dpo", "questions": "lunar"}
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -71,6 +71,9 @@ def check_data(config: RunConfig, data: PreparedData) -> None:
         If not: conversations, with what fills up their windows, are no running text; text has no assistant.
     """
     objective, kind = objective_of(config), data.manifest.kind
+    # Of which set a question is need not be read: with their answers they are conversations.
+    if {*objective.arrays, "sets"} == {*data.array_names, "sets"} and "sets" in data.array_names:
+        return
     if set(objective.arrays) == set(data.array_names):
         return
     needs = next((one for one, names in ARRAYS.items() if set(names) == set(objective.arrays)), None)

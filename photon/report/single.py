@@ -13,6 +13,7 @@ from photon.report.plots import INK
 from photon.report.run import Run, report_command
 from photon.report.task_section import task_section
 from photon.report.tree_section import tree_section
+from photon.report.unlearned_section import unlearned_section
 from photon.telemetry.events import Notice, RunInterrupted, RunStarted, SiloFailed, TasksEvaluated
 from photon.telemetry.summary import (
     counted,
@@ -60,7 +61,13 @@ def run_page(run: Run) -> Page:
         status_kind=kind,
         cards=_cards(run),
         tables=[("Validation perplexity by silo", _silo_table(run))],
-        sections=[*tree_section(run), *own_section(run), *task_section(run), *draw_sections(run, sections)],
+        sections=[
+            *tree_section(run),
+            *own_section(run),
+            *task_section(run),
+            *unlearned_section(run),
+            *draw_sections(run, sections),
+        ],
         log=_log(run),
         configs=[("config.yaml", run.config_text)],
         commands=_commands(run),

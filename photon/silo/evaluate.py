@@ -1,14 +1,17 @@
 """What a silo does with an evaluate request: the loss on its own validation text."""
 
+import math
 from collections.abc import Mapping
 
 import torch
 
 from photon.config.schema import RunConfig
+from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
-from photon.errors import RefusedError
+from photon.errors import PhotonError, RefusedError
 from photon.link.bounded import as_loss
-from photon.link.messages import EvaluateReport, EvaluateRequest, NodeLoss, TrainRequest
+from photon.link.messages import EvaluateReport, EvaluateRequest, ForgottenReport, NodeLoss, TrainRequest
+from photon.objective import probe
 from photon.objective.configured import objective_of
 from photon.silo.choice import as_decided
 from photon.silo.kept import kept_of, silo_store
@@ -45,7 +48,47 @@ def evaluate(
             if method.restricts_rows:
                 rows = data.vocabulary_rows(runtime_of(config, data.vocab_size).model.config.vocab_size)
             per_node[request.silo] = _loss_of(own, request.silo, data, rows, config)
-    return EvaluateReport(round=request.round, silo=request.silo, **received, per_node=per_node)
+    forgotten = _forgotten(groups[PARAMS], request.silo, data, site, config)
+    return EvaluateReport(
+        round=request.round, silo=request.silo, **received, per_node=per_node, forgotten=forgotten
+    )
+
+
+def _forgotten(
+    params: Tensors, silo: str, data: SiloData, site: SiloSite, config: RunConfig
+) -> ForgottenReport | None:
+    """Return what a model says to what the silo has had forgotten.
+
+    None where the silo keeps no such questions, or fewer than its policy lets figures be of.
+    """
+    if site.forgotten is None:
+        return None
+    prepared = PreparedData.reopen(site.forgotten)
+    if prepared.manifest.tokenizer_sha256 != site.prepared().manifest.tokenizer_sha256:
+        raise PhotonError(
+            f"{site.forgotten}: its questions were prepared with another tokenizer than {silo}'s text; "
+            "prepare them with --tokenizer"
+        )
+    asked = probe.forgotten_of(prepared, silo)
+    try:
+        site.policy.check_evaluation(silo, len(asked))
+    except RefusedError:
+        return None
+    if not asked:
+        return None
+    runtime = runtime_of(config, data.vocab_size)
+    write_params(runtime.model, params)
+    before = runtime.model.training
+    runtime.model.eval()
+    try:
+        found = probe.answers_to(runtime.model, asked, data.tokenizer, probe.ANSWER_TOKENS)
+    finally:
+        runtime.model.train(before)
+    return ForgottenReport(
+        asked=len(found),
+        rouge1=min(len(found), math.fsum(one.rouge1 for one in found)),
+        refused=sum(one.refused for one in found),
+    )
 
 
 def before_merge(

@@ -19,6 +19,7 @@ from photon.config.schema import PrivacySection, RunConfig
 from photon.config.section import Section
 from photon.errors import PhotonError, RefusedError
 from photon.link.messages import TrainRequest
+from photon.objective.base import Behind
 from photon.silo.names import check_components
 from photon.silo.size import check_architecture, sizes_of
 from photon.strategy.base import sparse_training, strategy_of
@@ -119,7 +120,7 @@ class SiloPolicy(Section):
         8,
         ge=1,
         description="Fewest different windows (sequences of text) behind an update, a sum or a validation "
-        "loss; null: one is enough.",
+        "loss, and rows of each set that is summed by itself; null: one is enough.",
     )
     min_round_tokens: int | None = Field(None, ge=1, description="Fewest tokens behind an update or a sum.")
     min_repeat_rounds: int | None = Field(
@@ -150,6 +151,11 @@ class SiloPolicy(Section):
     secure_aggregation: bool = Field(
         False,
         description="Whether an update leaves only under masks that vanish in the cohort's sum: all of it.",
+    )
+    alone: list[str] | None = Field(
+        [],
+        description="Sets of rows, such as `forget` and `reference`, of which a masked sum may be this "
+        "silo's alone; null: any.",
     )
     standing: bool = Field(
         True,
@@ -350,6 +356,33 @@ class SiloPolicy(Section):
         """
         self._at_least(silo, "min_round_windows", windows, "an update on {:,} chosen window(s)")
 
+    def check_sums(self, silo: str, behind: Behind, *, masked: bool) -> None:
+        """Check what is behind the sums that are about to leave.
+
+        Parameters
+        ----------
+        masked
+            Whether they leave under masks, which hide nothing of a silo that is alone in a sum.
+
+        Raises
+        ------
+        RefusedError
+            If it is too little, or the silo would be alone.
+        """
+        for what, rows in behind.rows.items():
+            if rows:
+                self._at_least(silo, "min_round_windows", rows, "a sum over {:,} row(s) of the set " + what)
+        if not masked or self.alone is None:
+            return
+        for what, silos in behind.silos.items():
+            if silos < 2 and behind.rows[what] and what not in self.alone:
+                raise _refused(
+                    silo,
+                    "alone",
+                    f"[{', '.join(self.alone)}]",
+                    f"a masked sum over the set {what}, in which it would be alone: masks hide nothing",
+                )
+
     def check_evaluation(self, silo: str, windows: int | None = None) -> None:
         """Check an evaluate request.
 
@@ -380,7 +413,7 @@ class SiloPolicy(Section):
 
 
 #: Of a silo without one: there are bounds on the size of things alone.
-NO_POLICY = SiloPolicy(min_round_windows=None, chosen_positions=True)
+NO_POLICY = SiloPolicy(min_round_windows=None, chosen_positions=True, alone=None)
 
 
 def read_policy(path: Path | None) -> SiloPolicy:

@@ -10,10 +10,9 @@ would be somebody's update (`photon.silo.opened`).
 """
 
 import base64
-from collections.abc import Collection
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from cryptography.fernet import InvalidToken
 from pydantic import BaseModel, ValidationError
@@ -36,7 +35,7 @@ from photon.link.messages import (
     TrainRequest,
     Unmask,
 )
-from photon.privacy.masking import Quantizer, add_mask
+from photon.privacy.masking import add_mask, as_sent
 from photon.privacy.sharing import (
     context_of,
     deal,
@@ -51,6 +50,7 @@ from photon.privacy.sharing import (
 from photon.silo.kept import reply_file
 from photon.silo.opened import Opened, round_key, silos_key, update_key
 from photon.silo.site import SiloSite
+from photon.strategy.contract import Contract
 
 
 class _Share(BaseModel):
@@ -76,8 +76,8 @@ class _Attempt(BaseModel):
         Sender to share, of those that are as they should be, and its own.
     silos
         Those that mask, once it has masked its update.
-    update, this_round
-        What tells that update, in hexadecimal.
+    updates
+        What tells that update, in hexadecimal: all of it, and each tensor of sums.
     done
         Whether it has helped to unmask the sum; the secrets are then gone.
     """
@@ -93,7 +93,7 @@ class _Attempt(BaseModel):
     shares: dict[str, _Share] = {}
     checked: bool = False
     silos: list[str] = []
-    update: str = ""
+    updates: list[str] = []
     done: bool = False
 
 
@@ -214,25 +214,26 @@ def mask(
     reply: PackedGroups,
     site: SiloSite,
     config: RunConfig,
-    masked: Collection[str],
+    contract: Contract,
 ) -> PackedGroups:
-    """Return a trained update as masked integers: int32 with the bits of uint32, of the parameters' shapes.
+    """Return a trained update, or sums, as masked integers of the tensors' shapes.
 
-    What the strategy looks at one by one, as WorldLM at key layers, stays as it is.
+    Those of an update are int32 with the bits of uint32, those of sums int64 with the bits of uint64. What
+    the strategy looks at one by one, as WorldLM at key layers, stays as it is.
 
     With u < v in name order, silo u adds the mask that it shares with v and v subtracts it, so that they
     vanish from the sum; each adds a mask of its own beside them.
 
     Parameters
     ----------
-    masked
-        Parameters of the contract that are masked.
+    contract
+        Says what is masked.
 
     Raises
     ------
     PhotonError
         If the request brings no masking, the silo has masked before in this attempt, too few mask, it lacks
-        a share of one of them, or its update was in a sum over others.
+        a share of one of them, what it has was in a sum over others, or a value is beyond its range.
     """
     masking, silo = request.masking, request.silo
     assert masking is not None, "the configuration asks for it"
@@ -247,21 +248,26 @@ def mask(
             f"secure aggregation: the shares of {len(silos & set(attempt.shares))} of {len(silos)} silos are "
             "not enough to unmask the sum"
         )
-    update = {name: _tensor(packed, name) for name, packed in reply["params"].items() if name in masked}
-    key = update_key(update)
-    if Opened(site.state / silo).last(key) not in (None, silos_key(silos)):
+    if contract.needs_all and (len(silos) < len(attempt.keys) or attempt.threshold < len(silos)):
+        raise PhotonError(
+            f"secure aggregation: the sum is of all {len(attempt.keys)} silos or none, and "
+            f"{attempt.threshold} of {len(silos)} could unmask it"
+        )
+    update = {name: _tensor(packed, name) for name, packed in contract.masked_of(reply).items()}
+    keys = [update_key(update), *(_keys_of_sums(update) if contract.masks_sums else [])]
+    opened = Opened(site.state / silo)
+    if any(opened.last(key) not in (None, silos_key(silos)) for key in keys):
         raise _over_others(silo)
-    total = Quantizer(config.privacy.range, len(attempt.keys)).encode(update)
+    total = contract.quantizer(config.privacy, len(attempt.keys)).encode(update)
     # Kept before anything leaves: these keys are used up.
-    attempt.silos, attempt.update = sorted(silos), key.hex()
+    attempt.silos, attempt.updates = sorted(silos), [key.hex() for key in keys]
     _write(path, attempt)
     add_mask(total, mask_key(int(attempt.own, 16)))
     for other in attempt.silos:
         if other != silo:
             shared = _channel(attempt.masking, attempt.keys[other].masking, other)
             add_mask(total, base64.urlsafe_b64decode(shared), subtract=other < silo)
-    integers = {name: Packed(torch.from_numpy(values.view(np.int32))) for name, values in total.items()}
-    return {**reply, "params": {**reply["params"], **integers}}
+    return contract.with_masked(reply, {name: Packed(as_sent(values)) for name, values in total.items()})
 
 
 def unmask(request: Unmask, site: SiloSite) -> Shares:
@@ -285,18 +291,28 @@ def unmask(request: Unmask, site: SiloSite) -> Shares:
             f"{attempt.threshold}"
         )
     opened = Opened(site.state / request.silo)
-    tells = {"update": bytes.fromhex(attempt.update), "round": round_key(attempt.run_id, attempt.round)}
-    binding = ["update"] if _has_fresh_noise(site) else ["update", "round"]
-    if any(opened.last(tells[what]) not in (None, silos_key(survivors)) for what in binding):
+    updates, of_round = list(map(bytes.fromhex, attempt.updates)), round_key(attempt.run_id, attempt.round)
+    binding = updates if _has_fresh_noise(site) else [*updates, of_round]
+    if any(opened.last(key) not in (None, silos_key(survivors)) for key in binding):
         raise _over_others(request.silo)
     # Remembered before anything is told.
-    opened.add(list(tells.values()), survivors)
+    opened.add([*updates, of_round], survivors)
     told = Shares(
         masks={name: attempt.shares[name].own for name in request.survivors},
         keys={name: attempt.shares[name].masking for name in request.dropped},
     )
     _write(path, _Attempt(attempt=attempt.attempt, done=True))
     return told
+
+
+def _keys_of_sums(sums: Mapping[str, torch.Tensor]) -> list[bytes]:
+    """Return what tells each tensor of sums.
+
+    Of two requests on one text some may be equal and others not, and the difference of two sums tells of one
+    tensor as well as of all. Numbers by themselves, and zeros, are equal by chance, and tell nothing that is
+    not counted.
+    """
+    return [update_key({name: sums[name]}) for name in sorted(sums) if sums[name].ndim and sums[name].any()]
 
 
 def _has_fresh_noise(site: SiloSite) -> bool:

@@ -29,6 +29,11 @@ class NodeSettings(BaseModel):
     )
 
     data_dir: Path | None = Field(None, description="Prepared data folder with the silo's text.")
+    forgotten_dir: Path | None = Field(
+        None,
+        description="Prepared questions that were forgotten once: what each evaluated model says to them is "
+        "told.",
+    )
     state_dir: Path | None = Field(None, description="Folder for what the silo keeps between rounds.")
     federation: Path | None = Field(
         None,
@@ -145,6 +150,8 @@ class SiloSite:
         Which share of the text, of how many; None: all of it.
     simulated
         Whether the run's server is the same user on the same machine.
+    forgotten
+        Prepared questions that were forgotten once; None: there are none.
     """
 
     data: Path
@@ -154,6 +161,7 @@ class SiloSite:
     privacy: PrivacySection
     share: tuple[int, int] | None = None
     simulated: bool = False
+    forgotten: Path | None = None
 
     @property
     def link(self) -> SiloLink:
@@ -244,7 +252,9 @@ def _site(settings: NodeSettings, config: RunConfig) -> SiloSite:
     policy = read_policy(settings.policy)
     privacy = config.privacy if policy.privacy is None else policy.privacy.applied_to(config.privacy)
     share = None if settings.island is None else (settings.island, settings.islands or 1)
-    return SiloSite(data, state, store, policy, privacy, share, settings.simulated)
+    here = config.evaluation.forgotten
+    forgotten = settings.forgotten_dir if deployed else None if here is None else Path(here)
+    return SiloSite(data, state, store, policy, privacy, share, settings.simulated, forgotten)
 
 
 def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:

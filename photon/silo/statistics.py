@@ -15,6 +15,7 @@ from photon.link.update import encode_reply
 from photon.objective.configured import objective_of
 from photon.silo.choice import as_decided
 from photon.silo.kept import Stays, kept_reply, save_round, silo_store
+from photon.silo.policy import SiloPolicy
 from photon.silo.runtime import runtime_of
 from photon.silo.site import SiloSite
 from photon.strategy.contract import PARAMS, Contract
@@ -62,7 +63,8 @@ def sum_up(
     config = as_decided(config, prepared.manifest.vocab_size)
     seed = f"{config.seed}/{request.round}/{request.silo}"
     loaded = time.perf_counter()
-    sums = _checked(_summed(groups, SiloData(prepared, request.members), request, seed, config), contract)
+    data = SiloData(prepared, request.members)
+    sums = _checked(_summed(groups, data, request, seed, config, site.policy), contract)
     summed = time.perf_counter()
     report = TrainReport(
         round=request.round,
@@ -94,8 +96,26 @@ def _summed(
     request: TrainRequest,
     seed: str,
     config: RunConfig,
+    policy: SiloPolicy,
 ) -> StateGroups:
-    """Let the objective read the text, with the model that came."""
+    """Let the objective read the text, with the model that came.
+
+    Raises
+    ------
+    RefusedError
+        If the policy forbids it, by what is behind the sums.
+    PhotonError
+        If masks would hide less than was counted.
+    """
+    objective = objective_of(config)
+    brought = {group: dict(tensors) for group, tensors in groups.items() if group != PARAMS}
+    behind = objective.behind(data, brought, request.round)
+    policy.check_sums(request.silo, behind, masked=request.masking is not None)
+    if request.masking is not None and behind.all_silos not in (None, len(request.masking.silos)):
+        raise PhotonError(
+            f"secure aggregation: {behind.all_silos} silos were counted, and the sum would be over "
+            f"{len(request.masking.silos)}"
+        )
     runtime = runtime_of(config, data.vocab_size)
     write_params(runtime.model, groups[PARAMS])
     received = {
@@ -107,7 +127,7 @@ def _summed(
     runtime.model.eval()
     try:
         with torch.no_grad():
-            return objective_of(config).statistics(
+            return objective.statistics(
                 runtime.model,
                 data,
                 received,

@@ -28,7 +28,9 @@ from photon.files.hashing import hash_of_file
 from photon.state.noise_scale import NoiseScale
 from photon.state.progress import Progress
 from photon.state.seal import SEAL, broken, is_sealed, seal
-from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.tensors import StateGroups, averaged_file, load_groups, save_groups
+from photon.state.unlearned import Unlearned as Unlearned  # noqa: PLC0414 - those who fold name it, too
+from photon.state.unlearned import write_unlearned
 
 FORMAT = "photon-checkpoint/2"
 #: The form of earlier versions, which differs in names alone.
@@ -98,6 +100,8 @@ class ServerState(BaseModel):
     vocabulary
         With restricted vocabularies the rows that were trained since the federation above gave its last
         request, as `photon.models.vocabulary.pack_vocabulary` writes them.
+    unlearned
+        What was taken out of the model, before this run or in it, the oldest first.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -119,9 +123,14 @@ class ServerState(BaseModel):
     estimated: bool = False
     progress: Progress = Field(default_factory=Progress)
     vocabulary: str | None = None
+    unlearned: list[Unlearned] = Field(default_factory=list)
     vocab_size: int = Field(ge=1)
     sequence_length: int = Field(ge=2)
     tokenizer_sha256: str
+
+    def tell_beside(self, folder: Path) -> None:
+        """Write beside an exported model what was taken out of it."""
+        write_unlearned(folder, self.unlearned)
 
     def decided_by(self, participant: str, members: Sequence[str]) -> Decided:
         """Return what the machine of a participant has decided: as such, and for the silos that it is."""
@@ -234,11 +243,6 @@ class Checkpoint:
 def checkpoint_name(server_round: int) -> str:
     """Return the name of a round's checkpoint folder."""
     return f"round-{server_round:06d}"
-
-
-def averaged_file(group: str) -> str:
-    """Return the name of the file that holds a state group's average."""
-    return f"averaged-{group}.safetensors"
 
 
 class CheckpointStore:

@@ -84,3 +84,8 @@ def _split(key: str) -> tuple[str, str]:
         return namespace, rest
     group, _, name = rest.partition("/")
     return f"{namespace}/{group}", name
+
+
+def averaged_file(group: str) -> str:
+    """Return the name of the file that holds a state group's average."""
+    return f"averaged-{group}.safetensors"

@@ -24,7 +24,7 @@ from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
 from photon.objective.configured import kept_of
-from photon.state.checkpoint import Checkpoint
+from photon.state.checkpoint import Checkpoint, Unlearned
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
 from photon.strategy.outer import OuterStep
@@ -118,6 +118,8 @@ class Aggregate:
         Further state groups that the strategy finds in the next round's checkpoint.
     routed
         What those of them are that travel to other federations.
+    unlearned
+        What was taken out of the model, if something was.
     """
 
     params: dict[str, torch.Tensor]
@@ -131,6 +133,7 @@ class Aggregate:
     figures: Mapping[str, float] = field(default_factory=dict)
     kept: StateGroups = field(default_factory=dict)
     routed: Sequence[RoutedTag] = ()
+    unlearned: Unlearned | None = None
 
 
 class Strategy(ABC):
@@ -148,6 +151,8 @@ class Strategy(ABC):
     folds_updates: ClassVar[bool] = False
     #: Whether it adds up sums of an objective without steps, in place of folding what was trained.
     folds_sums: ClassVar[bool] = False
+    #: Whether a round counts only with the replies of all who are asked.
+    needs_all: bool = False
     #: Whether it looks at all replies of a round together; they then lie on the server's disk, mapped.
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.

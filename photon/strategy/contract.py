@@ -6,13 +6,16 @@ something that its gate has not judged, and no reply can hold something that nob
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 
 from photon.config.schema import PrivacySection
 from photon.errors import PhotonError
 from photon.link.records import Shapes
+from photon.privacy.masking import SUM_RANGE, FixedPoint, Quantizer
+
+T = TypeVar("T")
 
 #: What a participant is: a silo, a federation that acts as one, or the silo that a federation itself has.
 Role = Literal["silo", "federation", "server_silo"]
@@ -60,6 +63,8 @@ class Leaving:
         alone.
     bounded
         Whether privacy clips and noises it.
+    limit
+        Of a sum that is masked: the largest magnitude of a value that one silo may have in it.
     """
 
     kind: Literal["parameters", "mean", "sum", "as_is"]
@@ -67,6 +72,7 @@ class Leaving:
     required: bool = True
     masked: frozenset[str] = frozenset()
     bounded: bool = False
+    limit: float = SUM_RANGE
 
 
 @dataclass(frozen=True)
@@ -84,12 +90,15 @@ class Contract:
         Parameters that are the node's own: the server takes no mean of them.
     tells_rows
         Whether the report says which rows of the embedding were trained.
+    needs_all
+        Whether a round counts only with the replies of all who are asked.
     """
 
     arriving: Shapes
     leaving: Mapping[str, Leaving]
     own: frozenset[str] = frozenset()
     tells_rows: bool = False
+    needs_all: bool = False
 
     @property
     def due(self) -> dict[str, Mapping[str, torch.Size]]:
@@ -105,6 +114,46 @@ class Contract:
     def masked(self) -> frozenset[str]:
         """Parameters that secure aggregation masks."""
         return self.leaving[PARAMS].masked if PARAMS in self.leaving else frozenset()
+
+    @property
+    def masks_sums(self) -> bool:
+        """Whether what secure aggregation masks are sums; else it is updates of parameters."""
+        return any(leaving.kind == "sum" and leaving.masked for leaving in self.leaving.values())
+
+    def masked_of(self, groups: Mapping[str, Mapping[str, T]]) -> dict[str, T]:
+        """Return what is masked of some state groups: a parameter by its name, a sum as ``group/name``."""
+        return {
+            name if group == PARAMS else f"{group}/{name}": value
+            for group, of in groups.items()
+            for name, value in of.items()
+            if group in self.leaving and name in self.leaving[group].masked
+        }
+
+    def with_masked(
+        self, groups: Mapping[str, Mapping[str, T]], masked: Mapping[str, T]
+    ) -> dict[str, dict[str, T]]:
+        """Return state groups with other values in the place of what is masked, named as by `masked_of`."""
+        return {
+            group: {
+                name: masked.get(name if group == PARAMS else f"{group}/{name}", value)
+                for name, value in of.items()
+            }
+            for group, of in groups.items()
+        }
+
+    def quantizer(self, privacy: PrivacySection, cohort: int) -> Quantizer | FixedPoint:
+        """Return what makes integers of what is masked, for a cohort of so many.
+
+        Raises
+        ------
+        PhotonError
+            If the cohort is too large for the ring.
+        """
+        if not self.masks_sums:
+            return Quantizer(privacy.range, cohort)
+        shapes = {group: leaving.shapes for group, leaving in self.leaving.items()}
+        names = self.masked_of(shapes)
+        return FixedPoint({name: self.leaving[name.rpartition("/")[0]].limit for name in names}, cohort)
 
     def check_reply(self, groups: Mapping[str, Collection[str]]) -> None:
         """Check that a reply holds what it may, and all that is due.

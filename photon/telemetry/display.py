@@ -28,6 +28,7 @@ from photon.telemetry.events import (
     SiloFailed,
     SiloFinished,
     TasksEvaluated,
+    Unlearned,
 )
 from photon.telemetry.listener import ListenerRun
 from photon.telemetry.log import current_history, seconds_between
@@ -52,6 +53,9 @@ _NAMED = 16
 _COLUMNS = (("tokens/s", 76), ("train loss", 0), ("ppl before", 76), ("ppl now", 0), ("unigram", 0))
 # Lines of the live view around the table of silos; the rest of the window's height is for silos.
 _LINES_AROUND = 16
+
+#: What stays above the live view.
+_KEPT = (SiloFailed, Notice, RunInterrupted, TasksEvaluated, Unlearned)
 
 
 class Display:
@@ -98,7 +102,7 @@ class Display:
         if self._live is None:
             if line is not None:
                 self._console.print(line, soft_wrap=True)
-        elif isinstance(event, (SiloFailed, Notice, RunInterrupted, TasksEvaluated)) and line is not None:
+        elif isinstance(event, _KEPT) and line is not None:
             # Printed above the live view, where it stays.
             self._console.print(line)
 
@@ -397,6 +401,8 @@ def _line(event: Event, state: _State) -> Text | None:
     if isinstance(event, TasksEvaluated):
         text = f"round {event.round}/{rounds}: {_tasks_text(event)}"
         return Text(text, style="yellow" if event.failure is not None else "")
+    if isinstance(event, Unlearned):
+        return Text(f"round {event.round}/{rounds}: {unlearned_text(event)}")
     if isinstance(event, SiloFailed):
         text = f"round {event.round}/{rounds}: silo {event.silo} failed ({event.kind}): {event.reason}"
         return Text(text, style="yellow")
@@ -435,13 +441,33 @@ def _evaluation_text(event: Evaluated, state: _State) -> str:
         " · ",
     )
     overall = f"validation perplexity {format_perplexity(event.perplexity)}{estimate_text(event)}"
-    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}"
+    recall = "" if event.recall is None else f" · recall of what was forgotten {event.recall:.2f}"
+    return f"{overall} ({', '.join(notes)}) · {per_silo}{own}{recall}"
 
 
 def _named(names: list[str], between: str) -> str:
     """Name the first few of many."""
     more = [] if len(names) <= _NAMED else [f"and {len(names) - _NAMED:,} more"]
     return between.join([*names[:_NAMED], *more])
+
+
+def unlearned_text(event: Unlearned) -> str:
+    """Return what a line says of a request that was fulfilled."""
+    request = event.request
+    before, after = request["before"], request["after"]
+    moved = ", ".join(
+        f"{name} {before[key]:.2f} → {after[key]:.2f}"
+        for name, key in (
+            ("recall of what is forgotten", "forget/rouge1"),
+            ("refused of it", "forget/refused"),
+            ("recall of what is kept", "retain/rouge1"),
+        )
+        if key in before and key in after
+    )
+    return (
+        f"unlearned as {request['asked_by']} asked: layer {request['layer']}, ridge {request['ridge']:g}, "
+        f"coefficient {request['coefficient']:g} · {moved}"
+    )
 
 
 def _tasks_text(event: TasksEvaluated) -> str:

@@ -101,6 +101,17 @@ def evaluation_of(loss: float, tokens: int) -> SiloEvaluation:
     return {"loss": loss, "perplexity": perplexity, "tokens": tokens}
 
 
+class Remembered(TypedDict):
+    """What a model says to the questions of one silo that were forgotten once.
+
+    How many were ``asked``, the mean ROUGE-1 recall of the right answers, and the share that is refused.
+    """
+
+    asked: int
+    rouge1: _Number
+    refused: _Number
+
+
 class TaskFigures(TypedDict):
     """What lm-eval found of one task: metrics, over ``questions``, each with ``shots`` examples before it.
 
@@ -273,6 +284,8 @@ class Evaluated(Event):
     Of ``of_silos`` that measure models ``asked`` were asked, and those in ``per_silo`` have answered.
     ``error`` is the standard error of ``loss`` as an estimate of what all would give: 0 where all have
     answered, ``None`` where one alone has, or nobody knows.
+
+    ``remembered`` has, of silos that keep questions which were forgotten once, what the model says to them.
     """
 
     round: int
@@ -287,6 +300,14 @@ class Evaluated(Event):
     asked: int | None = None
     of_silos: int | None = None
     error: float | None = None
+    remembered: dict[str, Remembered] = dataclasses.field(default_factory=dict)
+
+    @property
+    def recall(self) -> float | None:
+        """Mean ROUGE-1 recall of what was forgotten, over all questions that were asked; ``None``: none."""
+        asked = sum(silo["asked"] for silo in self.remembered.values())
+        recalled = math.fsum(silo["asked"] * silo["rouge1"] for silo in self.remembered.values())
+        return recalled / asked if asked else None
 
     @property
     def is_estimate(self) -> bool:
@@ -309,6 +330,14 @@ class TasksEvaluated(Event):
     suites: dict[str, SuiteFigures] = dataclasses.field(default_factory=dict)
     missing: list[str] = dataclasses.field(default_factory=list)
     failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlearned(Event):
+    """Something was taken out of the model; ``request`` is what `photon.state.unlearned.Unlearned` says."""
+
+    round: int
+    request: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,6 +383,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     Diagnostics,
     Evaluated,
     TasksEvaluated,
+    Unlearned,
     Checkpointed,
     RunFinished,
     RunInterrupted,

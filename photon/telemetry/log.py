@@ -28,6 +28,7 @@ from photon.telemetry.events import (
     SiloFailed,
     SiloFinished,
     TasksEvaluated,
+    Unlearned,
     from_json,
 )
 from photon.telemetry.listener import ListenerRun
@@ -45,6 +46,7 @@ _ROUND_EVENTS = (
     Diagnostics,
     Evaluated,
     TasksEvaluated,
+    Unlearned,
     Checkpointed,
     RunInterrupted,
 )

@@ -30,6 +30,7 @@ from photon.telemetry.events import (
     SiloFinished,
     TaskFigures,
     TasksEvaluated,
+    Unlearned,
     plain_json,
 )
 from photon.telemetry.log import current_history, elapsed_seconds
@@ -56,6 +57,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
     ``privacy`` has δ and the ε of each silo (None: unbounded) for all that it may have sent; None where no
     update is clipped.
     ``tasks`` has what the last evaluation on tasks found, and after which round; None: there was none.
+    ``unlearned`` has the requests that the run has fulfilled; ``recall_of_forgotten`` is the last model's
+    mean ROUGE-1 recall of answers that were to be forgotten, None where nobody asks.
     ``tokens_per_second`` is tokens by total seconds; ``mfu`` averages the silos by training seconds.
 
     Parameters
@@ -103,6 +106,8 @@ def build_summary(events: Iterable[Event], *, weights_sha256: str | None) -> dic
         "density": _last_density(history),
         "privacy": _privacy(started, all_events),
         "tasks": _last_tasks(history),
+        "unlearned": [event.request for event in history if isinstance(event, Unlearned)],
+        "recall_of_forgotten": evaluations[-1].recall if evaluations else None,
         "failures": sum(isinstance(event, SiloFailed) for event in history),
         "weights_sha256": weights_sha256,
     }

@@ -186,7 +186,7 @@ def flwr_run(
                 process.terminate()
 
 
-@pytest.mark.parametrize("engine", ["inprocess", "simulation"])
+@pytest.mark.parametrize("engine", ["inprocess", pytest.param("simulation", marks=pytest.mark.slow)])
 def test_data_that_is_not_there_is_told_before_anything_is_started(
     tmp_path: Path, environment: dict[str, str], engine: str
 ) -> None:

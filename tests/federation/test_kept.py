@@ -82,11 +82,16 @@ def train(config: RunConfig, warm: Path) -> dict[str, Any]:
     return run_inprocess(prepare_run(config.model_copy(update={"model": model})), answer, resume=False)
 
 
-# Each of the models has met each of the ways; one of them does for every day.
+# Each of the models has met each of the ways; one of them, and half of the ways, do for every day.
 @pytest.mark.parametrize(
     ("way", "model_type"),
     [
-        pytest.param(way, TYPES[index % 3], id=f"{' '.join(way).replace('strategy=photon ', '')[:60]}")
+        pytest.param(
+            way,
+            TYPES[index % 3],
+            id=f"{' '.join(way).replace('strategy=photon ', '')[:60]}",
+            marks=[pytest.mark.slow] if index % 2 else [],
+        )
         for index, way in enumerate(WAYS)
     ],
 )
@@ -178,7 +183,8 @@ def test_silos_have_it_to_the_bit_over_a_link_that_loses(
     )
 
 
-@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_two_devices_train_it_as_one_does(
     parallel: str, folders: dict[str, Path], small_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

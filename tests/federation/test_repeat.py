@@ -65,12 +65,12 @@ def killed_in(config: RunConfig, server_round: int) -> None:
     [
         ["strategy=photon"],
         ["strategy=desloc", "strategy.sync={exp_avg: 8, exp_avg_sq: 8}"],
-        ["strategy=photon", "optimizer=muon", "link=int4"],
+        pytest.param(["strategy=photon", "optimizer=muon", "link=int4"], marks=pytest.mark.slow),
         ["strategy=lordo"],
-        ["strategy=streaming-diloco", "model.architecture.n_layer=2"],
+        pytest.param(["strategy=streaming-diloco", "model.architecture.n_layer=2"], marks=pytest.mark.slow),
         ["strategy=sparsyfed", "outer=fedavg"],
         ["strategy=worldlm", "cohort=null", "federation.tree={n: [alpha, beta], s: [gamma]}"],
-        ["strategy=centralized", "training.micro_batch_size=2"],
+        pytest.param(["strategy=centralized", "training.micro_batch_size=2"], marks=pytest.mark.slow),
     ],
     ids=lambda overrides: overrides[0],
 )

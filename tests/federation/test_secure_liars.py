@@ -34,11 +34,14 @@ from photon.silo import secure
 from photon.silo.policy import SiloPolicy
 from photon.silo.service import answer_keys
 from photon.silo.site import SiloSite
+from photon.strategy.contract import Contract, Leaving
 from tests.conftest import small_run
 
 HONEST = ["alpha", "delta", "gamma", "omega"]
 LIAR = "beta"
 NAMES = sorted([*HONEST, LIAR])
+#: What is masked: one parameter.
+UPDATES = Contract({}, {"params": Leaving("parameters", {"w": torch.Size([50])}, masked=frozenset({"w"}))})
 #: Of what the liar answers to: who is asked, what it asks, what an honest silo would say.
 Lie = Callable[["Cohort", str, Body], Body | None]
 
@@ -87,6 +90,7 @@ class Cohort:
         server = SecureSum(
             self.config.privacy,
             requests,
+            UPDATES,
             self.ask,
             lambda name, failure: self.failed.__setitem__(name, failure.reason),
             self.warnings.append,
@@ -96,9 +100,9 @@ class Cohort:
         survivors = [name for name in agreed if name in (sending or NAMES)]
         for name in survivors:
             update = {"params": {"w": Packed(self.updates[name])}}
-            masked = self.masked(agreed[name], update, self.sites[name], self.config, {"w"})
+            masked = self.masked(agreed[name], update, self.sites[name], self.config, UPDATES)
             server.add(name, {"w": masked["params"]["w"].data})
-        return server.mean()["w"], survivors
+        return server.opened()["w"], survivors
 
     def check(self, mean: torch.Tensor, silos: list[str]) -> None:
         expected_mean = torch.stack([self.updates[name] for name in silos]).double().mean(0)
@@ -345,6 +349,7 @@ def test_a_mean_is_no_longer_than_reported_norms_and_the_clip_norm(
         made = SecureSum(
             secure_config.privacy.model_copy(update=privacy),
             {name: TrainRequest.model_construct(round=1) for name in NAMES},
+            UPDATES,
             lambda *_: {},
             lambda *_: None,
             lambda _: None,
@@ -385,7 +390,7 @@ def test_honest_noise_is_within_the_bound(tmp_path: Path, secure_config: RunConf
             noise = torch.randn(5, dimension, generator=generator)
             update = torch.full((dimension,), 0.5 / dimension**0.5) + noise
             server = SecureSum(
-                privacy, {n: TrainRequest.model_construct(round=1) for n in NAMES},
+                privacy, {n: TrainRequest.model_construct(round=1) for n in NAMES}, UPDATES,
                 cohort.ask, lambda *_: None, lambda _: None,
             )  # fmt: skip
             server._keys = dict.fromkeys(NAMES)  # type: ignore[arg-type]

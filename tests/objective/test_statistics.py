@@ -47,6 +47,7 @@ from tests.silo.test_worker import workers
 #: A policy under which a silo takes what these tests bring.
 TOYS = "modules: [tests.objective.toy]\n"
 SUMS = ["strategy=sums", "objective._target_=tests.objective.toy.Sums", "rounds=2"]
+MASKED = [*SUMS, "privacy=secure", "link.uplink_payload=update"]
 SILOS = ["alpha", "beta", "gamma"]
 #: Where processes that a test starts find the objective.
 PATH = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -356,9 +357,17 @@ def test_a_silo_sends_nothing_that_its_objective_did_not_promise(
         ),
         ([*SUMS, "privacy.clip_norm=1.0"], "Sums: privacy.clip_norm: nothing bounds the sums"),
         (
-            [*SUMS, "privacy.secure_aggregation=true", "link.uplink_payload=update"],
-            "Sums: privacy.secure_aggregation: sums of float64 have no masks",
+            [
+                *MASKED,
+                "link.states=[{_target_: photon.link.lossless.Zstd}]",
+            ],
+            "Sums: link.states: what is masked looks like noise",
         ),
+        (
+            [*MASKED, "privacy.ranges={grams: 4.0}"],
+            "privacy.ranges.grams: this run has no such sum; did you mean 'gram'",
+        ),
+        (["privacy.ranges={gram: 4.0}"], "privacy.ranges.gram: this run has no such sum"),
         (
             [*SUMS, "link.uplink_payload=update", "link.downlink_payload=update"],
             "link.downlink_payload=update: parameters do not change",

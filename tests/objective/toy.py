@@ -1,6 +1,5 @@
 """A masked objective, small enough to compute by hand, and one that takes no steps."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,9 +89,10 @@ class Sums(CausalLM):
     """
 
     trains = False
+    groups = ("shared/sums", "shared/gram")
 
-    def sums(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
-        vocabulary, width = params["transformer.wte.weight"]
+    def sums(self, model: Any, server_round: int) -> Shapes:
+        vocabulary, width = model.transformer.wte.weight.shape
         if server_round > 1:
             return {"shared/gram": {"gram": torch.Size([width, width]), "surprise": torch.Size([])}}
         sums = {"tokens": [vocabulary], "count": [], "hidden": [width], "states": []}
@@ -104,8 +104,8 @@ class Sums(CausalLM):
         of = sums["shared/sums"]
         return {"shared/means": {"tokens": of["tokens"] / of["count"], "hidden": of["hidden"] / of["states"]}}
 
-    def brings(self, params: Mapping[str, torch.Size], server_round: int) -> Shapes:
-        vocabulary, width = params["transformer.wte.weight"]
+    def brings(self, model: Any, server_round: int) -> Shapes:
+        vocabulary, width = model.transformer.wte.weight.shape
         means = {"tokens": torch.Size([vocabulary]), "hidden": torch.Size([width])}
         return {"shared/means": means} if server_round > 1 else {}
 

@@ -29,9 +29,12 @@ from photon.privacy.sharing import context_of, expected
 from photon.silo import opened, secure
 from photon.silo.policy import SiloPolicy
 from photon.silo.site import SiloSite
+from photon.strategy.contract import Contract, Leaving
 
 NAMES = ["alpha", "beta", "gamma", "omega"]
 ATTEMPT = "a" * 32
+#: What is masked: one parameter.
+UPDATES = Contract({}, {"params": Leaving("parameters", {"w": torch.Size([100])}, masked=frozenset({"w"}))})
 
 
 class Cohort:
@@ -99,7 +102,7 @@ class Cohort:
     def mask(self, name: str, attempt: str = ATTEMPT, **changes: Any) -> torch.Tensor:
         request = self.request(name, attempt, **changes)
         update = {"params": {"w": Packed(self.update)}}
-        return secure.mask(request, update, self.sites[name], self.config, {"w"})["params"]["w"].data
+        return secure.mask(request, update, self.sites[name], self.config, UPDATES)["params"]["w"].data
 
     def unmask(self, name: str, survivors: list[str], dropped: list[str], attempt: str = ATTEMPT) -> Shares:
         request = Unmask(attempt=attempt, silo=name, survivors=survivors, dropped=dropped)

@@ -16,6 +16,7 @@ from photon.telemetry.events import (
     Notice,
     PrivacyFacts,
     PrivacyReport,
+    Remembered,
     RoundFinished,
     RoundSeconds,
     RunFinished,
@@ -63,10 +64,12 @@ FIELDS = {
             **dict.fromkeys(RoundSeconds.__required_keys__, FINITE),  # type: ignore[arg-type]
         )
     },
-    "evaluated": dict.fromkeys(
-        ("per_silo", "per_node"),
-        EVALUATIONS,
-    ),
+    "evaluated": {
+        **dict.fromkeys(("per_silo", "per_node"), EVALUATIONS),
+        "remembered": st.dictionaries(
+            NAMES, st.builds(Remembered, asked=COUNT, rouge1=FINITE, refused=FINITE), max_size=3
+        ),
+    },
     "tasks_evaluated": {
         "tasks": st.dictionaries(
             NAMES,
@@ -83,6 +86,7 @@ FIELDS = {
             NAMES, st.builds(SuiteFigures, tasks=COUNT, accuracy=FINITE, above_chance=FINITE), max_size=2
         ),
     },
+    "unlearned": {"request": st.dictionaries(st.text(), JSON, max_size=4)},
     "diagnostics": {"values": st.dictionaries(NAMES, FINITE, max_size=3)},
     "run_finished": {"summary": st.dictionaries(st.text(), JSON, max_size=4)},
 }
@@ -95,6 +99,7 @@ NAMES_IN_ORDER = [
     "diagnostics",
     "evaluated",
     "tasks_evaluated",
+    "unlearned",
     "checkpointed",
     "run_finished",
     "run_interrupted",
