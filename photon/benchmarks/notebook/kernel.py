@@ -155,8 +155,9 @@ class Kernel:
         while True:
             message = self._next()
             if message is not None and message["parent_header"].get("msg_id") == asked:
-                received += len(json.dumps(message["content"], default=str))
-                if _take(message, ran):
+                size = len(json.dumps(message["content"], default=str))
+                room, received = max(0, self._limits.output - received), received + size
+                if _take(message, ran, size, room):
                     return
             now = time.monotonic()
             excess = None
@@ -166,12 +167,13 @@ class Kernel:
                 # Who has replied and does not say that it is idle was cut off in a message that was too long.
                 excess = f"it sent more than {self._limits.output >> 10} KiB at once" if replied else None
                 excess = excess or f"it took more than {self._limits.cell_seconds:g} s"
-            if excess is not None and ran.stopped is None and not replied:
+            if excess is not None and ran.stopped is None:
                 ran.stopped = excess
-                until, received = now + _GRACE, -(1 << 60)
-                self._client.control_channel.send(self._client.session.msg("interrupt_request", {}))
-            elif excess is not None:
-                ran.stopped, ran.lost = ran.stopped or excess, True
+                until, received = now + _GRACE, self._limits.output
+                if not replied:
+                    self._client.control_channel.send(self._client.session.msg("interrupt_request", {}))
+            elif now > until:
+                ran.lost = True
                 return
             if now > look:
                 look = now + _LOOK
@@ -197,17 +199,25 @@ class Kernel:
             return None
 
 
-def _take(message: dict[str, Any], ran: Ran) -> bool:
-    """Take a message of a cell; return whether the cell has ended."""
+def _take(message: dict[str, Any], ran: Ran, size: int, room: int) -> bool:
+    """Take a message of a cell, as far as there is room; return whether the cell has ended."""
     kind, content = message["header"]["msg_type"], message["content"]
     if kind == "status":
         return bool(content.get("execution_state") == "idle")
     if kind == "error":
         ran.error = f"{content.get('ename', '')}: {content.get('evalue', '')}"[:1000]
-    if kind in ("stream", "error", "execute_result", "display_data") and len(ran.outputs) < _MOST_OUTPUTS:
+    if kind not in ("stream", "error", "execute_result", "display_data") or len(ran.outputs) >= _MOST_OUTPUTS:
+        return False
+    if kind == "stream":
+        text = str(content.get("text", ""))[:room]
         last = ran.outputs[-1] if ran.outputs else {}
-        if kind == "stream" and last.get("output_type") == kind and last["name"] == content.get("name"):
-            last["text"] += str(content.get("text", ""))
-        else:
-            ran.outputs.append(output_from_msg(message))
+        if last.get("output_type") == kind and last["name"] == content.get("name"):
+            last["text"] += text
+        elif text:
+            ran.outputs.append(output_from_msg({**message, "content": {**content, "text": text}}))
+    elif size <= room:
+        ran.outputs.append(output_from_msg(message))
+    elif kind == "error":
+        short: dict[str, Any] = {"ename": "Error", "evalue": ran.error, "traceback": []}
+        ran.outputs.append(output_from_msg({**message, "content": short}))
     return False

@@ -242,6 +242,7 @@ def test_a_capsule_without_its_archive_is_missing_and_the_rest_goes_on(
     assert (done.made, done.there, done.failed) == (1, 2, {"capsule": 1})
 
 
+@pytest.mark.slow
 def test_choices_that_are_missing_do_not_repeat_the_work(toy: Path, tmp_path: Path, shut: Shut) -> None:
     out, code = tmp_path / "out", {name: ["raise SystemExit"] for name in TOY_CODE}
     make(toy, ScriptedSolver(code), RunSettings(replicas=1, regimes=["open"]), out, shut)

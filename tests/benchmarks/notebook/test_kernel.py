@@ -52,7 +52,7 @@ def test_a_cell_that_never_ends_is_stopped(kernel: Kernel) -> None:
 def test_a_cell_that_says_too_much_is_stopped(kernel: Kernel) -> None:
     ran = kernel.run("while True: print('y' * 1000)")
     assert ran.stopped == "it sent more than 256 KiB"
-    assert sum(len(output.get("text", "")) for output in ran.outputs) < 2 << 20
+    assert 0 < sum(len(output.get("text", "")) for output in ran.outputs) <= LIMITS.output
     assert text(kernel, "kept") == "3"
 
 
@@ -80,7 +80,7 @@ def test_a_cell_that_eats_memory_gets_none(kernel: Kernel) -> None:
             "it took more than 1 s",
             marks=pytest.mark.slow,
         ),
-        ("print('z' * (20 << 20))", "it sent more than 256 KiB at once"),
+        pytest.param("print('z' * (20 << 20))", "it sent more than 256 KiB at once", marks=pytest.mark.slow),
     ],
 )
 def test_a_kernel_that_is_lost_is_followed_by_a_new_one(
@@ -95,6 +95,7 @@ def test_a_kernel_that_is_lost_is_followed_by_a_new_one(
         assert text(kernel, "1 + 1") == "2"
 
 
+@pytest.mark.slow
 def test_a_new_kernel_has_no_variables_and_no_files(shut: Shut, tmp_path: Path) -> None:
     (tmp_path / "x").write_text("1")
     with Kernel({"x": tmp_path / "x"}, LIMITS, shut) as kernel:
