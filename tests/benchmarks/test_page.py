@@ -54,13 +54,12 @@ def test_the_page_runs_as_it_says(
     }
 
     def run(text: str) -> str:
+        # What was started beside the shell ends with it, also where a command fails.
+        head = (
+            f"""trap 'kill $(jobs -p) || true' EXIT; photon() {{ "{sys.executable}" -m photon.cli "$@"; }}"""
+        )
         done = subprocess.run(
-            [
-                "bash",
-                "-e",
-                "-c",
-                f'trap "kill \$(jobs -p) || true" EXIT; photon() {{ "{sys.executable}" -m photon.cli "$@"; }}; {text}',
-            ],
+            ["bash", "-e", "-c", f"{head}\n{text}"],
             cwd=tmp_path,
             env=environment,
             stdin=subprocess.DEVNULL,
