@@ -18,6 +18,7 @@ from photon.data.prepared import PreparedData
 from photon.evaluation.export import export_model
 from photon.models.build import build_model
 from photon.training.groups import read_params
+from tests.serving.conftest import TEMPLATE
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "bixbench.md").read_text()
@@ -53,8 +54,12 @@ def test_the_page_runs_as_it_says(
     }
 
     def run(text: str) -> str:
+        # What was started beside the shell ends with it, also where a command fails.
+        head = (
+            f"""trap 'kill $(jobs -p) || true' EXIT; photon() {{ "{sys.executable}" -m photon.cli "$@"; }}"""
+        )
         done = subprocess.run(
-            ["bash", "-e", "-c", f'photon() {{ "{sys.executable}" -m photon.cli "$@"; }}; {text}'],
+            ["bash", "-e", "-c", f"{head}\n{text}"],
             cwd=tmp_path,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -69,6 +74,7 @@ def test_the_page_runs_as_it_says(
     params = read_params(build_model(section, data.manifest.vocab_size, seed=0))
     place = tmp_path / "runs" / "smollm2" / "model"
     export_model(params, section, data.manifest.vocab_size, data.tokenizer_path, place, {})
+    (place / "chat_template.jinja").write_text(TEMPLATE)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = str(taken.getsockname()[1])
