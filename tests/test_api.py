@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from photon.federation.round_events import RoundEvents
 from photon.telemetry.events import Evaluated
 from tests.conftest import SMALL, small_run
 
+PAGE = Path(__file__).parents[1] / "docs" / "python.md"
 QUIET: Any = {"display": "none"}
 
 
@@ -101,7 +103,7 @@ def test_runs_of_one_process_take_turns_in_threads_and_in_a_running_loop(
 
 def test_runs_are_compared_in_a_table_and_a_page(corpus: Path, tmp_path: Path) -> None:
     one = photon.train(overrides(corpus), run_dir=tmp_path / "one", **QUIET)
-    config = small_run("rounds=1", "strategy=diloco", data=corpus)
+    config = small_run("rounds=1", "strategy=diloco", data=corpus, run_dir=tmp_path / "other")
     two = photon.train(config, run_dir=tmp_path / "two", **QUIET)
     table = photon.compare([one, two.run_dir], report=tmp_path / "both.html")
     assert set(table["run"]) == {"one", "two"}
@@ -135,6 +137,26 @@ def test_what_is_wrong_is_one_clear_line(tmp_path: Path) -> None:
         photon.Run(tmp_path)
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         _ = photon.trian
+
+
+def test_the_page_does_what_it_says(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The code of docs/python.md as it stands, but with a small model."""
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    train = photon.train
+
+    def small(given: list[str], *, run_dir: str) -> photon.Run:
+        return train([*overrides(corpus), *given], run_dir=run_dir)
+
+    monkeypatch.setattr(photon, "train", small, raising=False)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert {path.name for path in Path("runs").iterdir()} == {"first", "second", "compared.html"}
+    assert "perplexity" in capsys.readouterr().out
+    named = set(re.findall(r"`(?:photon|run)\.(\w+)", PAGE.read_text()))
+    assert named <= {*photon.__all__, *dir(photon.Run), "errors"}
+    assert {"evaluate", "prepare", "resume"} <= named
 
 
 def test_commands_and_nodes_do_without_it() -> None:

@@ -306,7 +306,7 @@ def test_a_repeated_round_without_one_of_its_silos_needs_fresh_noise(
         after = update_of(tmp_path / "run", "alpha")
         assert not any(torch.equal(after[name], tensor) for name, tensor in before.items())
         releases = json.loads((tmp_path / "run" / "silos" / "alpha" / "releases.json").read_text())
-        assert [count for count, _ in releases.values()] == [2]
+        assert [count for count, _ in releases["content"].values()] == [2]
         check_sum(tmp_path / "run", ["alpha", "beta", "gamma"], cohort=3)
     else:
         with pytest.raises(RunError, match=r"this update of .* was in a sum over other silos before"):

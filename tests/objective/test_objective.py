@@ -106,7 +106,7 @@ def test_a_sample_is_a_batch_that_the_loss_takes() -> None:
 def test_an_objective_without_steps_gives_sums(corpus) -> None:
     prepared = PreparedData.open(corpus)
     data = SiloData(prepared, prepared.silo_names)
-    assert Masked().prepare(None, data, {}, server_round=1, seed=0) is None
+    assert Masked().prepare(None, data, {}, server_round=1, seed=0, own=True) is None
     with pytest.raises(NotImplementedError, match="Masked takes local steps"):
         Masked().statistics(None, data, {}, server_round=1, seed=0)
     model = build_model(composed(*SMALL, "data.path=none").model, data.vocab_size, seed=0).eval()

@@ -10,7 +10,9 @@ from photon.optim.orthogonal import BatchedMuon, orthogonalised
 from tests.optim.helpers import largest_difference, parameters, set_gradients, trajectory
 
 
-def test_is_torchs_muon_on_hidden_matrices_and_torchs_adamw_on_the_rest():
+def test_is_torchs_muon_on_hidden_matrices_and_torchs_adamw_on_the_rest(monkeypatch):
+    # As torch's own, on a machine without bfloat16, too.
+    monkeypatch.setattr("photon.optim.orthogonal.product_format", lambda device: torch.bfloat16)
     ours = trajectory(lambda p: MuonAdamW(p, 0.01, betas=(0.9, 0.95)), 8)
     named = parameters()
     matrices = [parameter for name, parameter in named if name in ("hidden", "tall")]

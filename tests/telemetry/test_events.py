@@ -69,6 +69,7 @@ FIELDS = {
         "remembered": st.dictionaries(
             NAMES, st.builds(Remembered, asked=COUNT, rouge1=FINITE, refused=FINITE), max_size=3
         ),
+        "figures": st.dictionaries(NAMES, FINITE, max_size=3),
     },
     "tasks_evaluated": {
         "tasks": st.dictionaries(

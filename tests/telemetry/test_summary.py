@@ -172,6 +172,8 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "density": None,
         "privacy": None,
         "tasks": None,
+        "unlearned": [],
+        "recall_of_forgotten": None,
         "labels": None,
         "failures": 1,
         "weights_sha256": "ff",
