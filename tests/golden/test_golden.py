@@ -175,8 +175,8 @@ def test_an_absent_silo_returns(recording: Recording) -> None:
 def test_every_preset_is_in_the_table(table: Table) -> None:
     """Links of sparse strategies and privacy=off are what presets bring by themselves.
 
-    Sums need an objective without steps: see tests/objective/test_statistics.py. Anchors need one of their own:
-    see tests/objective/test_anchor.py.
+    Sums need an objective without steps, and anchors one of their own: see tests/objective/test_statistics.py
+    and tests/objective/test_anchor.py.
     Robust folds, MuLoCo, the exact SparseLoCo and DES-LOC's schedule are newer than all bases: see
     tests/strategy/test_robust.py, tests/federation/test_muloco.py and test_sparseloco.py, and
     tests/models/test_build.py.
