@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from photon.errors import PhotonError, printable
+from photon.models.sentences import Sentences
 from photon.orchestration.method import EncoderSection
 
 Encode = Callable[[Sequence[str]], Tensor]
@@ -18,8 +18,8 @@ Encode = Callable[[Sequence[str]], Tensor]
 _LENGTHS = (1, 2, 3, 4)
 #: Where a text begins and ends.
 _BEGIN, _END = "\x02", "\x03"
-#: Characters of a text that are looked at, and tokens.
-_MOST, _MOST_TOKENS = 20_000, 256
+#: Characters of a text that are looked at.
+_MOST = 20_000
 
 
 class NGrams:
@@ -60,51 +60,8 @@ def _grams(text: str) -> dict[str, int]:
     return counts
 
 
-class Sentences:
-    """A sentence encoder such as all-MiniLM-L6-v2: the mean of its last states, in unit length.
-
-    Parameters
-    ----------
-    folder
-        Its model and tokenizer in the form of transformers; nothing is downloaded.
-
-    Raises
-    ------
-    PhotonError
-        If it cannot be read.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        from transformers import AutoModel, AutoTokenizer
-
-        if not (folder / "config.json").is_file():
-            raise PhotonError(f"encoder.folder={printable(folder)}: has no config.json, so it is no encoder")
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model = AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            ).eval()
-            self.size: int = self._model.config.hidden_size
-        except Exception as error:  # transformers raises what it likes
-            why = " ".join(str(error).split())[:300]
-            raise PhotonError(f"encoder.folder={printable(folder)}: cannot be opened ({why})") from error
-
-    def __call__(self, texts: Sequence[str]) -> Tensor:
-        """Return the vectors: float32 of shape (n, d), in unit length."""
-        tokens = self._tokenizer(
-            [text[:_MOST] for text in texts],
-            padding=True,
-            truncation=True,
-            max_length=_MOST_TOKENS,
-            return_tensors="pt",
-        )
-        with torch.no_grad():
-            states = self._model(**tokens).last_hidden_state
-        mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)
-        mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-        return torch.nn.functional.normalize(mean.float(), dim=1)
-
-
 def encoder_of(section: EncoderSection) -> NGrams | Sentences:
     """Return the encoder that settings name."""
-    return NGrams(section.size) if section.folder is None else Sentences(Path(section.folder))
+    return (
+        NGrams(section.size) if section.folder is None else Sentences(Path(section.folder), "encoder.folder")
+    )

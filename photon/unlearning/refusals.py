@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
-from photon.errors import PhotonError, printable
+from photon.models.sentences import Sentences
 from photon.unlearning.figures import rouge_l
 
 #: What a model says that does not know.
@@ -73,41 +73,8 @@ def sentence_encoder(folder: Path) -> Encoder:
     PhotonError
         If the folder holds none.
     """
-    import torch
-    from transformers import AutoModel, AutoTokenizer
-
-    from photon.models.pretrained import first_line, quiet_transformers
-
-    if not (folder / "config.json").is_file():
-        raise PhotonError(f"{printable(folder)}: no config.json; --encoder takes a folder of transformers")
-    try:
-        with quiet_transformers():
-            tokenizer: Any = AutoTokenizer.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            )
-            model: Any = AutoModel.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False, use_safetensors=True
-            )
-    except Exception as error:  # what broken files raise depends on what is broken
-        raise PhotonError(f"{printable(folder)}: no encoder ({first_line(error)})") from error
-    if tokenizer.pad_token is None:
-        raise PhotonError(f"{printable(folder)}: no encoder of sentences (its tokenizer has no padding)")
-    model.eval()
-
-    def encode(texts: Sequence[str]) -> list[dict[int, float]]:
-        vectors: list[dict[int, float]] = []
-        for start in range(0, len(texts), 32):
-            # An empty text has no token of its own to be the mean of.
-            some = [text.strip() or "." for text in texts[start : start + 32]]
-            given = tokenizer(some, padding=True, truncation=True, max_length=256, return_tensors="pt")
-            with torch.no_grad():
-                states = model(**given).last_hidden_state
-            mask = given["attention_mask"][..., None]
-            means = torch.nn.functional.normalize((states * mask).sum(1) / mask.sum(1), dim=-1)
-            vectors += [dict(enumerate(row.tolist())) for row in means]
-        return vectors
-
-    return encode
+    encode = Sentences(folder, "--encoder")
+    return lambda texts: [dict(enumerate(row)) for row in encode(texts).tolist()]
 
 
 def refusal_quality(answers: Sequence[str], templates: Sequence[str], encoder: Encoder) -> float:
