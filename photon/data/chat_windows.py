@@ -4,7 +4,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer
@@ -13,6 +13,8 @@ from photon.data.documents import Chat, Message
 from photon.data.rows import Faults
 from photon.data.template import ChatTemplate, TemplateError
 from photon.data.tokenizer import EosTokenizer
+
+T = TypeVar("T")
 
 
 class Encoded(NamedTuple):
@@ -153,27 +155,40 @@ class ChatWindows(NamedTuple):
 
 
 @dataclass
-class EncodedChats:
-    """Conversations in tokens.
+class EncodedRows(Generic[T]):
+    """Rows in tokens.
 
     Attributes
     ----------
     used, encoded
         Index of each that can be used, and its tokens.
     shortened
-        How many of them have lost their oldest turns.
+        How many of them were cut to fit.
     faults
         Why others were left out.
     """
 
+    #: What the rows are.
+    called: ClassVar[str]
+
     used: list[int] = field(default_factory=list)
-    encoded: list[Encoded] = field(default_factory=list)
+    encoded: list[T] = field(default_factory=list)
     shortened: int = 0
     faults: Faults = field(default_factory=Faults)
 
     def told(self) -> list[str]:
         """Return a line for each thing that was left out."""
-        lines = list(self.faults.told(len(self.used), "conversations"))
+        return list(self.faults.told(len(self.used), self.called))
+
+
+class EncodedChats(EncodedRows[Encoded]):
+    """Conversations in tokens; of those that are shortened the oldest turns are gone."""
+
+    called = "conversations"
+
+    def told(self) -> list[str]:
+        """Return a line for each thing that was left out."""
+        lines = super().told()
         if self.shortened:
             lines.append(
                 f"{self.shortened:,} of {len(self.used):,} conversations that are used: longer than a "

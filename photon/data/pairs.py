@@ -5,17 +5,15 @@ answer, so that the window is read as conversations are (`photon.data.chat_windo
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from photon.data.chat_windows import ChatEncoder, Encoded, bins_of
+from photon.data.chat_windows import ChatEncoder, Encoded, EncodedRows, bins_of
 from photon.data.chats import message_of
 from photon.data.documents import Message, Pair
 from photon.data.rows import (
     MISSING,
-    Faults,
     NamedSource,
     called,
     named_source,
@@ -116,27 +114,10 @@ class PairWindows(NamedTuple):
     pairs: np.ndarray
 
 
-@dataclass
-class EncodedPairs:
-    """Pairs in tokens.
+class EncodedPairs(EncodedRows[EncodedPair]):
+    """Pairs in tokens; none is cut to fit."""
 
-    Attributes
-    ----------
-    used, encoded
-        Index of each that can be used, and its tokens.
-    faults
-        Why others were left out.
-    """
-
-    used: list[int] = field(default_factory=list)
-    encoded: list[EncodedPair] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
-    #: None is cut to fit.
-    shortened: ClassVar[int] = 0
-
-    def told(self) -> list[str]:
-        """Return a line for each thing that was left out."""
-        return list(self.faults.told(len(self.used), "pairs"))
+    called = "pairs"
 
 
 def encode_pairs(pairs: Sequence[Pair], encoder: ChatEncoder, advance: Callable[[int], None]) -> EncodedPairs:

@@ -5,15 +5,14 @@ those that it says it has no answer to, by which it learns what that looks like.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import PurePath
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from photon.data.chat_windows import ChatEncoder
+from photon.data.chat_windows import ChatEncoder, EncodedRows
 from photon.data.documents import Document, Message, Question
-from photon.data.rows import MISSING, Faults, NamedSource, named_source, row_fault, text_fault, value_of
+from photon.data.rows import MISSING, NamedSource, named_source, row_fault, text_fault, value_of
 from photon.data.template import TemplateError
 from photon.errors import PhotonError, printable
 
@@ -112,27 +111,10 @@ class QuestionWindows(NamedTuple):
     sets: np.ndarray
 
 
-@dataclass
-class EncodedQuestions:
-    """Questions in tokens.
+class EncodedQuestions(EncodedRows[EncodedQuestion]):
+    """Questions in tokens; none is cut to fit."""
 
-    Attributes
-    ----------
-    used, encoded
-        Index of each that can be used, and its tokens.
-    faults
-        Why others were left out.
-    """
-
-    used: list[int] = field(default_factory=list)
-    encoded: list[EncodedQuestion] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
-    #: None is cut to fit.
-    shortened: ClassVar[int] = 0
-
-    def told(self) -> list[str]:
-        """Return a line for each thing that was left out."""
-        return list(self.faults.told(len(self.used), "questions"))
+    called = "questions"
 
 
 def encode_questions(

@@ -160,7 +160,6 @@ def write_chats(
     chats = [document for document in documents if isinstance(document, Chat)]
     pairs = [document for document in documents if isinstance(document, Pair)]
     questions = [document for document in documents if isinstance(document, Question)]
-    what = "pair" if pairs else "question" if questions else "conversation"
     read: EncodedChats | EncodedPairs | EncodedQuestions
     if questions:
         read = encode_questions(questions, encoder, advance)
@@ -168,10 +167,10 @@ def write_chats(
         read = encode_pairs(pairs, encoder, advance) if pairs else encode_chats(chats, encoder, advance)
     if not read.encoded:
         raise PhotonError(
-            f"silo {place.silo!r} has no {place.side} {what} that can be used: {read.faults.worst()}; give "
-            "it others, or a tokenizer with another chat template"
+            f"silo {place.silo!r} has no {place.side} {read.called.removesuffix('s')} that can be used: "
+            f"{read.faults.worst()}; give it others, or a tokenizer with another chat template"
         )
-    told = f"{place.side} {what}s"
+    told = f"{place.side} {read.called}"
     skipped += [SourceSkipped(name=place.silo, file=told, reason=why) for why in read.told()]
     end_of_text = encoder.tokenizer.eos_token_id
     packed: ChatWindows | PairWindows | QuestionWindows
