@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 
 #: Held by the command that started the run, and by whoever ends its processes.
 OWNER = ".owner"
@@ -50,6 +50,33 @@ def owned(run_dir: Path) -> Iterator[int]:
         if is_held(run_dir / LOCK):
             raise going_on(run_dir)
         yield lock
+    finally:
+        os.close(lock)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[bool]:
+    """Hold the folder of a command's results, which is made where it is missing.
+
+    Yields
+    ------
+    bool
+        Whether it is held now; False: another process is at work there.
+
+    Raises
+    ------
+    PhotonError
+        If the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise PhotonError(
+            f"{printable(folder)}: cannot be written ({error.strerror}); choose another --output"
+        ) from None
+    try:
+        yield take(lock, _TRY_SECONDS)
     finally:
         os.close(lock)
 

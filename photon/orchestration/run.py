@@ -18,7 +18,7 @@ from photon.endpoints.faults import EndpointError
 from photon.errors import PhotonError, RunError, printable
 from photon.files.atomic import write_text
 from photon.files.hashing import hash_of
-from photon.files.owner import OWNER, take
+from photon.files.owner import held
 from photon.orchestration.answer import Answered, Orchestra
 from photon.orchestration.figures import Line
 from photon.orchestration.pool import AT_ONCE, at_once
@@ -51,19 +51,13 @@ def folder_of(path: Path, settings: Mapping[str, Any]) -> Iterator[list[Line]]:
     PhotonError
         If another process is at it, it cannot be written, or it is of a run with other settings.
     """
-    shown = printable(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise PhotonError(f"{shown}: cannot be written ({error.strerror}); choose another --output") from None
-    try:
-        if not take(lock, 0.5):
-            raise PhotonError(f"{shown}: another process is at work there; wait, or choose another --output")
+    with held(path) as is_ours:
+        if not is_ours:
+            raise PhotonError(
+                f"{printable(path)}: another process is at work there; wait, or choose another --output"
+            )
         _check_settings(path, settings)
         yield read_answers(path)
-    finally:
-        os.close(lock)
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any]) -> None:

@@ -4,7 +4,6 @@
 was tried, and ``trajectories/`` an agent's steps and notebook. A line that is torn by a crash counts as none.
 """
 
-import fcntl
 import json
 import os
 import threading
@@ -23,6 +22,7 @@ from photon.benchmarks.bixbench.solvers import Cost
 from photon.benchmarks.notebook.document import Notebook
 from photon.errors import PhotonError, RunError, printable
 from photon.files.atomic import write_text
+from photon.files.owner import held
 
 _RUN, _QUESTIONS, _ANSWERS = "run.json", "questions.json", "answers.jsonl"
 
@@ -98,18 +98,11 @@ class Folder:
         PhotonError
             If one does, or the folder cannot be made.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise PhotonError(f"{printable(self.path)}: cannot be written ({error.strerror})") from None
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with held(self.path) as is_ours:
+            if not is_ours:
                 raise PhotonError(
                     f"{printable(self.path)}: another process works here; wait for it, or name another folder"
-                ) from None
+                )
             yield
 
     def begin(self, what: dict[str, Any], questions: list[Question]) -> None:
