@@ -13,8 +13,6 @@ from photon.config.reader import read_file
 from photon.config.section import Section
 from photon.errors import PhotonError, printable
 
-#: Version of the template below: another text has another one.
-PROMPT_VERSION = "photon-1"
 REFINE_PROMPT = (
     "{question}\n\nYour answer so far:\n{own}\n\nAnswers of others to the same question:\n{others}\n\n"
     "Any of these may be wrong, yours too. Check each of them, then answer the question again."

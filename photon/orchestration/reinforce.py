@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from photon.errors import RunError
-from photon.orchestration.graph import allowed, contributions, log_probability, ranks, sampled
+from photon.orchestration.graph import contributions, log_probability, ranks, sampled
 from photon.orchestration.method import TrainingSection
 from photon.orchestration.policy import Policy
 
@@ -147,11 +147,3 @@ class Reinforce:
             float(edges[known].sum((-2, -1)).float().mean()),
             int(known.sum()),
         )
-
-
-def expected_edges(policy: Policy, embeddings: Tensor) -> Tensor:
-    """Return the expected number of edges for each question, from embeddings of shape (B, N, d)."""
-    policy.eval()
-    with torch.no_grad():
-        chance = policy(embeddings).sigmoid()
-        return (chance * allowed(ranks(contributions(embeddings)))).sum((-2, -1))

@@ -8,8 +8,8 @@ import torch
 from photon.orchestration.federated import Federated
 from photon.orchestration.method import PolicySection, TrainingSection
 from photon.orchestration.policy import Policy
-from photon.orchestration.reinforce import Reinforce, expected_edges
-from tests.orchestration.test_reinforce import Bandit
+from photon.orchestration.reinforce import Reinforce
+from tests.orchestration.test_reinforce import Bandit, expected_edges
 
 SECTION = PolicySection(dropout=0.3, feedforward=1, logit_bias=-3.0)
 TRAINING = TrainingSection(batch=8, lr=0.01)

@@ -10,8 +10,16 @@ from photon.errors import RunError
 from photon.orchestration.graph import allowed, contributions, likeliest, log_probability, ranks
 from photon.orchestration.method import PolicySection, TrainingSection
 from photon.orchestration.policy import Policy
-from photon.orchestration.reinforce import Reinforce, baseline, expected_edges, sparsity, surrogate
+from photon.orchestration.reinforce import Reinforce, baseline, sparsity, surrogate
 from tests.orchestration.test_graph import embeddings, graphs_of
+
+
+def expected_edges(policy: Policy, embeddings: Tensor) -> Tensor:
+    """Return the expected number of edges for each question, from embeddings of shape (B, N, d)."""
+    policy.eval()
+    with torch.no_grad():
+        chance = policy(embeddings).sigmoid()
+        return (chance * allowed(ranks(contributions(embeddings)))).sum((-2, -1))
 
 
 @pytest.mark.parametrize("settings", [{}, {"logits": "asymmetric"}, {"learn_scale": True}])

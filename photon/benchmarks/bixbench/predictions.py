@@ -1,23 +1,21 @@
-"""Recorded predictions as tables of comma-separated values: reading, grading again, and writing them.
+"""Recorded predictions as tables of comma-separated values: reading and grading again.
 
 The columns are those of the authors' repository: ``uuid, question, predicted, target, unsure,
-evaluation_mode``, and after grading ``grade, correct, sure``. There the last one says, against its name,
-whether the answer refused; it is written as they write it.
+evaluation_mode``, and of what was graded ``grade, correct, sure``. There the last one says, against its name,
+whether the answer refused.
 """
 
 import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from photon.benchmarks.bixbench.grade import Judge, Verdict, grade_choice, grade_open
 from photon.benchmarks.bixbench.metrics import Figures
 from photon.benchmarks.bixbench.settings import GradeSettings
 from photon.errors import PhotonError, printable
-from photon.files.atomic import write_text
 
-COLUMNS = ("uuid", "question", "predicted", "target", "unsure", "evaluation_mode", "grade", "correct", "sure")
+COLUMNS = ("uuid", "question", "predicted", "target", "unsure", "evaluation_mode")
 #: What `figures_row` says.
 FIGURES = ["file", "answers", "correct", "refused", "ungraded", "accuracy", "precision", "coverage"]
 _NEEDED = ("question", "predicted", "target")
@@ -44,9 +42,7 @@ def read_predictions(path: Path) -> list[dict[str, str]]:
         raise PhotonError(f"{shown}: cannot read the predictions ({error})") from None
     missing = [name for name in _NEEDED if name not in columns]
     if missing:
-        raise PhotonError(
-            f"{shown}: no column {missing[0]}; a table of predictions has {', '.join(COLUMNS[:6])}"
-        )
+        raise PhotonError(f"{shown}: no column {missing[0]}; a table of predictions has {', '.join(COLUMNS)}")
     return rows
 
 
@@ -88,18 +84,3 @@ def figures_row(file: Path, settings: GradeSettings, judge: Judge | None) -> lis
     counts = (figures.total, figures.correct, figures.refused, states.count("ungraded"))
     shares = (figures.accuracy, figures.precision, figures.coverage)
     return [printable(file.name), *(f"{count:,}" for count in counts), *(f"{one:.3f}" for one in shares)]
-
-
-def write_predictions(path: Path, rows: Sequence[dict[str, Any]], verdicts: Sequence[Verdict]) -> None:
-    """Write predictions with their grades, in the columns of the authors' files."""
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
-    table.writeheader()
-    for row, verdict in zip(rows, verdicts, strict=True):
-        graded = {
-            "grade": int(verdict.correct),
-            "correct": verdict.correct,
-            "sure": verdict.state == "refused",
-        }
-        table.writerow({name: row.get(name, "") for name in COLUMNS} | graded)
-    write_text(path, text.getvalue())

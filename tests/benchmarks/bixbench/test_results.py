@@ -13,7 +13,7 @@ import pytest
 from photon.benchmarks.bixbench import table
 from photon.benchmarks.bixbench.judge import ModelJudge, rubric_hash
 from photon.benchmarks.bixbench.page import write_report
-from photon.benchmarks.bixbench.predictions import grade_predictions, read_predictions, write_predictions
+from photon.benchmarks.bixbench.predictions import grade_predictions, read_predictions
 from photon.benchmarks.bixbench.questions import Question
 from photon.benchmarks.bixbench.records import Answer, Folder
 from photon.benchmarks.bixbench.results import grade_run, read_grades
@@ -200,7 +200,7 @@ def test_recorded_choices_are_graded_again(tmp_path: Path) -> None:
     assert [verdict.state for verdict in found] == ["correct", "incorrect", "incorrect", "correct"]
 
 
-def test_grades_are_written_as_the_authors_write_them(tmp_path: Path) -> None:
+def test_open_answers_are_graded_by_what_each_row_asks_for(tmp_path: Path) -> None:
     unsure = "It is impossible to say; insufficient data"
     given = [("3E-1", "0.3", "str_verifier"), ("5", "(1,2)", "range_verifier"), (unsure, "x", "llm_verifier")]
     rows = [
@@ -208,13 +208,7 @@ def test_grades_are_written_as_the_authors_write_them(tmp_path: Path) -> None:
         for n, (a, b, c) in enumerate(given, 1)
     ]
     verdicts = grade_predictions(read_predictions(write(tmp_path / "p.csv", rows)), GradeSettings(), None)
-    write_predictions(tmp_path / "out.csv", rows, verdicts)
-    assert (tmp_path / "out.csv").read_bytes() == (
-        b"uuid,question,predicted,target,unsure,evaluation_mode,grade,correct,sure\n"
-        b"u1,Q?,3E-1,0.3,,str_verifier,1,True,False\n"
-        b'u2,Q?,5,"(1,2)",,range_verifier,0,False,False\n'
-        b"u3,Q?,It is impossible to say; insufficient data,x,,llm_verifier,0,False,True\n"
-    )
+    assert [verdict.state for verdict in verdicts] == ["correct", "incorrect", "refused"]
 
 
 def test_a_table_without_a_column_is_named(tmp_path: Path) -> None:
