@@ -64,9 +64,9 @@ TEXT = (
     "",
     "Passages of 48 tokens of nine domains in six silos, each with three of the domains, and a test set of",
     "all. The model has two layers of width 64; it was pre-trained on other text of the same domains.",
-    "SemiFL is measured after the aggregator's silo has trained, FedAnchor as it is by default after the mean",
-    "of the silos, so the two differ in more than their labels. FedAnchor with silos first, where it is in a",
-    "table, is measured as SemiFL is.",
+    "SemiFL is measured after the aggregator's silo has trained, FedAnchor as it is by default after the",
+    "mean of the silos, so the two differ in more than their labels. FedAnchor with silos first, where it is",
+    "in a table, is measured as SemiFL is.",
     "",
 )
 IMAGES = (
