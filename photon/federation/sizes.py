@@ -18,8 +18,8 @@ from photon.link.encoding import SparseTensor
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.contract import PARAMS, Contract
 
-#: Elements that are subtracted at a time: so few that they stay in a processor's cache.
-_SLICE = 2**18
+#: Elements that are subtracted at a time: few beside a model, and many beside what a call costs.
+_SLICE = 2**20
 #: What the sizes of key layers are called, which are no mean of what children send.
 OWN = "own"
 #: Fewest replies of a round whose median says what is usual.
@@ -120,9 +120,16 @@ def _norm(tensor: torch.Tensor | SparseTensor, origin: torch.Tensor | None = Non
     parts = zip(tensor.reshape(-1).split(_SLICE), origin.reshape(-1).split(_SLICE), strict=True)
     for one, other in parts:
         difference = torch.sub(one, other, out=buffer[: len(one)])
-        norm = float(torch.linalg.vector_norm(difference))
-        squares.append(norm * norm)
+        squares.append(_square(difference))
     return math.sqrt(math.fsum(squares))
+
+
+def _square(vector: torch.Tensor) -> float:
+    """Return ‖vector‖²; NaN or infinity if a value is not finite."""
+    if vector.dtype == torch.float32:  # Of what arrives, nearly all: the product is faster than the norm.
+        return float(torch.dot(vector, vector))
+    norm = float(torch.linalg.vector_norm(vector))
+    return norm * norm
 
 
 class Plausibility:
