@@ -33,7 +33,7 @@ from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
 from photon.objective.configured import check_adapter, check_arrays, objective_of
-from photon.strategy.base import Strategy, strategy_of
+from photon.strategy.base import Strategy, check_group, strategy_of
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
@@ -183,6 +183,7 @@ def _try_components(config: RunConfig) -> None:
             "privacy.noise_multiplier: with strategy.embeddings=restricted silos tell their vocabularies, "
             "which no noise hides; use strategy.embeddings=backbone"
         )
+    check_group(config)
     sharded = config.training.processes > 1 and config.training.parallel == "fsdp"
     if sharded and not objective_of(config).shards:
         name = type(objective_of(config)).__name__

@@ -463,3 +463,24 @@ def test_a_gateways_rules_are_checked_once(folder: Path, good: str, checked: lis
     for _ in range(2):
         preflight.preflight_gateway(config, settings.node)
     assert len(checked) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["data.filter=[spam]"], "data.filter and data.mixture choose windows in one process"),
+        (["data.mixture={law: 2}"], "data.filter and data.mixture choose windows in one process"),
+        (
+            ["objective=anchor", "objective.classes=[a,b]", "strategy=anchor", "federation.server_silo=ours"],
+            "the objective chooses its windows in one process",
+        ),
+        (["strategy=sparsyfed"], "a sparse strategy trains in one process"),
+    ],
+)
+def test_a_group_that_cannot_be_is_refused_before_anything_starts(overrides: list[str], reason: str) -> None:
+    alone = compose(["data=prepared", "data.path=/nowhere", *overrides, "training.micro_batch_size=null"])
+    preflight.preflight(alone)
+    training = alone.training.model_copy(update={"processes": 2})
+    with pytest.raises(PhotonError) as refused:
+        preflight.preflight(alone.model_copy(update={"training": training}))
+    assert str(refused.value) == f"training.processes: {reason}; set it to 1"

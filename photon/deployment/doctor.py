@@ -398,7 +398,7 @@ def _state(silo: Silo) -> Iterator[Finding]:
 def _state_bytes(silo: Silo) -> int:
     """Estimate what a silo keeps: per round a reply and two moments in float32, one round being written."""
     rounds = silo.config.checkpoint.keep + 2
-    return _parameters(silo) * 4 * 3 * rounds * len(silo.data.silo_names)
+    return _parameters(silo)[1] * 4 * 3 * rounds * len(silo.data.silo_names)
 
 
 def _device(silo: Silo) -> Iterator[Finding]:
@@ -430,9 +430,9 @@ def _memory(silo: Silo) -> Iterator[Finding]:
 
     training = silo.here[1].training
     device = resolve_device(training.device)
-    model = _parameters(silo) * 4
+    model, trained = (4 * count for count in _parameters(silo))
     # Parameters, gradients and two moments where it trains; message, reply and torch in the host's memory.
-    training_bytes, other = 4 * model, 3 * model + 2**30
+    training_bytes, other = model + 3 * trained, model + 2 * trained + 2**30
     if device.type == "cuda":
         # Without a device of their own choice, islands have the GPUs in turn.
         sharing = torch.cuda.device_count() if training.device in ("auto", "cuda") else 1
@@ -452,11 +452,13 @@ def _enough(name: str, free: int, need: int) -> Finding:
     )
 
 
-def _parameters(silo: Silo) -> int:
-    from photon.models.build import build_model, parameter_count
+def _parameters(silo: Silo) -> tuple[int, int]:
+    """Return how many parameters the model has, and how many of them are trained."""
+    from photon.objective.configured import model_of
 
-    vocabulary = silo.data.manifest.vocab_size
-    return parameter_count(build_model(silo.config.model, vocabulary, seed=0, device="meta"))
+    parameters = list(model_of(silo.config, silo.data.manifest.vocab_size, device="meta").parameters())
+    trained = (parameter for parameter in parameters if parameter.requires_grad)
+    return sum(parameter.numel() for parameter in parameters), sum(one.numel() for one in trained)
 
 
 def _throughput(silo: Silo) -> Iterator[Finding]:

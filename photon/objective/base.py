@@ -192,6 +192,11 @@ class Objective(ABC):
         """
         return {}
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it chooses what a silo trains on."""
+        return type(self).prepare is not Objective.prepare
+
     def prepare(
         self,
         model: nn.Module,

@@ -15,8 +15,8 @@ from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
 from photon.silo.runtime import runtime_of, trainer
 from photon.silo.site import SiloSite
-from photon.silo.work import batches, chooses, shared, told_steps
-from photon.strategy.base import strategy_of
+from photon.silo.work import batches, shared, told_steps
+from photon.strategy.base import check_group, strategy_of
 from photon.strategy.local import Start
 from photon.training.devices import GroupResult
 from photon.training.groups import (
@@ -47,14 +47,8 @@ def fit(
     """
     if config.training.processes == 1:
         return _fit_here(request, start, groups, SiloData(data, request.members), config, site)
-    if site.choice is not None:
-        raise PhotonError(
-            "training.processes: data.filter and data.mixture choose windows in one process; set it to 1"
-        )
-    if chooses(config):
-        raise PhotonError("training.processes: the objective chooses its windows in one process; set it to 1")
-    if (reason := strategy_of(config).local.one_device_only) is not None:
-        raise PhotonError(f"training.processes: {reason}; set it to 1")
+    # A silo may have set how many by itself.
+    check_group(config)
     return fit_in_group(request, start, data, config, site)
 
 

@@ -13,7 +13,7 @@ from photon.data.loader import BatchStream, stream_seed
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.link.messages import TrainRequest
-from photon.objective.base import Objective, Work
+from photon.objective.base import Work
 from photon.objective.configured import objective_of
 from photon.silo.policy import SiloPolicy
 from photon.strategy.contract import PARAMS, role_of
@@ -23,11 +23,6 @@ from photon.training.schedule import build_schedule
 
 #: Steps whose learning rates are looked at, and the share of the highest from which one counts.
 MOST_STEPS, LEAST_RATE = 4096, 0.01
-
-
-def chooses(config: RunConfig) -> bool:
-    """Return whether a run's objective chooses what a silo trains on."""
-    return type(objective_of(config)).prepare is not Objective.prepare
 
 
 def idle_steps(config: RunConfig, first: int, steps: int) -> int:
@@ -88,7 +83,7 @@ def batches(
     texts = data.arrays("train")
     windows = {name: [arrays[name] for arrays in texts] for name in texts[0]}
     seed = stream_seed(config.seed, request.members)
-    work = _chosen(request, model, groups, data, config) if chooses(config) else None
+    work = _chosen(request, model, groups, data, config) if objective_of(config).chooses else None
     if work is None:
         return BatchStream(windows, seed, request.position), {}
     total = sum(map(len, windows["tokens"]))

@@ -23,7 +23,7 @@ from photon.errors import PhotonError
 from photon.link.encoding import SparseTensor
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.sparse import SparseTraining
-from photon.objective.configured import kept_of
+from photon.objective.configured import kept_of, objective_of
 from photon.state.checkpoint import Checkpoint, Unlearned
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
@@ -243,6 +243,26 @@ def _strategy(config_text: str) -> Strategy:
     config = parse(config_text)
     strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
     return strategy
+
+
+def check_group(config: RunConfig) -> None:
+    """Check that a silo may train in a group of processes, if that is what is set.
+
+    Raises
+    ------
+    PhotonError
+        If windows are chosen, or the strategy works on one device.
+    """
+    if config.training.processes == 1:
+        return
+    if config.data.filter or config.data.mixture:
+        reason: str | None = "data.filter and data.mixture choose windows in one process"
+    elif objective_of(config).chooses:
+        reason = "the objective chooses its windows in one process"
+    else:
+        reason = strategy_of(config).local.one_device_only
+    if reason is not None:
+        raise PhotonError(f"training.processes: {reason}; set it to 1")
 
 
 def settings_of(kind: type[Settings], values: dict[str, Any] | None, where: str) -> Settings:

@@ -219,6 +219,23 @@ def test_every_island_takes_its_share_of_the_text_and_memory_of_its_own(sound: S
     assert needed[1] == pytest.approx(2 * needed[0], rel=0.01)
 
 
+def test_an_adapter_is_all_that_a_silo_keeps_and_takes_gradients_of(sound: Silo) -> None:
+    wide = "model.architecture.n_embd=512", "model.architecture.n_head=8"
+    whole, adapted = (
+        with_config(*wide, *more)(sound, Path()) for more in ([], ["adapter=lora", "adapter.rank=1"])
+    )
+
+    def needed(silo: Silo, check: str) -> float:
+        said = found(silo, check).said
+        match = re.search(r"([\d.]+) ([kMG]?B) needed", said)
+        assert match is not None, said
+        return float(match[1]) * {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}[match[2]]
+
+    assert needed(adapted, "state") < needed(whole, "state") / 50
+    # Of what is frozen there is one in training, and one in the message.
+    assert needed(whole, "memory") > needed(adapted, "memory") > 2**30
+
+
 def test_what_builds_on_a_failed_check_is_left_out(sound: Silo) -> None:
     assert set(bad(replace(sound, superlink="127.0.0.1:1"))) == {"connection"}
     assert set(bad(with_node_config(data_dir="/nowhere")(sound, Path()))) == {"data"}
