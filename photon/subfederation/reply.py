@@ -18,7 +18,7 @@ from photon.link.messages import NodeLoss, PrivacyReport, TrainReport, TrainRequ
 from photon.link.update import encode_reply
 from photon.privacy.gaussian import privatise
 from photon.state.checkpoint import Checkpoint
-from photon.state.tensors import StateGroups, load_groups, save_groups
+from photon.state.tensors import StateGroups
 from photon.strategy.base import strategy_of
 from photon.strategy.contract import PARAMS, Contract
 from photon.subfederation.spans import Span, Spans
@@ -86,8 +86,11 @@ class Replies:
         groups, privacy_report = self._privatised(_due(after, contract), received, request)
         shared = {name: t for name, t in groups[PARAMS].items() if name not in contract.own}
         trained = time.perf_counter()
-        report = self._report(request, span, after, shared, received, lost, trained - begin)
-        return self._encoded(groups, received, request), report.model_copy(update={"privacy": privacy_report})
+        left = self._left(request)
+        report = self._report(
+            request, span, after, shared, received, lost or left is None, trained - begin
+        ).model_copy(update={"privacy": privacy_report})
+        return self._encoded(groups, received, request, left or {}), report
 
     def _privatised(
         self, reply: StateGroups, received: Tensors, request: TrainRequest
@@ -102,21 +105,21 @@ class Replies:
         assert privacy.clip_norm is not None, "the configuration refuses it"
         if privacy.noise_multiplier > 0 and strategy_of(self._config).local.restricts_rows:
             raise PhotonError("privacy.noise_multiplier: no noise hides the vocabulary; see docs/worldlm.md")
-        file = self._spans.privatised_file(request.round)
-        if not file.exists():
+        privatised = self._spans.kept.released(request.round)
+        if privatised is None:
             generator = None
             if privacy.seed is not None:
                 generator = torch.Generator().manual_seed(
                     random.Random(f"{privacy.seed}/{request.round}/{request.silo}").getrandbits(63)
                 )
             privatised, _ = privatise(received, reply["params"], privacy, generator)
-            save_groups(file, {"params": privatised})
+            self._spans.kept.keep_released(request.round, privatised)
         counted = PrivacyReport(
             clip_norm=privacy.clip_norm,
             noise_multiplier=privacy.noise_multiplier,
             releases=self._spans.requests,
         )
-        return {"params": load_groups(file).get("params", {})}, counted
+        return {PARAMS: dict(privatised)}, counted
 
     def _report(
         self,
@@ -182,18 +185,18 @@ class Replies:
             return after.state.routed
         return [tag.model_copy(update={"origin": "member"}) for tag in after.state.routed]
 
-    def _encoded(self, groups: StateGroups, received: Tensors, request: TrainRequest) -> Any:
-        """Encode a reply as it travels, and keep what the codecs have left over."""
-        last = self._feedback_file(request.last_round)
-        feedback = load_groups(last) if request.last_round and last.exists() else {}
-        seed = f"{self._above.seed}/{request.round}/{request.silo}"
-        packed, feedback = encode_reply(groups, received, self._above.link, feedback, seed=seed)
-        if feedback:
-            save_groups(self._feedback_file(request.round), feedback)
-        return packed
+    def _left(self, request: TrainRequest) -> StateGroups | None:
+        """Return what codecs have left over of the last accepted reply; None: it is lost."""
+        return self._spans.kept.left(request.last_round) if request.last_round else {}
 
-    def _feedback_file(self, server_round: int) -> Path:
-        return self._run_dir / f"link-{server_round:06d}.safetensors"
+    def _encoded(
+        self, groups: StateGroups, received: Tensors, request: TrainRequest, left: StateGroups
+    ) -> Any:
+        """Encode a reply as it travels, and keep what the codecs have left over."""
+        seed = f"{self._above.seed}/{request.round}/{request.silo}"
+        packed, left = encode_reply(groups, received, self._above.link, left, seed=seed)
+        self._spans.kept.keep_left(request.round, left, request.last_round)
+        return packed
 
 
 def _due(after: Checkpoint, contract: Contract) -> StateGroups:

@@ -9,6 +9,7 @@ from photon.config.renamed import renamed
 from photon.files.atomic import remove_directory, remove_leftovers, write_text
 from photon.link.messages import TrainRequest
 from photon.state.checkpoint import CheckpointStore
+from photon.subfederation.kept import KeptReplies
 
 
 class Span(BaseModel):
@@ -47,6 +48,8 @@ class Spans:
     ----------
     rounds
         As above.
+    kept
+        What is kept of its replies.
     """
 
     def __init__(self, run_dir: Path, checkpoints: CheckpointStore, rounds: int) -> None:
@@ -54,6 +57,7 @@ class Spans:
         self._file = run_dir / "assignments.json"
         self._checkpoints = checkpoints
         self.rounds = rounds
+        self.kept = KeptReplies(run_dir)
 
     @property
     def requests(self) -> int:
@@ -77,7 +81,7 @@ class Spans:
             noted = _Noted(requests=noted.requests)
         else:
             self._checkpoints.discard_after(begins)
-        self.privatised_file(request.round).unlink(missing_ok=True)
+        self.kept.forget(request.round)
         span = Span(
             run_id=request.run_id, model_id=request.model_id, begins=begins, ends=begins + self.rounds
         )
@@ -113,10 +117,6 @@ class Spans:
         rounds = self._checkpoints.rounds()
         return own_round in rounds or (or_none and not rounds and own_round == 0)
 
-    def privatised_file(self, server_round: int) -> Path:
-        """Return where what a round has sent across a border is kept, until the round is begun anew."""
-        return self._run_dir / f"released-{server_round:06d}.safetensors"
-
     def _noted(self) -> _Noted:
         try:
             return _Noted.model_validate(renamed().content(json.loads(self._file.read_text())))
@@ -130,3 +130,4 @@ class Spans:
             remove_directory(self._run_dir / name)
         for name in ("events.jsonl", "assignments.json"):
             (self._run_dir / name).unlink(missing_ok=True)
+        self.kept.forget(0)
