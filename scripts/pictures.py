@@ -27,9 +27,7 @@ def terminal(run_dir: Path) -> str:
     events = current_history(read_events(run_dir / "events.jsonl"))
     last = max(event.round for event in events if isinstance(event, RoundFinished))
     replies = [
-        place
-        for place, event in enumerate(events)
-        if isinstance(event, SiloFinished) and event.round == last
+        place for place, event in enumerate(events) if isinstance(event, SiloFinished) and event.round == last
     ]
     seen = events[: replies[min(1, len(replies) - 1)] + 1]
     console = Console(record=True, file=StringIO(), force_terminal=True, width=88, height=40)
@@ -45,7 +43,7 @@ def report(run_dir: Path, picture: Path, browser: str) -> None:
         subprocess.run(
             [
                 *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-                *(f"--user-data-dir={profile}", "--window-size=1200,860", "--virtual-time-budget=4000"),
+                *(f"--user-data-dir={profile}", "--window-size=1200,1260", "--virtual-time-budget=4000"),
                 *(f"--screenshot={picture}", (run_dir / "report.html").resolve().as_uri()),
             ],
             check=True,

@@ -64,7 +64,9 @@ def test_every_link_of_the_site_leads_somewhere(site: Path) -> None:
             if file.is_dir():
                 file /= "index.html"
             file = file.resolve()
-            if not file.is_file() or (split.fragment and file in pages and not _has(pages[file], split.fragment)):
+            if not file.is_file() or (
+                split.fragment and file in pages and not _has(pages[file], split.fragment)
+            ):
                 broken.append((page.name, target))
     assert broken == []
 
@@ -118,7 +120,9 @@ def test_the_page_of_the_interface_has_all_of_it(site: Path) -> None:
 
 
 def test_figures_of_the_results_in_short_are_on_the_pages_that_they_lead_to() -> None:
-    rows = re.findall(r"^\| (.+) \| (.+) \| \[.+\]\((.+)\) \|$", (DOCS / "results" / "index.md").read_text(), re.M)
+    rows = re.findall(
+        r"^\| (.+) \| (.+) \| \[.+\]\((.+)\) \|$", (DOCS / "results" / "index.md").read_text(), re.M
+    )
     assert len(rows) > 15
     for claim, figure, page in rows:
         text = (DOCS / "results" / page).read_text()
