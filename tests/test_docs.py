@@ -420,9 +420,7 @@ def newcomers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir(parents=True)
     (folder / "texts" / "one.txt").write_text("a text")
     for number in range(20):
-        (folder / "alike" / f"{number}.txt").write_text(
-            "the same words in each of these files " * 8 + f"{number}"
-        )
+        (folder / "alike" / f"{number}.txt").write_text(f"{'the same words in each file ' * 8}{number}")
     words = {"books": "abcdefgh", "code": "ijklmnop", "news": "qrstuvwxyz"}
     (folder / "data").mkdir()
     write_corpus(folder / "made", words).rename(folder / "data" / "three")

@@ -124,8 +124,8 @@ def test_figures_of_the_results_in_short_are_on_the_pages_that_they_lead_to() ->
         r"^\| (.+) \| (.+) \| \[.+\]\((.+)\) \|$", (DOCS / "results" / "index.md").read_text(), re.M
     )
     assert len(rows) > 15
-    for claim, figure, page in rows:
-        text = (DOCS / "results" / page).read_text()
+    for claim, figure, where in rows:
+        text = (DOCS / "results" / where).read_text()
         # Whole numbers below ten are words of the sentence: seeds, silos.
         for number in re.findall(r"\d[\d.,/]*\d", figure):
             assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", text), f"{claim} {number}"
