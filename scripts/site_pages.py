@@ -12,7 +12,7 @@ from photon.commands.app import app
 PAGE = "cli.md"
 HEAD = """# Command line
 
-Written from the commands themselves: what `photon COMMAND --help` says. Every command takes `-h` and `--help`, and
+Written from the commands themselves: what `photon COMMAND --help` says. Each takes `-h` and `--help`.
 `photon --install-completion` lets the shell complete them.
 """
 
