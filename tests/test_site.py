@@ -147,7 +147,7 @@ def test_the_picture_of_the_terminal_shows_a_run(
     run_small("cohort=3", "rounds=2")
     picture = pictures.terminal(tmp_path / "run")
     text = re.sub(r"<[^>]+>", "", picture).replace("&#160;", " ")
-    assert re.search(r"rounds .*1/2", text)
+    assert "1/2" in text
     assert text.count("✓ done") == 2
     for silo in ("alpha", "beta", "gamma"):
         assert silo in text
