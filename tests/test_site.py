@@ -79,6 +79,8 @@ def test_the_site_fetches_nothing_from_elsewhere(site: Path) -> None:
     loads = {target for page in site.rglob("*.html") for target in Links(page).loads}
     assert loads
     assert [target for target in loads if urlsplit(target).netloc] == []
+    # The theme's script would fetch another for these.
+    assert [page.name for page in site.rglob("*.html") if 'class="mermaid"' in page.read_text()] == []
     for file in (*site.rglob("*.css"), *site.rglob("*.svg")):
         fetched = re.findall(r"(?:url\(|@import |href=)[\"']?((?:https?:)?//[^\s\"')]+)", file.read_text())
         assert fetched == [], file
