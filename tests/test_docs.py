@@ -20,6 +20,7 @@ import typer.main
 from flwr.common.config import parse_config_args
 
 from photon import DISTRIBUTION
+from photon.cli import main
 from photon.commands.app import app
 from photon.commands.orchestrate import RunsByDefault
 from photon.config.compose import compose, load, split_overrides
@@ -33,6 +34,7 @@ from photon.silo.policy import SiloPolicy, read_policy
 from photon.silo.site import NodeSettings
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
+from tests.conftest import write_corpus
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -327,6 +329,23 @@ def test_the_strategy_of_the_contributing_page_trains(
 
 
 @pytest.mark.usefixtures("with_examples")
+def test_the_method_of_the_tutorial_trains(run_small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    run_small("strategy._target_=mine.LossWeighted", "cohort=3", "rounds=1")
+    run_dir = tmp_path / "run"
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    losses = {event["silo"]: event["loss"] for event in events if event["event"] == "silo_finished"}
+    total = sum(loss**-2 for loss in losses.values())
+    replies = {
+        silo: load_groups(run_dir / "silos" / silo / "round-000001" / "reply.safetensors")["params"]
+        for silo in losses
+    }
+    checkpoint, _ = CheckpointStore(run_dir / "checkpoints").latest()
+    for name, trained in checkpoint.load_params().items():
+        expected = sum(losses[silo] ** -2 / total * replies[silo][name].double() for silo in losses)
+        torch.testing.assert_close(trained.double(), expected, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.usefixtures("with_examples")
 def test_the_objective_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
     plain = run_small("cohort=2", "rounds=2", name="plain")
     smoothed = run_small("objective=smoothed", "cohort=2", "rounds=2", name="smoothed")
@@ -378,6 +397,52 @@ def test_the_listener_of_the_contributing_page_hears_a_run(
 def test_the_optimizer_of_the_contributing_page_trains(run_small: Callable[..., dict[str, Any]]) -> None:
     summary = run_small("optimizer=radam", "cohort=2", "rounds=2")
     assert summary["perplexity"]["final"] < summary["perplexity"]["initial"]
+
+
+# --- questions ----------------------------------------------------------------------------------------
+
+
+def messages() -> list[tuple[str, str]]:
+    """Return the commands of the FAQ with what it says that they answer."""
+    page = (ROOT / "docs" / "faq.md").read_text()
+    return re.findall(r"^```console\n\$ (photon .*)\n(.*)\n```$", page, re.MULTILINE)
+
+
+def test_the_faq_has_the_messages_that_a_newcomer_meets() -> None:
+    assert len(messages()) >= 20
+
+
+@pytest.fixture(scope="module")
+def newcomers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands of the FAQ find: text, prepared data, and a run."""
+    folder = tmp_path_factory.mktemp("newcomer")
+    for name in ("texts", "empty", "alike", "runs/first/checkpoints/round-000001"):
+        (folder / name).mkdir(parents=True)
+    (folder / "texts" / "one.txt").write_text("a text")
+    for number in range(20):
+        (folder / "alike" / f"{number}.txt").write_text(f"{'the same words in each file ' * 8}{number}")
+    words = {"books": "abcdefgh", "code": "ijklmnop", "news": "qrstuvwxyz"}
+    (folder / "data").mkdir()
+    write_corpus(folder / "made", words).rename(folder / "data" / "three")
+    return folder
+
+
+@pytest.mark.parametrize(("command", "message"), messages())
+def test_a_message_of_the_faq_is_what_the_command_says(
+    command: str,
+    message: str,
+    newcomers_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(newcomers_folder)
+    monkeypatch.setenv("FLWR_HOME", str(newcomers_folder / "flower"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capfd.readouterr().err.replace(str(newcomers_folder), "…").strip() == message
 
 
 def test_what_to_install_is_said_by_the_name_of_this_distribution() -> None:

@@ -37,14 +37,14 @@ def prepare(
 ) -> "Manifest":
     """Turn text into packed windows of tokens, as ``photon data prepare`` does.
 
+    Parameters that are not listed here are the command's options.
+
     Parameters
     ----------
     sources
         Files and folders by the name of their source: the silo's, unless ``partition`` says otherwise.
     output
         Folder to write.
-
-    The others are the command's options.
 
     Returns
     -------
