@@ -12,7 +12,7 @@ import yaml
 
 from photon.config.reader import UNREADABLE
 from photon.errors import PhotonError
-from photon.report.plots import Style
+from photon.report.charts import Style
 from photon.telemetry.events import (
     Diagnostics,
     Evaluated,

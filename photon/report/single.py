@@ -7,10 +7,10 @@ from collections.abc import Callable
 from functools import partial
 
 from photon.report import figures
+from photon.report.charts import INK
 from photon.report.label_section import label_section
 from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
-from photon.report.plots import INK
 from photon.report.run import Run, report_command
 from photon.report.task_section import task_section
 from photon.report.tree_section import tree_section

@@ -27,7 +27,7 @@ TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
 <meta name="generator" content="Photon {{ version }}">
 <title>{{ page.title }} · Photon report</title>
 <style>
@@ -74,15 +74,19 @@ p { margin: 0; }
 figure { margin: 0; padding: 16px 18px 12px; container-type: inline-size; min-width: 0; }
 figure .note { color: var(--muted); font-size: .87rem; margin-top: 2px; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0; margin: 10px 0 0; font-size: .87rem; }
-.legend li { display: flex; align-items: center; overflow-wrap: anywhere; }
+.legend button { all: unset; cursor: pointer; display: flex; align-items: center; overflow-wrap: anywhere; }
+.legend button:focus-visible { outline: 2px solid var(--c1); }
+.legend button[aria-pressed="false"] { opacity: .4; text-decoration: line-through; }
 .swatch { display: inline-block; flex: none; width: 20px; margin-right: 7px; vertical-align: middle; }
-.plot { margin: 8px 0; }
-.plot svg { display: block; width: 100%; height: auto; margin: 0 auto; overflow: visible; }
-.plot text { font-family: inherit !important; }
-.plot .narrow svg { max-width: 420px; }
-.plot .wide svg { max-width: 640px; }
-.plot .wide { display: none; }
-@container (min-width: 470px) { .plot .wide { display: block; } .plot .narrow { display: none; } }
+.plot { margin: 8px 0; min-height: 40px; }
+.plot:empty { min-height: 290px; }
+.plot * { font-family: inherit; }
+.tree { list-style: none; margin: 12px 0; padding: 0; font-size: .93rem; }
+.tree li { display: flex; flex-wrap: wrap; gap: 0 12px; padding: 4px 0 4px calc(var(--level) * min(26px, 5vw)); align-items: center; border-bottom: 1px solid var(--line); }
+.tree li::before { content: ""; width: 9px; height: 9px; border: 2px solid var(--c1); border-radius: 50%; flex: none; }
+.tree li.silo::before { background: var(--c1); }
+.tree b { flex: 1; min-width: 6em; overflow-wrap: anywhere; }
+.tree .edge { color: var(--muted); min-width: 12em; text-align: right; }
 .table { font-size: .87rem; margin-top: 12px; }
 details { font-size: .87rem; }
 summary { cursor: pointer; color: var(--muted); padding: 2px 0; }
@@ -139,24 +143,29 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 <h2>{{ title }}</h2>
 <div class="panel pad">{{ grid(content.columns, content.rows, title, content.marks, content.strong_last) }}</div>
 {% endfor %}
-{% for title, figures in page.sections %}
+{% for title, panels in page.panels %}
 <h2>{{ title }}</h2>
 <div class="figures">
-{% for figure in figures %}
-<figure class="panel" role="figure" aria-label="{{ figure.title }}">
+{% for name, figure in panels %}
+<figure class="panel" role="figure" id="{{ name }}" aria-label="{{ figure.title }}">
 <figcaption><h3>{{ figure.title }}</h3><p class="note">{{ figure.note }}</p></figcaption>
 {% if figure.tables is defined %}
 {% for table in figure.tables %}
 <div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades) }}</div>
 {% endfor %}
 {% else %}
-{% if figure.legend %}
-<ul class="legend">{% for label, style in figure.legend %}<li>{{ swatch(style) }}{{ label }}</li>{% endfor %}</ul>
+{% if figure.nodes is defined %}
+<ul class="tree">
+{% for node in figure.nodes %}
+<li style="--level: {{ node.level }}"{% if node.is_silo %} class="silo"{% endif %}><b>{{ node.name }}</b> <span>{{ node.figure }}</span> <span class="edge">{{ node.edge }}</span></li>
+{% endfor %}
+</ul>
+{% else %}
+{% if figure.chart.legend %}
+<ul class="legend">{% for label, style in figure.chart.legend %}<li><button type="button" aria-pressed="true" title="Hide or show; with Alt alone">{{ swatch(style) }}{{ label }}</button></li>{% endfor %}</ul>
 {% endif %}
-<div class="plot" role="img" aria-label="Plot: {{ figure.title }}. {{ figure.note }} The figures are in the table below.">
-<div class="wide" aria-hidden="true">{{ figure.drawing.wide | safe }}</div>
-<div class="narrow" aria-hidden="true">{{ figure.drawing.narrow | safe }}</div>
-</div>
+<div class="plot" role="img" aria-label="Plot: {{ figure.title }}. {{ figure.note }} The figures are in the table below."></div>
+{% endif %}
 <details><summary>Figures</summary>{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}</details>
 {% endif %}
 </figure>
@@ -196,6 +205,11 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 </div>
 {% endif %}
 </main>
+{% if page.charts %}
+<script type="application/json" id="charts">{{ charts | safe }}</script>
+<script type="text/plain" id="library">{{ library | safe }}</script>
+<script>{{ script | safe }}</script>
+{% endif %}
 </body>
 </html>
 """

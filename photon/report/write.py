@@ -1,7 +1,7 @@
 """The report: one HTML page with the figures of a run, or of several runs laid side by side.
 
-The page needs nothing but itself: style and plots are in it, there are no scripts, and its content
-security policy forbids it to load anything.
+The page needs nothing but itself: style, figures and the library that draws them are in it. Its content
+security policy allows these two scripts alone, by their hashes, and forbids it to load anything.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,10 @@ from photon import __version__
 from photon.errors import PhotonError
 from photon.files import atomic
 from photon.report.comparison import comparison_page
+from photon.report.library import library, packed_library, script_json, source_of
 from photon.report.page import Page
 from photon.report.run import Run
+from photon.report.script import BEGIN, SCRIPT
 from photon.report.single import run_page
 from photon.report.template import TEMPLATE
 
@@ -51,11 +53,25 @@ def write_page(page: Page, output: Path) -> None:
         ``output`` cannot be written.
     """
     # Half of a character, which a model may write, is none in a file.
-    text = _template().render(page=page, version=__version__).encode("utf-8", "replace").decode()
+    text = _render(page).encode("utf-8", "replace").decode()
     try:
         atomic.write_text(output, text)
     except OSError as error:
         raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
+
+
+def _render(page: Page) -> str:
+    charts = page.charts
+    script = SCRIPT + BEGIN
+    allowed = f"{source_of(script)} {source_of(library())}" if charts else "'none'"
+    return _template().render(
+        page=page,
+        version=__version__,
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}",
+        charts=script_json(charts),
+        library=packed_library() if charts else "",
+        script=script,
+    )
 
 
 @lru_cache
