@@ -40,7 +40,7 @@ REFERENCE = Style("muted", dash=1)
 
 @dataclass(frozen=True)
 class Series:
-    """A line, or a layer of bars: values, some perhaps missing (NaN or ``None``), over ascending positions."""
+    """A line, or a layer of bars: values, or none (NaN, ``None``), over ascending positions."""
 
     label: str
     x: Sequence[float]

@@ -2,7 +2,6 @@
 
 import datetime
 import shlex
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -100,7 +99,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if summary["privacy"] is not None:
         cards.append(("Privacy of a silo", *privacy_figures(summary["privacy"])))
     failures = summary["failures"]
-    cards.append(("Failures", str(failures), f"and {len(run.replies)} updates that counted"))
+    cards.append(("Failures", str(failures), f"and {run.updates.total()} updates that counted"))
     return cards
 
 
@@ -108,7 +107,6 @@ def _silo_table(run: Run) -> Table:
     facts = run.started.silos
     whole = sum(silo["train_tokens"] for silo in facts)
     perplexity = run.summary["perplexity"]
-    part = Counter(reply.silo for reply in run.replies)
     rows = []
     for silo in facts:
         found = perplexity["per_silo"][silo["name"]]
@@ -116,7 +114,7 @@ def _silo_table(run: Run) -> Table:
             [
                 silo["name"],
                 *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
-                str(part[silo["name"]]),
+                str(run.updates[silo["name"]]),
                 f"{silo['train_tokens']:,}",
                 format_share(silo["train_tokens"] / whole if whole else None),
             ]
@@ -125,7 +123,7 @@ def _silo_table(run: Run) -> Table:
         [
             "overall",
             *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
-            str(len(run.replies)),
+            str(run.updates.total()),
             f"{whole:,}",
             format_share(1.0),
         ]

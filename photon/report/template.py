@@ -1,37 +1,9 @@
-"""The report's page, as a Jinja2 template.
+"""The page of a report, as Jinja2 templates: the style, parts that a living page has as well, and the page.
 
-It is a Python string, because Flower's app bundle carries no files of other kinds.
+They are Python strings, because Flower's app bundle carries no files of other kinds.
 """
 
-TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
-{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none) %}
-<div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
-<table>
-<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}
-{% set mark = marks[loop.index0] if marks else none %}
-{% set shade = shades[loop.index0] if shades else none %}
-<tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
-{%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% endmacro %}
-{% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
-<meta name="generator" content="Photon {{ version }}">
-<title>{{ page.title }} · Photon report</title>
-<style>
-:root {
+STYLE = r""":root {
   color-scheme: light dark;
   --page: #f4f6f8; --card: #ffffff; --ink: #1b1f24; --muted: #56606c; --line: #d5dae1;
   --c1: #0a6ebd; --c2: #d1570b; --c3: #0b8f6a; --c4: #a64d96; --c5: #a87900; --c6: #3a9fc9;
@@ -122,12 +94,29 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
   .log tr:last-child { border: 0; }
 }
 @media print { body { background: none; } figure, .cards div { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<main class="page">
+"""
+
+PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
+{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none) %}
+<div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
+<table>
+<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+{% set mark = marks[loop.index0] if marks else none %}
+{% set shade = shades[loop.index0] if shades else none %}
+<tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
+{%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endmacro %}
+{% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
+{% macro head(page, live=false) %}
 <header>
-<p class="brand">Photon report</p>
+<p class="brand">{% if live %}<a href="/">All runs</a>{% else %}Photon report{% endif %}</p>
 <div class="title"><h1>{{ page.title }}</h1>
 {% if page.status %}<span class="pill {{ page.status_kind }}">{{ page.status }}</span>{% endif %}</div>
 <p class="subtitle">{% for fact in page.subtitle %}<span>{{ fact }}{% if not loop.last %} ·{% endif %}</span> {% endfor %}</p>
@@ -139,15 +128,14 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% endfor %}
 </dl>
 {% endif %}
+{% endmacro %}
+{% macro tables(page) %}
 {% for title, content in page.tables %}
 <h2>{{ title }}</h2>
 <div class="panel pad">{{ grid(content.columns, content.rows, title, content.marks, content.strong_last) }}</div>
 {% endfor %}
-{% for title, panels in page.panels %}
-<h2>{{ title }}</h2>
-<div class="figures">
-{% for name, figure in panels %}
-<figure class="panel" role="figure" id="{{ name }}" aria-label="{{ figure.title }}">
+{% endmacro %}
+{% macro panel(figure, live=false) %}
 <figcaption><h3>{{ figure.title }}</h3><p class="note">{{ figure.note }}</p></figcaption>
 {% if figure.tables is defined %}
 {% for table in figure.tables %}
@@ -166,12 +154,21 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% endif %}
 <div class="plot" role="img" aria-label="Plot: {{ figure.title }}. {{ figure.note }} The figures are in the table below."></div>
 {% endif %}
-<details><summary>Figures</summary>{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}</details>
+<details><summary>Figures</summary>{% if live %}<div class="later"></div>{% else %}{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}{% endif %}</details>
 {% endif %}
-</figure>
+{% endmacro %}
+{% macro sections(page, live=false) %}
+{% for title, panels in page.panels %}
+<h2>{{ title }}</h2>
+<div class="figures">
+{% for name, figure in panels %}
+<figure class="panel" role="figure" id="{{ name }}" aria-label="{{ figure.title }}">
+{{ panel(figure, live) }}</figure>
 {% endfor %}
 </div>
 {% endfor %}
+{% endmacro %}
+{% macro log(page) %}
 {% if page.log %}
 <h2>Failures and notices</h2>
 <div class="panel pad"><div class="scroll" role="region" aria-label="Failures and notices" tabindex="0">
@@ -185,6 +182,8 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 </table>
 </div></div>
 {% endif %}
+{% endmacro %}
+{% macro rest(page) %}
 {% if page.links %}
 <h2>Pages</h2>
 <div class="panel text">{% for title, target in page.links %}<a href="{{ target }}">{{ title }}</a> {% endfor %}</div>
@@ -204,6 +203,29 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% endif %}
 </div>
 {% endif %}
+{% endmacro %}
+"""
+
+TEMPLATE = r"""{% import "parts" as parts %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta name="generator" content="Photon {{ version }}">
+<title>{{ page.title }} · Photon report</title>
+<style>
+{{ style | safe }}</style>
+</head>
+<body>
+<main class="page">
+{{ parts.head(page) }}
+{{ parts.tables(page) }}
+{{ parts.sections(page) }}
+{{ parts.log(page) }}
+{{ parts.rest(page) }}
 </main>
 {% if page.charts %}
 <script type="application/json" id="charts">{{ charts | safe }}</script>

@@ -19,7 +19,7 @@ from photon.report.page import Page
 from photon.report.run import Run
 from photon.report.script import BEGIN, SCRIPT
 from photon.report.single import run_page
-from photon.report.template import TEMPLATE
+from photon.report.template import PARTS, STYLE, TEMPLATE
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -53,33 +53,40 @@ def write_page(page: Page, output: Path) -> None:
         ``output`` cannot be written.
     """
     # Half of a character, which a model may write, is none in a file.
-    text = _render(page).encode("utf-8", "replace").decode()
+    text = html_of(page).encode("utf-8", "replace").decode()
     try:
         atomic.write_text(output, text)
     except OSError as error:
         raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
 
 
-def _render(page: Page) -> str:
+def html_of(page: Page) -> str:
+    """Return a page as one file of HTML."""
     charts = page.charts
     script = SCRIPT + BEGIN
     allowed = f"{source_of(script)} {source_of(library())}" if charts else "'none'"
-    return _template().render(
-        page=page,
-        version=__version__,
-        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}",
-        charts=script_json(charts),
-        library=packed_library() if charts else "",
-        script=script,
+    return (
+        environment()
+        .get_template("page")
+        .render(
+            page=page,
+            version=__version__,
+            style=STYLE,
+            policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}",
+            charts=script_json(charts),
+            library=packed_library() if charts else "",
+            script=script,
+        )
     )
 
 
 @lru_cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Return the report's templates, ``page`` and the ``parts`` that it is made of; all text is escaped."""
+    return jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        loader=jinja2.DictLoader({"page": TEMPLATE, "parts": PARTS}),
     )
-    return environment.from_string(TEMPLATE)

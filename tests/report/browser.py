@@ -74,9 +74,7 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """Return what an expression of JavaScript gives."""
-        told = self.ask(
-            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
-        )
+        told = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in told, told["exceptionDetails"]
         return told["result"].get("value")
 
