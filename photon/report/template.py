@@ -114,13 +114,7 @@ PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}
 </div>
 {% endmacro %}
 {% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
-{% macro head(page, live=false) %}
-<header>
-<p class="brand">{% if live %}<a href="/">All runs</a>{% else %}Photon report{% endif %}</p>
-<div class="title"><h1>{{ page.title }}</h1>
-{% if page.status %}<span class="pill {{ page.status_kind }}">{{ page.status }}</span>{% endif %}</div>
-<p class="subtitle">{% for fact in page.subtitle %}<span>{{ fact }}{% if not loop.last %} ·{% endif %}</span> {% endfor %}</p>
-</header>
+{% macro cards(page) %}
 {% if page.cards %}
 <dl class="cards">
 {% for label, value, aside in page.cards %}
@@ -128,6 +122,15 @@ PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}
 {% endfor %}
 </dl>
 {% endif %}
+{% endmacro %}
+{% macro head(page) %}
+<header>
+<p class="brand">Photon report</p>
+<div class="title"><h1>{{ page.title }}</h1>
+{% if page.status %}<span class="pill {{ page.status_kind }}">{{ page.status }}</span>{% endif %}</div>
+<p class="subtitle">{% for fact in page.subtitle %}<span>{{ fact }}{% if not loop.last %} ·{% endif %}</span> {% endfor %}</p>
+</header>
+{{ cards(page) }}
 {% endmacro %}
 {% macro tables(page) %}
 {% for title, content in page.tables %}
@@ -163,7 +166,7 @@ PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}
 <div class="figures">
 {% for name, figure in panels %}
 <figure class="panel" role="figure" id="{{ name }}" aria-label="{{ figure.title }}">
-{{ panel(figure, live) }}</figure>
+{% if not live or figure.chart is defined %}{{ panel(figure, live) }}{% endif %}</figure>
 {% endfor %}
 </div>
 {% endfor %}

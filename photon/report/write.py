@@ -39,9 +39,12 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     """
     if not runs:
         raise PhotonError("report: no run is named; name at least one folder that `photon train` made")
-    loaded = [Run.load(folder) for folder in runs]
-    page = run_page(loaded[0]) if len(loaded) == 1 else comparison_page(loaded)
-    write_page(page, output)
+    write_page(report_page([Run.load(folder) for folder in runs]), output)
+
+
+def report_page(runs: Sequence[Run]) -> Page:
+    """Return the page on one run, or on several side by side."""
+    return run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
 
 
 def write_page(page: Page, output: Path) -> None:

@@ -1,0 +1,129 @@
+"""A run as its page shows it, kept up to date by what its folder tells."""
+
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from photon.errors import PhotonError, printable
+from photon.files.owner import is_going_on
+from photon.report.page import Page, Panel
+from photon.report.run import Run
+from photon.report.single import run_page
+from photon.ui.delta import delta
+from photon.ui.health import attention, progress, silo_table
+from photon.ui.log import log_lines
+from photon.ui.render import fragments
+from photon.ui.tail import Tail
+
+#: States that are kept, for those who have seen one of them.
+_MOST_STATES = 4
+#: A page is made anew at most in one of this many seconds of its making.
+_SPARING = 4.0
+
+
+@dataclass(frozen=True)
+class State:
+    """What a page shows: HTML by the name of its place, and charts by that of their panel."""
+
+    version: str
+    html: dict[str, str]
+    charts: dict[str, Any]
+
+
+class LiveRun:
+    """A run whose page follows it.
+
+    Parameters
+    ----------
+    name
+        As the page calls it.
+    folder
+        The run's folder.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.folder = folder
+        self._tail = Tail(folder / "events.jsonl")
+        self._lock = threading.Lock()
+        self._states: OrderedDict[str, State] = OrderedDict()
+        self._page: Page | None = None
+        self._seen: tuple[Any, ...] = ()
+        # A server that was started anew must not take states of the one before for its own.
+        self._mark = secrets.token_hex(4)
+        self._count = 0
+        self._not_before = 0.0
+
+    def state(self) -> State:
+        """Return the present state, made anew if there is news."""
+        with self._lock:
+            return self._state()
+
+    def since(self, version: str) -> dict[str, Any]:
+        """Return what has changed since a state; everything, if nobody remembers that one."""
+        with self._lock:
+            now = self._state()
+            before = self._states.get(version)
+        if before is None:
+            return {"version": now.version, "html": now.html, "charts": ["=", now.charts]}
+        html = {place: text for place, text in now.html.items() if before.html.get(place) != text}
+        return {"version": now.version, "html": html, "charts": delta(before.charts, now.charts)}
+
+    def panel(self, name: str) -> Panel | None:
+        """Return a panel of the page; None: there is none of that name."""
+        self.state()
+        page = self._page
+        panels = (pair for _, panels in page.panels for pair in panels) if page else ()
+        return dict(panels).get(name)
+
+    def _state(self) -> State:
+        now = time.monotonic()
+        if self._states and now < self._not_before:
+            return next(reversed(self._states.values()))
+        try:
+            self._tail.read()
+            going_on = is_going_on(self.folder)
+            seen = (self._tail.begun, self._tail.position, going_on, int(now / 10) if going_on else 0)
+            if seen == self._seen and self._states:
+                return next(reversed(self._states.values()))
+            html, charts = self._make(going_on)
+            self._seen = seen
+        except (OSError, PhotonError) as error:
+            what = (
+                f"{printable(self.folder)}: the folder is gone" if isinstance(error, OSError) else str(error)
+            )
+            html, charts = fragments(self.name, None, fault=what), {}
+            self._seen = ()
+        if self._states:
+            last = next(reversed(self._states.values()))
+            if (last.html, last.charts) == (html, charts):
+                return last
+        self._count += 1
+        state = State(f"{self._mark}-{self._count}", html, charts)
+        self._states[state.version] = state
+        while len(self._states) > _MOST_STATES:
+            self._states.popitem(last=False)
+        self._not_before = time.monotonic() + min(_SPARING * (time.monotonic() - now), 10.0)
+        return state
+
+    def _make(self, going_on: bool) -> tuple[dict[str, str], dict[str, Any]]:
+        run = Run.of(self.folder, self._tail.events, self._tail.updates)
+        if self._tail.is_thin:
+            # Both rest on every single reply.
+            run.summary["privacy"] = run.summary["mfu"] = None
+        replies = self._tail.last_replies()
+        page = run_page(run)
+        self._page = page
+        html = fragments(
+            self.name,
+            page,
+            progress=progress(run, going_on),
+            attention=attention(run, replies, going_on),
+            silos=silo_table(run, replies, going_on),
+            log=log_lines(run),
+        )
+        return html, page.charts
