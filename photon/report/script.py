@@ -103,11 +103,13 @@ const photon = (() => {
         plot.add_layout(new (Bokeh.Models.get("Span"))({
           location: one.y[0] / ys[0], dimension: "width", line_color: colour("muted"), line_dash: [6, 3],
         }));
-        plot.add_layout(new (Bokeh.Models.get("Label"))({
-          x: 0, y: one.y[0] / ys[0], x_units: "screen", x_offset: 6, y_offset: 3, text: one.name,
-          text_color: colour("muted"), text_font_size: "12px", text_font: "system-ui",
-        }));
+        const most = Math.max(...spec.series.flatMap((each) => each.x)) / xs[0];
+        plot.text([most], [one.y[0] / ys[0]], [one.name], {
+          text_color: colour("muted"), text_font_size: "12px", text_font: "system-ui", text_align: "right",
+          y_offset: -3,
+        });
       }
+      if (["count", "bytes", "share"].includes(spec.y.kind)) plot.y_range.start = 0;
       dress(plot, spec, xs[1], ys[1]);
       hover(plot, renderers.map((made) => made[1]),
             [["", "@name"], [spec.x.label, "@at"], [spec.y.label, "@told"]]);

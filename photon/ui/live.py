@@ -14,13 +14,15 @@ from photon.report.page import Page, Panel
 from photon.report.run import Run
 from photon.report.single import run_page
 from photon.ui.delta import delta
-from photon.ui.health import attention, progress, silo_table
+from photon.ui.health import Progress, attention, progress, silo_table
 from photon.ui.log import log_lines
 from photon.ui.render import fragments
 from photon.ui.tail import Tail
 
 #: States that are kept, for those who have seen one of them.
 _MOST_STATES = 4
+#: Seconds after which a page is shown with what was read; the rest comes with the next news.
+_READ_SECONDS = 0.5
 #: A page is made anew at most in one of this many seconds of its making.
 _SPARING = 4.0
 
@@ -63,15 +65,22 @@ class LiveRun:
         with self._lock:
             return self._state()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the events were not read to their end."""
+        return self._tail.share < 1
+
     def since(self, version: str) -> dict[str, Any]:
         """Return what has changed since a state; everything, if nobody remembers that one."""
         with self._lock:
             now = self._state()
             before = self._states.get(version)
+            more = self.has_more
         if before is None:
-            return {"version": now.version, "html": now.html, "charts": ["=", now.charts]}
+            return {"version": now.version, "html": now.html, "charts": ["=", now.charts], "more": more}
         html = {place: text for place, text in now.html.items() if before.html.get(place) != text}
-        return {"version": now.version, "html": html, "charts": delta(before.charts, now.charts)}
+        changed = delta(before.charts, now.charts)
+        return {"version": now.version, "html": html, "charts": changed, "more": more}
 
     def panel(self, name: str) -> Panel | None:
         """Return a panel of the page; None: there is none of that name."""
@@ -85,7 +94,7 @@ class LiveRun:
         if self._states and now < self._not_before:
             return next(reversed(self._states.values()))
         try:
-            self._tail.read()
+            self._tail.read(_READ_SECONDS)
             going_on = is_going_on(self.folder)
             seen = (self._tail.begun, self._tail.position, going_on, int(now / 10) if going_on else 0)
             if seen == self._seen and self._states:
@@ -107,8 +116,14 @@ class LiveRun:
         self._states[state.version] = state
         while len(self._states) > _MOST_STATES:
             self._states.popitem(last=False)
-        self._not_before = time.monotonic() + min(_SPARING * (time.monotonic() - now), 10.0)
+        self._not_before = (
+            0.0 if self.has_more else time.monotonic() + min(_SPARING * (time.monotonic() - now), 10.0)
+        )
         return state
+
+    def _reading(self) -> Progress | None:
+        share = self._tail.share
+        return Progress(f"reading the events, {share:.0%}", "info", None) if share < 1 else None
 
     def _make(self, going_on: bool) -> tuple[dict[str, str], dict[str, Any]]:
         run = Run.of(self.folder, self._tail.events, self._tail.updates)
@@ -121,8 +136,8 @@ class LiveRun:
         html = fragments(
             self.name,
             page,
-            progress=progress(run, going_on),
-            attention=attention(run, replies, going_on),
+            progress=self._reading() or progress(run, going_on),
+            attention=[] if self.has_more else attention(run, replies, going_on),
             silos=silo_table(run, replies, going_on),
             log=log_lines(run),
         )

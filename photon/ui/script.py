@@ -77,6 +77,7 @@ FOLLOW = r"""
       await photon.show(charts);
     } else if ("sections" in news.html) await photon.show(charts);
     document.documentElement.dataset.version = version;
+    return news.more;
   }
 
   for (const [place, html] of Object.entries(data.html)) put(place, html);
@@ -84,11 +85,12 @@ FOLLOW = r"""
   document.documentElement.dataset.version = version ?? "";
   if (!data.news) return;
   const lost = document.getElementById("lost");
+  let more = data.more;
   while (true) {
-    await new Promise((done) => setTimeout(done, EVERY));
+    await new Promise((done) => setTimeout(done, more ? 50 : EVERY));
     if (document.hidden) continue;
     try {
-      await ask();
+      more = await ask();
       lost.hidden = true;
     } catch { lost.hidden = false; }
   }

@@ -110,6 +110,7 @@ class Site:
             "version": state.version,
             "charts": state.charts,
             "html": inside,
+            "more": run.has_more,
         }
         return _html(render.framed(run.name, render.run_body(state.html), data))
 

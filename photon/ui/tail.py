@@ -1,6 +1,8 @@
 """The events of a living run, read as they are written: each byte once."""
 
+import math
 import re
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +11,13 @@ from photon.errors import PhotonError
 from photon.report.run import MOST_DRAWN
 from photon.telemetry.events import Evaluated, Event, Notice, RunStarted, SiloFinished, from_json
 
-_CHUNK = 2**23
-_START = re.compile(rb'(?m)^(?=\{"event": "run_started")')
-#: A reply as it is written today; others are read as any event is.
+#: Bytes that are read at once; no line is as long.
+_CHUNK = 2**22
+#: How a reply begins as it is written today; others are read as any event is.
 _REPLY = re.compile(
-    rb'(?m)^(\{"event": "silo_finished", "time": [^,]+, "clock": [^,]+, "round": (\d+), "silo": "([^"\\]*)",'
-    rb"[^\n]*\})\n"
+    rb'\{"event": "silo_finished", "time": [^,]+, "clock": [^,]+, "round": (\d+), "silo": "([^"\\]*)",'
 )
-_PER_SILO = re.compile(rb'"per_(silo|node)": \{(?:"[^"\\]*": \{[^{}]*\}(?:, )?)*\}')
+_EVALUATED = b'{"event": "evaluated"'
 
 
 class Tail:
@@ -45,13 +46,14 @@ class Tail:
 
     def _begin(self) -> None:
         self._position = 0
+        self._size = 0
         self._lines = 0
         self.begun += 1
         self.events: list[Event] = []
         self.is_thin = False
-        self._raw_replies: dict[str, bytes] = {}
+        self._raw_replies: dict[bytes, bytes] = {}
         self._typed_replies: dict[str, SiloFinished] = {}
-        self._by_round: dict[int, list[str]] = {}
+        self._by_round: dict[int, list[bytes]] = {}
         self._whole: tuple[int, bytes] | None = None
 
     @property
@@ -60,14 +62,19 @@ class Tail:
         return self._position
 
     @property
+    def share(self) -> float:
+        """What share of the file was read; 1.0: all but a line that is not complete."""
+        return 1.0 if self._size - self._position < _CHUNK else self._position / self._size
+
+    @property
     def updates(self) -> Counter[str] | None:
         """How many updates of each silo counted, where replies are not among the events."""
         if not self.is_thin:
             return None
-        counts: Counter[str] = Counter()
+        counts: Counter[bytes] = Counter()
         for silos in self._by_round.values():
             counts.update(silos)
-        return counts
+        return Counter({silo.decode("utf-8", "replace"): number for silo, number in counts.items()})
 
     def last_replies(self) -> dict[str, SiloFinished]:
         """Return the last reply of each silo."""
@@ -78,8 +85,8 @@ class Tail:
         self._raw_replies.clear()
         return self._typed_replies
 
-    def read(self) -> bool:
-        """Read what is new; return whether anything was.
+    def read(self, seconds: float = math.inf) -> bool:
+        """Read what is new, for so long at most; return whether anything was.
 
         Raises
         ------
@@ -92,8 +99,10 @@ class Tail:
                 self._begin()
             self._file = about.st_ino
             before, held = self._position, b""
+            self._size = about.st_size
             file.seek(self._position)
-            while read := file.read(_CHUNK):
+            end = time.monotonic() + seconds
+            while time.monotonic() < end and (read := file.read(_CHUNK)):
                 whole, line_end, rest = (held + read).rpartition(b"\n")
                 held = rest
                 if line_end:
@@ -105,28 +114,24 @@ class Tail:
         return True
 
     def _take(self, text: bytes) -> None:
-        for attempt in _START.split(text):
-            part = attempt
-            if attempt.startswith(b'{"event": "run_started"'):
-                first, _, part = attempt.partition(b"\n")
-                self._add(first)
-            if self.is_thin:
-                found = _REPLY.findall(part)
-                for line, number, silo in found:
-                    name = silo.decode("utf-8", "replace")
-                    self._raw_replies[name] = line
-                    self._by_round.setdefault(int(number), []).append(name)
-                self._lines += len(found)
-            for line in (_REPLY.sub(b"", part) if self.is_thin else part).split(b"\n")[:-1]:
+        # Of hundreds of thousands of replies each costs one look at its first hundred bytes.
+        for line in text.split(b"\n")[:-1]:
+            found = _REPLY.match(line) if self.is_thin else None
+            if found is None or not line.endswith(b"}"):
                 self._add(line)
+                continue
+            number, silo = found.groups()
+            self._lines += 1
+            self._raw_replies[silo] = line
+            self._by_round.setdefault(int(number), []).append(silo)
 
     def _add(self, line: bytes) -> None:
         self._lines += 1
-        if self.is_thin and line.startswith(b'{"event": "evaluated"') and b'"round": 0,' not in line[:200]:
-            event = _event(_PER_SILO.sub(rb'"per_\1": {}', line), self._lines)
+        event = None
+        if self.is_thin and line.startswith(_EVALUATED) and b'"round": 0,' not in line[:200]:
+            event = _without_silos(line)
             self._whole = (len(self.events), line)
-        else:
-            event = _event(line, self._lines)
+        event = event or _event(line, self._lines)
         if isinstance(event, RunStarted):
             self.is_thin = self.is_thin or len(event.silos) > MOST_DRAWN
             # What a run that goes on does again no longer counts.
@@ -134,7 +139,7 @@ class Tail:
             self._by_round = {n: silos for n, silos in self._by_round.items() if n <= goes_on}
         if self.is_thin and isinstance(event, SiloFinished):
             self._typed_replies[event.silo] = event
-            self._by_round.setdefault(event.round, []).append(event.silo)
+            self._by_round.setdefault(event.round, []).append(event.silo.encode())
             return
         if isinstance(event, SiloFinished):
             self._typed_replies[event.silo] = event
@@ -152,6 +157,19 @@ class Tail:
             if isinstance(event, Evaluated) and event.round and event.per_silo:
                 self.events[number] = replace(event, per_silo={}, per_node={})
         self.events[place] = _event(line, 0)
+
+
+def _without_silos(line: bytes) -> Event | None:
+    """Read an evaluation without the figures of single silos; None: that cannot be done."""
+    for key in (b'"per_silo": {', b'"per_node": {'):
+        begin = line.find(key)
+        end = line.find(b"}}", begin)
+        if 0 <= begin < end and line[begin + len(key) : begin + len(key) + 1] != b"}":
+            line = line[: begin + len(key)] + line[end + 1 :]
+    try:
+        return from_json(line.decode())
+    except (UnicodeDecodeError, PhotonError):
+        return None
 
 
 def _event(line: bytes, number: int) -> Event:
