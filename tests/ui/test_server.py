@@ -236,6 +236,7 @@ def test_a_name_that_is_odd_can_be_opened(tmp_path: Path, serve: Serve) -> None:
 def test_broken_runs_are_named_and_the_others_are_served(runs: Path, serve: Serve) -> None:
     (runs / "broken").mkdir()
     (runs / "broken" / "events.jsonl").write_text("nonsense\n")
+    (runs / "broken" / "config.yaml").write_text("rounds: 1\n")
     (runs / "empty").mkdir()
     (runs / "empty" / "events.jsonl").write_text("")
     address = serve(runs)
@@ -249,7 +250,8 @@ def test_broken_runs_are_named_and_the_others_are_served(runs: Path, serve: Serv
     assert "no run_started" in httpx.get(f"{address}/run", params={"id": "broken"}).text
     told = httpx.get(f"{address}/compare", params={"id": ["broken", "first"]})
     assert told.status_code == 409
-    assert "not a run" in told.text
+    assert "line 1: not an event" in told.text
+    assert "config.yaml: cannot be read" in httpx.get(f"{address}/run", params={"id": "empty"}).text
 
 
 @pytest.mark.parametrize("thing", ["port", "folder", "nothing"])
