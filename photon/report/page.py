@@ -38,6 +38,8 @@ class Table:
     strong_last: bool = False
     #: What share of its colour each cell beside the names has, in a heat map.
     shades: list[list[float]] | None = None
+    #: Whether its cells hold text that is broken into lines.
+    wraps: bool = False
 
 
 @dataclass(frozen=True)

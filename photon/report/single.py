@@ -11,6 +11,7 @@ from photon.report.label_section import label_section
 from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
 from photon.report.run import Run, report_command
+from photon.report.sample_section import sample_section
 from photon.report.task_section import task_section
 from photon.report.tree_section import tree_section
 from photon.report.unlearned_section import unlearned_section
@@ -67,6 +68,7 @@ def run_page(run: Run) -> Page:
             *own_section(run),
             *task_section(run),
             *unlearned_section(run),
+            *sample_section(run),
             *draw_sections(run, sections),
         ],
         log=[

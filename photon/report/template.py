@@ -72,6 +72,8 @@ thead th { color: var(--muted); font-weight: 500; position: sticky; top: 0; back
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: inherit; }
 thead th:first-child { z-index: 1; }
 .strong > * { font-weight: 650; border-top: 2px solid var(--line); }
+.wraps td { white-space: pre-wrap; text-align: left; overflow-wrap: anywhere; }
+.wraps th { text-align: left; vertical-align: top; }
 .panel.pad { padding: 6px 6px; }
 .log td, .log th { text-align: left; vertical-align: top; }
 .log td:last-child { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
@@ -97,9 +99,9 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 """
 
 PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
-{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none) %}
+{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none, wraps=false) %}
 <div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
-<table>
+<table{% if wraps %} class="wraps"{% endif %}>
 <thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
 <tbody>
 {% for row in rows %}
@@ -142,7 +144,7 @@ PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}
 <figcaption><h3>{{ figure.title }}</h3><p class="note">{{ figure.note }}</p></figcaption>
 {% if figure.tables is defined %}
 {% for table in figure.tables %}
-<div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades) }}</div>
+<div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades, table.wraps) }}</div>
 {% endfor %}
 {% else %}
 {% if figure.nodes is defined %}

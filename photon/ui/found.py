@@ -8,7 +8,7 @@ from typing import Any
 
 from photon.errors import PhotonError, printable
 from photon.files.owner import is_going_on
-from photon.telemetry.events import Event, RunStarted, from_json
+from photon.telemetry.events import Event, RoundFinished, RunStarted, from_json
 from photon.telemetry.log import EVENTS
 from photon.telemetry.summary import format_count, format_perplexity
 
@@ -95,7 +95,7 @@ class Glances:
         number = getattr(done, "round", started.resumed_from or 0)
         state, kind = _state(last, going_on=is_going_on(folder))
         left = None
-        if state == "training" and done is not None and number:
+        if state == "training" and isinstance(done, RoundFinished):
             seconds = done.seconds["round"]
             left = max(0.0, seconds * (started.rounds - number) - max(0.0, time.time() - done.time))
         return row | {

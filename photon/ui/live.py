@@ -13,6 +13,7 @@ from photon.files.owner import is_going_on
 from photon.report.page import Page, Panel
 from photon.report.run import Run
 from photon.report.single import run_page
+from photon.telemetry.samples import SAMPLES
 from photon.ui.delta import delta
 from photon.ui.health import Progress, attention, progress, silo_table
 from photon.ui.log import log_lines
@@ -96,7 +97,9 @@ class LiveRun:
         try:
             self._tail.read(_READ_SECONDS)
             going_on = is_going_on(self.folder)
-            seen = (self._tail.begun, self._tail.position, going_on, int(now / 10) if going_on else 0)
+            # Where nothing was told, what a silo has done of its steps may still be news.
+            beat = int(now / 10) if going_on else 0
+            seen = (self._tail.begun, self._tail.position, going_on, _written(self.folder / SAMPLES), beat)
             if seen == self._seen and self._states:
                 return next(reversed(self._states.values()))
             html, charts = self._make(going_on)
@@ -142,3 +145,11 @@ class LiveRun:
             log=log_lines(run),
         )
         return html, page.charts
+
+
+def _written(file: Path) -> int:
+    """Return when a file was written last; 0: there is none."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return 0
