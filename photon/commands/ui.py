@@ -32,13 +32,13 @@ def ui(
     """
     from photon.config.folders import photon_home
     from photon.errors import PhotonError
-    from photon.ui.server import listen
+    from photon.ui.server import HOST, listen
 
     where = runs or [folder for folder in (Path("runs"), photon_home() / "runs") if folder.is_dir()]
     if not where:
         raise PhotonError("no folder `runs` is here; name the folder of a run, or one that holds some")
     with listen(where, port) as server:
-        address = f"http://{server.server_address[0]}:{server.server_port}"
+        address = f"http://{HOST}:{server.server_port}"
         typer.echo(f"photon ui: {address} (Ctrl-C ends it)")
         if open_:
             typer.launch(address)

@@ -112,7 +112,7 @@ const photon = (() => {
       if (["count", "bytes", "share"].includes(spec.y.kind)) plot.y_range.start = 0;
       dress(plot, spec, xs[1], ys[1]);
       hover(plot, renderers.map((made) => made[1]),
-            [["", "@name"], [spec.x.label, "@at"], [spec.y.label, "@told"]]);
+            [["name", "@name"], [spec.x.label, "@at"], [spec.y.label, "@told"]]);
       const update = (next) => {
         const still = (axis, old, key) =>
           unit(axis, next.series.flatMap((one) => one[key])).join() === old.join();
@@ -140,7 +140,7 @@ const photon = (() => {
         const step = one.x.length > 1 ? one.x[1] - one.x[0] : 1;
         const made = plot.vbar({source, x: {field: "x"}, bottom: {field: "bottom"}, top: {field: "top"},
                                 width: 0.8 * step, fill_color: colour(one.colour), line_color: null});
-        hover(plot, [made], [["", "@name"], [spec.x.label, "@x"], [spec.y.label, "@told"]]);
+        hover(plot, [made], [["name", "@name"], [spec.x.label, "@x"], [spec.y.label, "@told"]]);
       }
       plot.y_range.start = 0;
       dress(plot, spec, "", ys[1]);
@@ -162,7 +162,7 @@ const photon = (() => {
         }});
         const made = plot.hbar({source, y: {field: "y"}, left: {field: "left"}, right: {field: "right"},
                                 height: 0.6, fill_color: colour(one.colour), line_color: null});
-        hover(plot, [made], [["", "@row"], ["", "@name"], [spec.x.label, "@told"]]);
+        hover(plot, [made], [["name", "@row"], ["part", "@name"], [spec.x.label, "@told"]]);
       }
       plot.x_range.start = 0;
       dress(plot, spec, xs[1], "");
@@ -187,7 +187,7 @@ const photon = (() => {
           line_color: colour(one.colour)})];
       });
       dress(plot, spec, xs[1], "");
-      hover(plot, renderers.flat(), [["", "@row"], ["", "@name"], [spec.x.label, "@told"]]);
+      hover(plot, renderers.flat(), [["name", "@row"], ["part", "@name"], [spec.x.label, "@told"]]);
       return {plot, renderers};
     },
 
@@ -221,7 +221,7 @@ const photon = (() => {
       plot.scatter(crosses.x, crosses.y, {marker: "x", size: 9, line_width: 2.2, line_color: colour("bad")});
       dress(plot, spec, "", "");
       for (const grid of [...plot.xgrid, ...plot.ygrid]) grid.grid_line_color = null;
-      hover(plot, [made], [["", "@row"], ["round", "@at"], ["", "@told"]]);
+      hover(plot, [made], [["silo", "@row"], ["round", "@at"], ["state", "@told"]]);
       return {plot, redraws: true};
     },
   };
