@@ -18,6 +18,7 @@ from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.tune import tune
+from photon.commands.ui import ui
 from photon.commands.unlearning import unlearn
 from photon.commands.walltime import app as walltime_app
 
@@ -67,6 +68,7 @@ app.command(context_settings=OVERRIDES)(train)
 app.command()(resume)
 app.command(context_settings=OVERRIDES)(tune)
 app.command()(watch)
+app.command()(ui)
 app.command()(summary)
 app.command()(report)
 app.command()(export)

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from photon.errors import PhotonError
-from photon.report import plots
-from photon.report.figures import PHASES, phase_legend, phase_seconds
+from photon.report import charts
+from photon.report.charts import REFERENCE, Axis, Series, Style
+from photon.report.figures import PHASES, phase_seconds, phases_of
 from photon.report.page import (
     PERPLEXITY,
     TIME,
@@ -19,7 +20,6 @@ from photon.report.page import (
     draw_sections,
     line_figure,
 )
-from photon.report.plots import REFERENCE, Axis, Series, Style
 from photon.report.run import Run, bytes_by_round, report_command
 from photon.telemetry.events import Evaluated, RoundFinished
 from photon.telemetry.summary import (
@@ -238,7 +238,10 @@ def _compare_phases(runs: _Named) -> Figure | None:
         split.append({phase: math.fsum(part[phase] for part in parts) for phase, _ in PHASES})
     if not any(any(parts.values()) for parts in split):
         return None
-    layers = [(style, [parts[phase] for parts in split]) for phase, style in PHASES]
+    layers = [
+        charts.row_series(phase, [parts[phase] for parts in split], style)
+        for phase, style in phases_of(split)
+    ]
     rows = [
         [name, *(f"{parts[phase]:.2f}" for phase, _ in PHASES)]
         for name, parts in zip(runs, split, strict=True)
@@ -246,8 +249,7 @@ def _compare_phases(runs: _Named) -> Figure | None:
     return Figure(
         "Where the time went",
         "Summed over the rounds; training is the time in which silos trained.",
-        plots.lying_bars(list(runs), layers, TIME),
+        charts.rows("lying", list(runs), layers, TIME),
         ["run", *(f"{phase} (s)" for phase, _ in PHASES)],
         rows,
-        phase_legend(split),
     )

@@ -1,11 +1,12 @@
 """The figures of one run."""
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from photon.report import plots
+from photon.report import charts
+from photon.report.charts import INK, REFERENCE, Axis, Series, Style
 from photon.report.page import PERPLEXITY, ROUND, TIME, TOKENS, Figure, by_round, line_figure, thinned
-from photon.report.plots import INK, REFERENCE, Axis, Series, Style
 from photon.report.run import Run, bytes_by_round
 from photon.telemetry.events import (
     Diagnostics,
@@ -102,7 +103,7 @@ def cohorts(run: Run) -> Figure | None:
         for event in begun
     ]
     rounds = [event.round for event in begun]
-    drawing = plots.cohort_grid(
+    chart = charts.cohort_grid(
         rounds,
         list(styles),
         list(styles.values()),
@@ -110,7 +111,7 @@ def cohorts(run: Run) -> Figure | None:
         [[(number, name) in failed for number in rounds] for name in styles],
     )
     note = "Full: the silo's update counted. Cross: it failed. Pale: not sampled."
-    return Figure("Cohort of each round", note, drawing, ["round", "took part", "failed"], thinned(rows))
+    return Figure("Cohort of each round", note, chart, ["round", "took part", "failed"], thinned(rows))
 
 
 def update_norms(run: Run) -> Figure | None:
@@ -154,7 +155,11 @@ def phases(run: Run) -> Figure | None:
     if not run.rounds:
         return None
     split = [phase_seconds(event) for event in run.rounds]
-    layers = [(style, [seconds[phase] for seconds in split]) for phase, style in PHASES]
+    places = [event.round for event in run.rounds]
+    layers = [
+        Series(phase, places, [seconds[phase] for seconds in split], style)
+        for phase, style in phases_of(split)
+    ]
     rows = [
         [str(event.round), *(f"{seconds[phase]:.3f}" for phase, _ in PHASES)]
         for event, seconds in zip(run.rounds, split, strict=True)
@@ -163,10 +168,9 @@ def phases(run: Run) -> Figure | None:
         "Time of each round",
         "Training is the time in which silos trained, one after the other where they share a machine; "
         "other is what is left of the round.",
-        plots.stacked_bars([event.round for event in run.rounds], layers, ROUND, Axis("time", "seconds")),
+        charts.bars(layers, ROUND, Axis("time", "seconds")),
         ["round", *(f"{phase} (s)" for phase, _ in PHASES)],
         thinned(rows),
-        phase_legend(split),
     )
 
 
@@ -184,18 +188,19 @@ def phase_seconds(event: RoundFinished) -> dict[str, float]:
     return {**known, "other": max(0.0, event.seconds["round"] - math.fsum(known.values()))}
 
 
-def phase_legend(split: Sequence[dict[str, float]]) -> list[tuple[str, Style]]:
-    """Return the legend of the phases that took any time."""
+def phases_of(split: Sequence[dict[str, float]]) -> list[tuple[str, Style]]:
+    """Return the phases that took any time, and how each looks."""
     return [(phase, style) for phase, style in PHASES if any(seconds[phase] > 0 for seconds in split)]
 
 
 def throughput(run: Run) -> Figure | None:
     """Draw tokens per second of each silo and of the cohort."""
     note = "Tokens each silo trains per second of training, and the cohort per second of the round."
-    sums: dict[int, int] = {}
-    for reply in run.replies:
-        sums[reply.round] = sums.get(reply.round, 0) + reply.tokens
-    speeds = [sums.get(e.round, 0) / e.seconds["round"] if e.seconds["round"] else None for e in run.rounds]
+    totals = [0, *(event.tokens for event in run.rounds)]
+    speeds = [
+        (tokens - before) / event.seconds["round"] if event.seconds["round"] else None
+        for event, (before, tokens) in zip(run.rounds, itertools.pairwise(totals), strict=True)
+    ]
     whole = Series("cohort", [event.round for event in run.rounds], speeds, INK)
     series = [*_silo_series(run, lambda reply: reply.tokens_per_second), whole]
     return by_round("Throughput", note, series, Axis("tokens per second", "count"), format_count)

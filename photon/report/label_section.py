@@ -2,8 +2,8 @@
 
 import math
 
+from photon.report.charts import Axis, Series, Style
 from photon.report.page import Panel, by_round
-from photon.report.plots import Axis, Series, Style
 from photon.report.run import Run
 from photon.telemetry.labels import LabelRound, label_rounds
 from photon.telemetry.summary import format_share

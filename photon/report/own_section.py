@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from photon.config.tree import read_tree
-from photon.report import plots
+from photon.report import charts
+from photon.report.charts import Axis, Style
 from photon.report.page import Figure, Panel
-from photon.report.plots import Axis, Style
 from photon.report.run import Run
 from photon.telemetry.summary import format_perplexity
 
@@ -33,8 +33,13 @@ def own_section(run: Run) -> list[tuple[str, list[Panel]]]:
     before_values = [brought[name]["perplexity"] if name in brought else None for name in names]
     after_values = [after[name]["perplexity"] if name in after else None for name in names]
     tuned_values = [tuned[name][0] for name in names]
-    columns = list(zip(_STYLES.values(), (before_values, after_values, tuned_values), strict=True))
-    drawing = plots.dot_rows(names, columns, Axis("validation perplexity", log=True))
+    series = [
+        charts.row_series(label, values, style)
+        for (label, style), values in zip(
+            _STYLES.items(), (before_values, after_values, tuned_values), strict=True
+        )
+    ]
+    chart = charts.rows("dots", names, series, Axis("validation perplexity", log=True))
     rows = [
         [name, format_perplexity(before), format_perplexity(value), tuned[name][1]]
         for name, before, value in zip(names, before_values, after_values, strict=True)
@@ -45,7 +50,7 @@ def own_section(run: Run) -> list[tuple[str, list[Panel]]]:
         "that alone."
     )
     title, heads = "What each silo brought, and what it got", ["silo", *_STYLES]
-    figure = Figure(title, note, drawing, heads, rows, list(_STYLES.items()))
+    figure = Figure(title, note, chart, heads, rows)
     return [("Own models", [figure])]
 
 

@@ -1,12 +1,14 @@
 """What the template shows: panels of figures and tables, and the page that holds them."""
 
+import itertools
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from photon.report import plots
-from photon.report.plots import Axis, Drawing, Series, Style
+from photon.report import charts
+from photon.report.charts import Axis, Chart, Series, Style
 
 _MOST_ROWS = 200
 ROUND = Axis("round", "round")
@@ -17,14 +19,13 @@ PERPLEXITY = Axis("validation perplexity", log=True)
 
 @dataclass(frozen=True)
 class Figure:
-    """A plot with all that stands around it; ``rows`` are the figures behind it."""
+    """A chart with all that stands around it; ``rows`` are the figures behind it."""
 
     title: str
     note: str
-    drawing: Drawing
+    chart: Chart
     columns: list[str]
     rows: list[list[str]]
-    legend: list[tuple[str, Style]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,42 @@ class Table:
     strong_last: bool = False
     #: What share of its colour each cell beside the names has, in a heat map.
     shades: list[list[float]] | None = None
+    #: Whether its cells hold text that is broken into lines.
+    wraps: bool = False
 
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables with all that stands around them, in the place of a plot."""
+    """Tables with all that stands around them, in the place of a chart."""
 
     title: str
     note: str
     tables: list[Table]
 
 
-Panel = Figure | Tables
+@dataclass(frozen=True)
+class TreeRow:
+    """A node in the drawing of a tree: ``figure`` is about it, ``edge`` about what joins it to its parent."""
+
+    name: str
+    level: int
+    is_silo: bool
+    figure: str
+    edge: str
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A tree with all that stands around it; ``nodes`` depth first, ``rows`` the figures behind it."""
+
+    title: str
+    note: str
+    nodes: list[TreeRow]
+    columns: list[str]
+    rows: list[list[str]]
+
+
+Panel = Figure | Tables | Tree
 
 
 @dataclass(frozen=True)
@@ -70,6 +95,18 @@ class Page:
     links: list[tuple[str, str]] = field(default_factory=list)
     #: Over the texts of ``configs``.
     texts_title: str = "Configuration"
+
+    @property
+    def panels(self) -> list[tuple[str, list[tuple[str, Panel]]]]:
+        """The sections, with a name for each panel that the page can refer to."""
+        used: set[str] = set()
+        return [(title, [(_name(one.title, used), one) for one in panels]) for title, panels in self.sections]
+
+    @property
+    def charts(self) -> dict[str, dict[str, Any]]:
+        """What each chart shows, by the name of its panel."""
+        named = (pair for _, panels in self.panels for pair in panels)
+        return {name: panel.chart.spec() for name, panel in named if isinstance(panel, Figure)}
 
 
 def draw_sections(
@@ -108,9 +145,7 @@ def line_figure(
     """Draw lines; return None if there is no finite value."""
     if not any(_is_number(value) for one in series for value in one.y):
         return None
-    legend = [(one.label, one.style) for one in series] if len(series) > 1 else []
-    drawing = plots.line_plot(series, x, y, references=references)
-    return Figure(title, note, drawing, columns, thinned(rows), legend)
+    return Figure(title, note, charts.lines(series, x, y, references=references), columns, thinned(rows))
 
 
 def written(write: Callable[[float], str], value: float | None) -> str:
@@ -124,6 +159,15 @@ def thinned(rows: list[list[str]]) -> list[list[str]]:
         return rows
     last = len(rows) - 1
     return [rows[round(index * last / (_MOST_ROWS - 1))] for index in range(_MOST_ROWS)]
+
+
+def _name(title: str, used: set[str]) -> str:
+    """Return a name of letters and hyphens: the same for the same panel, however many come before it."""
+    plain = re.sub("[^a-z0-9]+", "-", title.lower()).strip("-") or "panel"
+    numbered = (f"{plain}-{number}" for number in itertools.count(2))
+    name = plain if plain not in used else next(one for one in numbered if one not in used)
+    used.add(name)
+    return name
 
 
 def _is_number(value: float | None) -> bool:

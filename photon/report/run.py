@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import yaml
 
 from photon.config.reader import UNREADABLE
 from photon.errors import PhotonError
-from photon.report.plots import Style
+from photon.report.charts import Style
 from photon.telemetry.events import (
     Diagnostics,
     Evaluated,
@@ -45,6 +46,8 @@ class Run:
         The events that stand, and the seconds at work until each.
     summary
         As `build_summary` returns it.
+    updates
+        How many updates of each silo counted.
     """
 
     folder: Path
@@ -54,6 +57,7 @@ class Run:
     summary: dict[str, Any]
     config_text: str
     config: dict[str, Any]
+    updates: Counter[str]
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
@@ -69,13 +73,36 @@ class Run:
                 raise PhotonError(
                     f"{folder}: not a run, it has no {name}; name a folder that `photon train` made"
                 )
-        events = read_events(folder / "events.jsonl")
+        return cls.of(folder, read_events(folder / "events.jsonl"))
+
+    @classmethod
+    def of(cls, folder: Path, events: list[Event], updates: Counter[str] | None = None) -> "Run":
+        """Return the run in a folder as its events tell of it.
+
+        Parameters
+        ----------
+        folder
+            The folder; its configuration is read.
+        events
+            All events; where ``updates`` is given, without those of silos' replies.
+        updates
+            How many updates of each silo counted; None: as the events tell.
+
+        Raises
+        ------
+        PhotonError
+            What the folder holds cannot be read, or no event tells of a start.
+        """
         history = current_history(events)
-        text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
         try:
+            text = (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
             started = last_start(history)
+        except OSError as error:
+            raise PhotonError(f"{folder / 'config.yaml'}: cannot be read ({error.strerror})") from None
         except PhotonError as error:
             raise PhotonError(f"{folder}: {error}") from None
+        if updates is None:
+            updates = Counter(event.silo for event in history if isinstance(event, SiloFinished))
         return cls(
             folder=folder,
             started=started,
@@ -84,6 +111,7 @@ class Run:
             summary=build_summary(events, weights_sha256=_weights_sha256(folder, events)),
             config_text=text,
             config=_read_config(folder / "config.yaml", text),
+            updates=updates,
         )
 
     @property

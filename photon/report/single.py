@@ -2,20 +2,20 @@
 
 import datetime
 import shlex
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
 from photon.report import figures
+from photon.report.charts import INK
 from photon.report.label_section import label_section
 from photon.report.own_section import own_section
 from photon.report.page import Figure, Page, Table, draw_sections
-from photon.report.plots import INK
 from photon.report.run import Run, report_command
+from photon.report.sample_section import sample_section
 from photon.report.task_section import task_section
 from photon.report.tree_section import tree_section
 from photon.report.unlearned_section import unlearned_section
-from photon.telemetry.events import Notice, RunInterrupted, RunStarted, SiloFailed, TasksEvaluated
+from photon.telemetry.events import Event, Notice, RunInterrupted, RunStarted, SiloFailed, TasksEvaluated
 from photon.telemetry.summary import (
     counted,
     format_bytes,
@@ -68,9 +68,12 @@ def run_page(run: Run) -> Page:
             *own_section(run),
             *task_section(run),
             *unlearned_section(run),
+            *sample_section(run),
             *draw_sections(run, sections),
         ],
-        log=_log(run),
+        log=[
+            line for line in map(log_line, run.history, map(format_seconds, run.elapsed)) if line is not None
+        ],
         configs=[("config.yaml", run.config_text)],
         commands=_commands(run),
         facts=_identity(run),
@@ -100,7 +103,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     if summary["privacy"] is not None:
         cards.append(("Privacy of a silo", *privacy_figures(summary["privacy"])))
     failures = summary["failures"]
-    cards.append(("Failures", str(failures), f"and {len(run.replies)} updates that counted"))
+    cards.append(("Failures", str(failures), f"and {run.updates.total()} updates that counted"))
     return cards
 
 
@@ -108,7 +111,6 @@ def _silo_table(run: Run) -> Table:
     facts = run.started.silos
     whole = sum(silo["train_tokens"] for silo in facts)
     perplexity = run.summary["perplexity"]
-    part = Counter(reply.silo for reply in run.replies)
     rows = []
     for silo in facts:
         found = perplexity["per_silo"][silo["name"]]
@@ -116,7 +118,7 @@ def _silo_table(run: Run) -> Table:
             [
                 silo["name"],
                 *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
-                str(part[silo["name"]]),
+                str(run.updates[silo["name"]]),
                 f"{silo['train_tokens']:,}",
                 format_share(silo["train_tokens"] / whole if whole else None),
             ]
@@ -125,7 +127,7 @@ def _silo_table(run: Run) -> Table:
         [
             "overall",
             *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
-            str(len(run.replies)),
+            str(run.updates.total()),
             f"{whole:,}",
             format_share(1.0),
         ]
@@ -134,24 +136,21 @@ def _silo_table(run: Run) -> Table:
     return Table(columns, rows, [*run.silos.values(), INK], strong_last=True)
 
 
-def _log(run: Run) -> list[tuple[str, str, str, str]]:
-    """Return kind, time, what and details of what a reader should know of."""
-    lines = []
-    for event, seconds in zip(run.history, run.elapsed, strict=True):
-        at = format_seconds(seconds)
-        if isinstance(event, SiloFailed):
-            lines.append(
-                ("bad", at, f"round {event.round}: {event.silo} failed ({event.kind})", event.reason)
-            )
-        elif isinstance(event, TasksEvaluated) and event.failure is not None:
-            lines.append(("warn", at, f"round {event.round}: no figures of tasks", event.failure))
-        elif isinstance(event, Notice):
-            lines.append(("warn" if event.level == "warning" else "info", at, event.level, event.message))
-        elif isinstance(event, RunInterrupted):
-            lines.append(("warn", at, f"interrupted after round {event.round}", event.reason))
-        elif isinstance(event, RunStarted) and event.resumed_from is not None:
-            lines.append(("info", at, "resumed", f"from round {event.resumed_from}"))
-    return lines
+def log_line(event: Event, at: str) -> tuple[str, str, str, str] | None:
+    """Return kind, time, what and details of an event that a reader should know of; None: it is none."""
+    match event:
+        case SiloFailed():
+            return "bad", at, f"round {event.round}: {event.silo} failed ({event.kind})", event.reason
+        case TasksEvaluated() if event.failure is not None:
+            return "warn", at, f"round {event.round}: no figures of tasks", event.failure
+        case Notice():
+            return "warn" if event.level == "warning" else "info", at, event.level, event.message
+        case RunInterrupted():
+            return "warn", at, f"interrupted after round {event.round}", event.reason
+        case RunStarted() if event.resumed_from is not None:
+            return "info", at, "resumed", f"from round {event.resumed_from}"
+        case _:
+            return None
 
 
 def _commands(run: Run) -> list[str]:

@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from photon.report.charts import Axis, Series, Style
 from photon.report.page import Figure, Panel, Table, Tables, by_round
-from photon.report.plots import Axis, Series, Style
 from photon.report.run import Run
 from photon.telemetry.events import TasksEvaluated
 from photon.telemetry.summary import main_figure

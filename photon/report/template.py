@@ -1,37 +1,9 @@
-"""The report's page, as a Jinja2 template.
+"""The page of a report, as Jinja2 templates: the style, parts that a living page has as well, and the page.
 
-It is a Python string, because Flower's app bundle carries no files of other kinds.
+They are Python strings, because Flower's app bundle carries no files of other kinds.
 """
 
-TEMPLATE = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
-{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none) %}
-<div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
-<table>
-<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for row in rows %}
-{% set mark = marks[loop.index0] if marks else none %}
-{% set shade = shades[loop.index0] if shades else none %}
-<tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
-{%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
-{%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody>
-</table>
-</div>
-{% endmacro %}
-{% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; img-src data:">
-<meta name="generator" content="Photon {{ version }}">
-<title>{{ page.title }} · Photon report</title>
-<style>
-:root {
+STYLE = r""":root {
   color-scheme: light dark;
   --page: #f4f6f8; --card: #ffffff; --ink: #1b1f24; --muted: #56606c; --line: #d5dae1;
   --c1: #0a6ebd; --c2: #d1570b; --c3: #0b8f6a; --c4: #a64d96; --c5: #a87900; --c6: #3a9fc9;
@@ -74,15 +46,19 @@ p { margin: 0; }
 figure { margin: 0; padding: 16px 18px 12px; container-type: inline-size; min-width: 0; }
 figure .note { color: var(--muted); font-size: .87rem; margin-top: 2px; }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 16px; padding: 0; margin: 10px 0 0; font-size: .87rem; }
-.legend li { display: flex; align-items: center; overflow-wrap: anywhere; }
+.legend button { all: unset; cursor: pointer; display: flex; align-items: center; overflow-wrap: anywhere; }
+.legend button:focus-visible { outline: 2px solid var(--c1); }
+.legend button[aria-pressed="false"] { opacity: .4; text-decoration: line-through; }
 .swatch { display: inline-block; flex: none; width: 20px; margin-right: 7px; vertical-align: middle; }
-.plot { margin: 8px 0; }
-.plot svg { display: block; width: 100%; height: auto; margin: 0 auto; overflow: visible; }
-.plot text { font-family: inherit !important; }
-.plot .narrow svg { max-width: 420px; }
-.plot .wide svg { max-width: 640px; }
-.plot .wide { display: none; }
-@container (min-width: 470px) { .plot .wide { display: block; } .plot .narrow { display: none; } }
+.plot { margin: 8px 0; min-height: 40px; }
+.plot:empty { min-height: 290px; }
+.plot * { font-family: inherit; }
+.tree { list-style: none; margin: 12px 0; padding: 0; font-size: .93rem; }
+.tree li { display: flex; flex-wrap: wrap; gap: 0 12px; padding: 4px 0 4px calc(var(--level) * min(26px, 5vw)); align-items: center; border-bottom: 1px solid var(--line); }
+.tree li::before { content: ""; width: 9px; height: 9px; border: 2px solid var(--c1); border-radius: 50%; flex: none; }
+.tree li.silo::before { background: var(--c1); }
+.tree b { flex: 1; min-width: 6em; overflow-wrap: anywhere; }
+.tree .edge { color: var(--muted); min-width: 12em; text-align: right; }
 .table { font-size: .87rem; margin-top: 12px; }
 details { font-size: .87rem; }
 summary { cursor: pointer; color: var(--muted); padding: 2px 0; }
@@ -96,6 +72,8 @@ thead th { color: var(--muted); font-weight: 500; position: sticky; top: 0; back
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--card); font-weight: inherit; }
 thead th:first-child { z-index: 1; }
 .strong > * { font-weight: 650; border-top: 2px solid var(--line); }
+.wraps td { white-space: pre-wrap; text-align: left; overflow-wrap: anywhere; }
+.wraps th { text-align: left; vertical-align: top; }
 .panel.pad { padding: 6px 6px; }
 .log td, .log th { text-align: left; vertical-align: top; }
 .log td:last-child { white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
@@ -118,16 +96,27 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
   .log tr:last-child { border: 0; }
 }
 @media print { body { background: none; } figure, .cards div { break-inside: avoid; } }
-</style>
-</head>
-<body>
-<main class="page">
-<header>
-<p class="brand">Photon report</p>
-<div class="title"><h1>{{ page.title }}</h1>
-{% if page.status %}<span class="pill {{ page.status_kind }}">{{ page.status }}</span>{% endif %}</div>
-<p class="subtitle">{% for fact in page.subtitle %}<span>{{ fact }}{% if not loop.last %} ·{% endif %}</span> {% endfor %}</p>
-</header>
+"""
+
+PARTS = r"""{% macro swatch(style) %}<span class="swatch" style="{{ style.css }}" aria-hidden="true"></span>{% endmacro %}
+{% macro grid(columns, rows, label, marks=none, strong_last=false, shades=none, wraps=false) %}
+<div class="scroll" role="region" aria-label="{{ label }}" tabindex="0">
+<table{% if wraps %} class="wraps"{% endif %}>
+<thead><tr>{% for column in columns %}<th scope="col">{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}
+{% set mark = marks[loop.index0] if marks else none %}
+{% set shade = shades[loop.index0] if shades else none %}
+<tr{% if strong_last and loop.last %} class="strong"{% endif %}><th scope="row">
+{%- if mark %}{{ swatch(mark) }}{% endif %}{{ row[0] }}</th>
+{%- for cell in row[1:] %}<td{% if shade %} style="{{ heat(shade[loop.index0]) }}"{% endif %}>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}
+</tbody>
+</table>
+</div>
+{% endmacro %}
+{% macro heat(share) %}background: color-mix(in srgb, var(--c1) {{ "%.0f" | format(70 * share) }}%, transparent){% endmacro %}
+{% macro cards(page) %}
 {% if page.cards %}
 <dl class="cards">
 {% for label, value, aside in page.cards %}
@@ -135,34 +124,56 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% endfor %}
 </dl>
 {% endif %}
+{% endmacro %}
+{% macro head(page) %}
+<header>
+<p class="brand">Photon report</p>
+<div class="title"><h1>{{ page.title }}</h1>
+{% if page.status %}<span class="pill {{ page.status_kind }}">{{ page.status }}</span>{% endif %}</div>
+<p class="subtitle">{% for fact in page.subtitle %}<span>{{ fact }}{% if not loop.last %} ·{% endif %}</span> {% endfor %}</p>
+</header>
+{{ cards(page) }}
+{% endmacro %}
+{% macro tables(page) %}
 {% for title, content in page.tables %}
 <h2>{{ title }}</h2>
 <div class="panel pad">{{ grid(content.columns, content.rows, title, content.marks, content.strong_last) }}</div>
 {% endfor %}
-{% for title, figures in page.sections %}
-<h2>{{ title }}</h2>
-<div class="figures">
-{% for figure in figures %}
-<figure class="panel" role="figure" aria-label="{{ figure.title }}">
+{% endmacro %}
+{% macro panel(figure, live=false) %}
 <figcaption><h3>{{ figure.title }}</h3><p class="note">{{ figure.note }}</p></figcaption>
 {% if figure.tables is defined %}
 {% for table in figure.tables %}
-<div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades) }}</div>
+<div class="table">{{ grid(table.columns, table.rows, figure.title, table.marks, table.strong_last, table.shades, table.wraps) }}</div>
 {% endfor %}
 {% else %}
-{% if figure.legend %}
-<ul class="legend">{% for label, style in figure.legend %}<li>{{ swatch(style) }}{{ label }}</li>{% endfor %}</ul>
+{% if figure.nodes is defined %}
+<ul class="tree">
+{% for node in figure.nodes %}
+<li style="--level: {{ node.level }}"{% if node.is_silo %} class="silo"{% endif %}><b>{{ node.name }}</b> <span>{{ node.figure }}</span> <span class="edge">{{ node.edge }}</span></li>
+{% endfor %}
+</ul>
+{% else %}
+{% if figure.chart.legend %}
+<ul class="legend">{% for label, style in figure.chart.legend %}<li><button type="button" aria-pressed="true" title="Hide or show; with Alt alone">{{ swatch(style) }}{{ label }}</button></li>{% endfor %}</ul>
 {% endif %}
-<div class="plot" role="img" aria-label="Plot: {{ figure.title }}. {{ figure.note }} The figures are in the table below.">
-<div class="wide" aria-hidden="true">{{ figure.drawing.wide | safe }}</div>
-<div class="narrow" aria-hidden="true">{{ figure.drawing.narrow | safe }}</div>
-</div>
-<details><summary>Figures</summary>{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}</details>
+<div class="plot" role="img" aria-label="Plot: {{ figure.title }}. {{ figure.note }} The figures are in the table below."></div>
 {% endif %}
-</figure>
+<details><summary>Figures</summary>{% if live %}<div class="later"></div>{% else %}{{ grid(figure.columns, figure.rows, figure.title ~ ": figures") }}{% endif %}</details>
+{% endif %}
+{% endmacro %}
+{% macro sections(page, live=false) %}
+{% for title, panels in page.panels %}
+<h2>{{ title }}</h2>
+<div class="figures">
+{% for name, figure in panels %}
+<figure class="panel" role="figure" id="{{ name }}" aria-label="{{ figure.title }}">
+{% if not live or figure.chart is defined %}{{ panel(figure, live) }}{% endif %}</figure>
 {% endfor %}
 </div>
 {% endfor %}
+{% endmacro %}
+{% macro log(page) %}
 {% if page.log %}
 <h2>Failures and notices</h2>
 <div class="panel pad"><div class="scroll" role="region" aria-label="Failures and notices" tabindex="0">
@@ -176,6 +187,8 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 </table>
 </div></div>
 {% endif %}
+{% endmacro %}
+{% macro rest(page) %}
 {% if page.links %}
 <h2>Pages</h2>
 <div class="panel text">{% for title, target in page.links %}<a href="{{ target }}">{{ title }}</a> {% endfor %}</div>
@@ -195,7 +208,35 @@ dl.facts dt { color: var(--muted); } dl.facts dd { margin: 0; overflow-wrap: any
 {% endif %}
 </div>
 {% endif %}
+{% endmacro %}
+"""
+
+TEMPLATE = r"""{% import "parts" as parts %}
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta name="generator" content="Photon {{ version }}">
+<title>{{ page.title }} · Photon report</title>
+<style>
+{{ style | safe }}</style>
+</head>
+<body>
+<main class="page">
+{{ parts.head(page) }}
+{{ parts.tables(page) }}
+{{ parts.sections(page) }}
+{{ parts.log(page) }}
+{{ parts.rest(page) }}
 </main>
+{% if page.charts %}
+<script type="application/json" id="charts">{{ charts | safe }}</script>
+<script type="text/plain" id="library">{{ library | safe }}</script>
+<script>{{ script | safe }}</script>
+{% endif %}
 </body>
 </html>
 """

@@ -3,9 +3,20 @@
 from collections.abc import Mapping, Sequence
 
 from photon.config.tree import TreeNode, read_tree
-from photon.report import plots, tree_figures
-from photon.report.page import PERPLEXITY, Figure, Panel, Table, Tables, by_round, thinned, written
-from photon.report.plots import Series, Style
+from photon.report import tree_figures
+from photon.report.charts import Series, Style
+from photon.report.page import (
+    PERPLEXITY,
+    Figure,
+    Panel,
+    Table,
+    Tables,
+    Tree,
+    TreeRow,
+    by_round,
+    thinned,
+    written,
+)
 from photon.report.run import Run
 from photon.telemetry.events import Event
 from photon.telemetry.summary import format_bytes, format_perplexity
@@ -28,10 +39,10 @@ def tree_section(run: Run) -> list[tuple[str, Sequence[Panel]]]:
     return [("Tree", [panel for panel in panels if panel is not None])]
 
 
-def _tree(root: TreeNode, events: _Histories) -> Figure:
+def _tree(root: TreeNode, events: _Histories) -> Tree:
     branches = tree_figures.branches(root, events)
     rows = [
-        plots.TreeRow(
+        TreeRow(
             name=branch.name,
             level=branch.level,
             is_silo=branch.is_silo,
@@ -58,7 +69,7 @@ def _tree(root: TreeNode, events: _Histories) -> Figure:
     if any(branch.level and branch.up is None for branch in branches):
         note += " Where bytes are missing, the run folder of the federation above is not at hand."
     columns = ["node", "level", "before", "after", "up", "down"]
-    return Figure("Perplexity and bytes of each node", note, plots.tree_plot(rows), columns, thinned(table))
+    return Tree("Perplexity and bytes of each node", note, rows, columns, thinned(table))
 
 
 def _own_models_by_level(run: Run, root: TreeNode) -> list[Figure | None]:

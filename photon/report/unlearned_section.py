@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from photon.errors import PhotonError, printable
+from photon.report.charts import Axis, Series, Style
 from photon.report.page import Figure, Panel, Table, Tables, by_round
-from photon.report.plots import Axis, Series, Style
 from photon.report.run import Run
 from photon.state.unlearned import NAME, Changed, Unlearned, read_unlearned
 from photon.telemetry.events import Unlearned as Fulfilled

@@ -1,7 +1,7 @@
 """The report: one HTML page with the figures of a run, or of several runs laid side by side.
 
-The page needs nothing but itself: style and plots are in it, there are no scripts, and its content
-security policy forbids it to load anything.
+The page needs nothing but itself: style, figures and the library that draws them are in it. Its content
+security policy allows these two scripts alone, by their hashes, and forbids it to load anything.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,12 @@ from photon import __version__
 from photon.errors import PhotonError
 from photon.files import atomic
 from photon.report.comparison import comparison_page
+from photon.report.library import library, packed_library, script_json, source_of
 from photon.report.page import Page
 from photon.report.run import Run
+from photon.report.script import BEGIN, SCRIPT
 from photon.report.single import run_page
-from photon.report.template import TEMPLATE
+from photon.report.template import PARTS, STYLE, TEMPLATE
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -37,9 +39,12 @@ def write_report(runs: Sequence[Path], output: Path) -> None:
     """
     if not runs:
         raise PhotonError("report: no run is named; name at least one folder that `photon train` made")
-    loaded = [Run.load(folder) for folder in runs]
-    page = run_page(loaded[0]) if len(loaded) == 1 else comparison_page(loaded)
-    write_page(page, output)
+    write_page(report_page([Run.load(folder) for folder in runs]), output)
+
+
+def report_page(runs: Sequence[Run]) -> Page:
+    """Return the page on one run, or on several side by side."""
+    return run_page(runs[0]) if len(runs) == 1 else comparison_page(runs)
 
 
 def write_page(page: Page, output: Path) -> None:
@@ -51,19 +56,40 @@ def write_page(page: Page, output: Path) -> None:
         ``output`` cannot be written.
     """
     # Half of a character, which a model may write, is none in a file.
-    text = _template().render(page=page, version=__version__).encode("utf-8", "replace").decode()
+    text = html_of(page).encode("utf-8", "replace").decode()
     try:
         atomic.write_text(output, text)
     except OSError as error:
         raise PhotonError(f"{output}: cannot be written ({error.strerror}); name another file") from error
 
 
+def html_of(page: Page) -> str:
+    """Return a page as one file of HTML."""
+    charts = page.charts
+    script = SCRIPT + BEGIN
+    allowed = f"{source_of(script)} {source_of(library())}" if charts else "'none'"
+    return (
+        environment()
+        .get_template("page")
+        .render(
+            page=page,
+            version=__version__,
+            style=STYLE,
+            policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}",
+            charts=script_json(charts),
+            library=packed_library() if charts else "",
+            script=script,
+        )
+    )
+
+
 @lru_cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Return the report's templates, ``page`` and the ``parts`` that it is made of; all text is escaped."""
+    return jinja2.Environment(
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
+        loader=jinja2.DictLoader({"page": TEMPLATE, "parts": PARTS}),
     )
-    return environment.from_string(TEMPLATE)

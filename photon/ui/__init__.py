@@ -1,0 +1,1 @@
+"""A page on runs, served on this machine alone."""
