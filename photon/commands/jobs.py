@@ -191,10 +191,7 @@ def _train(composed: Any, folder: Path, answer: "Answer") -> None:
     from photon.state.checkpoint import CheckpointStore
 
     resume = bool(CheckpointStore(folder / "checkpoints").rounds())
-    if resume:
-        config = preflight_file(folder / "config.yaml")
-    else:
-        config = preflight(configured(composed))
+    config = preflight_file(folder / "config.yaml") if resume else preflight(configured(composed))
     start(config.model_copy(update={"run_dir": str(folder)}), answer, resume=resume)
 
 

@@ -23,7 +23,7 @@ _HOW = ("hydra/launcher", "hydra.launcher.", "hydra.sweep.dir", "hydra.sweeper.n
 _REFUSED = {
     "run_dir": "each run of a sweep has a folder of its own; set hydra.sweep.dir, below which they lie",
     "hydra.sweep.subdir": "runs lie directly in hydra.sweep.dir, each named after its values; leave it out",
-    "hydra.sweeper.params": "give each key its values as an override, as in 'optimizer.lr=interval(1e-4,1e-2)'",
+    "hydra.sweeper.params": "give each key its values as an override, as in 'seed=range(0,8)'",
     "hydra.sweeper.search_space": "give each key its values as an override, as in 'seed=range(0,8)'",
     "hydra.sweeper.direction": "the best run is the one with the smallest figure, or with --maximize the "
     "largest; leave it out",
@@ -179,8 +179,10 @@ def _check_storage(storage: Any) -> None:
     """Check that Optuna can keep a study where it is told to."""
     import optuna
 
+    # A file of sqlite's would be left behind.
+    tried = "sqlite:///:memory:" if str(storage).startswith("sqlite") else storage
     try:
-        optuna.storages.get_storage(storage)
+        optuna.storages.get_storage(tried)
     except Exception as error:
         versions = " and ".join(f"{name} {version(name)}" for name in ("optuna", "SQLAlchemy"))
         raise PhotonError(

@@ -1,4 +1,4 @@
-"""A sweep: ``photon train -m outer=fedavg,diloco seed=0,1``, one after another, side by side, or by Optuna."""
+"""A sweep: ``photon train -m outer=fedavg,diloco seed=0,1``, in turn, in parallel, or by Optuna."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -95,8 +95,8 @@ def _check_folder(folder: Path, plan: Plan) -> None:
     other = "choose another hydra.sweep.dir"
     if there.overrides != plan.overrides:
         raise PhotonError(
-            f"{folder}: holds another sweep ({' '.join(there.overrides)}); {other}, or give the same overrides "
-            "in the same order to go on with that"
+            f"{folder}: holds another sweep ({' '.join(there.overrides)}); {other}, or give the same "
+            "overrides in the same order to go on with that"
         )
     if (there.metric, there.maximize) != (plan.metric, plan.maximize):
         by = f"{there.metric}{' --maximize' if there.maximize else ''}"
@@ -105,8 +105,8 @@ def _check_folder(folder: Path, plan: Plan) -> None:
             f"is printed by `photon ranking {folder} --metric {plan.metric}`"
         )
     raise PhotonError(
-        f"{folder}: the sweep there was begun with another configuration, because what conf/ says has changed "
-        f"since; {other}"
+        f"{folder}: the sweep there was begun with another configuration, because what conf/ says has "
+        f"changed since; {other}"
     )
 
 
