@@ -1,6 +1,7 @@
 """What a sweep tries: each value checked before the first run starts, and what Optuna needs."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -161,6 +162,11 @@ def _optuna_settings(
         raise PhotonError(
             f"{_OPTUNA}: no key has more than one value; give some, as in 'optimizer.lr=interval(1e-4,1e-2)'"
         )
+    import optuna
+
+    # How runs ended is told by them, and by the ranking.
+    optuna.logging.disable_default_handler()
+    logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
     if (storage := sweeper.get("storage")) is not None:
         _check_storage(storage)
     settings = [f"hydra.sweeper.direction={'maximize' if maximize else 'minimize'}"]

@@ -80,6 +80,10 @@ class Told:
         self.closed = True
 
 
+def hang(until: threading.Event) -> None:
+    until.wait()
+
+
 def notices(heard: list[Event]) -> list[str]:
     return [event.message for event in heard if isinstance(event, Notice) and event.level == "warning"]
 
@@ -122,20 +126,21 @@ def test_a_tracker_that_hangs_stalls_nothing(events: list[Event], monkeypatch: p
     forever = threading.Event()
     heard: list[Event] = []
     stream = EventStream([heard.append])
-    stream.add(Aside(lambda: Told(lambda event: forever.wait() and None), "Told", ends_within=0.2))
+    stream.add(Aside(lambda: Told(lambda event: hang(forever)), "Told", ends_within=0.2))
     begun = time.monotonic()
     for event in events:
         stream.emit(event)
     stream.close()
     assert time.monotonic() - begun < 5
     assert notices(heard) == [
-        "telemetry: Told could not be closed: TimeoutError: it has not ended within 0.2 seconds, and is left alone"
+        "telemetry: Told could not be closed: TimeoutError: it has not ended within 0.2 seconds, and is "
+        "left alone"
     ]
     # One that has hung for long is not even waited for.
     monkeypatch.setattr(aside, "MOST_WAITING", 3)
     heard.clear()
     stream = EventStream([heard.append])
-    stream.add(Aside(lambda: Told(lambda event: forever.wait() and None), "Told", ends_within=60))
+    stream.add(Aside(lambda: Told(lambda event: hang(forever)), "Told", ends_within=60))
     for event in events:
         stream.emit(event)
     stream.close()
@@ -153,8 +158,13 @@ def test_a_tracker_that_cannot_begin_says_so() -> None:
     with pytest.raises(PhotonError, match="log in first"):
         Aside(broken, "Told")
     forever = threading.Event()
+
+    def slow() -> Told:
+        forever.wait()
+        return Told()
+
     with pytest.raises(PhotonError, match=r"Told has not begun within 0\.1 seconds"):
-        Aside(lambda: forever.wait() and Told() or Told(), "Told", begins_within=0.1)
+        Aside(slow, "Told", begins_within=0.1)
     forever.set()
 
 
@@ -295,7 +305,7 @@ def test_a_port_in_use_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("package", "begin"),
     [
-        ("tensorboard", lambda folder: TensorBoardListener(folder)),
+        ("tensorboard", TensorBoardListener),
         ("mlflow", lambda folder: MlflowListener(None, "e", "n", str(folder), {})),
         ("prometheus_client", lambda folder: PrometheusListener("127.0.0.1", 0)),
     ],
