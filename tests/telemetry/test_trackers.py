@@ -219,6 +219,14 @@ def test_in_tensorboard_a_run_that_goes_on_has_one_axis(
 # --- MLflow -------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def file_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let MLflow keep runs in a folder: what it keeps them in otherwise has a schema to be built first."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+@pytest.mark.usefixtures("file_store")
 def test_mlflow_reads_back_what_was_told_and_goes_on(events: list[Event], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
@@ -319,6 +327,7 @@ def test_a_missing_package_is_said_with_the_command(
         begin(tmp_path)
 
 
+@pytest.mark.usefixtures("file_store")
 def test_mlflow_and_prometheus_follow_a_run(run_small: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     from mlflow import MlflowClient
 
