@@ -206,7 +206,7 @@ def test_runs_with_long_names_are_numbered(sweep: Sweep, tmp_path: Path) -> None
         (["hydra.sweeper.direction=maximize", "seed=0,1"], "with --maximize the largest"),
         (["hydra/sweeper=ax", "seed=0,1"], "hydra/sweeper=ax: no such option"),
         (["hydra/sweeper=optuna"], "no key has more than one value"),
-        (["hydra/sweeper=optuna", "rounds=interval(0,4)"], "rounds=0: input should be greater"),
+        (["hydra/sweeper=optuna", "rounds=int(interval(0,4))"], "rounds=0: input should be greater"),
         (
             ["hydra/sweeper=optuna", "seed=range(0,3)", "hydra.sweeper.storage=sqlite:///x.db"],
             "hydra.sweeper.storage=sqlite:///x.db: optuna 2.10.1 and SQLAlchemy 2.1.9 cannot work with it",

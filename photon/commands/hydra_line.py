@@ -109,11 +109,8 @@ def _unsaid(name: str, left: Sequence[str]) -> str:
 def _known(name: str, value: str) -> str:
     if value in _PRINTS[name]:
         return value
-    raise PhotonError(
-        f"{name} {value}: expected {' or '.join(_PRINTS[name])}{nearest(value, _PRINTS[name])}".replace(
-            "  ", " "
-        )
-    )
+    given = f"{name} {value}".rstrip()
+    raise PhotonError(f"{given}: expected {' or '.join(_PRINTS[name])}{nearest(value, _PRINTS[name])}")
 
 
 def print_and_stop(line: Line) -> None:

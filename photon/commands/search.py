@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from photon import DISTRIBUTION
@@ -185,10 +186,11 @@ def _check_storage(storage: Any) -> None:
     """Check that Optuna can keep a study where it is told to."""
     import optuna
 
-    # A file of sqlite's would be left behind.
-    tried = "sqlite:///:memory:" if str(storage).startswith("sqlite") else storage
     try:
-        optuna.storages.get_storage(tried)
+        with TemporaryDirectory() as folder:
+            # A file that is made to try it would be left behind.
+            is_file = str(storage).startswith("sqlite")
+            optuna.storages.get_storage(f"sqlite:///{folder}/study.db" if is_file else storage)
     except Exception as error:
         versions = " and ".join(f"{name} {version(name)}" for name in ("optuna", "SQLAlchemy"))
         raise PhotonError(

@@ -59,26 +59,26 @@ def sweep(
         arguments = ["--multirun", *kept, *search.settings, f'hydra.sweep.dir="{escaped}"']
         os.environ[SWEEPER] = str(os.getpid())
         try:
-            _run(arguments, train_one, folder)
+            ended = _run(arguments, train_one)
         except KeyboardInterrupt:
             with suppress(OSError):
                 told = f"the sweep was stopped; go on with the same command and hydra.sweep.dir={folder}"
                 Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(told)
             write_ranking(folder, ranked(folder, metric, maximize=maximize), plan)
             raise
-        _conclude(folder, plan)
+        _conclude(folder, plan, ended)
 
 
-def _run(arguments: Sequence[str], train_one: Callable[[Any], float | None], folder: Path) -> None:
+def _run(arguments: Sequence[str], train_one: Callable[[Any], float | None]) -> str | None:
+    """Let Hydra go through the sweep; return why it ended before its time; None: it did not."""
     try:
         call_hydra(arguments, train_one)
     except PhotonError:
         raise
     except Exception as error:
-        # Optuna looks for the best run, and there may be none; a worker of joblib's may have been killed.
-        told = f"photon: {folder}: the sweep ended before its time ({in_one_line(error)})"
-        if "No trials are completed" not in str(error):
-            Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(told)
+        # A worker of joblib's may have been killed. Optuna looks for the best run, and there may be none.
+        return None if "No trials are completed" in str(error) else in_one_line(error)
+    return None
 
 
 def _check_folder(folder: Path, plan: Plan) -> None:
@@ -110,12 +110,14 @@ def _check_folder(folder: Path, plan: Plan) -> None:
     )
 
 
-def _conclude(folder: Path, plan: Plan) -> None:
+def _conclude(folder: Path, plan: Plan, ended: str | None) -> None:
     """Rank the runs of a sweep, and lay those that are finished side by side."""
     from photon.report.write import write_report
     from photon.telemetry.summary import counted
 
     rows = ranked(folder, plan.metric, maximize=plan.maximize)
+    if ended is not None and not rows:
+        raise RunError(f"{folder}: the sweep ended before its first run ({ended})")
     if finished := [row.job.folder for row in rows if row.job.is_finished]:
         write_report(finished, folder / "report.html")
     write_ranking(folder, rows, plan)
@@ -124,6 +126,10 @@ def _conclude(folder: Path, plan: Plan) -> None:
         told = f"{counted(len(finished), 'run')} side by side: {folder / 'report.html'}"
         Console().print(told, soft_wrap=True)
     Console().print(f"this ranking: {folder / RANKING}", soft_wrap=True)
+    if ended is not None:
+        raise RunError(
+            f"{folder}: the sweep ended before its time ({ended}); the same command goes on with it"
+        )
     if failed := [row for row in rows if row.value is None]:
         raise RunError(f"{len(failed)} of {counted(len(rows), 'run')} failed: {_names(failed)}")
 

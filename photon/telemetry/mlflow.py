@@ -1,6 +1,8 @@
 """The figures of a run in MLflow (``pip install 'photon-fl[mlflow]'``)."""
 
+import hashlib
 import math
+import os
 import re
 from typing import Any
 
@@ -12,7 +14,7 @@ from photon.telemetry.listener import ListenerRun
 from photon.telemetry.rows import Rows, numbers_of
 
 #: Tag by which a run that goes on is found again.
-_TAG = "photon.run_dir"
+_TAG = "photon.run"
 #: What MLflow takes in one call.
 _MOST_METRICS, _MOST_PARAMS, _LONGEST_PARAM = 1000, 100, 500
 
@@ -42,6 +44,8 @@ class MlflowListener:
     def __init__(
         self, uri: str | None, experiment: str, name: str, run_dir: str, config: dict[str, Any]
     ) -> None:
+        # It would tell its makers how it is used.
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         try:
             from mlflow import MlflowClient
             from mlflow.exceptions import MlflowException
@@ -62,13 +66,14 @@ class MlflowListener:
     def _find_or_create(self, experiment: str, name: str, run_dir: str, config: dict[str, Any]) -> str:
         known = self._client.get_experiment_by_name(experiment)
         where = self._client.create_experiment(experiment) if known is None else known.experiment_id
-        quoted = run_dir.replace("\\", "\\\\").replace("'", "\\'")
-        found = self._client.search_runs([where], filter_string=f"tags.`{_TAG}` = '{quoted}'", max_results=1)
+        # A path may have signs that a filter cannot hold.
+        key = hashlib.sha256(run_dir.encode(errors="surrogateescape")).hexdigest()[:32]
+        found = self._client.search_runs([where], filter_string=f"tags.`{_TAG}` = '{key}'", max_results=1)
         if found:
             run_id: str = found[0].info.run_id
             self._client.update_run(run_id, status="RUNNING")
             return run_id
-        run_id = self._client.create_run(where, tags={_TAG: run_dir}, run_name=name).info.run_id
+        run_id = self._client.create_run(where, tags={_TAG: key}, run_name=name).info.run_id
         self._log_config(run_id, config)
         return run_id
 
@@ -119,8 +124,12 @@ def mlflow(
 
 
 def _name(name: str) -> str:
-    """Return a name that MLflow takes."""
-    return re.sub(r"[^\w\-. /]", "_", name)
+    """Return a name that MLflow takes.
+
+    It has one slash at most: a store in a folder has a file for each name, and none may be a folder, too.
+    """
+    group, _, rest = re.sub(r"[^\w\-. /]", "_", name).partition("/")
+    return f"{group}/{rest.replace('/', '.')}" if rest else group
 
 
 def _leaves(content: Any, prefix: str = "") -> dict[str, str]:
