@@ -112,44 +112,6 @@ def test_a_sweep_with_a_wrong_value_trains_nothing(
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_of_a_sweep_that_fails_is_named_and_the_others_are_compared(
-    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
-) -> None:
-    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus}", "rounds=1", "cohort=99,2")
-    (sweep,) = (tmp_path / "runs").iterdir()
-    assert code == 1
-    assert "Traceback" not in said
-    assert "0-cohort=99: cohort=99 is larger" in said
-    assert f"1 of 2 runs failed: runs/{sweep.name}/0-cohort=99" in said
-    assert "1-cohort=2" in (sweep / "report.html").read_text()
-
-
-def test_runs_of_an_earlier_sweep_do_not_pass_for_those_of_another(
-    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
-) -> None:
-    sweep = ["train", "-m", *SMALL, f"data.path={corpus}", "hydra.sweep.dir=s"]
-    assert photon_here(*sweep, "rounds=1", "seed=0,1")[0] == 0
-    report = (tmp_path / "s" / "report.html").read_bytes()
-    code, said = photon_here(*sweep, "rounds=2", "seed=0,1")
-    assert code == 1
-    assert "2 of 2 runs failed: s/0-seed=0, s/1-seed=1" in said
-    assert said.count("s/0-seed=0: already holds a run") == 1
-    assert (tmp_path / "s" / "report.html").read_bytes() == report
-    code, said = photon_here(*sweep, "rounds=1", "seed=0,2")
-    assert code == 1
-    assert "1 of 2 runs failed: s/0-seed=0" in said
-    assert "0-seed=0" not in (tmp_path / "s" / "report.html").read_text()
-
-
-def test_a_sweep_chooses_the_folders_of_its_runs(
-    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
-) -> None:
-    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus}", "run_dir=x", "seed=0,1")
-    assert code == 2
-    assert "set hydra.sweep.dir" in said
-    assert not (tmp_path / "runs").exists()
-
-
 @pytest.mark.slow
 def test_a_sweep_in_parallel_with_joblib(corpus: Path, tmp_path: Path) -> None:
     done = photon(

@@ -23,6 +23,7 @@ from photon import DISTRIBUTION
 from photon.cli import main
 from photon.commands.app import app
 from photon.commands.orchestrate import RunsByDefault
+from photon.commands.search import read_search
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError
@@ -215,6 +216,9 @@ def overrides_compose(overrides: list[str]) -> None:
     """Compose overrides as the documents show them; a sweep's values one by one."""
     if any(PLACEHOLDER.search(override) for override in overrides):
         return
+    if "hydra/sweeper=optuna" in overrides:
+        read_search(overrides, maximize=False)
+        return
     plain = [override for override in overrides if not override.startswith("hydra")]
     first = [re.sub(r"=([^,\[{]+),.*", r"=\1", override) for override in plain]
     config = preflight(compose(first))
@@ -244,7 +248,9 @@ def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> N
             overrides_compose(overrides)
         # Words that are no overrides would reach Hydra; typer lets them pass.
         options = [word for word in words if word.startswith("-")]
-        assert set(options) <= {"-m", "--show", "--config", "--help"}, f"{page}: {line}"
+        assert set(options) <= {"-m", "--show", "--config", "--help", "--metric", "--maximize"}, (
+            f"{page}: {line}"
+        )
         words = [word for word in words if word not in overrides and word != "-m"]
     if isinstance(command, click.Group) or not words:
         return
@@ -452,5 +458,8 @@ def test_what_to_install_is_said_by_the_name_of_this_distribution() -> None:
     told = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("conf/**/*.yaml")]
     told += [*ROOT.glob("photon/**/*.py"), *ROOT.glob("scripts/*.sh"), ROOT / "docker" / "Dockerfile"]
     for file in told:
-        for name in re.findall(r"pip install [^\n]*?([a-zA-Z-]+)\[(?:s3|wandb|dev)\]", file.read_text()):
+        for name in re.findall(
+            r"pip install [^\n]*?([a-zA-Z-]+)\[(?:s3|wandb|sweep|tensorboard|mlflow|prometheus|dev)\]",
+            file.read_text(),
+        ):
             assert name == DISTRIBUTION, file

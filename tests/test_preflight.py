@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from photon import node, preflight, server_app, worker
 from photon.cli import main
-from photon.commands.sweep import JOB
+from photon.commands.jobs import JOB, Job, Plan
 from photon.commands.train import train_one
 from photon.config.compose import compose, parse
 from photon.config.schema import RunConfig
@@ -240,12 +240,19 @@ def test_each_run_of_a_sweep_refuses_it(
     bad: Bad, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is wrong only together is in no value of its own; the other runs of the sweep go on."""
-    chosen = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(tmp_path / "run")))
+    chosen = SimpleNamespace(
+        runtime=SimpleNamespace(output_dir=str(tmp_path / "run")),
+        sweep=SimpleNamespace(dir=str(tmp_path / "sweep")),
+        overrides=SimpleNamespace(task=["seed=0"]),
+    )
+    Plan(["seed=0,1"], ["seed"], "perplexity.final", False, "").write(tmp_path / "sweep")
     monkeypatch.setattr("hydra.core.hydra_config.HydraConfig.get", lambda: chosen)
     (tmp_path / "run").mkdir()  # as Hydra does
     train_one(OmegaConf.create(bad.text))
     assert capsys.readouterr().err == f"photon: {tmp_path / 'run'}: {bad.words}\n"
     assert [path.name for path in (tmp_path / "run").iterdir()] == [JOB]
+    assert Job.read(tmp_path / "run") == Job(tmp_path / "run", ["seed=0"], bad.words)
+    shutil.rmtree(tmp_path / "sweep")
     shutil.rmtree(tmp_path / "run")
     assert nothing_came_of_it(tmp_path)
 
@@ -413,7 +420,8 @@ def test_these_are_all_entrances() -> None:
         "api/train.py",
         "commands/train.py",
         "commands/tune.py",
-        "commands/sweep.py",
+        "commands/jobs.py",
+        "commands/search.py",
         "commands/deployment.py",
         "commands/federation.py",
         "server_app.py",

@@ -12,7 +12,9 @@ from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
+from photon.commands.hydra_line import HelpsWithGroups
 from photon.commands.orchestrate import orchestrate
+from photon.commands.ranking import ranking
 from photon.commands.runs import export, import_, report, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
@@ -64,12 +66,13 @@ app.command()(unlearn)
 app.command()(chat)
 app.command()(serve)
 app.command(context_settings=OVERRIDES)(doctor)
-app.command(context_settings=OVERRIDES)(train)
+app.command(cls=HelpsWithGroups, context_settings=OVERRIDES)(train)
 app.command()(resume)
 app.command(context_settings=OVERRIDES)(tune)
 app.command()(watch)
 app.command()(ui)
 app.command()(summary)
 app.command()(report)
+app.command()(ranking)
 app.command()(export)
 app.command("import")(import_)

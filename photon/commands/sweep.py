@@ -1,147 +1,138 @@
-"""Hydra multirun: ``photon train -m outer=fedavg,diloco seed=0,1``."""
+"""A sweep: ``photon train -m outer=fedavg,diloco seed=0,1``, in turn, in parallel, or by Optuna."""
 
 import os
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 
-from photon.config.compose import compose
-from photon.config.explain import explain_hydra_error
-from photon.config.folders import conf_dir
+from photon.commands.hydra_line import call_hydra, in_one_line
+from photon.commands.jobs import PLAN, SWEEPER, Plan
+from photon.commands.ranking import RANKING, Ranked, check_metric, print_ranking, ranked, write_ranking
+from photon.commands.search import key_of, read_search
 from photon.errors import PhotonError, RunError
-from photon.preflight import preflight
-
-SWEEP_DIR = "hydra.sweep.dir="
-#: File of a run's folder that whoever trains one combination writes first.
-JOB = ".job"
-#: Environment variable with the process that sweeps.
-SWEEPER = "PHOTON_SWEEPER"
+from photon.files.owner import OWNER, held
 
 
-def sweep(arguments: list[str], train_one: Callable[[Any], None]) -> None:
-    """Train every combination, one run folder each, and lay the runs side by side in one report.
+def sweep(
+    overrides: Sequence[str],
+    train_one: Callable[[Any], float | None],
+    *,
+    metric: str,
+    maximize: bool,
+) -> None:
+    """Train every combination, one run folder each, rank the runs, and lay them side by side in one report.
 
-    Every value of the sweep is checked before the first run starts.
+    Every value of the sweep is checked before the first run starts. A folder that holds the same sweep
+    already is gone on with: what is finished is not trained again.
 
     Parameters
     ----------
-    arguments
-        Hydra's command line, with ``-m`` or ``--multirun``.
+    overrides
+        Hydra overrides, some with several values.
     train_one
-        Trains one combination, from what Hydra composed. Parallel runs import it by its name.
+        Trains one combination, from what Hydra composed, and returns its figure. Parallel runs import it by
+        its name.
+    metric, maximize
+        The figure of ``summary.json`` to rank by, and whether the largest is the best.
 
     Raises
     ------
     PhotonError
-        If a value is wrong.
+        If a value is wrong, or the folder holds something else.
     RunError
-        If runs failed; the others are trained and compared all the same.
+        If runs failed; the others are trained, ranked and compared all the same.
     """
-    import hydra
+    check_metric(metric)
+    search = read_search(overrides, maximize=maximize)
+    folder = Path(search.folder)
+    plan = Plan(search.overrides, search.swept, metric, maximize, search.configuration)
+    with held(folder, "hydra.sweep.dir") as is_ours:
+        if not is_ours:
+            raise PhotonError(f"{folder}: another sweep is at work there; choose another hydra.sweep.dir")
+        _check_folder(folder, plan)
+        plan.write(folder)
+        kept = [one for one in overrides if key_of(one) != "hydra.sweep.dir"]
+        escaped = str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
+        arguments = ["--multirun", *kept, *search.settings, f'hydra.sweep.dir="{escaped}"']
+        os.environ[SWEEPER] = str(os.getpid())
+        try:
+            ended = _run(arguments, train_one)
+        except KeyboardInterrupt:
+            with suppress(OSError):
+                told = f"the sweep was stopped; go on with the same command and hydra.sweep.dir={folder}"
+                Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print(told)
+            write_ranking(folder, ranked(folder, metric, maximize=maximize), plan)
+            raise
+        _conclude(folder, plan, ended)
 
-    overrides = [argument for argument in arguments if argument not in ("-m", "--multirun")]
-    if any(_key(override) == "run_dir" for override in overrides):
+
+def _run(arguments: Sequence[str], train_one: Callable[[Any], float | None]) -> str | None:
+    """Let Hydra go through the sweep; return why it ended before its time; None: it did not."""
+    try:
+        call_hydra(arguments, train_one)
+    except PhotonError:
+        raise
+    except Exception as error:
+        # A worker of joblib's may have been killed. Optuna looks for the best run, and there may be none.
+        return None if "No trials are completed" in str(error) else in_one_line(error)
+    return None
+
+
+def _check_folder(folder: Path, plan: Plan) -> None:
+    """Check that a folder is empty, or holds this very sweep."""
+    if not (folder / PLAN).exists():
+        if [path for path in folder.iterdir() if path.name != OWNER]:
+            raise PhotonError(
+                f"{folder}: holds something that is not of this sweep; choose another hydra.sweep.dir"
+            )
+        return
+    there = Plan.read(folder)
+    if there == plan:
+        return
+    other = "choose another hydra.sweep.dir"
+    if there.overrides != plan.overrides:
         raise PhotonError(
-            "run_dir: each run of a sweep has a folder of its own; set hydra.sweep.dir, below which they lie"
+            f"{folder}: holds another sweep ({' '.join(there.overrides)}); {other}, or give the same "
+            "overrides in the same order to go on with that"
         )
-    check_sweep(overrides)
-    folder = next((o.removeprefix(SWEEP_DIR) for o in overrides if o.startswith(SWEEP_DIR)), None)
-    fixed = [_key(o) for o in overrides if not _is_sweep(o)]
-    # Folders are named after what differs; everything else stands in config.yaml.
-    overrides.append(f"hydra.job.config.override_dirname.exclude_keys=[{','.join(fixed)}]")
-    if folder is None:
-        folder = f"runs/sweep-{time.strftime('%Y%m%d-%H%M%S')}"
-        overrides.append(f"{SWEEP_DIR}{folder}")
-    sys.argv = ["photon train", "--multirun", *overrides]
-    os.environ[SWEEPER] = str(os.getpid())
-    before = _states(Path(folder))
-    hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(train_one)()
-    _report(Path(folder), before)
+    if (there.metric, there.maximize) != (plan.metric, plan.maximize):
+        by = f"{there.metric}{' --maximize' if there.maximize else ''}"
+        raise PhotonError(
+            f"{folder}: the sweep there ranks by --metric {by}; go on with that, or {other}; another ranking "
+            f"is printed by `photon ranking {folder} --metric {plan.metric}`"
+        )
+    raise PhotonError(
+        f"{folder}: the sweep there was begun with another configuration, because what conf/ says has "
+        f"changed since; {other}"
+    )
 
 
-def _report(folder: Path, before: Mapping[Path, "_State"]) -> None:
-    """Lay the runs of this sweep side by side; what an earlier one has left in the folder is none of them."""
+def _conclude(folder: Path, plan: Plan, ended: str | None) -> None:
+    """Rank the runs of a sweep, and lay those that are finished side by side."""
     from photon.report.write import write_report
     from photon.telemetry.summary import counted
 
-    old = _State(None, None)
-    now = {path: state for path, state in _states(folder).items() if state.job != before.get(path, old).job}
-    runs = [path for path, state in now.items() if state.summary != before.get(path, old).summary]
-    if runs:
-        write_report(runs, folder / "report.html")
-        told = f"{counted(len(runs), 'run')} side by side: {folder / 'report.html'}"
+    rows = ranked(folder, plan.metric, maximize=plan.maximize)
+    if ended is not None and not rows:
+        raise RunError(f"{folder}: the sweep ended before its first run ({ended})")
+    if finished := [row.job.folder for row in rows if row.job.is_finished]:
+        write_report(finished, folder / "report.html")
+    write_ranking(folder, rows, plan)
+    print_ranking(rows, plan)
+    if finished:
+        told = f"{counted(len(finished), 'run')} side by side: {folder / 'report.html'}"
         Console().print(told, soft_wrap=True)
-    if failed := [str(path) for path in now if path not in runs]:
-        raise RunError(f"{len(failed)} of {counted(len(now), 'run')} failed: {', '.join(failed)}")
+    Console().print(f"this ranking: {folder / RANKING}", soft_wrap=True)
+    if ended is not None:
+        raise RunError(
+            f"{folder}: the sweep ended before its time ({ended}); the same command goes on with it"
+        )
+    if failed := [row for row in rows if row.value is None]:
+        raise RunError(f"{len(failed)} of {counted(len(rows), 'run')} failed: {_names(failed)}")
 
 
-class _State(NamedTuple):
-    """When a job began in a folder, and when that ended well; None: never."""
-
-    job: int | None
-    summary: int | None
-
-
-def _states(folder: Path) -> dict[Path, _State]:
-    def written(path: Path) -> int | None:
-        return path.stat().st_mtime_ns if path.is_file() else None
-
-    return {
-        path: _State(written(path / JOB), written(path / "summary.json"))
-        for path in sorted(folder.glob("*"))
-        if path.is_dir()
-    }
-
-
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
-def _is_sweep(override: str) -> bool:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    return OverridesParser.create().parse_override(override).is_sweep_override()
-
-
-def check_sweep(overrides: list[str]) -> None:
-    """Compose each value of a sweep once, the other keys at their first value.
-
-    Raises
-    ------
-    PhotonError
-        For the first value that the configuration does not take.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
-    from photon.federation.run_tasks import check_tasks
-
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise PhotonError(explain_hydra_error(error)) from error
-    choices = []
-    for text, override in zip(overrides, parsed, strict=True):
-        if override.is_sweep_override():
-            key = text.partition("=")[0]
-            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        else:
-            choices.append([text])
-    first = [values[0] for values in choices]
-    checked: set[str] = set()
-
-    def check(chosen: list[str]) -> None:
-        config = preflight(compose(chosen))
-        # Task files are read once for all runs that ask them alike.
-        if (tasks := config.evaluation.model_dump_json()) not in checked:
-            check_tasks(config)
-            checked.add(tasks)
-
-    check(first)
-    for place, values in enumerate(choices):
-        for value in values[1:]:
-            check([*first[:place], value, *first[place + 1 :]])
+def _names(rows: Sequence[Ranked]) -> str:
+    return ", ".join(str(row.job.folder) for row in rows)

@@ -1,15 +1,12 @@
 """``photon train`` and ``photon resume``: start a run, a sweep, or go on with a run."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from photon.errors import PhotonError, RunError
+from photon.errors import PhotonError
 from photon.files.owner import refuse_if_going_on
-from photon.files.processes import end_with_parent
 
 if TYPE_CHECKING:
     from flwr.app import RecordDict
@@ -24,6 +21,16 @@ def train(
         typer.Option("--config", help="config.yaml of an earlier run to start from, instead of conf/."),
     ] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the configuration and stop.")] = False,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Of a sweep: the figure of summary.json by which runs are ranked, perplexity.final if none.",
+        ),
+    ] = None,
+    maximize: Annotated[
+        bool, typer.Option("--maximize", help="Of a sweep: the largest figure is the best.")
+    ] = False,
 ) -> None:
     """Train a federation.
 
@@ -33,12 +40,31 @@ def train(
     * `photon train federation=inprocess rounds=4 run_dir=runs/first` — no Flower processes
     * `photon train strategy=diloco model=photon-125m data=prepared data.path=DIR`
     * `photon train -m outer=fedavg,diloco seed=0,1` — a sweep; add `hydra/launcher=joblib` for parallel runs
+    * `photon train -m hydra/sweeper=optuna 'optimizer.lr=interval(1e-4,1e-2)'` — a search by Optuna
+
+    As in Hydra, `-m` is `--multirun`; `--cfg job`, `--info` and `--hydra-help` print and stop.
     """
-    arguments = list(context.args)
-    if "-m" in arguments or "--multirun" in arguments:
+    from photon.commands.hydra_line import print_and_stop, read_line
+
+    line = read_line(context.args)
+    arguments = line.overrides
+    if line.multirun:
+        from photon.commands.ranking import DEFAULT_METRIC
         from photon.commands.sweep import sweep
 
-        sweep(arguments, train_one)
+        for name, given in (("--config", base is not None), ("--show", show)):
+            if given:
+                raise PhotonError(f"{name}: is for one run, and -m makes a sweep; leave one of them out")
+        sweep(arguments, train_one, metric=metric or DEFAULT_METRIC, maximize=maximize)
+        return
+    if metric is not None or maximize:
+        raise PhotonError(f"{'--metric' if metric else '--maximize'}: ranks the runs of a sweep; add -m")
+    if line.prints:
+        if base is not None or show:
+            raise PhotonError(
+                f"{line.prints[0]}: Hydra prints what conf/ composes; leave out --config, --show"
+            )
+        print_and_stop(line)
         return
     # At once: what follows imports for seconds.
     for argument in arguments:
@@ -73,28 +99,11 @@ def resume(
     start(config, answer, resume=True, back_to=back_to)
 
 
-def train_one(composed: Any) -> None:
-    """Train one combination of a sweep in the folder that Hydra chose for it; one that fails says why."""
-    from hydra.core.hydra_config import HydraConfig
+def train_one(composed: Any) -> float | None:
+    """Train one combination of a sweep, and return the figure that it is ranked by; None: it has failed."""
+    from photon.commands.jobs import train_job
 
-    from photon.commands.sweep import JOB, SWEEPER
-    from photon.config.compose import resolved, validate
-    from photon.engine.start import start
-    from photon.preflight import preflight
-
-    folder = HydraConfig.get().runtime.output_dir
-    Path(folder, JOB).write_text("")
-    if os.environ.get(SWEEPER) != str(os.getpid()):
-        # A job of joblib's goes on otherwise when the sweep is killed.
-        end_with_parent()
-    try:
-        config = preflight(validate(resolved(composed)))
-        if config.run_dir is None:
-            config = config.model_copy(update={"run_dir": folder})
-        start(config, answer, resume=False)
-    except (PhotonError, RunError) as error:
-        said = f"photon: {folder}: {str(error).removeprefix(f'{folder}: ')}"
-        Console(stderr=True).print(said, soft_wrap=True, markup=False, highlight=False)
+    return train_job(composed, answer)
 
 
 def answer(message_type: "MessageType", content: "RecordDict", node_config: "NodeConfig") -> "RecordDict":

@@ -58,6 +58,11 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
             composed = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise PhotonError(explain_hydra_error(error)) from error
+    return configured(composed)
+
+
+def configured(composed: Any) -> RunConfig:
+    """Return the configuration that Hydra has composed, checked against the schema."""
     return validate(_own(resolved(composed)))
 
 

@@ -21,6 +21,7 @@ from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.privacy import PrivacySection
 from photon.config.section import Section
+from photon.config.trackers import WandbSection
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
 
@@ -316,13 +317,6 @@ class FederationSection(Section):
     def root(self) -> TreeNode | None:
         """The tree, from this federation downwards; None: it has silos alone."""
         return None if self.tree is None else read_tree(self.tree, self.inner_rounds)
-
-
-class WandbSection(Section):
-    """Weights & Biases."""
-
-    mode: Literal["off", "offline", "online"] = Field(description="off, offline (files only) or online.")
-    project: str = Field(description="Project to log to.")
 
 
 class TelemetrySection(Section):

@@ -55,8 +55,15 @@ def owned(run_dir: Path) -> Iterator[int]:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def held(folder: Path, named_by: str = "--output") -> Iterator[bool]:
     """Hold the folder of a command's results, which is made where it is missing.
+
+    Parameters
+    ----------
+    folder
+        The folder.
+    named_by
+        The option or key that names it, for the message.
 
     Yields
     ------
@@ -73,7 +80,7 @@ def held(folder: Path) -> Iterator[bool]:
         lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
         raise PhotonError(
-            f"{printable(folder)}: cannot be written ({error.strerror}); choose another --output"
+            f"{printable(folder)}: cannot be written ({error.strerror}); choose another {named_by}"
         ) from None
     try:
         yield take(lock, _TRY_SECONDS)

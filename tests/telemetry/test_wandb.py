@@ -1,12 +1,13 @@
 import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from photon.config.trackers import WandbSection
 from photon.errors import PhotonError
 from photon.telemetry.events import Event, RunFinished
 from photon.telemetry.wandb import WandbListener
@@ -19,14 +20,22 @@ def test_an_offline_run_is_written_below_the_run_folder(
     for name in ("WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
     run_dir = tmp_path / "run"
-    listener = WandbListener(
-        "offline", "photon-tests", run_dir, {"rounds": 10, "model": {"name": "t"}}, "id7"
+    settings = WandbSection(
+        mode="offline", project="photon-tests", entity="us", group="first", tags=["a tag"], name="mine"
     )
-    for event in [*events, RunFinished(summary={"tokens": 950_272, "status": "finished"})]:
+    listener = WandbListener(settings, run_dir, {"rounds": 10, "model": {"name": "t"}}, "id7")
+    for event in [*events, RunFinished(summary={"tokens": 950_272, "status": "told by a silo"})]:
         listener(event)
     listener.close()
     (written,) = run_dir.glob("wandb/offline-run-*/run-id7.wandb")
     content = written.read_bytes()
+    assert b"told by a silo" not in content
+    assert b"not finite" not in content, "the reason that a silo failed stays here"
+    run = next(record.run for record in _records(written) if record.HasField("run"))
+    assert (run.entity, run.project, run.run_group, list(run.tags), run.display_name, run.run_id) == (
+        *("us", "photon-tests", "first"),
+        *(["a tag"], "mine", "id7"),
+    )
     for metric in (
         b"train/loss",
         b"server/pseudo_gradient_norm",
@@ -60,8 +69,8 @@ def test_the_parts_of_an_offline_run_have_one_axis(
     assert {number for _, number in rows} == {0, 1, 2, 3, 4}
 
 
-def _rows(file: Path) -> list[tuple[int, int]]:
-    """Return step and round of each row of a file of W&B's.
+def _records(file: Path) -> Iterator[Any]:
+    """Yield the records of a file of W&B's.
 
     Blocks of 32 KiB after a head of seven bytes; in them chunks: checksum, length, and whether a record is
     whole (1) or begins (2), goes on (3) or ends (4) there.
@@ -69,7 +78,6 @@ def _rows(file: Path) -> list[tuple[int, int]]:
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, place, data = file.read_bytes(), 7, b""
-    rows: list[tuple[int, int]] = []
     while place + 7 <= len(content):
         if (left := 2**15 - place % 2**15) < 7:
             place += left
@@ -78,10 +86,17 @@ def _rows(file: Path) -> list[tuple[int, int]]:
         data += content[place + 7 : place + 7 + length]
         place += 7 + length
         if kind in (1, 4):
-            record, data = Record.FromString(data), b""
-            items = {(".".join(i.nested_key) or i.key): i.value_json for i in record.history.item}
-            if items:
-                rows.append((int(items["_step"]), int(items["round"])))
+            yield Record.FromString(data)
+            data = b""
+
+
+def _rows(file: Path) -> list[tuple[int, int]]:
+    """Return step and round of each row of a file of W&B's."""
+    rows: list[tuple[int, int]] = []
+    for record in _records(file):
+        items = {(".".join(i.nested_key) or i.key): i.value_json for i in record.history.item}
+        if items:
+            rows.append((int(items["_step"]), int(float(items["round"]))))
     return rows
 
 
@@ -90,7 +105,7 @@ def test_a_missing_installation_is_said_with_the_command(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(PhotonError, match=r"pip install 'photon-fl\[wandb\]'"):
-        WandbListener("online", "photon", tmp_path, {}, "id")
+        WandbListener(WandbSection(mode="online", project="photon"), tmp_path, {}, "id")
 
 
 def test_the_module_is_there_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,153 @@
+"""The runs of a sweep by a figure of their summaries: in a file, in a terminal, and again later."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple
+from urllib.parse import quote
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from photon.commands.jobs import Job, Plan, jobs_in
+from photon.components import nearest
+from photon.errors import PhotonError
+from photon.files.atomic import write_text
+
+#: The file of a sweep's folder.
+RANKING = "ranking.md"
+DEFAULT_METRIC = "perplexity.final"
+#: Figures of ``summary.json`` that rank runs, and beginnings of more, which end with a dot.
+METRICS = (
+    DEFAULT_METRIC,
+    "perplexity.mean_of_silos",
+    "perplexity.per_node.",
+    "perplexity.per_silo.",
+    "tasks.tasks.",
+    "tasks.suites.",
+    "labels.accuracy",
+    "recall_of_forgotten",
+    "density",
+    "tokens",
+    "tokens_per_second",
+    "mfu",
+    "bytes.up",
+    "bytes.down",
+    "seconds.total",
+    "seconds.training",
+    "seconds.overhead",
+    "failures",
+)
+
+
+class Ranked(NamedTuple):
+    """A run of a sweep: its figure, or in words why it has none."""
+
+    job: Job
+    value: float | None
+    without: str
+
+
+def check_metric(metric: str) -> None:
+    """Check that a summary has such a figure.
+
+    Raises
+    ------
+    PhotonError
+        If it has not; the nearest is named.
+    """
+    if any(metric == one or (one.endswith(".") and metric.startswith(one)) for one in METRICS):
+        return
+    names = ", ".join(one + ("…" if one.endswith(".") else "") for one in METRICS)
+    near = nearest(metric, METRICS)
+    raise PhotonError(f"--metric={metric}: no figure of summary.json{near}; those that rank: {names}")
+
+
+def ranked(folder: Path, metric: str, *, maximize: bool) -> list[Ranked]:
+    """Return the runs of a sweep, the best first, and those without the figure at the end."""
+
+    def row(job: Job) -> Ranked:
+        value = job.value(metric)
+        if value is not None:
+            return Ranked(job, value, "")
+        if job.reason is not None:
+            return Ranked(job, None, job.reason)
+        return Ranked(job, None, f"has no {metric}" if job.is_finished else "not finished")
+
+    rows = [row(job) for job in jobs_in(folder)]
+    good = sorted((one for one in rows if one.value is not None), key=lambda one: one.value or 0.0)
+    return [*(reversed(good) if maximize else good), *(one for one in rows if one.value is None)]
+
+
+def write_ranking(folder: Path, rows: Sequence[Ranked], plan: Plan) -> None:
+    """Write a ranking to the sweep's folder, each run with a link to its report."""
+    order = "largest" if plan.maximize else "smallest"
+    lines = [
+        f"# Runs by {plan.metric}, the {order} first",
+        "",
+        f"| | {plan.metric} | values | run |",
+        "|---|---|---|---|",
+    ]
+    for place, row in enumerate(rows, start=1):
+        name = row.job.folder.name
+        link = f"[{name}]({quote(_shown_file(row.job).relative_to(folder).as_posix())})"
+        cells = (
+            [str(place), f"{row.value:.6g}", _values(row.job, plan), link]
+            if row.value is not None
+            else ["–", "–", _values(row.job, plan), f"{link}: {row.without}"]
+        )
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    write_text(folder / RANKING, "\n".join(lines) + "\n")
+
+
+def print_ranking(rows: Sequence[Ranked], plan: Plan) -> None:
+    """Print a ranking, each run with the path of its report."""
+    order = "largest" if plan.maximize else "smallest"
+    table = Table(
+        title=f"Runs by {plan.metric}, the {order} first",
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+    )
+    for heading in ("", plan.metric):
+        table.add_column(heading, justify="right")
+    for heading in ("values", "report"):
+        table.add_column(heading, overflow="fold")
+    for place, row in enumerate(rows, start=1):
+        if row.value is not None:
+            figure, told = [str(place), f"{row.value:.6g}"], Text(str(_shown_file(row.job)))
+        else:
+            figure, told = ["–", "–"], Text(row.without, style="yellow")
+        table.add_row(*figure, Text(_values(row.job, plan)), told)
+    Console().print(table)
+
+
+def ranking(
+    folder: Annotated[Path, typer.Argument(help="Folder of the sweep.")],
+    metric: Annotated[
+        str | None,
+        typer.Option(help="Figure of summary.json to rank by, as in tokens_per_second; else the sweep's."),
+    ] = None,
+    maximize: Annotated[bool, typer.Option("--maximize", help="The largest figure is the best.")] = False,
+) -> None:
+    """Rank the runs of a sweep, the best first, also while it goes on."""
+    plan = Plan.read(folder)
+    if metric is not None:
+        check_metric(metric)
+        plan = Plan(plan.overrides, plan.swept, metric, maximize, plan.configuration)
+    elif maximize:
+        raise PhotonError("--maximize: says how to rank by another figure; name it with --metric")
+    print_ranking(ranked(folder, plan.metric, maximize=plan.maximize), plan)
+
+
+def _values(job: Job, plan: Plan) -> str:
+    """Return the overrides that tell a run from the others of its sweep."""
+    return " ".join(one for one in job.overrides if one.partition("=")[0].lstrip("+~") in plan.swept)
+
+
+def _shown_file(job: Job) -> Path:
+    """Return the report of a run, or its folder if it has none."""
+    report = job.folder / "report.html"
+    return report if report.is_file() else job.folder
