@@ -58,6 +58,7 @@ class Place:
         if self._is_there(name):
             return
         try:
+            remove_leftovers(path.parent)
             write_bytes(path, text.encode(), mode=mode)
         except OSError as error:
             raise PhotonError(f"{path}: cannot be written ({error.strerror})") from None
