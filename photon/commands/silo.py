@@ -84,7 +84,8 @@ def join(
         raise PhotonError("the folder comes before the line: photon silo join DIR LINE")
     overrides = list(context.args)
     if line is not None and "=" in line:
-        line, overrides = None, [line, *overrides]
+        overrides.insert(0, line)
+        line = None
     place = joining.SiloPlace(folder)
     refuse_second(place.folder, "the silo")
     aggregator = joining.join(place, line)

@@ -26,7 +26,6 @@ from photon.deployment.keys import certificate_hosts, read_node_key
 from photon.engine.app_folder import source_folder
 from photon.engine.processes import is_healthy
 from photon.errors import PhotonError
-from photon.silo.policy import SiloPolicy
 from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
 from photon.subfederation.islands import config_of, silo_of
 
@@ -333,10 +332,10 @@ def _key(silo: Silo) -> Iterator[Finding]:
 
 
 def _node_config(silo: Silo) -> Iterator[Finding]:
-    site, config = silo.here
+    _, config = silo.here
     if silo.islands > 1:
         config_of(silo.settings, config, config.local_steps)
-    bound = site.policy != SiloPolicy()
+    bound = silo.settings.policy is not None
     yield Finding("node config", "ok", "with a policy" if bound else "no policy: every request is accepted")
 
 
