@@ -77,8 +77,10 @@ def join(
     from rich.console import Console
 
     from photon.commands.deployment import print_findings
+    from photon.config.compose import compose
     from photon.deployment import joining
     from photon.deployment.place import refuse_second
+    from photon.preflight import preflight
 
     if str(folder).startswith("photon-"):
         raise PhotonError("the folder comes before the line: photon silo join DIR LINE")
@@ -91,7 +93,8 @@ def join(
     aggregator = joining.join(place, line)
     typer.echo(f"aggregator {aggregator.address}, authority {aggregator.fingerprint}")
     typer.echo("Compare that fingerprint with what the aggregator's operator reads to you.")
-    findings = list(joining.check(place, aggregator, overrides, run_tokenizer, probe))
+    config = preflight(compose(joining.known_of(place, overrides)))
+    findings = list(joining.check(place, aggregator, config, run_tokenizer, probe=probe))
     print_findings(Console(), findings)
     failed = [finding.check for finding in findings if finding.level == "fail"]
     if "registration" in failed:

@@ -12,7 +12,6 @@
 
 import os
 import re
-import socket
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from photon.config.schema import RunConfig
 from photon.config.tree import SILO_NAME
 from photon.deployment import keys as key_files
 from photon.deployment.lines import LONGEST, AggregatorLine, SiloLine
@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 JOINED = "aggregator.line"
 #: What Photon itself says in the node config of a silo in a folder.
 _OWN = ("data-dir", "state-dir", "policy")
-#: Where a SuperNode listens for the programs that it starts.
-_PORT = 9094
 _LOCAL = "127.0.0.1"
 
 
@@ -266,37 +264,41 @@ def join(place: SiloPlace, line: str | None) -> AggregatorLine:
     return aggregator
 
 
+def known_of(place: SiloPlace, overrides: Sequence[str]) -> list[str]:
+    """Return overrides that describe the run; where nothing is known of it, windows of any length fit."""
+    from photon.data.prepared import PreparedData, is_prepared
+
+    if overrides or not is_prepared(place.data):
+        return ["federation=deployment", *overrides]
+    length = PreparedData.open(place.data).manifest.sequence_length
+    return ["federation=deployment", f"model.sequence_length={length}"]
+
+
 def check(
-    place: SiloPlace, aggregator: AggregatorLine, overrides: Sequence[str], tokenizer: str | None, probe: bool
+    place: SiloPlace, aggregator: AggregatorLine, config: RunConfig, tokenizer: str | None, *, probe: bool
 ) -> "Iterator[Finding]":
     """Yield what the doctor finds, and whether the data is of the silo that is to join.
 
     Parameters
     ----------
-    overrides
-        What is known of the run; nothing: only what does not depend on it counts.
+    config
+        The run's configuration, as far as it is known.
     tokenizer
         SHA-256 of the run's tokenizer, or the file; None: not known.
     probe
         Whether to take a few local steps.
     """
-    from photon.config.compose import compose
     from photon.data.prepared import PreparedData, is_prepared
     from photon.deployment import doctor
     from photon.flower_compat import parse_node_config
-    from photon.preflight import preflight
 
-    known = list(overrides)
     if is_prepared(place.data):
-        data = PreparedData.open(place.data)
-        if not known:
-            # Nothing is known of the run's model, so windows of any length fit.
-            known = [f"model.sequence_length={data.manifest.sequence_length}"]
-        if place.settings.name not in data.silo_names:
+        names = PreparedData.open(place.data).silo_names
+        if place.settings.name not in names:
+            own = place.settings.name
             said = (
-                f"{place.data} is of {', '.join(data.silo_names)}, and the aggregator is told of "
-                f"{place.settings.name}: init with --name {data.silo_names[0]}, or prepare the data with "
-                f"--silo {place.settings.name}=TEXT"
+                f"{place.data} is of {', '.join(names)}, and the aggregator is told of {own}: init with "
+                f"--name {names[0]}, or prepare the data with --silo {own}=TEXT"
             )
             yield doctor.Finding("name", "fail", said)
     yield from doctor.examine(
@@ -305,7 +307,7 @@ def check(
             authority=place.authority,
             key=place.key,
             node_config=parse_node_config(place.node_config),
-            config=preflight(compose(["federation=deployment", *known])),
+            config=config,
             tokenizer=tokenizer,
             probe=probe,
         )
@@ -325,7 +327,8 @@ def become_silo(place: SiloPlace, aggregator: AggregatorLine) -> NoReturn:
     claim(place.folder, "the silo")
     os.environ.update(environment_of(place.folder))
     os.umask(0o077)
-    options = place.options(aggregator, _free(_PORT))
+    # For the programs that it starts; silos that start at the same moment must not take the same one.
+    options = place.options(aggregator, free_port())
     say_command(
         place.folder / "flower",
         ["photon", "silo", "run", *options, "--node-config", place.node_config],
@@ -349,14 +352,13 @@ def connection(place: SiloPlace) -> dict[str, Any]:
     if aggregator is not None:
         from photon.config.compose import compose
         from photon.deployment import doctor
-        from photon.preflight import preflight
 
         silo = doctor.Silo(
             superlink=aggregator.address,
             authority=place.authority,
             key=place.key,
             node_config={},
-            config=preflight(compose(["federation=deployment"])),
+            config=compose(["federation=deployment"]),
             tokenizer=None,
             probe=False,
         )
@@ -413,14 +415,3 @@ def state_of(folder: Path) -> Path:
 def is_silo(folder: Path) -> bool:
     """Tell whether a folder is one of ``photon silo init``."""
     return (folder / SILO_FILE).is_file()
-
-
-def _free(port: int) -> int:
-    """Return a port of the loopback interface: this one, unless somebody listens there."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_LOCAL, port))
-        except OSError:
-            return free_port()
-    return port

@@ -24,6 +24,7 @@ from photon.deployment.proxy import Proxy
 from photon.errors import PhotonError
 from photon.federation.names import ADMITTED, Admitted
 from photon.silo.policy import SiloPolicy, read_policy
+from tests.conftest import SMALL_DEPLOYED, composed
 from tests.deployment.harness import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -345,7 +346,9 @@ def test_join_without_an_aggregator_that_answers_says_what_to_mend(tmp_path: Pat
     silo = SiloPlace(silo.folder)
     failed = {
         one.check: one.said
-        for one in joining.check(silo, joining.join(silo, line.line()), [], None, probe=False)
+        for one in joining.check(
+            silo, joining.join(silo, line.line()), composed(*SMALL_DEPLOYED), None, probe=False
+        )
         if one.level == "fail"
     }
     assert set(failed) == {"name", "connection"}
