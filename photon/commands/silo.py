@@ -116,6 +116,14 @@ def leave(folder: Folder) -> None:
         typer.echo(said)
 
 
+def _connection(folder: Path) -> dict[str, Any] | None:
+    """Return how a silo stands with its aggregator; None of a state folder alone."""
+    from photon.config.compose import compose
+    from photon.deployment.joining import SiloPlace, connection, is_silo
+
+    return connection(SiloPlace(folder), compose(["federation=deployment"])) if is_silo(folder) else None
+
+
 def _tell_line(place: "SiloPlace") -> None:
     line = place.line()
     typer.echo(f"{line.name}, key {line.fingerprint}")
@@ -232,13 +240,9 @@ def status(
     from rich.console import Console
 
     from photon.deployment.given import silo_status
-    from photon.deployment.joining import SiloPlace, connection, is_silo, state_of
+    from photon.deployment.joining import state_of
 
-    found = [
-        silo_status(state_of(folder))
-        | {"connection": connection(SiloPlace(folder)) if is_silo(folder) else None}
-        for folder in state_dirs
-    ]
+    found = [silo_status(state_of(folder)) | {"connection": _connection(folder)} for folder in state_dirs]
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

@@ -337,8 +337,13 @@ def become_silo(place: SiloPlace, aggregator: AggregatorLine) -> NoReturn:
     become_supernode(options, place.node_config, place.state)
 
 
-def connection(place: SiloPlace) -> dict[str, Any]:
+def connection(place: SiloPlace, config: RunConfig) -> dict[str, Any]:
     """Return how the silo stands with its aggregator.
+
+    Parameters
+    ----------
+    config
+        Of any run; nothing of it is looked at.
 
     Returns
     -------
@@ -350,7 +355,6 @@ def connection(place: SiloPlace) -> dict[str, Any]:
     aggregator, process = place.aggregator, running(place.folder)
     found: list[dict[str, str]] = []
     if aggregator is not None:
-        from photon.config.compose import compose
         from photon.deployment import doctor
 
         silo = doctor.Silo(
@@ -358,7 +362,7 @@ def connection(place: SiloPlace) -> dict[str, Any]:
             authority=place.authority,
             key=place.key,
             node_config={},
-            config=compose(["federation=deployment"]),
+            config=config,
             tokenizer=None,
             probe=False,
         )

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -21,7 +22,8 @@ from photon.deployment.aggregator import AggregatorPlace
 from photon.deployment.joining import SiloPlace
 from photon.deployment.lines import AggregatorLine, SiloLine
 from photon.deployment.proxy import Proxy
-from photon.errors import PhotonError
+from photon.engine.processes import free_port
+from photon.errors import PhotonError, RunError
 from photon.federation.names import ADMITTED, Admitted
 from photon.silo.policy import SiloPolicy, read_policy
 from tests.conftest import SMALL_DEPLOYED, composed
@@ -274,6 +276,39 @@ def test_each_side_needs_a_folder_of_its_own(tmp_path: Path) -> None:
     make_aggregator(tmp_path / "x")
     with pytest.raises(PhotonError, match="need folders of their own"):
         make_silo(tmp_path / "x")
+
+
+def failed(made: AggregatorPlace) -> dict[str, str]:
+    return {one.check: one.said for one in aggregator.check(made) if one.level == "fail"}
+
+
+def test_up_checks_what_would_keep_it_from_coming_up(tmp_path: Path) -> None:
+    made, _ = aggregator.init(tmp_path / "a", ["127.0.0.1"], free_port(), None)
+    assert failed(made) == {}
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", made.settings.port))
+        other.listen()
+        assert "Address already in use" in failed(made)["port"]
+        done = CliRunner().invoke(app, ["aggregator", "up", str(made.folder)])
+        assert isinstance(done.exception, RunError)
+        assert "1 of 4 checks failed" in str(done.exception)
+    (made.keys / "superexec").chmod(0o644)
+    assert "chmod 600" in failed(made)["keys"]
+    (made.keys / "superexec").unlink()
+    assert "superexec: missing" in failed(made)["keys"]
+    assert not (made.folder / "logs").exists(), "nothing was started"
+
+
+def test_up_asks_for_nginx_and_for_a_certificate_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_aggregator(tmp_path / "a", host="aggregator.example.org")
+    monkeypatch.setattr(aggregator.shutil, "which", lambda *_, **__: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "install it" in failed(made)["proxy"]
+    keys.make_server_certificate(made.keys, ["other.example.org"], force=True)
+    said = failed(made)["certificate"]
+    assert said.startswith("not for aggregator.example.org: renew it with photon keys server")
 
 
 # --- admitting ------------------------------------------------------------------------------------------
