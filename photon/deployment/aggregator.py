@@ -442,11 +442,14 @@ def admit(place: AggregatorPlace, line: SiloLine) -> str:
             f"{line.name}: its key {line.fingerprint} was ejected; let the silo make a new one (remove its "
             "keys/, and photon silo init)"
         )
-    let_in(decided, line.name, line.fingerprint)
-    if not file.exists() or file.read_bytes() != line.public_key():
-        # Another key is another node.
-        place.node_file(line.name).unlink(missing_ok=True)
-        write_bytes(file, line.public_key(), mode=0o600)
+    try:
+        let_in(decided, line.name, line.fingerprint)
+        if not file.exists() or file.read_bytes() != line.public_key():
+            # Another key is another node.
+            place.node_file(line.name).unlink(missing_ok=True)
+            write_bytes(file, line.public_key(), mode=0o600)
+    except OSError as error:
+        raise PhotonError(f"{place.folder}: cannot be written ({error.strerror})") from None
     who = f"{line.name} belongs to {line.fingerprint}"
     if not place.is_up():
         return f"{who}; it is registered when `photon aggregator up {place.folder}` starts"

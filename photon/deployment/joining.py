@@ -160,7 +160,7 @@ def init(folder: Path, name: str | None, data: Path | None, node_config: str | N
     place.file("policy.yaml", policy_file())
     place.file(ENVIRONMENT, environment_file(environment_of(folder)))
     for empty in ("flower", "state"):
-        (folder / empty).mkdir(mode=0o700, exist_ok=True)
+        place.empty(empty)
     photon = str(Path(sys.executable).parent / "photon")
     text = unit(f"Photon silo {chosen.name}", folder, [photon, "silo", "join", str(folder)])
     place.file("systemd/photon-silo.service", text)
@@ -257,10 +257,13 @@ def join(place: SiloPlace, line: str | None) -> AggregatorLine:
                 f"{place.folder}: the silo has joined {before.address}, authority {before.fingerprint}; "
                 f"photon silo leave {place.folder} first"
             )
-    if not place.authority.exists() or place.authority.read_bytes() != aggregator.certificate():
-        write_bytes(place.authority, aggregator.certificate(), mode=0o644)
-    if before is None:
-        write_text(place.folder / JOINED, aggregator.line() + "\n")
+    try:
+        if not place.authority.exists() or place.authority.read_bytes() != aggregator.certificate():
+            write_bytes(place.authority, aggregator.certificate(), mode=0o644)
+        if before is None:
+            write_text(place.folder / JOINED, aggregator.line() + "\n")
+    except OSError as error:
+        raise PhotonError(f"{place.folder}: cannot be written ({error.strerror})") from None
     return aggregator
 
 

@@ -77,6 +77,13 @@ class Place:
             raise PhotonError(f"{self.folder / name}: cannot be written ({error.strerror})") from None
         self.wrote.append(name)
 
+    def empty(self, name: str) -> None:
+        """Make an empty folder, unless there is one."""
+        try:
+            (self.folder / name).mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise PhotonError(f"{self.folder / name}: cannot be a folder ({error.strerror})") from None
+
     def report(self) -> str:
         """Return what was done, in a line."""
         if not self.wrote:

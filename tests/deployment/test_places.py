@@ -272,6 +272,13 @@ def test_settings_that_were_damaged_are_told(tmp_path: Path) -> None:
             SiloPlace(silo.folder)
 
 
+def test_a_file_in_the_place_of_a_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "state").write_text("")
+    with pytest.raises(PhotonError, match=r"state: cannot be a folder \(File exists\)"):
+        make_silo(tmp_path / "s")
+
+
 def test_each_side_needs_a_folder_of_its_own(tmp_path: Path) -> None:
     make_aggregator(tmp_path / "x")
     with pytest.raises(PhotonError, match="need folders of their own"):
