@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import photon
+from photon.commands.aggregator import aggregator
 from photon.commands.bench import app as bench_app
 from photon.commands.data import app as data_app
 from photon.commands.deployment import doctor, keys
@@ -57,6 +58,7 @@ app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
+app.add_typer(aggregator, name="aggregator")
 app.add_typer(silo, name="silo")
 app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")

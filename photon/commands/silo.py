@@ -1,25 +1,136 @@
-"""``photon silo``: take part in a federation with approved code alone, and see what was given to whom."""
+"""``photon silo``: join a federation with approved code alone, see what was given to whom, and leave."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from photon.deployment.approved import ApprovedCode
+    from photon.deployment.joining import SiloPlace
 
 silo = typer.Typer(
     name="silo",
-    help="Run a silo, approve what it runs, and see what it has given.",
+    help="Set up a silo, join a federation, approve what runs, see what was given, and leave.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 
-State = Annotated[Path, typer.Argument(metavar="STATE_DIR", help="The `state-dir` of the node config.")]
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The silo's folder.")]
+State = Annotated[
+    Path,
+    typer.Argument(metavar="STATE_DIR", help="The `state-dir` of the node config, or the silo's folder."),
+]
+
+
+@silo.command()
+def init(
+    folder: Folder,
+    name: Annotated[str | None, typer.Option(help="What the silo is called, in its data and by all.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Its prepared data. Default: `data` in the folder.")
+    ] = None,
+    node_config: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What the node config says beside data, state and policy."),
+    ] = None,
+) -> None:
+    """Write key pair, policy, environment and unit, and print the line for the aggregator.
+
+    What is there already stays as it is.
+
+    photon silo init /srv/photon/hospital --name hospital
+    """
+    from photon.deployment.joining import init as write
+
+    place, said = write(folder, name, data, node_config)
+    typer.echo(said)
+    _tell_line(place)
+    typer.echo(f"\nNext: photon silo join {place.folder} LINE, with the line of the aggregator")
+
+
+@silo.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def join(
+    context: typer.Context,
+    folder: Folder,
+    line: Annotated[
+        str | None,
+        typer.Argument(metavar="[LINE]", help="What `photon aggregator init` printed. Default: as before."),
+    ] = None,
+    run_tokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="FILE_OR_HASH", help="The run's tokenizer.json, or its SHA-256."),
+    ] = None,
+    probe: Annotated[bool, typer.Option(help="Take a few local steps to see how fast they are.")] = False,
+    start: Annotated[bool, typer.Option(help="Start the silo when the checks have passed.")] = True,
+) -> None:
+    """Check a silo as `photon doctor` does, and take part in the foreground, until Ctrl-C.
+
+    Further arguments are Hydra overrides that say what is known of the run:
+
+    photon silo join /srv/photon/hospital photon-aggregator-1.… model=photon-125m
+    """
+    from rich.console import Console
+
+    from photon.commands.deployment import print_findings
+    from photon.config.compose import compose
+    from photon.deployment import joining
+    from photon.deployment.place import refuse_second
+    from photon.preflight import preflight
+
+    if str(folder).startswith("photon-"):
+        raise PhotonError("the folder comes before the line: photon silo join DIR LINE")
+    overrides = list(context.args)
+    if line is not None and "=" in line:
+        overrides.insert(0, line)
+        line = None
+    place = joining.SiloPlace(folder)
+    refuse_second(place.folder, "the silo")
+    aggregator = joining.join(place, line)
+    typer.echo(f"aggregator {aggregator.address}, authority {aggregator.fingerprint}")
+    typer.echo("Compare that fingerprint with what the aggregator's operator reads to you.")
+    config = preflight(compose(joining.known_of(place, overrides)))
+    findings = list(joining.check(place, aggregator, config, run_tokenizer, probe=probe))
+    print_findings(Console(), findings)
+    failed = [finding.check for finding in findings if finding.level == "fail"]
+    if "registration" in failed:
+        _tell_line(place)
+    if failed:
+        raise RunError(
+            f"{len(failed)} of {len(findings)} checks failed ({', '.join(failed)}); mend them and join again"
+        )
+    if start:
+        joining.become_silo(place, aggregator)
+
+
+@silo.command()
+def leave(folder: Folder) -> None:
+    """Stop what `join` has started, forget the aggregator, and say what is left on the disk."""
+    from photon.deployment import joining
+
+    for said in joining.leave(joining.SiloPlace(folder)):
+        typer.echo(said)
+
+
+def _connection(folder: Path) -> dict[str, Any] | None:
+    """Return how a silo stands with its aggregator; None of a state folder alone."""
+    from photon.config.compose import compose
+    from photon.deployment.joining import SiloPlace, connection, is_silo
+
+    return connection(SiloPlace(folder), compose(["federation=deployment"])) if is_silo(folder) else None
+
+
+def _tell_line(place: "SiloPlace") -> None:
+    line = place.line()
+    typer.echo(f"{line.name}, key {line.fingerprint}")
+    typer.echo(
+        "Send this line to the aggregator's operator, and read the fingerprint over another channel:\n"
+    )
+    typer.echo(line.line())
 
 
 @silo.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -69,8 +180,10 @@ def approve(
     from photon.deployment.approved import ApprovedCode
     from photon.deployment.bundle import Bundle, changes, difference
     from photon.deployment.guard import own_bundle
+    from photon.deployment.joining import state_of
 
-    console, approved = Console(soft_wrap=True, markup=False, highlight=False), ApprovedCode(state_dir)
+    console = Console(soft_wrap=True, markup=False, highlight=False)
+    approved = ApprovedCode(state_of(state_dir))
     content = _content(approved, bundle)
     new = Bundle.read(content)
     own = own_bundle(approved)
@@ -102,26 +215,34 @@ def revoke(
 ) -> None:
     """Take an approval back; it holds from the next message on."""
     from photon.deployment.approved import ApprovedCode
+    from photon.deployment.joining import state_of
 
-    gone = ApprovedCode(state_dir).revoke(sha256)
+    gone = ApprovedCode(state_of(state_dir)).revoke(sha256)
     typer.echo(f"revoked {gone.sha256} ({gone.app} {gone.version})")
 
 
 @silo.command()
 def status(
     state_dirs: Annotated[
-        list[Path], typer.Argument(metavar="STATE_DIR", help="The `state-dir` of one node config or more.")
+        list[Path],
+        typer.Argument(
+            metavar="STATE_DIR", help="The `state-dir` of one node config or more, or the silo's folder."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a silo has given to whom, which code it runs, and which policy is in force."""
+    """Show what a silo has given to whom, which code it runs, and which policy is in force.
+
+    Of a silo's folder also whether it runs, and how it stands with its aggregator.
+    """
     import json
 
     from rich.console import Console
 
     from photon.deployment.given import silo_status
+    from photon.deployment.joining import state_of
 
-    found = [silo_status(state) for state in state_dirs]
+    found = [silo_status(state_of(folder)) | {"connection": _connection(folder)} for folder in state_dirs]
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return
@@ -148,11 +269,25 @@ def _content(approved: "ApprovedCode", bundle: Path | None) -> bytes:
         raise PhotonError(f"{bundle}: it cannot be read ({error.strerror})") from error
 
 
+def _print_connection(console: "Console", found: dict[str, Any]) -> None:
+    process = found["process"]
+    console.print(f"Silo        {found['name']}, key {found['fingerprint']}")
+    console.print(f"Process     {'not running' if process is None else f'running, {process}'}")
+    if found["aggregator"] is None:
+        console.print("Aggregator  none was joined")
+        return
+    console.print(f"Aggregator  {found['aggregator']}, authority {found['authority']}")
+    for one in found["checks"]:
+        console.print(f"            {one['check']}: {one['level']}, {one['said']}")
+
+
 def _print_status(console: "Console", found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
     console.print(f"\n{found['state_dir']}")
+    if found["connection"] is not None:
+        _print_connection(console, found["connection"])
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("Silo", "Run", "Tokens", "Updates", "Last active"):
         table.add_column(title, justify="right" if title in {"Tokens", "Updates"} else "left", no_wrap=True)

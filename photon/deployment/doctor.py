@@ -26,7 +26,6 @@ from photon.deployment.keys import certificate_hosts, read_node_key
 from photon.engine.app_folder import source_folder
 from photon.engine.processes import is_healthy
 from photon.errors import PhotonError
-from photon.silo.policy import SiloPolicy
 from photon.silo.site import NodeSettings, SiloSite, find_site, read_settings
 from photon.subfederation.islands import config_of, silo_of
 
@@ -125,7 +124,16 @@ Check = Callable[[Silo], Iterator[Finding]]
 
 def examine(silo: Silo) -> Iterator[Finding]:
     """Yield what each check finds, one after the other."""
-    for group in _GROUPS:
+    yield from _all_of(silo, _GROUPS)
+
+
+def examine_connection(silo: Silo) -> Iterator[Finding]:
+    """Yield what the checks of the connection find; nothing of the silo's data or devices is looked at."""
+    yield from _all_of(silo, [_CONNECTION])
+
+
+def _all_of(silo: Silo, groups: "Sequence[Sequence[Check]]") -> Iterator[Finding]:
+    for group in groups:
         for check in group:
             findings = list(_carefully(check, silo))
             yield from findings
@@ -144,16 +152,20 @@ def _carefully(check: Check, silo: Silo) -> Iterator[Finding]:
 
 
 def _versions(_: Silo) -> Iterator[Finding]:
+    yield versions("aggregator")
+
+
+def versions(other: str) -> Finding:
+    """Return whether Flower here is the one that Photon needs; the other side needs it as well."""
     import photon
 
     flower = importlib.metadata.version("flwr")
     wanted = _pinned_minor()
     said = f"photon {photon.__version__}, flwr {flower}"
     if flower.startswith(f"{wanted}."):
-        yield Finding("versions", "ok", f"{said}; the aggregator needs flwr {wanted} as well")
-    else:
-        mend = f"pip install 'flwr=={wanted}.*'"
-        yield Finding("versions", "fail", f"{said}, but photon needs flwr {wanted}: {mend}")
+        return Finding("versions", "ok", f"{said}; the {other} needs flwr {wanted} as well")
+    mend = f"pip install 'flwr=={wanted}.*'"
+    return Finding("versions", "fail", f"{said}, but photon needs flwr {wanted}: {mend}")
 
 
 def _pinned_minor() -> str:
@@ -195,7 +207,8 @@ def _certificate(silo: Silo) -> Iterator[Finding]:
             socket.create_connection((host, port), timeout=_CONNECT_SECONDS) as raw,
             context.wrap_socket(raw, server_hostname=host) as secured,
         ):
-            yield _expiry(secured.getpeercert(binary_form=True))
+            der = secured.getpeercert(binary_form=True) or b""
+            yield expiry(der, "ask the aggregator to renew it")
     except ssl.SSLCertVerificationError as error:
         yield Finding("certificate", "fail", _why_refused(error, host, port))
     except (ssl.SSLError, OSError):
@@ -203,14 +216,15 @@ def _certificate(silo: Silo) -> Iterator[Finding]:
         yield Finding("certificate", "fail", said)
 
 
-def _expiry(der: bytes | None) -> Finding:
+def expiry(der: bytes, mend: str) -> Finding:
+    """Return for what a certificate is, and for how long; ``mend`` is what to do when that is short."""
     from cryptography import x509
 
-    certificate = x509.load_der_x509_certificate(der or b"")
+    certificate = x509.load_der_x509_certificate(der)
     left = (certificate.not_valid_after_utc - datetime.datetime.now(datetime.UTC)).days
     said = f"for {', '.join(certificate_hosts(certificate))}; {left} days left"
     if left < EXPIRY_DAYS:
-        return Finding("certificate", "warn", f"{said}: ask the aggregator to renew it")
+        return Finding("certificate", "warn", f"{said}: {mend}")
     return Finding("certificate", "ok", said)
 
 
@@ -318,10 +332,10 @@ def _key(silo: Silo) -> Iterator[Finding]:
 
 
 def _node_config(silo: Silo) -> Iterator[Finding]:
-    site, config = silo.here
+    _, config = silo.here
     if silo.islands > 1:
         config_of(silo.settings, config, config.local_steps)
-    bound = site.policy != SiloPolicy()
+    bound = silo.settings.policy is not None
     yield Finding("node config", "ok", "with a policy" if bound else "no policy: every request is accepted")
 
 
@@ -502,9 +516,10 @@ def _size(count: float) -> str:
     return f"{count / 1000**power:.3g} {['B', 'kB', 'MB', 'GB', 'TB'][power]}"
 
 
+_CONNECTION: Sequence[Check] = (_connection, _certificate, _health, _control, _registration)
 _GROUPS: Sequence[Sequence[Check]] = (
     (_versions,),
-    (_connection, _certificate, _health, _control, _registration),
+    _CONNECTION,
     (_key,),
     (_node_config, _data, _tokenizer, _state, _device, _memory, _throughput),
 )

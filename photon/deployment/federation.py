@@ -20,6 +20,7 @@ from photon.config.folders import photon_home
 from photon.data.prepared import PreparedData, is_prepared
 from photon.data.separate import separate_silo
 from photon.deployment.local import CONNECTION, LocalFederation, Program
+from photon.deployment.superlink import say_command
 from photon.engine.executor import executor_of
 from photon.engine.processes import flower_settings, stop_tree
 from photon.errors import PhotonError, RunError
@@ -140,7 +141,7 @@ def _start_all(federation: LocalFederation) -> None:
     _start(federation, federation.superexec())
     for silo in federation.silos:
         if federation.secure:
-            _say(federation.home, ["flwr", *federation.registration(silo)])
+            say_command(federation.home, ["flwr", *federation.registration(silo)])
             federation.register(silo)
         _start(federation, federation.supernode(silo))
     end = time.monotonic() + ONLINE_SECONDS
@@ -153,8 +154,8 @@ def _start_all(federation: LocalFederation) -> None:
 
 
 def _start(federation: LocalFederation, program: Program) -> subprocess.Popen[bytes]:
-    _say(program.home, program.command)
-    process = program.start(supervised=True)
+    say_command(program.home, program.command)
+    process = program.start(supervised=True, outlives=True)
     file = _pid_file(federation.folder, program.name)
     file.parent.mkdir(parents=True, exist_ok=True)
     # A pid alone may belong to another process one day.
@@ -221,10 +222,6 @@ def _say_settings(federation: LocalFederation) -> None:
     settings = flower_settings(federation.home)
     del settings["FLWR_HOME"]
     print("export " + " ".join(f"{name}={value}" for name, value in settings.items()))
-
-
-def _say(home: Path, command: Sequence[str]) -> None:
-    print(f"FLWR_HOME={shlex.quote(str(home))} {shlex.join(command)}", flush=True)
 
 
 def main() -> None:

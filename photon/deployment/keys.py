@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 from photon.files.atomic import write_bytes
 
 if TYPE_CHECKING:
@@ -173,6 +173,46 @@ def read_certificate(path: Path) -> "x509.Certificate":
         raise PhotonError(f"{path}: not a certificate in PEM form; `photon keys` makes such files") from None
 
 
+def load_certificate(der: bytes) -> "x509.Certificate":
+    """Return the certificate of an authority, of its DER form.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    from cryptography import x509
+
+    certificate = x509.load_der_x509_certificate(der)
+    try:
+        authority = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    except x509.ExtensionNotFound:
+        authority = False
+    if not authority:
+        raise ValueError("not the certificate of an authority")
+    return certificate
+
+
+def load_public_key(text: bytes) -> None:
+    """Check that a line of OpenSSH's form is a public key that Flower takes from a node.
+
+    Raises
+    ------
+    ValueError
+        If it is none.
+    """
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    try:
+        key = serialization.load_ssh_public_key(text)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("not a public key in OpenSSH's form") from None
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        raise ValueError("not an ECDSA key; `photon keys node` makes one")
+
+
 def read_node_key(path: Path) -> "EllipticCurvePrivateKey":
     """Read a node's private key in the form that Flower takes: ECDSA on a NIST curve, OpenSSH, no password.
 
@@ -313,15 +353,23 @@ def _subject_alternatives(hosts: Sequence[str]) -> "list[x509.GeneralName]":
         raise PhotonError("name every host name and IP address of the aggregator with --host")
     names: list[x509.GeneralName] = []
     for host in dict.fromkeys(hosts):
+        if (problem := host_problem(host)) is not None:
+            raise PhotonError(f"--host {printable(host)}: {problem}")
         try:
             names.append(x509.IPAddress(ipaddress.ip_address(host)))
         except ValueError:
-            if not _HOST.fullmatch(host) or len(host) > 253 or host.rpartition(".")[2].isdigit():
-                raise PhotonError(
-                    f"--host {host}: not a host name or IP address; leave out scheme, port and path"
-                ) from None
             names.append(x509.DNSName(host))
     return names
+
+
+def host_problem(host: str) -> str | None:
+    """Return why a text cannot be a host name or IP address, or None."""
+    try:
+        # What may follow an address of the local link is any text at all.
+        good = "%" not in host and bool(ipaddress.ip_address(host))
+    except ValueError:
+        good = bool(_HOST.fullmatch(host)) and len(host) <= 253 and not host.rpartition(".")[2].isdigit()
+    return None if good else "not a host name or IP address; leave out scheme, port and path"
 
 
 def _read_authority_key(path: Path, authority: "x509.Certificate") -> "EllipticCurvePrivateKey":
@@ -372,7 +420,6 @@ def _read(path: Path) -> bytes:
 
 def _show_certificate(certificate: "x509.Certificate") -> dict[str, str]:
     from cryptography import x509
-    from cryptography.hazmat.primitives import hashes
 
     extensions = certificate.extensions
     authority = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
@@ -389,9 +436,16 @@ def _show_certificate(certificate: "x509.Certificate") -> dict[str, str]:
         "valid until": f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC"
         + (f" ({left.days} days)" if left.days >= 0 else " (over)"),
         "serial": f"{certificate.serial_number:x}",
-        "fingerprint": f"SHA256 {certificate.fingerprint(hashes.SHA256()).hex(':')}",
+        "fingerprint": certificate_fingerprint(certificate),
     }
     return shown
+
+
+def certificate_fingerprint(certificate: "x509.Certificate") -> str:
+    """Return a certificate's fingerprint, as people compare it."""
+    from cryptography.hazmat.primitives import hashes
+
+    return f"SHA256 {certificate.fingerprint(hashes.SHA256()).hex(':')}"
 
 
 def certificate_hosts(certificate: "x509.Certificate") -> list[str]:

@@ -8,8 +8,6 @@
     DIR/logs/ DIR/pids/      one file per program
 """
 
-import contextlib
-import json
 import secrets
 import subprocess
 import sys
@@ -23,6 +21,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from photon.deployment.keys import make_authority, make_node_key, make_server_certificate
+from photon.deployment.superlink import nodes_of, register, registration, superexec_command, superlink_command
 from photon.engine.deployment import Connection
 from photon.engine.processes import (
     START_SECONDS,
@@ -63,21 +62,23 @@ class Program:
     home: Path
     log: Path
 
-    def start(self, *, supervised: bool) -> subprocess.Popen[bytes]:
+    def start(self, *, supervised: bool, outlives: bool = False) -> subprocess.Popen[bytes]:
         """Start the program.
 
         Parameters
         ----------
         supervised
-            Have it started again whenever it ends, and let it outlive this process. Otherwise it ends with
-            this process.
+            Have it started again whenever it ends.
+        outlives
+            Let it go on when this process has ended; otherwise it ends with this process.
         """
         for folder in (self.folder, self.home, self.log.parent):
             folder.mkdir(parents=True, exist_ok=True)
         supervisor = [sys.executable, "-m", "photon.deployment.supervise", "--log", str(self.log)]
+        before = [*([] if outlives else dying_with_us()), *(supervisor if supervised else [])]
         with open(self.log, "ab") as log:
             return subprocess.Popen(
-                [*(supervisor if supervised else dying_with_us()), *self.command],
+                [*before, *self.command],
                 cwd=self.folder,
                 env=flower_environment(self.home),
                 stdin=subprocess.DEVNULL,
@@ -198,29 +199,14 @@ class LocalFederation(BaseModel):
 
     def superlink(self) -> Program:
         """Return the aggregator's SuperLink, whose database survives it."""
-        if self.secure:
-            security = [
-                *("--ssl-ca-certfile", str(self.authority)),
-                *("--ssl-certfile", str(self.keys / "server.crt")),
-                *("--ssl-keyfile", str(self.keys / "server.key"), "--enable-supernode-auth"),
-                *self._superexec_secret(),
-            ]
-        else:
-            security = ["--insecure"]
         database = self.folder / "aggregator" / "superlink.db"
         return self._program(
-            SUPERLINK,
-            *("flower-superlink", "--host", HOST, "--port", str(self.port)),
-            *("--isolation", "process", "--database", str(database), *security),
+            SUPERLINK, *superlink_command(HOST, self.port, database, self.keys if self.secure else None)
         )
 
     def superexec(self) -> Program:
         """Return what starts ServerApps: a process of its own, so that runs outlive a SuperLink."""
-        return self._program(
-            SUPEREXEC,
-            *("flower-superexec", "--runtime-api-address", self.address, *self._trust()),
-            *self._superexec_secret(),
-        )
+        return self._program(SUPEREXEC, *superexec_command(self.address, self.keys if self.secure else None))
 
     def supernode(self, silo: str) -> Program:
         """Return a silo's SuperNode, which runs this very Photon and nothing that a run brings."""
@@ -245,7 +231,7 @@ class LocalFederation(BaseModel):
 
     def registration(self, silo: str) -> list[str]:
         """Return the ``flwr`` command that registers a silo's public key."""
-        return ["supernode", "register", f"{self.node_key(silo)}.pub", CONNECTION, "--name", silo]
+        return registration(f"{self.node_key(silo)}.pub", CONNECTION, silo)
 
     def register(self, silo: str) -> None:
         """Register a silo's public key with the SuperLink, unless it knows it already.
@@ -255,11 +241,7 @@ class LocalFederation(BaseModel):
         RunError
             If the SuperLink does not take it.
         """
-        try:
-            self.connection.flwr(*self.registration(silo))
-        except RunError as error:
-            if "already in use" not in str(error):
-                raise
+        register(self.connection, self.registration(silo))
 
     def wait_until_up(self, process: subprocess.Popen[bytes]) -> None:
         """Wait until the SuperLink answers.
@@ -278,11 +260,7 @@ class LocalFederation(BaseModel):
 
     def nodes(self) -> list[dict[str, Any]]:
         """Return what the SuperLink knows of the nodes: ``node-id``, ``status`` and more."""
-        answer = self.connection.flwr("supernode", "list", CONNECTION, "--format", "json", check=False)
-        with contextlib.suppress(ValueError, KeyError):
-            nodes: list[dict[str, Any]] = json.loads(answer)["nodes"]
-            return nodes
-        return []
+        return nodes_of(self.connection)
 
     def nodes_online(self) -> int:
         """Count the nodes that the SuperLink takes for online."""
@@ -290,9 +268,6 @@ class LocalFederation(BaseModel):
 
     def _trust(self) -> list[str]:
         return ["--root-certificates", str(self.authority)] if self.secure else ["--insecure"]
-
-    def _superexec_secret(self) -> list[str]:
-        return ["--superexec-auth-secret-file", str(self.keys / "superexec")] if self.secure else []
 
     def _program(self, name: str, *command: str) -> Program:
         folder = self.folder / "aggregator" if name in (SUPERLINK, SUPEREXEC) else self.silo_folder(name)
