@@ -103,7 +103,10 @@ class ModelSection(Section):
 class HubSection(Section):
     """A corpus that `datasets` streams."""
 
-    corpus: str = Field(description="Name of a known corpus: c4, the-pile, mc4 or fineweb-edu.")
+    corpus: str = Field(
+        description="Name of a known corpus (c4, the-pile, mc4 or fineweb-edu), or OWNER/NAME of a data set "
+        "on the hub, each perhaps with :CONFIG."
+    )
     documents_per_silo: int = Field(ge=2, description="Documents to take for each silo.")
 
 
