@@ -75,6 +75,9 @@ def _members(stream: Stream) -> Iterator[tuple[str, str, bytes | BadRow]]:
     while True:
         block = exactly(stream, _BLOCK, "archive")
         if not block.strip(b"\0"):
+            # What is compressed is checked at its end.
+            while stream.read(1 << 20):
+                pass
             return
         try:
             info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
