@@ -191,22 +191,22 @@ def _iterations_table(name: str, precision: str, found: "dict[int, Iterated]") -
         table.add_column(f"r = {number}", justify="right")
     silos = list(next(iter(found.values())).scores)
     for silo in silos:
-        cells = (f"{one.scores[silo].perplexity:,.2f}" for one in found.values())
+        cells = (_perplexity(one.scores[silo]) for one in found.values())
         table.add_row(silo, *cells, end_section=silo == silos[-1])
-    table.add_row("overall", *(f"{overall(one.scores).perplexity:,.2f}" for one in found.values()))
+    table.add_row("overall", *(_perplexity(overall(one.scores)) for one in found.values()))
     table.add_row("angle (rad)", *(f"{one.angle:.4f}" for one in found.values()))
     return table
 
 
 def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":
-    import math
-
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from photon.errors import printable
     from photon.evaluation.perplexity import overall
+    from photon.telemetry.events import perplexity_text
+    from photon.telemetry.summary import mixed_perplexity
 
     title = Text(f"Validation perplexity of {printable(name)}")
     table = Table(
@@ -217,19 +217,29 @@ def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Man
     table.add_column("silo")
     for heading in ("tokens", "loss (nats)", "perplexity", "unigram perplexity"):
         table.add_column(heading, justify="right")
-    unigram = {silo: entry.unigram_loss for silo, entry in manifest.silos.items()}
-    rows = [*((silo, score, unigram[silo]) for silo, score in scores.items())]
-    rows.append(("overall", overall(scores), manifest.unigram_loss))
-    for silo, score, unigram_loss in rows:
+    losses = {silo: entry.unigram_loss for silo, entry in manifest.silos.items()}
+    rows = [
+        (silo, score, mixed_perplexity({silo: losses[silo]}, {silo: 1})) for silo, score in scores.items()
+    ]
+    # Of the same mixture of text as the model's: the silos weighted by the tokens that it predicted.
+    mixture = {silo: score.tokens for silo, score in scores.items()}
+    rows.append(("overall", overall(scores), mixed_perplexity(losses, mixture)))
+    for silo, score, unigram in rows:
         table.add_row(
             silo,
             f"{score.tokens:,}",
             f"{score.loss:.4f}",
-            f"{score.perplexity:,.2f}",
-            f"{math.exp(unigram_loss):,.2f}",
+            _perplexity(score),
+            perplexity_text(unigram, 2),
             end_section=silo == rows[-2][0],
         )
     return table
+
+
+def _perplexity(score: "Score") -> str:
+    from photon.telemetry.events import perplexity_text
+
+    return perplexity_text(score.perplexity, 2, loss=score.loss)
 
 
 def _print_tasks(results: "dict[str, Any]") -> None:
