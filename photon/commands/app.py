@@ -13,7 +13,7 @@ from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.orchestrate import orchestrate
-from photon.commands.runs import export, import_, report, summary, watch
+from photon.commands.runs import export, import_, report, runs, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
@@ -67,6 +67,7 @@ app.command(context_settings=OVERRIDES)(train)
 app.command()(resume)
 app.command(context_settings=OVERRIDES)(tune)
 app.command()(watch)
+app.command()(runs)
 app.command()(summary)
 app.command()(report)
 app.command()(export)

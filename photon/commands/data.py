@@ -208,13 +208,13 @@ def prepare(
 
     Conversations, for objective=sft, with the tokenizer of the model that is tuned:
 
-        photon data prepare --output data/chats --kind chat --silo help=help.jsonl
-        --tokenizer runs/base/export
+        photon data prepare --output data/chats --kind chat --silo help=help.jsonl --tokenizer runs/b/export
     """
     from photon.data.partition import parse_partition
-    from photon.data.prepare import check_output, prepare_documents, row_reader
+    from photon.data.prepare import check_output, prepare_documents
     from photon.data.prepare import prepare as prepare_files
     from photon.data.spool import Spool
+    from photon.data.text_files import row_reader
 
     kind = _kind_of(kind, labelled)
     _check_ways(silo, embedded, hub, kind)
@@ -240,11 +240,9 @@ def prepare(
         options |= {"text_field": text_field, "label_field": labelled}
         prepare_files(_parse_silos(silo), output, partition=partition, **options)
     elif hub is not None:
+        reader = row_reader(kind, text_field, field or None, labelled)
         with Spool.beside(output) as spool:
-            reader = row_reader(kind, text_field, field or None, labelled)
             text = _read_hub(hub, hub_files or [], (hub_limit, hub_limit_mb), reader, spool.documents)
-            if text.skipped and kind == "questions":
-                raise PhotonError(f"--hub: {text.skipped[0].reason}; no question is left out")
             # The stream has sorted the documents by the field already.
             by = "by-source" if field else partition
             prepare_documents(text.silos, output, partition=by, skipped=text.skipped, **options)
@@ -379,7 +377,7 @@ def _read_hub(
     name, configs = named_corpus(value)
     with progress_bar(show=True) as bar:
         task = bar.add_task(f"streaming {name}", total=None)
-        return hub_documents(
+        text = hub_documents(
             name,
             configs=configs,
             data_files=files,
@@ -389,3 +387,6 @@ def _read_hub(
             advance=lambda count: bar.advance(task, count),
             into=into,
         )
+    if text.skipped and reader.kind == "questions":
+        raise PhotonError(f"--hub: {text.skipped[0].reason}; mend it, no question is left out")
+    return text

@@ -18,9 +18,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared data.")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="Tasks and suites (photon, desloc, abbie), commas between; needs an exported model."
-        ),
+        typer.Option(help="Tasks and suites (photon, desloc, abbie), commas between."),
     ] = None,
     task_data: Annotated[
         Path | None,
@@ -32,7 +30,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; default: all.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put questions by the model's chat template.")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Results of tasks; default: tasks.json in the export.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Results of tasks; default: tasks.json in the model's folder."),
     ] = None,
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Validation windows per silo, evenly spaced; default: all.")
@@ -69,21 +68,23 @@ def evaluate(
     if data is not None:
         _on_data(model, data, sequences, batch_size or 32, device, precision, numbers)
     if tasks is not None:
+        from photon.evaluation.opened import opened_export
         from photon.evaluation.suites import asked_tasks
         from photon.evaluation.tasks import evaluate_tasks, write_tasks
         from photon.training.hardware import resolve_device
 
-        results = evaluate_tasks(
-            model,
-            asked_tasks(tasks, shots),
-            task_data=task_data,
-            limit=limit,
-            batch_size=batch_size or 1,
-            device=resolve_device(device),
-            precision=precision,
-            chat=chat,
-            iterations=numbers[0] if numbers else None,
-        )
+        with opened_export(model, _say) as export:
+            results = evaluate_tasks(
+                export,
+                asked_tasks(tasks, shots),
+                task_data=task_data,
+                limit=limit,
+                batch_size=batch_size or 1,
+                device=resolve_device(device),
+                precision=precision,
+                chat=chat,
+                iterations=numbers[0] if numbers else None,
+            )
         _print_tasks(results)
         write_tasks(results, output or model / "tasks.json")
 
@@ -136,7 +137,7 @@ def _on_data(
 
 
 def generate(
-    export: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
@@ -147,21 +148,28 @@ def generate(
         int | None, typer.Option(help="Passes through the body of an AbbIE model; default: as in training.")
     ] = None,
 ) -> None:
-    """Continue a prompt with an exported model."""
+    """Continue a prompt with a trained model: of a run the newest."""
     from photon.evaluation.generate import generate_text
+    from photon.evaluation.opened import opened_export
     from photon.training.hardware import resolve_device
 
-    text = generate_text(
-        export,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-        device=str(resolve_device(device)),
-        iterations=iterations,
-    )
+    where = str(resolve_device(device))
+    with opened_export(model, _say) as export:
+        text = generate_text(
+            export,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=where,
+            iterations=iterations,
+        )
     typer.echo(text)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _numbers(text: str) -> list[int]:

@@ -1,11 +1,16 @@
 """Commands on what is there: look at runs, lay them side by side, export and import models."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from photon.errors import PhotonError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from photon.telemetry.listing import Listed
 
 
 def watch(
@@ -18,6 +23,68 @@ def watch(
     from photon.engine.watch import watch as watch_run
 
     watch_run(run_dir, wait=wait)
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that the runs lie in.")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for programs.")] = False,
+) -> None:
+    """List the runs in a folder and below it, newest first: how far each is, and how it ended."""
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from photon.telemetry.listing import list_runs
+
+    if not folder.is_dir():
+        raise PhotonError(f"{printable(folder)}: no such folder; name the one that runs lie in")
+    found = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(run) for run in found], indent=1))
+    elif found:
+        Console().print(_runs_table(found))
+    else:
+        typer.echo(f"{printable(folder)}: no runs in it; `photon train` makes one")
+
+
+def _runs_table(found: "list[Listed]") -> "Table":
+    from datetime import datetime
+
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from photon.telemetry.events import perplexity_text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("run", overflow="fold", min_width=8)
+    for heading in ("strategy", "model"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=10)
+    table.add_column("state", overflow="fold")
+    for heading in ("rounds", "loss", "ppl", "when"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in found:
+        state = f"broken: {printable(str(run.reason))}" if run.state == "broken" else run.state
+        table.add_row(
+            Text(printable(run.name)),
+            Text(printable(run.strategy or "–")),
+            Text(printable(run.model or "–")),
+            Text(
+                run.state if run.state != "broken" else f"broken: {printable(str(run.reason))}",
+                style=_STYLES[run.state],
+            ),
+            f"{run.done}/{run.rounds}" if known else "–",
+            "–" if run.loss is None else f"{run.loss:.3f}",
+            perplexity_text(run.perplexity, loss=run.loss),
+            datetime.fromtimestamp(run.time).strftime("%d %b %H:%M") if 0 < run.time < 1e11 else "–",
+        )
+    return table
+
+
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "broken": "red"}
 
 
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
 from photon.config.adapter import AdapterSection
@@ -490,6 +490,9 @@ class RunConfig(Section):
     privacy: PrivacySection
     federation: FederationSection
     telemetry: TelemetrySection
+
+    #: Keys whose values ``conf/`` takes from other keys, and these.
+    _taken: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":

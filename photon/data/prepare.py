@@ -30,11 +30,10 @@ from photon.data.prepared import (
     silo_file,
 )
 from photon.data.questions import check_apart
-from photon.data.row_kinds import FIELDS_OF, RowReader
 from photon.data.shards import encode, look_at
 from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, taken
-from photon.data.text_files import read_documents
+from photon.data.text_files import read_documents, row_reader
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.data.write import (
@@ -217,33 +216,6 @@ def prepare(
         return prepare_documents(
             documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
         )
-
-
-def row_reader(
-    kind: TextKind, text_field: str | None, source_field: str | None, label_field: str | None
-) -> RowReader:
-    """Return what makes documents of rows.
-
-    Parameters
-    ----------
-    text_field
-        None: "text", or "messages".
-
-    The others are those of `photon.data.row_kinds.RowReader`.
-
-    Raises
-    ------
-    PhotonError
-        If a field is named that the kind has not, or one is missing.
-    """
-    own = FIELDS_OF.get(kind)
-    if own is not None and text_field is not None:
-        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
-    if (kind == "labelled") != (label_field is not None):
-        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
-    return RowReader(
-        text_field or ("messages" if kind == "chat" else "text"), source_field, kind, label_field
-    )
 
 
 def prepare_documents(

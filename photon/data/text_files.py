@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from photon.data.documents import Document
+from photon.data.documents import Document, TextKind
 from photon.data.file_kinds import READ, FileKind
 from photon.data.folders import UnreadableError, files_of
 from photon.data.row_files import rows_of
-from photon.data.row_kinds import RowReader
+from photon.data.row_kinds import FIELDS_OF, RowReader
 from photon.data.rows import BOM, Faults, fields_shown, looks_like_json, text_fault
 from photon.data.spool import Store
 from photon.data.streams import opened, whole
@@ -31,6 +31,33 @@ class SkippedFile:
 
     file: str
     reason: str
+
+
+def row_reader(
+    kind: TextKind, text_field: str | None, source_field: str | None, label_field: str | None
+) -> RowReader:
+    """Return what makes documents of rows.
+
+    Parameters
+    ----------
+    text_field
+        None: "text", or "messages".
+
+    The others are those of `photon.data.row_kinds.RowReader`.
+
+    Raises
+    ------
+    PhotonError
+        If a field is named that the kind has not, or one is missing.
+    """
+    own = FIELDS_OF.get(kind)
+    if own is not None and text_field is not None:
+        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
+    if (kind == "labelled") != (label_field is not None):
+        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
+    return RowReader(
+        text_field or ("messages" if kind == "chat" else "text"), source_field, kind, label_field
+    )
 
 
 def read_documents(path: Path, documents: Store, reader: RowReader = _TEXTS) -> list[SkippedFile]:

@@ -12,7 +12,6 @@ from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
 from photon.files.atomic import atomic_directory, remove_leftovers
 from photon.state.checkpoint import ServerState
-from photon.telemetry.events import perplexity_text
 
 if TYPE_CHECKING:
     import torch
@@ -385,15 +384,16 @@ def _perplexities(perplexity: Mapping[str, Any]) -> dict[str, object]:
     """Return the final perplexities beside the initial and the unigram's, overall and by silo."""
     rows = {"overall": perplexity, **perplexity.get("per_silo", {})}
     return {
-        name: f"{_figure(row, 'final')} (before training {_figure(row, 'initial')}, unigram model "
-        f"{_figure(row, 'unigram')})"
+        name: f"{_figure(row['final'])} (before training {_figure(row['initial'])}, unigram model "
+        f"{_figure(row['unigram'])})"
         for name, row in rows.items()
     }
 
 
-def _figure(row: Mapping[str, Any], key: str) -> str:
-    text = perplexity_text(row[key], 2, loss=row.get(f"{key}_loss"))
-    return "unknown" if text == "–" else text
+def _figure(value: float | None) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}" if value < 1e9 else f"{value:.0e}".replace("e+", "e")
 
 
 def _render(name: str, card: Card, use: str) -> str:
