@@ -477,6 +477,6 @@ def test_a_gateways_rules_are_checked_once(folder: Path, good: str, checked: lis
 )
 def test_what_is_wrong_in_a_recipe_is_told_with_the_key_that_was_set(overrides: list[str], told: str) -> None:
     with pytest.raises(PhotonError) as caught:
-        preflight(compose(overrides))
+        preflight.preflight(compose(overrides))
     assert "schedule.warmup_steps=100000: a warm-up of 100000 local steps" in str(caught.value)
     assert str(caught.value).endswith(told)

@@ -72,11 +72,8 @@ def _runs_table(found: "list[Listed]") -> "Table":
             Text(printable(run.name)),
             Text(printable(run.strategy or "–")),
             Text(printable(run.model or "–")),
-            Text(
-                run.state if run.state != "broken" else f"broken: {printable(str(run.reason))}",
-                style=_STYLES[run.state],
-            ),
-            f"{run.done}/{run.rounds}" if known else "–",
+            Text(state, style=_STYLES[run.state]),
+            "–" if run.rounds is None else f"{run.done}/{run.rounds}",
             "–" if run.loss is None else f"{run.loss:.3f}",
             perplexity_text(run.perplexity, loss=run.loss),
             datetime.fromtimestamp(run.time).strftime("%d %b %H:%M") if 0 < run.time < 1e11 else "–",
