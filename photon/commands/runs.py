@@ -45,12 +45,18 @@ def runs(
     if as_json:
         typer.echo(json.dumps([dataclasses.asdict(run) for run in found], indent=1))
     elif found:
-        Console().print(_runs_table(found))
+        console = Console()
+        console.print(_runs_table(found, narrow=console.width < _NARROW))
     else:
         typer.echo(f"{printable(folder)}: no runs in it; `photon train` makes one")
 
 
-def _runs_table(found: "list[Listed]") -> "Table":
+#: Columns of a terminal below which what is trained stands under a run's name.
+_NARROW = 100
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "broken": "red"}
+
+
+def _runs_table(found: "list[Listed]", *, narrow: bool) -> "Table":
     from datetime import datetime
 
     from rich import box
@@ -59,29 +65,27 @@ def _runs_table(found: "list[Listed]") -> "Table":
 
     from photon.telemetry.events import perplexity_text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold", min_width=8)
-    for heading in ("strategy", "model"):
-        table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=10)
-    table.add_column("state", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, padding=0 if narrow else (0, 1, 0, 0))
+    for heading in ("run",) if narrow else ("run", "strategy", "model"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("state", no_wrap=True)
     for heading in ("rounds", "loss", "ppl", "when"):
         table.add_column(heading, justify="right", no_wrap=True)
     for run in found:
-        state = f"broken: {printable(str(run.reason))}" if run.state == "broken" else run.state
+        what = [printable(run.strategy or "–"), printable(run.model or "–")]
+        name = printable(run.name) if run.state != "broken" else f"{printable(run.name)}\n{run.reason}"
+        if narrow and run.strategy:
+            name = f"{name}\n{' '.join(what)}"
         table.add_row(
-            Text(printable(run.name)),
-            Text(printable(run.strategy or "–")),
-            Text(printable(run.model or "–")),
-            Text(state, style=_STYLES[run.state]),
+            Text(name),
+            *([] if narrow else map(Text, what)),
+            Text(run.state, style=_STYLES[run.state]),
             "–" if run.rounds is None else f"{run.done}/{run.rounds}",
             "–" if run.loss is None else f"{run.loss:.3f}",
             perplexity_text(run.perplexity, loss=run.loss),
             datetime.fromtimestamp(run.time).strftime("%d %b %H:%M") if 0 < run.time < 1e11 else "–",
         )
     return table
-
-
-_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "broken": "red"}
 
 
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
