@@ -164,7 +164,7 @@ def _columns(shard: dict[str, Any]) -> tuple[Column, ...]:
     if not all(isinstance(one, list) and len(one) == len(lists[0] or ()) for one in lists) or not lists[0]:
         raise _IndexError("it does not say what the columns of its shards are")
     columns = []
-    for name, encoding, size in zip(*lists, strict=True):  # type: ignore[arg-type]
+    for name, encoding, size in zip(*lists, strict=True):
         if not isinstance(name, str) or not isinstance(encoding, str) or len(encoding) > _ENCODING:
             raise _IndexError("a column of its shards has no name or no encoding")
         if size is not None and not (type(size) is int and 0 <= size < _SIZE):
