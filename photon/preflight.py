@@ -25,7 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from photon.components import build, check_arguments, import_target, nearest
-from photon.config.compose import load, parse, with_overrides
+from photon.config.compose import load, parse, with_overrides, with_sources
 from photon.config.explain import explain_validation
 from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig, known_keys
 from photon.config.tree import TreeNode
@@ -56,7 +56,10 @@ def preflight(config: RunConfig) -> RunConfig:
         that it does not take (the nearest valid one is named); a combination that cannot work; or a node of
         the tree with such a setting.
     """
-    _passed(config.text)
+    try:
+        _passed(config.text)
+    except PhotonError as error:
+        raise PhotonError(with_sources(str(error), config._taken)) from error
     return config
 
 

@@ -492,3 +492,20 @@ def test_a_group_that_cannot_be_is_refused_before_anything_starts(overrides: lis
     with pytest.raises(PhotonError) as refused:
         preflight.preflight(alone.model_copy(update={"training": training}))
     assert str(refused.value) == f"training.processes: {reason}; set it to 1"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["model.recipe.warmup_steps=100000"],
+            "; schedule.warmup_steps is taken from model.recipe.warmup_steps",
+        ),
+        (["schedule.warmup_steps=100000"], "or train more rounds"),
+    ],
+)
+def test_what_is_wrong_in_a_recipe_is_told_with_the_key_that_was_set(overrides: list[str], told: str) -> None:
+    with pytest.raises(PhotonError) as caught:
+        preflight.preflight(compose(overrides))
+    assert "schedule.warmup_steps=100000: a warm-up of 100000 local steps" in str(caught.value)
+    assert str(caught.value).endswith(told)

@@ -16,7 +16,7 @@ from photon.commands.federation import federation
 from photon.commands.hydra_line import HelpsWithGroups
 from photon.commands.orchestrate import orchestrate
 from photon.commands.ranking import ranking
-from photon.commands.runs import export, import_, report, summary, watch
+from photon.commands.runs import export, import_, report, runs, summary, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
@@ -73,6 +73,7 @@ app.command()(resume)
 app.command(context_settings=OVERRIDES)(tune)
 app.command()(watch)
 app.command()(ui)
+app.command()(runs)
 app.command()(summary)
 app.command()(report)
 app.command()(ranking)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from photon.data.documents import Document
     from photon.data.hub import HubText
+    from photon.data.row_kinds import RowReader
     from photon.data.spool import Store
 
 app = typer.Typer(
@@ -31,8 +32,9 @@ _Silo = Annotated[
     list[str] | None,
     typer.Option(
         metavar="NAME=PATH",
-        help="A silo and a file or folder of its text (.txt .md .jsonl .ndjson .json, also .gz; .parquet). "
-        "Repeat it for more silos; a repeated NAME adds to the same one.",
+        help="A silo and a file or folder of its text (.txt .md .jsonl .ndjson .json .csv .tsv .tar, also "
+        ".gz or .zst; .parquet .arrow; folders of save_to_disk and of MDS). Repeat it for more silos; "
+        "a repeated NAME adds to the same one.",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -49,7 +51,7 @@ _Kind = Annotated[
     typer.Option(
         metavar="KIND",
         help="`text`; `chat`: conversations, each a list of objects with `role` and `content` in a field of "
-        ".jsonl, .json or .parquet; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
+        "a row; `pairs`: fields `prompt`, `chosen` and `rejected`, each a text or such a "
         "list; `questions`: fields `question`, `answer` and `set` (forget, retain or reference).",
         rich_help_panel=_TEXT,
     ),
@@ -58,16 +60,16 @@ _Labelled = Annotated[
     str | None,
     typer.Option(
         metavar="FIELD",
-        help="Texts with labels, in this field of .jsonl, .json and .parquet: a window for each text. Rows "
-        "and files without it are texts that nobody has labelled.",
+        help="Texts with labels, in this field of each row: a window for each text. Rows and files without "
+        "it are texts that nobody has labelled.",
         rich_help_panel=_TEXT,
     ),
 ]
 _TextField = Annotated[
     str | None,
     typer.Option(
-        help="Field of .jsonl, .json and .parquet that holds the text, or the conversation; `a.b` reaches "
-        "inside. [default: text, or messages]",
+        help="Field or column of a row that holds the text, or the conversation; `a.b` reaches inside. "
+        "[default: text, or messages]",
         rich_help_panel=_TEXT,
     ),
 ]
@@ -147,8 +149,8 @@ _Hub = Annotated[
     str | None,
     typer.Option(
         metavar="NAME[:CONFIG,...]",
-        help="Stream a corpus: `c4`, `the-pile` (a silo per component), `mc4:de,fr,ja` (a silo per "
-        "language), `fineweb-edu`, or `json` and `parquet` for files of your own.",
+        help="Stream a data set of the hub, OWNER/NAME, or one of `c4`, `the-pile` (a silo per component), "
+        "`mc4:de,fr,ja` (a silo per language), `fineweb-edu`; `json` and `parquet` take files of your own.",
         rich_help_panel=_HUB,
     ),
 ]
@@ -206,13 +208,13 @@ def prepare(
 
     Conversations, for objective=sft, with the tokenizer of the model that is tuned:
 
-        photon data prepare --output data/chats --kind chat --silo help=help.jsonl
-        --tokenizer runs/base/export
+        photon data prepare --output data/chats --kind chat --silo help=help.jsonl --tokenizer runs/b/export
     """
     from photon.data.partition import parse_partition
     from photon.data.prepare import check_output, prepare_documents
     from photon.data.prepare import prepare as prepare_files
     from photon.data.spool import Spool
+    from photon.data.text_files import row_reader
 
     kind = _kind_of(kind, labelled)
     _check_ways(silo, embedded, hub, kind)
@@ -238,9 +240,9 @@ def prepare(
         options |= {"text_field": text_field, "label_field": labelled}
         prepare_files(_parse_silos(silo), output, partition=partition, **options)
     elif hub is not None:
+        reader = row_reader(kind, text_field, field or None, labelled)
         with Spool.beside(output) as spool:
-            fields, limits = (text_field or "text", field), (hub_limit, hub_limit_mb)
-            text = _read_hub(hub, hub_files or [], limits, fields, spool.documents)
+            text = _read_hub(hub, hub_files or [], (hub_limit, hub_limit_mb), reader, spool.documents)
             # The stream has sorted the documents by the field already.
             by = "by-source" if field else partition
             prepare_documents(text.silos, output, partition=by, skipped=text.skipped, **options)
@@ -335,8 +337,8 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
 def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, kind: str) -> None:
     if bool(silo) + embedded + (hub is not None) != 1:
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
-    if kind in ("chat", "pairs", "labelled") and not silo:
-        raise PhotonError(f"--kind {kind} reads files: give them with --silo NAME=PATH")
+    if embedded and kind not in ("text",):
+        raise PhotonError(f"--kind {kind} reads rows: give them with --silo NAME=PATH or --hub NAME")
 
 
 def _embedded(field: str) -> "dict[str, list[Document]]":
@@ -366,23 +368,25 @@ def _read_hub(
     value: str,
     files: list[str],
     limits: tuple[int, float | None],
-    fields: tuple[str, str],
+    reader: "RowReader",
     into: "Callable[[], Store]",
 ) -> "HubText":
-    from photon.data.hub import hub_documents
+    from photon.data.hub import hub_documents, named_corpus
     from photon.data.prepare import progress_bar
 
-    name, _, configs = value.partition(":")
+    name, configs = named_corpus(value)
     with progress_bar(show=True) as bar:
         task = bar.add_task(f"streaming {name}", total=None)
-        return hub_documents(
+        text = hub_documents(
             name,
-            configs=[config for config in configs.split(",") if config],
+            configs=configs,
             data_files=files,
-            text_field=fields[0],
-            silo_field=fields[1] or None,
+            reader=reader,
             limit=limits[0],
             limit_bytes=None if limits[1] is None else int(limits[1] * 1e6),
             advance=lambda count: bar.advance(task, count),
             into=into,
         )
+    if text.skipped and reader.kind == "questions":
+        raise PhotonError(f"--hub: {text.skipped[0].reason}; mend it, no question is left out")
+    return text

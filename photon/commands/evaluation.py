@@ -18,9 +18,7 @@ def evaluate(
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared data.")] = None,
     tasks: Annotated[
         str | None,
-        typer.Option(
-            help="Tasks and suites (photon, desloc, abbie), commas between; needs an exported model."
-        ),
+        typer.Option(help="Tasks and suites (photon, desloc, abbie), commas between."),
     ] = None,
     task_data: Annotated[
         Path | None,
@@ -32,7 +30,8 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="Questions of each task; default: all.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Put questions by the model's chat template.")] = False,
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Results of tasks; default: tasks.json in the export.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Results of tasks; default: tasks.json in the model's folder."),
     ] = None,
     sequences: Annotated[
         int | None, typer.Option(min=1, help="Validation windows per silo, evenly spaced; default: all.")
@@ -69,21 +68,23 @@ def evaluate(
     if data is not None:
         _on_data(model, data, sequences, batch_size or 32, device, precision, numbers)
     if tasks is not None:
+        from photon.evaluation.opened import opened_export
         from photon.evaluation.suites import asked_tasks
         from photon.evaluation.tasks import evaluate_tasks, write_tasks
         from photon.training.hardware import resolve_device
 
-        results = evaluate_tasks(
-            model,
-            asked_tasks(tasks, shots),
-            task_data=task_data,
-            limit=limit,
-            batch_size=batch_size or 1,
-            device=resolve_device(device),
-            precision=precision,
-            chat=chat,
-            iterations=numbers[0] if numbers else None,
-        )
+        with opened_export(model, _say) as export:
+            results = evaluate_tasks(
+                export,
+                asked_tasks(tasks, shots),
+                task_data=task_data,
+                limit=limit,
+                batch_size=batch_size or 1,
+                device=resolve_device(device),
+                precision=precision,
+                chat=chat,
+                iterations=numbers[0] if numbers else None,
+            )
         _print_tasks(results)
         write_tasks(results, output or model / "tasks.json")
 
@@ -136,7 +137,7 @@ def _on_data(
 
 
 def generate(
-    export: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
@@ -147,21 +148,28 @@ def generate(
         int | None, typer.Option(help="Passes through the body of an AbbIE model; default: as in training.")
     ] = None,
 ) -> None:
-    """Continue a prompt with an exported model."""
+    """Continue a prompt with a trained model: of a run the newest."""
     from photon.evaluation.generate import generate_text
+    from photon.evaluation.opened import opened_export
     from photon.training.hardware import resolve_device
 
-    text = generate_text(
-        export,
-        prompt,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        seed=seed,
-        device=str(resolve_device(device)),
-        iterations=iterations,
-    )
+    where = str(resolve_device(device))
+    with opened_export(model, _say) as export:
+        text = generate_text(
+            export,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=where,
+            iterations=iterations,
+        )
     typer.echo(text)
+
+
+def _say(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _numbers(text: str) -> list[int]:
@@ -191,22 +199,22 @@ def _iterations_table(name: str, precision: str, found: "dict[int, Iterated]") -
         table.add_column(f"r = {number}", justify="right")
     silos = list(next(iter(found.values())).scores)
     for silo in silos:
-        cells = (f"{one.scores[silo].perplexity:,.2f}" for one in found.values())
+        cells = (_perplexity(one.scores[silo]) for one in found.values())
         table.add_row(silo, *cells, end_section=silo == silos[-1])
-    table.add_row("overall", *(f"{overall(one.scores).perplexity:,.2f}" for one in found.values()))
+    table.add_row("overall", *(_perplexity(overall(one.scores)) for one in found.values()))
     table.add_row("angle (rad)", *(f"{one.angle:.4f}" for one in found.values()))
     return table
 
 
 def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Manifest") -> "Table":
-    import math
-
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
     from photon.errors import printable
     from photon.evaluation.perplexity import overall
+    from photon.telemetry.events import perplexity_text
+    from photon.telemetry.summary import mixed_perplexity
 
     title = Text(f"Validation perplexity of {printable(name)}")
     table = Table(
@@ -217,19 +225,29 @@ def _table(name: str, precision: str, scores: "dict[str, Score]", manifest: "Man
     table.add_column("silo")
     for heading in ("tokens", "loss (nats)", "perplexity", "unigram perplexity"):
         table.add_column(heading, justify="right")
-    unigram = {silo: entry.unigram_loss for silo, entry in manifest.silos.items()}
-    rows = [*((silo, score, unigram[silo]) for silo, score in scores.items())]
-    rows.append(("overall", overall(scores), manifest.unigram_loss))
-    for silo, score, unigram_loss in rows:
+    losses = {silo: entry.unigram_loss for silo, entry in manifest.silos.items()}
+    rows = [
+        (silo, score, mixed_perplexity({silo: losses[silo]}, {silo: 1})) for silo, score in scores.items()
+    ]
+    # Of the same mixture of text as the model's: the silos weighted by the tokens that it predicted.
+    mixture = {silo: score.tokens for silo, score in scores.items()}
+    rows.append(("overall", overall(scores), mixed_perplexity(losses, mixture)))
+    for silo, score, unigram in rows:
         table.add_row(
             silo,
             f"{score.tokens:,}",
             f"{score.loss:.4f}",
-            f"{score.perplexity:,.2f}",
-            f"{math.exp(unigram_loss):,.2f}",
+            _perplexity(score),
+            perplexity_text(unigram, 2),
             end_section=silo == rows[-2][0],
         )
     return table
+
+
+def _perplexity(score: "Score") -> str:
+    from photon.telemetry.events import perplexity_text
+
+    return perplexity_text(score.perplexity, 2, loss=score.loss)
 
 
 def _print_tasks(results: "dict[str, Any]") -> None:

@@ -1,11 +1,16 @@
 """Commands on what is there: look at runs, lay them side by side, export and import models."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from photon.errors import PhotonError, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from photon.telemetry.listing import Listed
 
 
 def watch(
@@ -18,6 +23,69 @@ def watch(
     from photon.engine.watch import watch as watch_run
 
     watch_run(run_dir, wait=wait)
+
+
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that the runs lie in.")] = Path(
+        "runs"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects, for programs.")] = False,
+) -> None:
+    """List the runs in a folder and below it, newest first: how far each is, and how it ended."""
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from photon.telemetry.listing import list_runs
+
+    if not folder.is_dir():
+        raise PhotonError(f"{printable(folder)}: no such folder; name the one that runs lie in")
+    found = list_runs(folder)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(run) for run in found], indent=1))
+    elif found:
+        console = Console()
+        console.print(_runs_table(found, narrow=console.width < _NARROW))
+    else:
+        typer.echo(f"{printable(folder)}: no runs in it; `photon train` makes one")
+
+
+#: Columns of a terminal below which what is trained stands under a run's name.
+_NARROW = 100
+_STYLES = {"running": "cyan", "finished": "green", "interrupted": "yellow", "failed": "red", "broken": "red"}
+
+
+def _runs_table(found: "list[Listed]", *, narrow: bool) -> "Table":
+    from datetime import datetime
+
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from photon.telemetry.events import perplexity_text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=0 if narrow else (0, 1, 0, 0))
+    for heading in ("run",) if narrow else ("run", "strategy", "model"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("state", no_wrap=True)
+    for heading in ("rounds", "loss", "ppl", "when"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in found:
+        what = [printable(run.strategy or "–"), printable(run.model or "–")]
+        name = printable(run.name) if run.state != "broken" else f"{printable(run.name)}\n{run.reason}"
+        if narrow and run.strategy:
+            name = f"{name}\n{' '.join(what)}"
+        table.add_row(
+            Text(name),
+            *([] if narrow else map(Text, what)),
+            Text(run.state, style=_STYLES[run.state]),
+            "–" if run.rounds is None else f"{run.done}/{run.rounds}",
+            "–" if run.loss is None else f"{run.loss:.3f}",
+            perplexity_text(run.perplexity, loss=run.loss),
+            datetime.fromtimestamp(run.time).strftime("%d %b %H:%M") if 0 < run.time < 1e11 else "–",
+        )
+    return table
 
 
 def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:

@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-_Export = Annotated[Path, typer.Argument(help="Folder of an exported model.")]
+_Model = Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")]
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def chat(
-    export: _Export,
+    model: _Model,
     system: Annotated[
         str | None, typer.Option(help="What the system says first, by the chat template.")
     ] = None,
@@ -24,30 +24,33 @@ def chat(
     ] = None,
     device: _Device = "auto",
 ) -> None:
-    """Talk to an exported model; one without a chat template continues the text.
+    """Talk to a trained model, of a run the newest; one without a chat template continues the text.
 
     Ctrl-C ends an answer, Ctrl-D the conversation. An empty line lets the model go on.
     """
     import sys
 
+    from photon.evaluation.opened import opened_export
     from photon.serving.chat import Conversation, converse
     from photon.serving.model import Settings, open_served
     from photon.training.hardware import resolve_device
 
-    model = open_served(export, resolve_device(device))
+    where = resolve_device(device)
+    with opened_export(model, lambda line: typer.echo(line, err=True)) as export:
+        served = open_served(export, where)
     settings = Settings(most=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     def say(text: str) -> None:
         typer.echo(text, nl=False)
         sys.stdout.flush()
 
-    conversation = Conversation(model, settings, system, say=lambda line: typer.echo(line, err=True))
+    conversation = Conversation(served, settings, system, say=lambda line: typer.echo(line, err=True))
     asked = "> " if sys.stdin.isatty() else ""
     converse(conversation, lambda: input(asked), say)
 
 
 def serve(
-    export: _Export,
+    model: _Model,
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than loopback need a key.")
     ] = "127.0.0.1",
@@ -60,7 +63,8 @@ def serve(
     ] = None,
     device: _Device = "auto",
 ) -> None:
-    """Answer clients of OpenAI's API with an exported model, until Ctrl-C."""
+    """Answer clients of OpenAI's API with a trained model, of a run the newest, until Ctrl-C."""
+    from photon.evaluation.opened import opened_export
     from photon.serving.listen import address_of, listen, read_key
     from photon.serving.listen import serve as answer
     from photon.training.hardware import resolve_device
@@ -70,5 +74,7 @@ def serve(
     with listen(host, port, key) as listener:
         from photon.serving.model import open_served
 
-        model = open_served(export, where)
-        answer(model, listener, key, lambda: typer.echo(f"{model.name} answers at {address_of(listener)}/v1"))
+        with opened_export(model, lambda line: typer.echo(line, err=True)) as export:
+            served = open_served(export, where)
+        told = f"{served.name} answers at {address_of(listener)}/v1"
+        answer(served, listener, key, lambda: typer.echo(told))

@@ -3,6 +3,7 @@
 A run is composed once, in the ServerApp or in ``photon train``, and travels on as resolved YAML.
 """
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -63,7 +64,41 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
 
 def configured(composed: Any) -> RunConfig:
     """Return the configuration that Hydra has composed, checked against the schema."""
-    return validate(_own(resolved(composed)))
+    taken = _taken_of(composed)
+    try:
+        config = validate(_own(resolved(composed)))
+    except PhotonError as error:
+        raise PhotonError(with_sources(str(error), taken)) from error
+    config._taken.update(taken)
+    return config
+
+
+#: A value of ``conf/`` that is another one, or a multiple of it.
+_TAKEN = re.compile(r"\$\{(?:times:\d+,\$\{)?([a-z_][\w.]*)\}+")
+
+
+def _taken_of(composed: Any) -> dict[str, str]:
+    """Return the keys whose values are taken from other keys, and these; what a user has set is not."""
+    from omegaconf import OmegaConf
+
+    found: dict[str, str] = {}
+
+    def walk(where: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                walk(f"{where}.{key}" if where else str(key), inner)
+        elif isinstance(value, str) and (match := _TAKEN.fullmatch(value)):
+            found[where] = match.group(1)
+
+    walk("", OmegaConf.to_container(composed, resolve=False))
+    return found
+
+
+def with_sources(told: str, taken: Mapping[str, str]) -> str:
+    """Return what is told of a configuration, with the keys that a user changes for those that it names."""
+    named = [key for key in taken if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", told)]
+    sources = [f"{key} is taken from {taken[key]}" for key in named if taken[key] not in told]
+    return "; ".join([told, *sources])
 
 
 def _check_override(override: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
 from photon.config.abbie import AbbieSection
 from photon.config.adapter import AdapterSection
@@ -104,7 +104,10 @@ class ModelSection(Section):
 class HubSection(Section):
     """A corpus that `datasets` streams."""
 
-    corpus: str = Field(description="Name of a known corpus: c4, the-pile, mc4 or fineweb-edu.")
+    corpus: str = Field(
+        description="Name of a known corpus (c4, the-pile, mc4 or fineweb-edu), or OWNER/NAME of a data set "
+        "on the hub, each perhaps with :CONFIG."
+    )
     documents_per_silo: int = Field(ge=2, description="Documents to take for each silo.")
 
 
@@ -481,6 +484,9 @@ class RunConfig(Section):
     privacy: PrivacySection
     federation: FederationSection
     telemetry: TelemetrySection
+
+    #: Keys whose values ``conf/`` takes from other keys, and these.
+    _taken: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":

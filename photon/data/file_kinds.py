@@ -4,20 +4,37 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal
 
-PLAIN_SUFFIXES = frozenset({".md", ".txt"})
-ROW_SUFFIXES: dict[str, Literal["lines", "json", "parquet"]] = {
+#: How a file is read: as "plain" text or by rows; `photon.data.row_files` has a reader for each of these.
+Form = Literal["plain", "lines", "json", "csv", "tsv", "tar", "parquet", "arrow", "mds"]
+#: How it is compressed, as pyarrow calls that.
+Packing = Literal["gzip", "zstd", "bz2", "brotli"]
+
+#: What a suffix says. A new kind of file is a line here and one among the readers.
+SUFFIXES: dict[str, Form] = {
+    ".md": "plain",
+    ".txt": "plain",
     ".json": "json",
     ".jsonl": "lines",
     ".ndjson": "lines",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".tar": "tar",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+PACKINGS: dict[str, Packing] = {".gz": "gzip", ".gzip": "gzip", ".zst": "zstd", ".zstd": "zstd"}
+_SHORT = {".tgz": (".tar", ".gz")}
+#: Forms that are read at many places of a file, or pack what they hold themselves.
+_NEVER_PACKED = ("parquet", "arrow")
+#: Forms whose bytes are text.
+TEXT_FORMS = ("plain", "lines", "json", "csv", "tsv")
 
 # What holds text in a form that is not read: as plain text, its syntax would be trained.
-_TABLES = (".csv", ".psv", ".ssv", ".tab", ".tsv")
-_COMPRESSED = (".7z", ".br", ".bz2", ".lz4", ".lzma", ".rar", ".snappy", ".sz", ".xz", ".z", ".zip", ".zst")
-_ARCHIVES = (".tar", ".tbz2", ".tgz", ".txz", ".warc", ".wet")
+_TABLES = (".psv", ".ssv", ".tab")
+_COMPRESSED = (".7z", ".br", ".bz2", ".lz4", ".lzma", ".rar", ".snappy", ".sz", ".xz", ".z", ".zip")
+_ARCHIVES = (".tbz2", ".txz", ".warc", ".wet")
 _BINARY = (
-    *(".arrow", ".avro", ".bin", ".db", ".duckdb", ".feather", ".h5", ".hdf5", ".ipc", ".mds", ".msgpack"),
+    *(".avro", ".bin", ".db", ".duckdb", ".feather", ".h5", ".hdf5", ".ipc", ".mds", ".msgpack"),
     *(".npy", ".npz", ".orc", ".pb", ".pickle", ".pkl", ".pt", ".safetensors", ".sqlite", ".sqlite3"),
     *(".tfrecord", ".tfrecords"),
 )
@@ -38,7 +55,12 @@ _DOCUMENTS = (
 _SYNTAX = (".geojson", ".har", ".ipynb", ".json5", ".jsonc", ".plist", ".rss")
 NOT_READ = frozenset({*_TABLES, *_COMPRESSED, *_ARCHIVES, *_BINARY, *_DOCUMENTS, *_SYNTAX})
 
-_READ = ".txt, .md, .jsonl, .ndjson, .json (also with .gz) or .parquet"
+#: What is read, for messages.
+READ = (
+    ", ".join(suffix for suffix, form in SUFFIXES.items() if form not in _NEVER_PACKED)
+    + " (also with .gz or .zst), "
+    + " or ".join(suffix for suffix, form in SUFFIXES.items() if form in _NEVER_PACKED)
+)
 
 # How files begin that are of these kinds, whatever their names say.
 _BEGINNINGS = {
@@ -56,23 +78,41 @@ _BEGINNINGS = {
 
 
 @dataclass(frozen=True)
+class Column:
+    """A column of a shard of MDS: its name, how values are encoded, and their bytes if all have as many."""
+
+    name: str
+    encoding: str
+    size: int | None
+
+
+@dataclass(frozen=True)
 class FileKind:
     """How a file is read.
 
     Attributes
     ----------
     form
-        "plain" text, JSON "lines", "json" (one value, or lines), or "parquet".
-    gzipped
-        Whether it is compressed.
+        "plain" text, JSON "lines", "json" (one value, or lines), a table ("csv", "tsv", "parquet", "arrow"),
+        a "tar" of samples, or a shard of "mds".
+    packing
+        How it is compressed, if it is.
     certain
         Whether the name says so. A name that says nothing, such as ``code.py``, is read as plain text if the
         file is given by itself, and left alone in a folder.
+    columns
+        Of a shard of MDS, from the index of its folder.
     """
 
-    form: Literal["plain", "lines", "json", "parquet"]
-    gzipped: bool = False
+    form: Form
+    packing: Packing | None = None
     certain: bool = True
+    columns: tuple[Column, ...] = ()
+
+    @property
+    def text(self) -> bool:
+        """Whether its bytes, unpacked, are text."""
+        return self.form in TEXT_FORMS
 
 
 def kind_of(name: str) -> FileKind | str:
@@ -80,30 +120,37 @@ def kind_of(name: str) -> FileKind | str:
 
     Case does not count, nor do numbers behind a suffix: ``x.JSONL.GZ.1`` holds JSON lines.
     """
-    suffixes = [suffix.lower() for suffix in PurePath(name).suffixes]
-    while suffixes and suffixes[-1][1:].isdecimal():
+    suffixes = [part for suffix in PurePath(name).suffixes for part in _spelt_out(suffix.lower())]
+    _drop_numbers(suffixes)
+    packing = PACKINGS.get(suffixes[-1]) if suffixes else None
+    if packing is not None:
         suffixes.pop()
-    gzipped = bool(suffixes) and suffixes[-1] in {".gz", ".gzip"}
-    if gzipped:
-        suffixes.pop()
-    while suffixes and suffixes[-1][1:].isdecimal():
-        suffixes.pop()
+    _drop_numbers(suffixes)
     if not suffixes:
-        return f"its name has no suffix that says what is in it: name it {_READ}"
+        return f"its name has no suffix that says what is in it: name it {READ}"
     last = suffixes[-1]
-    if last in PLAIN_SUFFIXES:
-        return FileKind("plain", gzipped)
-    if last in ROW_SUFFIXES:
-        form = ROW_SUFFIXES[last]
-        if form == "parquet" and gzipped:
-            return "a parquet file compressed again (.parquet.gz) is not read: unpack it with gunzip"
-        return FileKind(form, gzipped)
+    form = SUFFIXES.get(last)
+    if form is not None:
+        if packing is not None and form in _NEVER_PACKED:
+            return f"a {last} file compressed again is not read: unpack it"
+        return FileKind(form, packing)
+    if last == ".mds":
+        return "a shard of MDS is read with the index.json of its folder: give the folder"
     for suffix in reversed(suffixes):
-        if suffix in NOT_READ or suffix in {".gz", ".gzip"}:
-            return f"a {suffix} file is not read: convert it to {_READ}"
-        if suffix in ROW_SUFFIXES:
-            return f"its name says {suffix} and {last}: name it {_READ}"
-    return FileKind("plain", gzipped, certain=False)
+        if suffix in NOT_READ or suffix in PACKINGS:
+            return f"a {suffix} file is not read: convert it to {READ}"
+        if SUFFIXES.get(suffix, "plain") != "plain":
+            return f"its name says {suffix} and {last}: name it {READ}"
+    return FileKind("plain", packing, certain=False)
+
+
+def _spelt_out(suffix: str) -> tuple[str, ...]:
+    return _SHORT.get(suffix, (suffix,))
+
+
+def _drop_numbers(suffixes: list[str]) -> None:
+    while suffixes and suffixes[-1][1:].isdecimal():
+        suffixes.pop()
 
 
 def other_kind(beginning: bytes) -> str | None:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from photon.data.file_kinds import FileKind, kind_of
+from photon.data.file_kinds import READ, FileKind, kind_of
+from photon.data.indexed import claims_of
 from photon.errors import PhotonError, printable
 
 _ODD = {
@@ -45,7 +46,7 @@ def files_of(path: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, 
     ----------
     path
         A file, which may be of any kind that is read, or a folder, of which the files are listed whose names
-        say what is in them.
+        or an index say what is in them.
     leave
         Called with the name of what is left alone, and why.
 
@@ -70,9 +71,13 @@ def files_of(path: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, 
 
 def _listed(root: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, str, FileKind]]:
     files, unknown, refused = [], Counter[str](), Counter[str]()
-    for name in _walk(root, leave):
+    names = list(_walk(root, leave))
+    claims = claims_of(root, names, leave)
+    for name in names:
+        if name in claims.apart:
+            continue
         suffix = Path(name).suffix.lower() or "no suffix"
-        kind = kind_of(Path(name).name)
+        kind = claims.kinds.get(name) or kind_of(Path(name).name)
         if isinstance(kind, str):
             refused[printable(suffix)] += 1
         elif not kind.certain:
@@ -81,7 +86,7 @@ def _listed(root: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, s
             files.append((name, kind))
     if refused:
         verb = "is" if refused.total() == 1 else "are"
-        leave(".", f"{_count(refused)} that {verb} not read: convert or name them .txt, .jsonl or .parquet")
+        leave(".", f"{_count(refused)} that {verb} not read: convert or name them {READ}")
     if unknown:
         leave(".", f"{_count(unknown)} left alone; give one by its own name to read it as plain text")
     return [(root / name, printable(name), kind) for name, kind in sorted(files, key=lambda file: file[0])]

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from photon.data.documents import Document
-from photon.data.file_kinds import FileKind, kind_of
+from photon.data.file_kinds import FileKind, Form, kind_of
 from photon.data.folders import UnreadableError
 from photon.data.partition import SiloNames, check_silo_name
 from photon.data.prepared import SourceSkipped
-from photon.data.rows import Faults, arrow_rows, document_of, rows_in, rows_of
+from photon.data.row_files import PLACED, STREAMED, rows_of
+from photon.data.row_kinds import RowReader
+from photon.data.rows import Faults, fields_shown
 from photon.data.spool import Spool, Store
+from photon.data.streams import unpacked
+from photon.data.tables import arrow_rows
 from photon.errors import PhotonError, printable
 
 if TYPE_CHECKING:
@@ -49,6 +54,7 @@ class HubCorpus:
     silo_field: str | None = None
 
 
+_TEXTS = RowReader()
 CORPORA = {
     "c4": HubCorpus("allenai/c4", ("en",)),
     "the-pile": HubCorpus("monology/pile-uncopyrighted", silo_field="meta.pile_set_name"),
@@ -57,6 +63,8 @@ CORPORA = {
     "json": HubCorpus("json"),
     "parquet": HubCorpus("parquet"),
 }
+#: The name of any data set on the hub, OWNER/NAME.
+_ON_THE_HUB = re.compile(r"[\w][\w.-]{0,95}/[\w][\w.-]{0,95}", re.ASCII)
 
 
 @dataclass
@@ -67,13 +75,36 @@ class HubText:
     skipped: list[SourceSkipped] = field(default_factory=list)
 
 
+def corpus_of(name: str) -> HubCorpus:
+    """Return the corpus of a name: a key of ``CORPORA``, or OWNER/NAME of any data set on the hub.
+
+    Raises
+    ------
+    PhotonError
+        If it is neither.
+    """
+    if name in CORPORA:
+        return CORPORA[name]
+    if not _ON_THE_HUB.fullmatch(name):
+        raise PhotonError(
+            f"corpus {printable(name)!r} is not known: use one of {', '.join(CORPORA)}, or OWNER/NAME of a "
+            "data set on the hub"
+        )
+    return HubCorpus(name)
+
+
+def named_corpus(value: str) -> tuple[str, list[str]]:
+    """Return the corpus and the configurations of ``NAME`` or ``NAME:CONFIG,CONFIG``."""
+    name, _, configs = value.partition(":")
+    return name, [config for config in configs.split(",") if config]
+
+
 def hub_documents(
     name: str,
     *,
     configs: Sequence[str] = (),
     data_files: Sequence[str] = (),
-    text_field: str = "text",
-    silo_field: str | None = None,
+    reader: RowReader = _TEXTS,
     limit: int = 10_000,
     limit_bytes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
@@ -84,16 +115,14 @@ def hub_documents(
     Parameters
     ----------
     name
-        A key of ``CORPORA``.
+        A key of ``CORPORA``, or OWNER/NAME of any data set on the hub.
     configs
         Configurations to read instead of the corpus's own choice, for instance languages of mC4.
     data_files
         Local files or globs with the corpus's columns, read instead of the hub; ``{config}`` in them stands
         for each configuration. Needed for ``json`` and ``parquet``.
-    text_field
-        Column that holds the text.
-    silo_field
-        Column whose value names the silo, instead of the corpus's own.
+    reader
+        What rows become; its ``source_field`` names the silo, instead of the corpus's own.
     limit, limit_bytes
         Most documents and (if given) UTF-8 bytes of one silo; at least one document is taken.
     advance
@@ -111,22 +140,22 @@ def hub_documents(
     PhotonError
         If the corpus is not known, cannot be reached or read, or gave no text.
     """
-    corpus = CORPORA.get(name)
-    if corpus is None:
-        raise PhotonError(f"corpus {name!r} is not known: use one of {', '.join(CORPORA)}")
+    corpus = corpus_of(name)
     if corpus.path in ("json", "parquet") and not data_files:
         raise PhotonError(f"corpus {name!r} needs files: name them with --hub-files 'FOLDER/*.{name}'")
     if limit < 1:
         raise PhotonError(f"a limit of {limit} documents takes none: give 1 or more")
     for named in configs:
         check_silo_name(named)
-    field_name = silo_field or corpus.silo_field
-    fields = [text_field, *([field_name] if field_name else [])]
-    intake = _Intake(text_field, field_name, limit, limit_bytes, into)
+    if reader.source_field is None and corpus.silo_field is not None:
+        reader = replace(reader, source_field=corpus.silo_field)
+    intake = _Intake(reader, limit, limit_bytes, into)
+    named = SiloNames().of(name.rpartition("/")[2])
     for config in tuple(configs) or corpus.configs or (None,):
         files = [file.replace("{config}", config or "") for file in data_files]
-        silo = config if config and len(configs or corpus.configs) > 1 else name
-        intake.take(_stream(corpus, config, files, fields), f"{name}:{config or 'default'}", silo, advance)
+        silo = config if config and len(configs or corpus.configs) > 1 else named
+        rows = _stream(corpus, config, files, reader.fields)
+        intake.take(rows, f"{name}:{config or 'default'}", silo, advance)
     return intake.text
 
 
@@ -159,7 +188,10 @@ def ensure_hub(
     }
     identity = json.dumps([options, data.hub.documents_per_silo, str(tokenizer)], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
-    path = home / "data" / f"hub-{data.hub.corpus}-{digest}"
+    name, configs = named_corpus(data.hub.corpus)
+    corpus_of(name)
+    called = re.sub(r"[/:,]", "--", data.hub.corpus)
+    path = home / "data" / f"hub-{called}-{digest}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
         if not is_prepared(path):
@@ -169,7 +201,7 @@ def ensure_hub(
                 load_tokenizer(tokenizer)
             with Spool.beside(path) as spool:
                 limit = data.hub.documents_per_silo
-                text = hub_documents(data.hub.corpus, limit=limit, into=spool.documents)
+                text = hub_documents(name, configs=configs, limit=limit, into=spool.documents)
                 prepare_documents(
                     text.silos, path, tokenizer=tokenizer, skipped=text.skipped, progress=progress, **options
                 )
@@ -181,14 +213,13 @@ class _Intake:
 
     def __init__(
         self,
-        text_field: str,
-        silo_field: str | None,
+        reader: RowReader,
         limit: int,
         limit_bytes: int | None,
         into: Callable[[], Store],
     ) -> None:
         self.text = HubText()
-        self._text_field, self._silo_field = text_field, silo_field
+        self._reader, self._by_field = reader, reader.source_field is not None
         self._limit, self._limit_bytes = limit, limit_bytes
         self._into = into
         self._sizes: dict[str, int] = {}
@@ -198,14 +229,14 @@ class _Intake:
         """Take the documents of one configuration; ``silo`` is whose they are if no field says."""
         faults, used, columns = Faults(), 0, "none"
         for scanned, row in enumerate(rows, 1):
-            found = document_of(row, f"{corpus}:{scanned}", self._text_field, self._silo_field)
+            found = self._reader.read(row, f"{corpus}:{scanned}")
             if isinstance(found, Document):
                 used += 1
-                advance(self._add(self._names.of(found.source) if self._silo_field else silo, found))
+                advance(self._add(self._names.of(found.source) if self._by_field else silo, found))
             else:
                 faults.add(found, f"row {scanned:,}")
-                columns = ", ".join(sorted(row)) if isinstance(row, dict) else columns
-            done = self._full(silo) if self._silo_field is None else scanned >= SCAN_FACTOR * self._limit
+                columns = fields_shown(row) if isinstance(row, dict) else columns
+            done = self._full(silo) if not self._by_field else scanned >= SCAN_FACTOR * self._limit
             if done or (not used and scanned >= PATIENCE):
                 break
         if not used:
@@ -237,15 +268,15 @@ def _stream(corpus: HubCorpus, config: str | None, files: list[str], fields: lis
         paths = [Path(name) for pattern in files for name in sorted(glob(pattern, recursive=True))]
         if not paths:
             raise PhotonError(f"{_shown(files)} cannot be streamed (no such file): check the files")
-        if (kinds := _kinds(map(str, paths), "lines", "json", "parquet")) is not None:
+        if (kinds := _kinds(map(str, paths), {*STREAMED, *PLACED})) is not None:
             yield from _local(zip(paths, kinds, strict=True), fields)
             return
     with _streaming(_shown(files) or corpus.path, bool(files)):
-        kinds = _kinds(files, "lines", "json") if files else None
-        yield from _remote(corpus, config, files) if kinds is None else _remote_json(files, kinds)
+        kinds = _kinds(files, set(STREAMED)) if files else None
+        yield from _remote(corpus, config, files) if kinds is None else _remote_files(files, kinds)
 
 
-def _kinds(names: Iterable[str], *forms: str) -> list[FileKind] | None:
+def _kinds(names: Iterable[str], forms: set[Form]) -> list[FileKind] | None:
     """Return the kinds of files by their names; None: one is of none of these forms."""
     kinds = [kind_of(name) for name in names]
     known = [kind for kind in kinds if isinstance(kind, FileKind) and kind.form in forms]
@@ -263,14 +294,14 @@ def _local(files: Iterable[tuple[Path, FileKind]], fields: list[str]) -> Iterato
             ) from error
 
 
-def _remote_json(files: Iterable[str], kinds: Iterable[FileKind]) -> Iterator[Any]:
+def _remote_files(files: Iterable[str], kinds: Iterable[FileKind]) -> Iterator[Any]:
     """Yield rows of files elsewhere; the reader of ``datasets`` loses a file with a line that is no JSON."""
     import fsspec
 
     for pattern, kind in zip(files, kinds, strict=True):
-        for file in fsspec.open_files(pattern, "rb", compression="gzip" if kind.gzipped else None):
-            with file as stream:
-                for _, row in rows_in(stream, kind):
+        for file in fsspec.open_files(pattern, "rb"):
+            with file as raw, unpacked(raw, kind) as stream:
+                for _, row in STREAMED[kind.form](stream, kind):
                     yield row
 
 

@@ -33,7 +33,7 @@ from photon.data.questions import check_apart
 from photon.data.shards import encode, look_at
 from photon.data.split import drop_exact_duplicates, split_documents
 from photon.data.spool import Documents, Spool, disk_fault, joined, sizes_of, taken
-from photon.data.text_files import FIELDS_OF, read_documents
+from photon.data.text_files import read_documents, row_reader
 from photon.data.text_lost import MOST_LOST, check_lost
 from photon.data.tokenizer import EosTokenizer, check_vocab_size, load_tokenizer, train_tokenizer
 from photon.data.write import (
@@ -198,11 +198,7 @@ def prepare(
     Options(**options)
     for name in sources:
         check_silo_name(name)
-    fields: dict[str, Any] = {
-        "text_field": _text_field(kind, text_field, label_field),
-        "source_field": parse_partition(partition).field or None,
-        "label_field": label_field,
-    }
+    reader = row_reader(kind, text_field, parse_partition(partition).field or None, label_field)
     skipped: list[SourceSkipped] = []
     with Spool.beside(output) as spool:
         documents = {name: spool.documents() for name in sorted(sources)}
@@ -210,7 +206,7 @@ def prepare(
             task = bar.add_task("reading", total=sum(len(paths) for paths in sources.values()))
             for name, into in documents.items():
                 for path in sources[name]:
-                    left_out = read_documents(path, into, **fields, kind=kind)
+                    left_out = read_documents(path, into, reader)
                     skipped += [SourceSkipped(name=name, file=s.file, reason=s.reason) for s in left_out]
                     if left_out and kind == "questions":
                         # What was asked to be forgotten would stay.
@@ -220,15 +216,6 @@ def prepare(
         return prepare_documents(
             documents, output, skipped=skipped, overwrite=overwrite, progress=progress, **options
         )
-
-
-def _text_field(kind: TextKind, text_field: str | None, label_field: str | None) -> str:
-    own = FIELDS_OF.get(kind)
-    if own is not None and text_field is not None:
-        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
-    if (kind == "labelled") != (label_field is not None):
-        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
-    return text_field or ("messages" if kind == "chat" else "text")
 
 
 def prepare_documents(

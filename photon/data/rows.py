@@ -1,27 +1,20 @@
-"""Rows of JSON and parquet, and what each gives: a document, or the reason why not.
+"""Rows of JSON, and what a row of any file gives: a document, or the reason why not.
 
 One rule for all that is read, from files and from the hub: what is wrong in a row costs that row.
 """
 
-import gzip
 import json
 import math
 import re
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from io import BufferedReader
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from photon.data.documents import Document
-from photon.data.file_kinds import FileKind, other_kind
-from photon.data.folders import UnreadableError, check_regular
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from photon.data.file_kinds import FileKind
+from photon.data.streams import LONGEST_ROW, TOO_LONG, Stream, lines_of, whole
+from photon.errors import printable
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = b" \t\r\n"
@@ -64,83 +57,33 @@ class Faults:
             yield f"{count:,} of {total:,} {what}: {reason} (first: {self.first[reason]})"
 
 
-def rows_of(file: Path, kind: FileKind, fields: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Yield (number from 1, row) of a file of rows; a row that cannot be read is a `BadRow`.
-
-    Parameters
-    ----------
-    file, kind
-        The file and how it is read.
-    fields
-        Names of the fields that are wanted.
-
-    Raises
-    ------
-    UnreadableError
-        If it cannot be opened, is damaged or cut short, or is something else than its name says.
-    """
-    if kind.form == "parquet":
-        check_regular(file)
-        yield from parquet_rows(file, fields)
-        return
-    with opened(file, kind) as stream:
-        yield from rows_in(stream, kind)
-
-
-def rows_in(stream: BufferedReader | gzip.GzipFile, kind: FileKind) -> Iterator[tuple[int, Any]]:
-    """Yield (number from 1, row) of an open file of JSON, uncompressed."""
-    yield from json_lines(stream) if kind.form == "lines" else json_rows(stream)
-
-
-@contextmanager
-def opened(file: Path, kind: FileKind) -> Iterator[BufferedReader | gzip.GzipFile]:
-    """Open a file of text for reading, uncompressed.
-
-    Raises
-    ------
-    UnreadableError
-        If it cannot be read, or is something else than its name says.
-    """
-    check_regular(file)
-    try:
-        with gzip.open(file) if kind.gzipped else file.open("rb") as stream:
-            beginning = other_kind(stream.peek(8)[:8])
-            if beginning is not None:
-                raise UnreadableError(f"it holds {beginning}, not text in UTF-8 as its name says")
-            yield stream
-    except EOFError:
-        raise UnreadableError("the gzip file is truncated") from None
-    except (gzip.BadGzipFile, zlib.error) as error:
-        raise UnreadableError(f"the gzip file is damaged ({error})") from None
-    except OSError as error:
-        raise UnreadableError(error.strerror or str(error)) from None
-
-
-def json_lines(lines: Iterable[bytes]) -> Iterator[tuple[int, Any]]:
+def json_lines(lines: Iterable[bytes | None]) -> Iterator[tuple[int, Any]]:
     """Yield the number of each line that is not blank, from 1, and its value or a `BadRow`."""
     for number, line in enumerate(lines, 1):
-        if line.strip(_BLANK):
-            yield number, _parse(line.removeprefix(BOM) if number == 1 else line)
+        if line is None:
+            yield number, BadRow(TOO_LONG)
+        elif line.strip(_BLANK):
+            yield number, parsed(line.removeprefix(BOM) if number == 1 else line)
 
 
-def json_rows(stream: BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any]]:
+def json_rows(stream: Stream, kind: FileKind) -> Iterator[tuple[int, Any]]:
     """Yield the rows of a ``.json`` file: of its list, its one value, or its lines.
 
     JSON lines under this name are common, and read line by line. Of a list with a mistake in it, what stands
     on a line by itself is read; and on a line, what begins with ``, {``.
     """
     head: list[bytes] = []
-    for line in stream:
+    while line := stream.readline(LONGEST_ROW):
         head.append(line)
         if line.strip(_BLANK):
             break
     if not head:
         return
-    if isinstance(_parse(head[-1].removeprefix(BOM)), dict):
-        yield from json_lines(_chained(head, stream))
+    if isinstance(parsed(head[-1].removeprefix(BOM)), dict):
+        yield from json_lines(_chained(head, lines_of(stream)))
         return
-    data = b"".join(head) + stream.read()
-    value = _parse(data.removeprefix(BOM))
+    data = whole(stream, kind, b"".join(head))
+    value = parsed(data.removeprefix(BOM))
     if not isinstance(value, BadRow):
         yield from enumerate(value if isinstance(value, list) else [value], 1)
         return
@@ -151,7 +94,7 @@ def json_rows(stream: BufferedReader | gzip.GzipFile) -> Iterator[tuple[int, Any
     for number, line in enumerate(lines, 1 + data.count(b"\n", 0, data.find(lines[0]))):
         # The brackets and commas of a list that has a row on each line.
         if line.strip(_BLANK) not in {b"", b"[", b"]"}:
-            row = _parse(line.strip(_BLANK).removesuffix(b","))
+            row = parsed(line.strip(_BLANK).removesuffix(b","))
             rows = _rows_of_line(line) if isinstance(row, BadRow) else (row,)
             yield from ((number, row) for row in rows)
 
@@ -176,54 +119,9 @@ def looks_like_json(text: str) -> bool:
     lines = (line.strip() for line in text.split("\n", 64))
     first = [line for line in lines if line][:2]
     return len(first) == 2 and all(
-        line.startswith("{") and isinstance(_parse(line.encode("utf-8", "surrogateescape")), dict)
+        line.startswith("{") and isinstance(parsed(line.encode("utf-8", "surrogateescape")), dict)
         for line in first
     )
-
-
-def parquet_rows(file: Path, fields: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """Yield (number from 1, row) of a parquet file; only what holds the fields is read.
-
-    Raises
-    ------
-    UnreadableError
-        If it is no parquet file, or damaged.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.ParquetFile(file)
-        columns = table.schema_arrow.names
-        wanted = {name if name in columns else name.split(".")[0] for name in fields}
-        number = 0
-        for batch in table.iter_batches(batch_size=4096, columns=sorted(wanted & set(columns))):
-            for row in arrow_rows(batch):
-                number += 1
-                yield number, row
-    except (pa.ArrowException, OSError) as error:
-        raise UnreadableError(f"not a readable parquet file ({str(error).splitlines()[0]})") from None
-
-
-def arrow_rows(batch: "pa.RecordBatch | pa.Table") -> Iterator[Any]:
-    """Yield the rows of a batch as dictionaries; one that Python cannot hold as a `BadRow`."""
-    if not batch.num_columns:
-        yield from ({} for _ in range(batch.num_rows))
-        return
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, ArithmeticError):  # a text that is no UTF-8, a date that is none
-        rows = [_arrow_row(batch.slice(index, 1)) for index in range(batch.num_rows)]
-    yield from rows
-
-
-def _arrow_row(batch: "pa.RecordBatch | pa.Table") -> Any:
-    try:
-        return batch.to_pylist()[0]
-    except UnicodeDecodeError:
-        return BadRow("not UTF-8")
-    except (ValueError, ArithmeticError):
-        return BadRow("a value that Python cannot hold")
 
 
 def row_fault(row: Any) -> str | None:
@@ -298,12 +196,13 @@ def text_fault(text: str) -> str | None:
     return None
 
 
-def _chained(head: list[bytes], rest: Iterable[bytes]) -> Iterator[bytes]:
+def _chained(head: list[bytes], rest: Iterable[bytes | None]) -> Iterator[bytes | None]:
     yield from head
     yield from rest
 
 
-def _parse(data: bytes) -> Any:
+def parsed(data: bytes) -> Any:
+    """Return the value of some JSON, or a `BadRow`."""
     try:
         return _DECODER.decode(data.decode("utf-8", "surrogateescape"))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -335,11 +234,19 @@ def value_of(row: Any, name: str) -> Any:
     return value_of(row.get(outer), inner) if inner else MISSING
 
 
+def fields_shown(row: Any) -> str:
+    """Return the names of a row's fields, for a message."""
+    names = [f"{printable(str(name)):.40}" for name in row][:12] if isinstance(row, dict) else []
+    return ", ".join(names) or "none"
+
+
 def called(value: Any) -> str:
     """Return what a value is, in words."""
     match value:
         case None:
             return "null"
+        case str():
+            return "a text"
         case bool():
             return "true or false"
         case int() | float():

@@ -5,6 +5,7 @@ from pathlib import Path
 from photon.config.folders import photon_home
 from photon.config.schema import DataSection
 from photon.data.prepared import PreparedData
+from photon.errors import PhotonError
 
 
 def prepared_path(data: DataSection, sequence_length: int, seed: int) -> Path:
@@ -27,7 +28,10 @@ def prepared_path(data: DataSection, sequence_length: int, seed: int) -> Path:
     if data.path:
         path = Path(data.path).absolute()
         # Before a process is started for the run: silos would say the same one by one, minutes later.
-        PreparedData.open(path)
+        try:
+            PreparedData.open(path)
+        except PhotonError as error:
+            raise PhotonError(f"data.path: {error}") from error
         return path
     if data.source == "hub":
         from photon.data.hub import ensure_hub

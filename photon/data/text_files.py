@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from photon.data.chats import chat_of
 from photon.data.documents import Document, TextKind
-from photon.data.file_kinds import FileKind
+from photon.data.file_kinds import READ, FileKind
 from photon.data.folders import UnreadableError, files_of
-from photon.data.labelled import labelled_of
-from photon.data.pairs import FIELDS, pair_of
-from photon.data.questions import FIELDS as QUESTION_FIELDS
-from photon.data.questions import question_of
-from photon.data.rows import BOM, Faults, document_of, looks_like_json, opened, rows_of, text_fault
+from photon.data.row_files import rows_of
+from photon.data.row_kinds import FIELDS_OF, RowReader
+from photon.data.rows import BOM, Faults, fields_shown, looks_like_json, text_fault
 from photon.data.spool import Store
+from photon.data.streams import opened, whole
 from photon.errors import PhotonError, printable
 
 # A plain text file above LONG_TEXT bytes is read as several documents of about PART_OF_LONG_TEXT bytes, cut
@@ -24,8 +22,7 @@ LONG_TEXT = 64 * 1024
 PART_OF_LONG_TEXT = 16 * 1024
 
 
-#: Fields of rows that have fields of their own.
-FIELDS_OF: dict[TextKind, tuple[str, ...]] = {"pairs": FIELDS, "questions": QUESTION_FIELDS}
+_TEXTS = RowReader()
 
 
 @dataclass(frozen=True)
@@ -36,22 +33,41 @@ class SkippedFile:
     reason: str
 
 
-def read_documents(
-    path: Path,
-    documents: Store,
-    *,
-    text_field: str = "text",
-    source_field: str | None = None,
-    kind: TextKind = "text",
-    label_field: str | None = None,
-) -> list[SkippedFile]:
+def row_reader(
+    kind: TextKind, text_field: str | None, source_field: str | None, label_field: str | None
+) -> RowReader:
+    """Return what makes documents of rows.
+
+    Parameters
+    ----------
+    text_field
+        None: "text", or "messages".
+
+    The others are those of `photon.data.row_kinds.RowReader`.
+
+    Raises
+    ------
+    PhotonError
+        If a field is named that the kind has not, or one is missing.
+    """
+    own = FIELDS_OF.get(kind)
+    if own is not None and text_field is not None:
+        raise PhotonError(f"--text-field: {kind} have the fields {', '.join(own)}; leave it out")
+    if (kind == "labelled") != (label_field is not None):
+        raise PhotonError("--labelled: names the field with the labels of kind labelled, and of no other")
+    return RowReader(
+        text_field or ("messages" if kind == "chat" else "text"), source_field, kind, label_field
+    )
+
+
+def read_documents(path: Path, documents: Store, reader: RowReader = _TEXTS) -> list[SkippedFile]:
     """Add to ``documents`` those of a file, or of a folder and all below it in the order of their names.
 
-    A file's name says how it is read (`photon.data.file_kinds.kind_of`): ``.txt .md`` as plain text, ``.jsonl
-    .ndjson .json .parquet`` by rows, all but the last also with ``.gz``. In a folder the rest is left alone,
-    and so are hidden files. A file given by itself is read as plain text if its suffix is unknown, and left
-    alone if it is of a kind that is not read, or has none. A plain text file of more than 64 KiB becomes
-    documents of about 16 KiB, cut at blank lines.
+    A file's name says how it is read (`photon.data.file_kinds.kind_of`), or the index of the data set that it
+    is part of (`photon.data.indexed.claims_of`): ``.txt .md`` as plain text, the others by rows. In a folder
+    the rest is left alone, and so are hidden files. A file given by itself is read as plain text if its
+    suffix is unknown, and left alone if it is of a kind that is not read, or has none. A plain text file of
+    more than 64 KiB becomes documents of about 16 KiB, cut at blank lines.
 
     Parameters
     ----------
@@ -59,17 +75,8 @@ def read_documents(
         File or folder.
     documents
         Where they go, in a fixed order.
-    text_field
-        Field or column that holds the text; a dot reaches into an inner object (``meta.text``).
-    source_field
-        Field or column whose value becomes the documents' ``source``; needs files with fields.
-    kind
-        What the field holds: a text, or the messages of a conversation (`photon.data.chats.chat_of`). A pair
-        has fields of its own (`photon.data.pairs.pair_of`), and so has a question
-        (`photon.data.questions.question_of`). These need files with fields; texts with labels do not: those
-        of other files have none.
-    label_field
-        Of texts with labels: field or column with the label.
+    reader
+        What rows become. Plain text has no rows: it gives texts, which have no label, and nothing else.
 
     Returns
     -------
@@ -92,11 +99,11 @@ def read_documents(
         before, left = len(documents), len(skipped)
         try:
             if form.form != "plain":
-                found = _rows(file, name, form, text_field, source_field, kind, label_field)
-            elif kind not in ("text", "labelled"):
+                found = _rows(file, name, form, reader)
+            elif reader.kind not in ("text", "labelled"):
                 raise UnreadableError("plain text holds no messages: give .jsonl, .json or .parquet")
             else:
-                found = _parts(file, name, form, source_field)
+                found = _parts(file, name, form, reader.source_field)
             for told in _take(found, "parts" if form.form == "plain" else "rows", documents):
                 leave(name, told)
         except UnreadableError as error:
@@ -106,63 +113,51 @@ def read_documents(
         reasons = "; ".join(f"{skip.file}: {skip.reason}" for skip in skipped[:3])
         raise PhotonError(
             f"{printable(path)} holds no text that can be read ({reasons or 'the folder is empty'}): "
-            "give a .txt, .md, .jsonl, .json or .parquet file, or a folder of them"
+            f"give {READ}, or a folder of them"
         )
     return skipped
 
 
 @dataclass(frozen=True)
 class _Fault:
-    """Why a part of a file is left out, and where that is."""
+    """Why a part of a file is left out, where that is, and which fields are there."""
 
     reason: str
     place: str
+    fields: str = ""
 
 
 def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> list[str]:
     """Take the documents; return why others were left out."""
     faults = Faults()
-    used = 0
+    used, fields = 0, ""
     for document in found:
         if isinstance(document, _Fault):
             faults.add(document.reason, document.place)
+            fields = fields or document.fields
         else:
             used += 1
             documents.append(document)
     if not used:
-        raise UnreadableError(faults.worst() or f"holds no {what}")
+        there = f"; its fields: {fields}" if fields else ""
+        raise UnreadableError(f"{worst}{there}" if (worst := faults.worst()) else f"holds no {what}")
     return list(faults.told(used, what))
 
 
-def _rows(
-    file: Path,
-    name: str,
-    form: FileKind,
-    field: str,
-    source_field: str | None,
-    kind: TextKind,
-    label_field: str | None,
-) -> Iterator[Document | _Fault]:
-    fields = [*FIELDS_OF.get(kind, (field,)), *(f for f in (source_field, label_field) if f)]
-    for number, row in rows_of(file, form, fields):
-        place = f"{name}:{number}"
-        if kind == "pairs":
-            found: Document | str = pair_of(row, place, source_field)
-        elif kind == "questions":
-            found = question_of(row, place, source_field)
-        elif label_field is not None:
-            found = labelled_of(row, place, field, label_field, source_field)
+def _rows(file: Path, name: str, form: FileKind, reader: RowReader) -> Iterator[Document | _Fault]:
+    for number, row in rows_of(file, form, reader.fields):
+        found = reader.read(row, f"{name}:{number}")
+        if isinstance(found, Document):
+            yield found
         else:
-            read = chat_of if kind == "chat" else document_of
-            found = read(row, place, field, source_field)
-        yield found if isinstance(found, Document) else _Fault(found, f"row {number:,}")
+            yield _Fault(found, f"row {number:,}", fields_shown(row) if isinstance(row, dict) else "")
 
 
 def _parts(file: Path, name: str, kind: FileKind, source_field: str | None) -> Iterator[Document | _Fault]:
     if source_field is not None:
         raise UnreadableError(f"plain text has no field {source_field!r}")
     with opened(file, kind) as stream:
-        data = stream.read().removeprefix(BOM)
+        data = whole(stream, kind).removeprefix(BOM)
     if not data.strip():
         raise UnreadableError("empty")
     text = data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")

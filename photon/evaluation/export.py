@@ -391,7 +391,9 @@ def _perplexities(perplexity: Mapping[str, Any]) -> dict[str, object]:
 
 
 def _figure(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"
+    if value is None:
+        return "unknown"
+    return f"{value:.2f}" if value < 1e9 else f"{value:.0e}".replace("e+", "e")
 
 
 def _render(name: str, card: Card, use: str) -> str:

@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from photon.data.file_kinds import FileKind
+from photon.data.file_kinds import PACKINGS, FileKind
 from photon.data.folders import UnreadableError, files_of
-from photon.data.rows import BOM, BadRow, opened, rows_of, text_fault
+from photon.data.row_files import rows_of
+from photon.data.rows import BOM, BadRow, text_fault
+from photon.data.streams import opened, whole
 from photon.errors import PhotonError, printable
 
 Row = Mapping[str, Any]
@@ -79,7 +81,8 @@ def _files(path: Path) -> list[tuple[Path, str, FileKind]]:
 
 
 def _stem(file: Path) -> str:
-    name = file.name.removesuffix(".gz")
+    packed = file.suffix.lower() in PACKINGS
+    name = file.name.removesuffix(file.suffix) if packed else file.name
     return name.removesuffix(Path(name).suffix)
 
 
@@ -132,7 +135,7 @@ def _rows(file: Path, kind: FileKind) -> Iterator[tuple[int, Row]]:
 
 def _plain_row(file: Path, kind: FileKind) -> Iterator[tuple[int, Row]]:
     with opened(file, kind) as stream:
-        data = stream.read().removeprefix(BOM)
+        data = whole(stream, kind).removeprefix(BOM)
     try:
         yield 1, {"text": data.decode()}
     except UnicodeDecodeError:

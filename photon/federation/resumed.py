@@ -15,6 +15,7 @@ from photon.federation.origin import sent_config
 from photon.objective.configured import objective_of
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import Strategy, strategy_of
+from photon.strategy.local import hint_of_reset
 from photon.training.loop import probe_state_shapes
 
 _BACK = "change it back, or start anew"
@@ -134,7 +135,7 @@ def _problem_with_local_optimizer(before: RunConfig, now: RunConfig) -> str | No
         return None
     return (
         f"optimizer: the state that silos have kept is that of {_named(before.optimizer)}, and not of "
-        f"{_named(now.optimizer)}; change it back, set strategy.local_state=reset, or start anew"
+        f"{_named(now.optimizer)}; change it back{hint_of_reset(now)}, or start anew"
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from photon.models.loss import run_apart
+from photon.telemetry.events import perplexity_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,7 +44,7 @@ class Score(NamedTuple):
     @property
     def perplexity(self) -> float:
         """exp(loss); infinite where that is beyond a float."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return perplexity_of(self.loss)
 
 
 @dataclass(frozen=True)

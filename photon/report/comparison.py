@@ -28,6 +28,7 @@ from photon.telemetry.summary import (
     format_perplexity,
     format_seconds,
     format_share,
+    perplexity_in,
 )
 
 _Named = dict[str, Run]
@@ -90,9 +91,9 @@ def _result_table(runs: _Named) -> Table:
             [
                 name,
                 f"{summary['rounds']} of {run.started.rounds}",
-                format_perplexity(perplexity["final"]),
-                format_perplexity(perplexity["initial"]),
-                format_perplexity(perplexity["unigram"]),
+                perplexity_in(perplexity, "final"),
+                perplexity_in(perplexity, "initial"),
+                perplexity_in(perplexity, "unigram"),
                 format_count(summary["tokens"]),
                 format_seconds(seconds["total"]),
                 format_seconds(seconds["overhead"]),

@@ -20,9 +20,9 @@ from photon.telemetry.summary import (
     counted,
     format_bytes,
     format_count,
-    format_perplexity,
     format_seconds,
     format_share,
+    perplexity_in,
     privacy_figures,
 )
 
@@ -85,7 +85,7 @@ def _cards(run: Run) -> list[tuple[str, str, str]]:
     perplexity, sizes, seconds = summary["perplexity"], summary["bytes"], summary["seconds"]
     roofline = run.started.roofline_flops
     share = seconds["training"] / seconds["total"] if seconds["total"] else None
-    before, after, unigram = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
+    before, after, unigram = (perplexity_in(perplexity, key) for key in ("initial", "final", "unigram"))
     cards = [
         ("Validation perplexity, all silos", f"{before} → {after}", f"the corpus's unigram model: {unigram}"),
         (
@@ -117,7 +117,7 @@ def _silo_table(run: Run) -> Table:
         rows.append(
             [
                 silo["name"],
-                *(format_perplexity(found[key]) for key in ("initial", "final", "unigram")),
+                *(perplexity_in(found, key) for key in ("initial", "final", "unigram")),
                 str(run.updates[silo["name"]]),
                 f"{silo['train_tokens']:,}",
                 format_share(silo["train_tokens"] / whole if whole else None),
@@ -126,7 +126,7 @@ def _silo_table(run: Run) -> Table:
     rows.append(
         [
             "overall",
-            *(format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram")),
+            *(perplexity_in(perplexity, key) for key in ("initial", "final", "unigram")),
             str(run.updates.total()),
             f"{whole:,}",
             format_share(1.0),

@@ -157,6 +157,12 @@ class Finish:
     scalars: Mapping[str, float]
 
 
+def hint_of_reset(config: RunConfig) -> str:
+    """Return the hint to leave out what silos have kept, where the strategy has that choice."""
+    has_choice = "local_state" in config.strategy.as_mapping()
+    return ", set strategy.local_state=reset" if has_choice else ""
+
+
 class LocalMethod:
     """Photon's half at a silo, and the base of the others.
 
@@ -216,7 +222,7 @@ class LocalMethod:
         if before is not None and (strange := sorted(set(before.optimizer) - set(states))):
             raise PhotonError(
                 f"optimizer: {request.silo} has kept the state of another one ({', '.join(strange)}); change "
-                "it back, set strategy.local_state=reset, or start anew"
+                f"it back{hint_of_reset(self.config)}, or start anew"
             )
         optimizer: StateGroups | None = None
         scalars: Mapping[str, float] = {}

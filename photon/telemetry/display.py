@@ -322,15 +322,15 @@ class _State:
         return [
             format_count(self.speed()) if self.replies else "",
             _loss(self.finished.train_loss if self.finished else None),
-            format_perplexity(self.first.perplexity) if self.first else "",
-            format_perplexity(self.latest.perplexity) if self.latest else "",
+            format_perplexity(self.first.perplexity, self.first.loss) if self.first else "",
+            format_perplexity(self.latest.perplexity, self.latest.loss) if self.latest else "",
             format_perplexity(unigram_perplexity(self.started, self.latest)),
         ]
 
 
 def _silo_perplexity(evaluation: Evaluated | None, name: str) -> str:
     found = evaluation.per_silo.get(name) if evaluation else None
-    return format_perplexity(found["perplexity"]) if found else ""
+    return format_perplexity(found["perplexity"], found["loss"]) if found else ""
 
 
 def _state_text(state: _State, name: str, steps: Mapping[str, Steps]) -> Text:
@@ -430,17 +430,20 @@ def _start_line(event: RunStarted) -> Text:
 def _evaluation_text(event: Evaluated, state: _State) -> str:
     notes = []
     if state.first is not None and event.round > 0:
-        notes.append(f"{format_perplexity(state.first.perplexity)} before training")
+        notes.append(f"{format_perplexity(state.first.perplexity, state.first.loss)} before training")
     if state.started is not None:
         notes.append(f"unigram {format_perplexity(unigram_perplexity(state.started, event))}")
     own = ""
     if state.started is not None and has_own_models(state.started, event):
         own = f" · own models of silos {format_perplexity(mean_over_silos(state.started, event))} in the mean"
     per_silo = _named(
-        [f"{name} {format_perplexity(silo['perplexity'])}" for name, silo in sorted(event.per_silo.items())],
+        [
+            f"{name} {format_perplexity(silo['perplexity'], silo['loss'])}"
+            for name, silo in sorted(event.per_silo.items())
+        ],
         " · ",
     )
-    overall = f"validation perplexity {format_perplexity(event.perplexity)}{estimate_text(event)}"
+    overall = f"validation perplexity {format_perplexity(event.perplexity, event.loss)}{estimate_text(event)}"
     recall = "" if event.recall is None else f" · recall of what was forgotten {event.recall:.2f}"
     measured = "".join(
         f" · {name.replace('_', ' ')} {value:.3g}" for name, value in sorted(event.figures.items())

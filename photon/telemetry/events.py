@@ -11,6 +11,7 @@ import json
 import math
 import numbers
 import re
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -25,6 +26,8 @@ from typing_extensions import TypedDict
 from photon.config.renamed import renamed
 from photon.errors import PhotonError
 
+#: Nats per token above which a perplexity is no number any more.
+LARGEST_LOSS = math.log(sys.float_info.max)
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
@@ -92,13 +95,41 @@ class SiloEvaluation(TypedDict):
     tokens: int
 
 
+def perplexity_of(loss: float) -> float:
+    """Return e to the loss in nats per token; infinite where that is beyond all numbers."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
+def perplexity_text(value: float | None, digits: int = 1, *, loss: float | None = None) -> str:
+    """Return a perplexity with as many digits as mean something, such as ``38.2``, ``1,062`` or ``1e128``.
+
+    Parameters
+    ----------
+    value
+        The perplexity; None, or no number: it is not known.
+    digits
+        Decimals of one below 10,000.
+    loss
+        Nats per token, by which one is told that is beyond all numbers.
+    """
+    if value is None or math.isnan(value):
+        if loss is None or not LARGEST_LOSS < loss < math.inf:
+            return "–"
+        value = math.inf
+    if math.isinf(value):
+        known = loss is not None and math.isfinite(loss)
+        return f"1e{loss / math.log(10):.0f}" if loss is not None and known else "beyond 1e308"
+    if value >= 1e9:
+        return f"{value:.0e}".replace("e+", "e")
+    return f"{value:,.{digits}f}" if value < 10_000 else f"{value:,.0f}"
+
+
 def evaluation_of(loss: float, tokens: int) -> SiloEvaluation:
     """Return a validation, given its loss in nats per token; a perplexity beyond all numbers is infinite."""
-    try:
-        perplexity = math.exp(loss)
-    except OverflowError:
-        perplexity = math.inf
-    return {"loss": loss, "perplexity": perplexity, "tokens": tokens}
+    return {"loss": loss, "perplexity": perplexity_of(loss), "tokens": tokens}
 
 
 class Remembered(TypedDict):

@@ -5,7 +5,7 @@ The figures are computed here and nowhere else; the display, the report and the 
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,8 @@ from photon.telemetry.events import (
     TaskFigures,
     TasksEvaluated,
     Unlearned,
+    perplexity_of,
+    perplexity_text,
     plain_json,
 )
 from photon.telemetry.labels import label_rounds
@@ -134,20 +136,22 @@ def last_start(history: Iterable[Event]) -> RunStarted:
 def unigram_perplexity(started: RunStarted, evaluation: Evaluated | None) -> float | None:
     """Return the perplexity of the unigram model over all silos, to stand beside that of ``evaluation``.
 
-    The silos are weighted by the tokens ``evaluation`` predicted, so that both figures mean the same
-    mixture of text; without an evaluation, by all their validation tokens. Silos that keep their figures are
-    left out.
+    It has one base wherever it is shown: of each silo all validation text, and the silos weighted by the
+    tokens that ``evaluation`` predicted, so that both figures mean the same mixture of text. Without an
+    evaluation there is none. Silos that keep their figures are left out.
     """
-    losses, weights = {}, {}
-    for silo in started.silos:
-        name = silo["name"]
-        tokens = silo["validation_tokens"]
-        if evaluation is not None:
-            tokens = evaluation.per_silo[name]["tokens"] if name in evaluation.per_silo else None
-        if silo["unigram_loss"] is not None and tokens is not None:
-            losses[name], weights[name] = silo["unigram_loss"], tokens
-    whole = sum(weights.values())
-    return math.exp(math.fsum(losses[name] * weights[name] for name in losses) / whole) if whole else None
+    if evaluation is None:
+        return None
+    losses = {silo["name"]: silo["unigram_loss"] for silo in started.silos}
+    tokens = {name: silo["tokens"] for name, silo in evaluation.per_silo.items()}
+    return mixed_perplexity(losses, tokens)
+
+
+def mixed_perplexity(losses: Mapping[str, float | None], tokens: Mapping[str, int]) -> float | None:
+    """Return the perplexity of losses in nats per token, weighted by tokens, of those that have both."""
+    both = [(loss, tokens[name]) for name, loss in losses.items() if loss is not None and name in tokens]
+    whole = sum(weight for _, weight in both)
+    return perplexity_of(math.fsum(loss * weight for loss, weight in both) / whole) if whole else None
 
 
 def has_own_models(started: RunStarted, evaluation: Evaluated) -> bool:
@@ -172,7 +176,7 @@ def mean_over_silos(started: RunStarted, evaluation: Evaluated) -> float | None:
 
 def silo_unigram_perplexity(silo: SiloFacts) -> float | None:
     """Return the perplexity of the unigram model on a silo, ``None`` where the silo keeps it."""
-    return None if silo["unigram_loss"] is None else math.exp(silo["unigram_loss"])
+    return None if silo["unigram_loss"] is None else perplexity_of(silo["unigram_loss"])
 
 
 def print_summary(
@@ -246,11 +250,14 @@ def format_seconds(value: float | None) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def format_perplexity(value: float | None) -> str:
-    """Return a perplexity with as many digits as mean something."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:,.1f}" if value < 10_000 else f"{value:,.0f}"
+def format_perplexity(value: float | None, loss: float | None = None) -> str:
+    """Return a perplexity as text; see `photon.telemetry.events.perplexity_text`."""
+    return perplexity_text(value, loss=loss)
+
+
+def perplexity_in(row: Mapping[str, Any], key: str) -> str:
+    """Return as text what a summary says of a perplexity: ``initial``, ``final`` or ``unigram``."""
+    return perplexity_text(row[key], loss=row.get(f"{key}_loss"))
 
 
 def privacy_figures(privacy: dict[str, Any]) -> tuple[str, str]:
@@ -291,18 +298,21 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
     initial = next((event for event in evaluations if event.round == 0), None)
     final = evaluations[-1] if evaluations else None
 
-    def of_silo(evaluation: Evaluated | None, name: str) -> float | None:
-        found = evaluation.per_silo.get(name) if evaluation else None
-        return found["perplexity"] if found else None
+    def of_silo(name: str) -> dict[str, float | None]:
+        found = {key: one.per_silo.get(name) if one else None for key, one in both.items()}
+        return {
+            **{key: silo["perplexity"] if silo else None for key, silo in found.items()},
+            **{f"{key}_loss": silo["loss"] if silo else None for key, silo in found.items()},
+        }
 
+    both = {"initial": initial, "final": final}
     return {
-        "initial": initial.perplexity if initial else None,
-        "final": final.perplexity if final else None,
+        **{key: one.perplexity if one else None for key, one in both.items()},
+        **{f"{key}_loss": one.loss if one else None for key, one in both.items()},
         "unigram": unigram_perplexity(started, final),
         "per_silo": {
             silo["name"]: {
-                "initial": of_silo(initial, silo["name"]),
-                "final": of_silo(final, silo["name"]),
+                **of_silo(silo["name"]),
                 "unigram": silo_unigram_perplexity(silo),
             }
             for silo in started.silos
@@ -413,9 +423,9 @@ def _perplexity_table(perplexity: dict[str, Any]) -> Table:
     for heading in ("before", "after", "unigram"):
         table.add_column(heading, justify="right")
     for name, row in _listed(table, perplexity["per_silo"]):
-        table.add_row(Text(name), *(format_perplexity(row[key]) for key in ("initial", "final", "unigram")))
+        table.add_row(Text(name), *(perplexity_in(row, key) for key in ("initial", "final", "unigram")))
     table.add_section()
-    overall = (format_perplexity(perplexity[key]) for key in ("initial", "final", "unigram"))
+    overall = (perplexity_in(perplexity, key) for key in ("initial", "final", "unigram"))
     table.add_row("overall", *overall, style="bold")
     return table
 

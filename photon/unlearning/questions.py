@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from photon.data.chat_windows import ChatEncoder
 from photon.data.documents import Message
 from photon.data.folders import UnreadableError, files_of
-from photon.data.rows import called, row_fault, rows_of, text_fault
+from photon.data.row_files import rows_of
+from photon.data.rows import called, row_fault, text_fault
 from photon.data.template import ChatTemplate, TemplateError
 from photon.data.tokenizer import EosTokenizer
 from photon.errors import PhotonError, printable

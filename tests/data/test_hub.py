@@ -8,7 +8,8 @@ import pytest
 
 from photon.config.schema import DataSection, HubSection
 from photon.data.hub import CORPORA, ensure_hub, hub_documents
-from photon.data.prepared import PreparedData
+from photon.data.prepared import PreparedData, is_prepared
+from photon.data.row_kinds import RowReader
 from photon.data.text_files import read_documents
 from photon.errors import PhotonError
 
@@ -83,9 +84,13 @@ def test_fineweb_edu_from_parquet_up_to_a_number_of_bytes(tmp_path):
 
 def test_files_of_ones_own_with_other_columns(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"body": f"{i}", "lang": "ab"[i % 2]} for i in range(4)])
-    options = {"data_files": [str(tmp_path / "x.jsonl")], "text_field": "body"}
-    assert texts(hub_documents("json", **options)) == {"json": ["0", "1", "2", "3"]}
-    assert texts(hub_documents("json", silo_field="lang", **options)) == {"a": ["0", "2"], "b": ["1", "3"]}
+    files = [str(tmp_path / "x.jsonl")]
+    bodies, by_lang = RowReader("body"), RowReader("body", "lang")
+    assert texts(hub_documents("json", data_files=files, reader=bodies)) == {"json": ["0", "1", "2", "3"]}
+    assert texts(hub_documents("json", data_files=files, reader=by_lang)) == {
+        "a": ["0", "2"],
+        "b": ["1", "3"],
+    }
 
 
 def test_a_rare_silo_does_not_keep_the_stream_open_for_ever(tmp_path, monkeypatch):
@@ -127,7 +132,7 @@ def test_the_hub_is_asked_for_the_corpus_by_its_name_and_configuration(monkeypat
         ("c4", {"data_files": ["{folder}/cut.json.gz"]}, "cut.json.gz cannot be streamed"),
         (
             "c4",
-            {"data_files": ["{folder}/x.jsonl"], "text_field": "body"},
+            {"data_files": ["{folder}/x.jsonl"], "reader": RowReader("body")},
             r"gave no text \(no text field 'body'; name another with --text-field .*its fields: text\)",
         ),
         ("c4", {"data_files": ["{folder}/blank.jsonl"]}, "gave no text"),
@@ -169,10 +174,11 @@ LEFT_OUT = [
 
 def test_a_row_without_text_or_silo_costs_that_row_as_in_files(tmp_path):
     write_lines(tmp_path / "x.jsonl", ROWS)
-    text = hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], silo_field="lang")
+    reader = RowReader(source_field="lang")
+    text = hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], reader=reader)
     assert texts(text) == {"zh": ["good"], "de": ["also good"]}
     assert [(skip.name, skip.reason) for skip in text.skipped] == [("json", reason) for reason in LEFT_OUT]
-    skipped = read_documents(tmp_path / "x.jsonl", [], source_field="lang")
+    skipped = read_documents(tmp_path / "x.jsonl", [], reader)
     assert [skip.reason for skip in skipped] == LEFT_OUT
 
 
@@ -211,7 +217,7 @@ def test_a_line_that_is_no_json_costs_that_line_elsewhere_too(tmp_path, name):
 def test_two_values_that_would_give_one_silo_are_an_error(tmp_path):
     write_lines(tmp_path / "x.jsonl", [{"text": "a", "lang": "zh/CN"}, {"text": "b", "lang": "zh CN"}])
     with pytest.raises(PhotonError, match="'zh/CN' and 'zh CN' give the same silo name 'zh-CN'"):
-        hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], silo_field="lang")
+        hub_documents("json", data_files=[str(tmp_path / "x.jsonl")], reader=RowReader(source_field="lang"))
 
 
 def test_a_field_that_no_row_has_ends_the_stream_early(monkeypatch):
@@ -267,3 +273,62 @@ def test_a_run_prepares_its_corpus_once_and_another_configuration_apart(make_tex
     assert not streams, "what is wrong is told before a download"
     with pytest.raises(PhotonError, match=r"data\.hub is not set"):
         ensure_hub(tmp_path, data.model_copy(update={"hub": None}), 16, 0)
+
+
+@pytest.fixture
+def any_data_set(tmp_path, monkeypatch):
+    """Stand for OWNER/NAME on the hub: a folder of that name, of which ``datasets`` streams the files."""
+    folder = tmp_path / "lab" / "talks"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+
+    def write(rows):
+        write_lines(folder / "train.jsonl", rows)
+
+    return write
+
+
+def test_any_name_on_the_hub_is_streamed_and_gives_a_silo_of_its_name(any_data_set):
+    any_data_set([{"text": "one"}, {"text": None}, {"text": "two"}])
+    text = hub_documents("lab/talks")
+    assert texts(text) == {"talks": ["one", "two"]}
+    assert [skip.reason for skip in text.skipped] == [
+        "1 of 3 rows: text field 'text' holds null, no text (first: row 2)"
+    ]
+
+
+def test_conversations_and_labels_are_streamed_too(any_data_set):
+    said = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    any_data_set([{"messages": said, "text": "a text", "topic": 3}])
+    chats = hub_documents("lab/talks", reader=RowReader("messages", kind="chat"))
+    assert [message.content for message in chats.silos["talks"][0].messages] == ["2+2?", "4"]
+    labelled = hub_documents("lab/talks", reader=RowReader(kind="labelled", label_field="topic"))
+    assert labelled.silos["talks"][0].label == "3"
+
+
+@pytest.mark.parametrize(
+    "name", ["../etc", "lab/talks/more", "lab//talks", "/lab/talks", "lab/", "file://x/y"]
+)
+def test_what_is_no_name_on_the_hub_is_refused_before_it_is_asked(name):
+    with pytest.raises(PhotonError, match=r"is not known: use one of c4.* or OWNER/NAME of a data set"):
+        hub_documents(name)
+
+
+def test_a_run_may_name_any_data_set_with_its_configuration(make_text, tmp_path, monkeypatch):
+    asked = []
+
+    def load_dataset(path, name=None, *, split, streaming):
+        asked.append((path, name))
+        return streamed([{"text": make_text(number)} for number in range(60)])
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    data = DataSection(
+        source="hub",
+        path=None,
+        vocab_size=300,
+        tokenizer=None,
+        partition="iid:2",
+        hub=HubSection(corpus="lab/talks:german", documents_per_silo=40),
+    )
+    assert is_prepared(ensure_hub(tmp_path, data, 16, 0))
+    assert asked == [("lab/talks", "german")]

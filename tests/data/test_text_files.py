@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from photon.data.documents import Document
+from photon.data.row_kinds import RowReader
 from photon.data.text_files import LONG_TEXT, PART_OF_LONG_TEXT, SkippedFile, read_documents, split_long_text
 from photon.errors import PhotonError
 
@@ -21,7 +22,7 @@ class Reading(NamedTuple):
 
 def read(path, **options):
     documents: list[Document] = []
-    return Reading(documents, read_documents(path, documents, **options))
+    return Reading(documents, read_documents(path, documents, RowReader(**options)))
 
 
 GOOD = "Plain text that can be read.\n"
@@ -101,7 +102,7 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
     (tmp_path / "h.json").write_text('{"text": "ten"}\n{"text": "eleven"}\n')
     (tmp_path / "i.json").write_text('{"text": "twelve"}')
     pq.write_table(pa.table({"text": ["thirteen"], "n": [1]}), tmp_path / "j.parquet")
-    (tmp_path / "k.csv").write_text("not,read")
+    (tmp_path / "k.psv").write_text("not|read")
     reading = read(tmp_path)
     assert [document.text for document in reading.documents] == [
         "one\ntwo",
@@ -116,7 +117,7 @@ def test_every_format_is_read_and_folders_recursively_in_the_order_of_names(tmp_
     ]
     assert [skip.reason.split(":")[0] for skip in reading.skipped] == [
         "1 hidden file or folder (.name) left alone",
-        "1 file of other kinds (.csv) that is not read",
+        "1 file of other kinds (.psv) that is not read",
     ]
 
 
@@ -221,7 +222,7 @@ def test_a_bad_row_of_a_parquet_file_costs_that_row(tmp_path):
             f"1 of 6 rows: text field {field!r} holds null, no text (first: row 3)",
             "1 of 6 rows: text holds a NUL byte (first: row 4)",
         ]
-    for field, reason in (("n", "holds a number"), ("none", "no text field 'none'")):
+    for field, reason in (("n", "holds a number"), ("none", "no field 'none'; its fields: text, meta, n")):
         with pytest.raises(PhotonError, match=reason):
             read(tmp_path, text_field=field)
 
@@ -262,8 +263,8 @@ def test_a_bad_byte_in_a_book_costs_its_part(tmp_path):
 @pytest.mark.parametrize(
     "name",
     [
-        *("x.csv", "x.TSV", "part-00000", "x.jsonl.zst", "x.txt.bz2", "x.xz", "x.csv.gz", "x.csv.1", "x.gz"),
-        *("x.jsonl.bak", "x.tar.gz", "x.parquet.gz", "x.arrow", "x.txt.gz.gz", "x.pdf", "1"),
+        *("x.psv", "x.TAB", "part-00000", "x.txt.bz2", "x.xz", "x.psv.gz", "x.psv.1", "x.gz", "x.pdf", "1"),
+        *("x.jsonl.bak", "x.csv.bak", "x.parquet.gz", "x.arrow.zst", "x.txt.gz.gz", "x.mds", "x.tar.xz"),
     ],
 )
 def test_a_name_that_says_another_kind_is_refused_and_never_read_as_plain_text(tmp_path, name):
@@ -274,7 +275,9 @@ def test_a_name_that_says_another_kind_is_refused_and_never_read_as_plain_text(t
     with pytest.raises(PhotonError) as caught:
         read(tmp_path / name)
     assert "\n" not in str(caught.value)
-    told = {"x.csv.gz": ".csv", "x.csv.1": ".csv", "x.txt.gz.gz": ".gz"}.get(name, suffix.lower())
+    told = {"x.psv.gz": ".psv", "x.psv.1": ".psv", "x.txt.gz.gz": ".gz", "x.mds": "MDS"}.get(
+        name, suffix.lower()
+    )
     assert told in str(caught.value)
     (tmp_path / "good.txt").write_text(GOOD)
     reading = read(tmp_path)

@@ -27,6 +27,7 @@ from photon.telemetry.events import (
     SuiteFigures,
     TaskFigures,
     from_json,
+    perplexity_text,
 )
 
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
@@ -309,3 +310,23 @@ def test_events_cannot_be_changed() -> None:
     event = SiloFailed(round=1, silo="a", kind="error", reason="x")
     with pytest.raises(dataclasses.FrozenInstanceError):
         event.round = 2  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("value", "loss", "text"),
+    [
+        (38.24, None, "38.2"),
+        (1062.04, None, "1,062.0"),
+        (11165.4, None, "11,165"),
+        (1.2e128, None, "1e128"),
+        (math.inf, 2000.0, "1e869"),
+        (math.nan, 2000.0, "1e869"),
+        (None, 2000.0, "1e869"),
+        (math.inf, None, "beyond 1e308"),
+        (None, None, "–"),
+        (math.nan, 3.0, "–"),
+        (None, math.inf, "–"),
+    ],
+)
+def test_a_perplexity_is_text_whatever_it_is(value: float | None, loss: float | None, text: str) -> None:
+    assert perplexity_text(value, loss=loss) == text

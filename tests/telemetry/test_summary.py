@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,7 @@ from photon.telemetry.events import (
     SiloEvaluation,
     SiloFailed,
     SiloFinished,
+    plain_json,
 )
 from photon.telemetry.summary import (
     build_summary,
@@ -132,6 +134,20 @@ RUN: list[Event] = [
 ]
 
 
+LOSSES = {"initial_loss": ANY, "final_loss": ANY}
+
+
+def test_a_perplexity_beyond_all_numbers_is_shown_by_its_loss() -> None:
+    event = dataclasses.replace(_evaluated(113.0, 2, math.inf, 100.0), loss=2000.0, perplexity=math.inf)
+    event.per_silo["a"]["loss"] = 2000.0
+    summary = build_summary([_started(), event], weights_sha256=None)
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(console, json.loads(json.dumps(plain_json(summary))), None, None, None)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().count("1e869") >= 2
+    assert "inf" not in console.file.getvalue()
+
+
 def test_the_figures_are_those_computed_by_hand() -> None:
     summary = build_summary(RUN, weights_sha256="ff")
     assert summary == {
@@ -145,13 +161,12 @@ def test_the_figures_are_those_computed_by_hand() -> None:
         "tokens": 192,
         "tree": None,
         "perplexity": {
-            "initial": 1000.0,
-            "final": 80.0,
+            **{"initial": 1000.0, "final": 80.0, "initial_loss": 1.0, "final_loss": 1.0},
             # The geometric mean of 50 and 800, weighted 3 to 1.
             "unigram": pytest.approx((50**3 * 800) ** 0.25),
             "per_silo": {
-                "a": {"initial": 900.0, "final": 60.0, "unigram": pytest.approx(50.0)},
-                "b": {"initial": 1100.0, "final": 100.0, "unigram": pytest.approx(800.0)},
+                "a": {"initial": 900.0, "final": 60.0, **LOSSES, "unigram": pytest.approx(50.0)},
+                "b": {"initial": 1100.0, "final": 100.0, **LOSSES, "unigram": pytest.approx(800.0)},
             },
             "final_round": 2,
             "final_silos": 2,
@@ -225,9 +240,9 @@ def test_the_unigram_model_is_weighed_as_the_evaluation() -> None:
     del evaluation.per_silo["b"]
     summary = build_summary([_started(), evaluation], weights_sha256=None)
     assert summary["perplexity"]["unigram"] == pytest.approx(50)
-    # Before anything is evaluated: by all validation tokens.
+    # Before anything is evaluated there is nothing that it could stand beside.
     summary = build_summary([_started()], weights_sha256=None)
-    assert summary["perplexity"]["unigram"] == pytest.approx((50**3 * 800) ** 0.25)
+    assert summary["perplexity"]["unigram"] is None
 
 
 def test_no_start_is_an_error() -> None:
