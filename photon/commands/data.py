@@ -1,7 +1,7 @@
 """``photon data``: prepare text for training, and look at what was prepared."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -10,7 +10,7 @@ from photon.errors import PhotonError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from photon.data.documents import Document
+    from photon.data.documents import Document, TextKind
     from photon.data.hub import HubText
     from photon.data.row_kinds import RowReader
     from photon.data.spool import Store
@@ -240,7 +240,8 @@ def prepare(
         options |= {"text_field": text_field, "label_field": labelled}
         prepare_files(_parse_silos(silo), output, partition=partition, **options)
     elif hub is not None:
-        reader = row_reader(kind, text_field, field or None, labelled)
+        # A kind that is none is told by what prepares.
+        reader = row_reader(cast("TextKind", kind), text_field, field or None, labelled)
         with Spool.beside(output) as spool:
             text = _read_hub(hub, hub_files or [], (hub_limit, hub_limit_mb), reader, spool.documents)
             # The stream has sorted the documents by the field already.

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from photon.errors import RunError
+from photon.files.processes import is_gone
 
 START_SECONDS = 90.0
 #: How often a SuperExec looks whether a message, or a run, waits for a program. Flower's own is a second.
@@ -125,10 +126,24 @@ def stop_tree(
         for member in asked:
             with contextlib.suppress(psutil.NoSuchProcess):
                 member.terminate()
-        _, alive = psutil.wait_procs(family, timeout=patience)
+        alive = _alive_after(family, patience)
         if not alive:
             break
     for member in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
-    process.wait()
+    _alive_after(alive, patience)
+    if isinstance(process, subprocess.Popen):
+        process.wait()
+
+
+def _alive_after(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Return who of a family has not ended within some seconds.
+
+    One that has ended and that nobody has waited for yet is no process any more: its parent may be waiting
+    for us.
+    """
+    end = time.monotonic() + seconds
+    while (alive := [member for member in family if not is_gone(member)]) and time.monotonic() < end:
+        time.sleep(0.02)
+    return alive

@@ -4,7 +4,7 @@ Labels are words of Photon's own, never a silo's name: so the number of series i
 there are, and whoever reads the metrics learns nothing of any one of them.
 """
 
-from typing import Any
+from typing import Any, cast
 
 from photon import DISTRIBUTION
 from photon.errors import PhotonError
@@ -112,7 +112,7 @@ class PrometheusListener:
         elif isinstance(event, RoundFinished):
             found |= {"round": event.round, "tokens_trained": event.tokens, "train_loss": event.train_loss}
             found["pseudo_gradient_norm"] = event.pseudo_gradient_norm
-            for phase, seconds in event.seconds.items():
+            for phase, seconds in cast("dict[str, float]", event.seconds).items():
                 self._seconds.labels(phase).set(seconds)
         elif isinstance(event, Evaluated):
             found |= {"validation_loss": event.loss, "validation_perplexity": event.perplexity}
