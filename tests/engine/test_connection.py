@@ -1,11 +1,17 @@
 """Which SuperLink a deployed run is given to."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from photon.engine.deployment import deployed_connection
+from photon.config.schema import RunConfig
+from photon.engine import deployment
+from photon.engine.deployment import COMPLETED, Connection, deployed_connection
 from photon.errors import PhotonError
+from photon.telemetry.events import RunFinished
+from photon.telemetry.log import EventLog, read_events
 
 SETTINGS = """
 [superlink]
@@ -41,3 +47,34 @@ def test_anything_else_is_refused(home: Path, settings: str | None, name: str | 
         (home / "config.toml").write_text(settings)
     with pytest.raises(PhotonError, match=said):
         deployed_connection(name)
+
+
+@pytest.mark.parametrize(
+    ("noted", "told", "result"),
+    [
+        ("running", True, COMPLETED),
+        ("finished:completed", True, COMPLETED),
+        ("finished:failed", True, "Flower reports finished:failed"),
+        ("running", False, "Flower reports running"),
+    ],
+)
+def test_a_run_that_says_it_has_finished_is_believed_before_flower_notes_it(
+    run_small: Callable[..., dict[str, Any]],
+    small_config: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    noted: str,
+    told: bool,
+    result: str,
+) -> None:
+    run_small("rounds=1")
+    log = tmp_path / "run" / "events.jsonl"
+    events = [event for event in read_events(log) if told or not isinstance(event, RunFinished)]
+    log.unlink()
+    with EventLog(log) as again:
+        for event in events:
+            again(event)
+    monkeypatch.setattr(deployment, "NOTE_SECONDS", 0.0)
+    monkeypatch.setattr(Connection, "status", lambda self, run_id: noted)
+    config = small_config(f"run_dir={tmp_path / 'run'}")
+    assert Connection("local", {}).follow(config, "1", lambda: False, 0) == result
