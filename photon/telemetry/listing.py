@@ -9,7 +9,7 @@ from typing import Any, Literal
 from photon.files.owner import is_going_on
 
 #: Folders below that a run's own folder may lie in, as in a sweep.
-_LEVELS = 2
+LEVELS = 2
 _EVENTS = "events.jsonl"
 #: Events that say how a run stands; of the others a line is not read.
 _TOLD = ("run_started", "run_finished", "run_interrupted", "round_finished", "evaluated")
@@ -56,7 +56,7 @@ class Listed:
 
 def list_runs(root: Path) -> list[Listed]:
     """Return the runs in a folder and in the folders below it, newest first; one that is broken, too."""
-    found = [_listed(folder, _name(folder, root)) for folder in _folders(root, _LEVELS)]
+    found = [_listed(folder, _name(folder, root)) for folder in run_folders(root)]
     return sorted(found, key=lambda run: (-run.time, run.name))
 
 
@@ -64,7 +64,8 @@ def _name(folder: Path, root: Path) -> str:
     return str(folder.relative_to(root)) if folder != root else folder.resolve().name
 
 
-def _folders(folder: Path, levels: int) -> Iterator[Path]:
+def run_folders(folder: Path, levels: int = LEVELS) -> Iterator[Path]:
+    """Yield the folders of runs in and below a folder; not what is inside of a run."""
     if (folder / _EVENTS).exists() or (folder / "config.yaml").exists():
         yield folder
         return
@@ -74,7 +75,7 @@ def _folders(folder: Path, levels: int) -> Iterator[Path]:
     except OSError:
         return
     for entry in below:
-        yield from _folders(entry, levels - 1)
+        yield from run_folders(entry, levels - 1)
 
 
 def _listed(folder: Path, name: str) -> Listed:
@@ -94,7 +95,13 @@ def _listed(folder: Path, name: str) -> Listed:
             if kind != "evaluated":
                 last = event
             facts["time"] = event["time"]
-        state, reason = _state(last, going_on=is_going_on(folder))
+        ended = last if last.get("event") in ("run_finished", "run_interrupted") else None
+        state, reason = state_of(
+            None if ended is None else ended["event"],
+            str((ended or {}).get("reason") or ""),
+            bad_input=bool((ended or {}).get("bad_input")),
+            going_on=is_going_on(folder),
+        )
         return Listed(name, state, **_checked(facts), reason=reason)
     except OSError as error:
         reason = "no events" if isinstance(error, FileNotFoundError) else error.strerror or "cannot be read"
@@ -104,21 +111,29 @@ def _listed(folder: Path, name: str) -> Listed:
     return Listed(name, "broken", time=time if isinstance(time, float) else 0.0, reason=reason)
 
 
-def _state(last: dict[str, Any], *, going_on: bool) -> tuple[State, str | None]:
-    if last.get("event") == "run_finished":
+def state_of(
+    end: str | None, reason: str = "", *, bad_input: bool = False, going_on: bool
+) -> tuple[State, str | None]:
+    """Return how a run stands, and why it is not finished.
+
+    Parameters
+    ----------
+    end
+        The event with which it has ended, "run_finished" or "run_interrupted"; None: with none so far.
+    reason, bad_input
+        What that event says.
+    going_on
+        Whether a process has the run.
+    """
+    if end == "run_finished":
         return "finished", None
     if going_on:
         return "running", None
-    if last.get("event") == "run_interrupted":
-        reason = str(last.get("reason") or "").split("\n")[0]
-        by_user = not last.get("bad_input") and reason in (
-            "",
-            "stopped",
-            "stopped by the user",
-            "KeyboardInterrupt",
-        )
-        return ("interrupted" if by_user else "failed"), reason or None
-    return "failed", "it was killed"
+    if end is None:
+        return "failed", "it was killed"
+    said = reason.split("\n", maxsplit=1)[0]
+    by_user = not bad_input and said in ("", "stopped", "stopped by the user", "KeyboardInterrupt")
+    return ("interrupted" if by_user else "failed"), said or None
 
 
 def _checked(facts: dict[str, Any]) -> dict[str, Any]:

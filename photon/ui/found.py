@@ -8,12 +8,13 @@ from typing import Any
 
 from photon.errors import PhotonError, printable
 from photon.files.owner import is_going_on
-from photon.telemetry.events import Event, RoundFinished, RunStarted, from_json
+from photon.telemetry.events import Event, RoundFinished, RunFinished, RunInterrupted, RunStarted, from_json
+from photon.telemetry.listing import run_folders, state_of
 from photon.telemetry.log import EVENTS
 from photon.telemetry.summary import format_count, format_perplexity
 
-#: Folders below one that is named in which runs are looked for, and runs that a list shows.
-_DEPTH, _MOST = 3, 500
+#: Runs that a list shows.
+_MOST = 500
 #: Bytes at the end of a file of events that tell how the run stands.
 _LAST = 2**18
 
@@ -22,7 +23,7 @@ def find_runs(where: list[Path]) -> dict[str, Path]:
     """Return folders of runs in and below ``where``, newest first, by names that tell them apart."""
     found: dict[Path, float] = {}
     for root in where:
-        for folder in _folders(root, _DEPTH):
+        for folder in run_folders(root):
             file = folder / EVENTS
             try:
                 found[folder.resolve()] = file.stat().st_mtime
@@ -46,17 +47,6 @@ def _named(folders: list[Path]) -> dict[str, Path]:
         name = next(end for depth, end in zip(depths, ends, strict=True) if counts[depth, end] == 1)
         names[printable(name)] = folder
     return names
-
-
-def _folders(root: Path, depth: int) -> list[Path]:
-    """Return ``root`` and what is below it; not what is inside of a run."""
-    if (root / EVENTS).is_file() or depth == 0:
-        return [root]
-    try:
-        below = sorted(one for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
-    except OSError:
-        return []
-    return [folder for one in below for folder in _folders(one, depth - 1)]
 
 
 @dataclass(frozen=True)
@@ -95,7 +85,7 @@ class Glances:
         number = getattr(done, "round", started.resumed_from or 0)
         state, kind = _state(last, going_on=is_going_on(folder))
         left = None
-        if state == "training" and isinstance(done, RoundFinished):
+        if state == "running" and isinstance(done, RoundFinished):
             seconds = done.seconds["round"]
             left = max(0.0, seconds * (started.rounds - number) - max(0.0, time.time() - done.time))
         return row | {
@@ -139,11 +129,13 @@ class Glances:
 def _state(last: dict[str, Event], *, going_on: bool) -> tuple[str, str]:
     ends = [last[name] for name in ("run_started", "run_finished", "run_interrupted") if name in last]
     newest = max(ends, key=lambda event: event.time, default=None)
-    if newest is last.get("run_finished") and newest is not None:
-        return "finished", "good"
-    if going_on:
-        return "training", "good"
-    return ("interrupted", "warn") if newest is last.get("run_interrupted") else ("not finished", "warn")
+    state: str
+    if isinstance(newest, RunInterrupted):
+        state, _ = state_of("run_interrupted", newest.reason, bad_input=newest.bad_input, going_on=going_on)
+    else:
+        end = "run_finished" if isinstance(newest, RunFinished) else None
+        state, _ = state_of(end, going_on=going_on)
+    return state, "good" if state in ("running", "finished") else "warn"
 
 
 def _typed(line: bytes) -> Event | None:

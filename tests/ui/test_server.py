@@ -121,7 +121,7 @@ def test_how_a_run_stands(tmp_path: Path, serve: Serve, monkeypatch: pytest.Monk
         assert "training, 4 of 10 rounds" in told["html"]["head"]
         assert "left" in told["html"]["head"]
         rows = Page(httpx.get(address).text).table("Runs")
-        assert rows[0][2] == "training"
+        assert rows[0][2] == "running"
         assert rows[0][4] != ""
 
 
