@@ -15,13 +15,11 @@ from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.hydra_line import HelpsWithGroups
 from photon.commands.orchestrate import orchestrate
-from photon.commands.ranking import ranking
-from photon.commands.runs import export, import_, report, runs, summary, watch
+from photon.commands.runs import export, import_, ranking, report, runs, summary, ui, watch
 from photon.commands.serving import chat, serve
 from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.tune import tune
-from photon.commands.ui import ui
 from photon.commands.unlearning import unlearn
 from photon.commands.walltime import app as walltime_app
 

@@ -240,7 +240,6 @@ def prepare(
         options |= {"text_field": text_field, "label_field": labelled}
         prepare_files(_parse_silos(silo), output, partition=partition, **options)
     elif hub is not None:
-        # A kind that is none is told by what prepares.
         reader = row_reader(cast("TextKind", kind), text_field, field or None, labelled)
         with Spool.beside(output) as spool:
             text = _read_hub(hub, hub_files or [], (hub_limit, hub_limit_mb), reader, spool.documents)

@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 from urllib.parse import quote
 
-import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -122,24 +121,6 @@ def print_ranking(rows: Sequence[Ranked], plan: Plan) -> None:
             figure, told = ["–", "–"], Text(row.without, style="yellow")
         table.add_row(*figure, Text(_values(row.job, plan)), told)
     Console().print(table)
-
-
-def ranking(
-    folder: Annotated[Path, typer.Argument(help="Folder of the sweep.")],
-    metric: Annotated[
-        str | None,
-        typer.Option(help="Figure of summary.json to rank by, as in tokens_per_second; else the sweep's."),
-    ] = None,
-    maximize: Annotated[bool, typer.Option("--maximize", help="The largest figure is the best.")] = False,
-) -> None:
-    """Rank the runs of a sweep, the best first, also while it goes on."""
-    plan = Plan.read(folder)
-    if metric is not None:
-        check_metric(metric)
-        plan = Plan(plan.overrides, plan.swept, metric, maximize, plan.configuration)
-    elif maximize:
-        raise PhotonError("--maximize: says how to rank by another figure; name it with --metric")
-    print_ranking(ranked(folder, plan.metric, maximize=plan.maximize), plan)
 
 
 def _values(job: Job, plan: Plan) -> str:
