@@ -13,6 +13,8 @@ from photon.telemetry.events import Evaluated, Event, Notice, RunStarted, SiloFi
 
 #: Bytes that are read at once; no line is as long.
 _CHUNK = 2**22
+#: Bytes at the beginning of a file that tell it from another.
+_HEAD = 512
 #: How a reply begins as it is written today; others are read as any event is.
 _REPLY = re.compile(
     rb'\{"event": "silo_finished", "time": [^,]+, "clock": [^,]+, "round": (\d+), "silo": "([^"\\]*)",'
@@ -40,12 +42,12 @@ class Tail:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._file = 0
         self.begun = 0
         self._begin()
 
     def _begin(self) -> None:
         self._position = 0
+        self._head = b""
         self._size = 0
         self._lines = 0
         self.begun += 1
@@ -95,9 +97,9 @@ class Tail:
         """
         with self._path.open("rb") as file:
             about = self._path.stat()
-            if self._position and (about.st_ino != self._file or about.st_size < self._position):
+            # A file in the place of another may have its number; its first event has a time of its own.
+            if about.st_size < self._position or file.read(len(self._head)) != self._head:
                 self._begin()
-            self._file = about.st_ino
             before, held = self._position, b""
             self._size = about.st_size
             file.seek(self._position)
@@ -106,6 +108,7 @@ class Tail:
                 whole, line_end, rest = (held + read).rpartition(b"\n")
                 held = rest
                 if line_end:
+                    self._head = self._head or whole[:_HEAD]
                     self._position += len(whole) + 1
                     self._take(whole + b"\n")
         if self._position == before:
