@@ -418,6 +418,7 @@ def test_these_are_all_entrances() -> None:
     assert callers == {
         "api/run.py",
         "api/train.py",
+        "commands/silo.py",
         "commands/train.py",
         "commands/tune.py",
         "commands/jobs.py",

@@ -454,6 +454,15 @@ class LinkSection(Section):
         return self
 
 
+class Sources(dict[str, str]):
+    """Keys whose values ``conf/`` takes from other keys, and these; no part of what a configuration is."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sources)
+
+    __hash__ = None
+
+
 class RunConfig(Section):
     """Everything that defines a run."""
 
@@ -485,8 +494,7 @@ class RunConfig(Section):
     federation: FederationSection
     telemetry: TelemetrySection
 
-    #: Keys whose values ``conf/`` takes from other keys, and these.
-    _taken: dict[str, str] = PrivateAttr(default_factory=dict)
+    _taken: Sources = PrivateAttr(default_factory=Sources)
 
     @model_validator(mode="after")
     def _possible(self) -> "RunConfig":

@@ -218,7 +218,7 @@ TEMPLATE = r"""{% import "parts" as parts %}
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{{ policy }}">
+<meta http-equiv="Content-Security-Policy" content="{{ policy | safe }}">
 <meta name="generator" content="Photon {{ version }}">
 <title>{{ page.title }} · Photon report</title>
 <style>

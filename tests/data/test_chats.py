@@ -95,7 +95,7 @@ def encoder(tokenizer: EosTokenizer, folder: Path, template: str | None, length:
     [
         ([1], "not an object"),
         ({"text": "x"}, "no field 'messages' with messages"),
-        ({"messages": "hello"}, "holds a value of another type (str), no list"),
+        ({"messages": "hello"}, "holds a text, no list"),
         ({"messages": []}, "no message of the assistant"),
         ({"messages": said(("user", "hi"))}, "no message of the assistant"),
         ({"messages": ["hi"]}, "no object with role and content"),
@@ -330,7 +330,7 @@ def test_a_share_has_the_marks_of_its_windows(prepared: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--kind", "chat", "--embedded"], "--kind chat reads files"),
+        (["--kind", "chat", "--embedded"], "--kind chat reads rows"),
         (["--kind", "story", "--silo", "a={file}"], "kind 'story' is not understood"),
         (["--kind", "chat", "--silo", "a={text}"], "plain text holds no messages"),
         (["--kind", "chat", "--silo", "a={file}", "--text-field", "chat"], "no field 'chat' with messages"),

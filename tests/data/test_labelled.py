@@ -117,7 +117,7 @@ def test_the_command_takes_labels_and_says_what_does_not_go_with_them(texts: Pat
     for words, told in (
         (["--labelled", "of", "--kind", "chat", *given], "--labelled and --kind chat exclude each other"),
         (["--kind", "labelled", *given], "--labelled: names the field with the labels"),
-        (["--labelled", "of", "--embedded"], "--kind labelled reads files"),
+        (["--labelled", "of", "--embedded"], "--kind labelled reads rows"),
     ):
         failed = CliRunner().invoke(app, ["prepare", "--output", str(texts / "other"), *words])
         assert told in str(failed.exception)

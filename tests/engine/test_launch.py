@@ -110,7 +110,7 @@ def test_a_killed_simulation_leaves_nothing_and_goes_on(
     environment: dict[str, str], corpus: Path, tmp_path: Path
 ) -> None:
     """While it runs it has one owner; when that is killed outright, all it started ends by itself."""
-    whole = small_run("cohort=2", "rounds=16", data=corpus, run_dir=tmp_path / "reference")
+    whole = small_run("cohort=2", "rounds=40", data=corpus, run_dir=tmp_path / "reference")
     reference = run_inprocess(prepare_run(whole), answer, resume=False)
     run_dir = tmp_path / "run"
     # So many that it is not over before it is killed, on a busy machine, too.
@@ -118,7 +118,7 @@ def test_a_killed_simulation_leaves_nothing_and_goes_on(
         "train",
         *SMALL,
         "cohort=2",
-        "rounds=16",
+        "rounds=40",
         "federation=simulation",
         f"data.path={corpus}",
         f"run_dir={run_dir}",
@@ -195,7 +195,8 @@ def test_data_that_is_not_there_is_told_before_anything_is_started(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.splitlines() == [
-        f"photon: {tmp_path / 'nowhere'} is not a folder: give one that `photon data prepare` wrote"
+        f"photon: data.path: {tmp_path / 'nowhere'} is not a folder: give one that `photon data prepare` "
+        "wrote"
     ]
     assert not (tmp_path / "run").exists()
 

@@ -290,7 +290,7 @@ def test_what_cannot_be_served_is_one_line(
     assert "needs a key" in refused(export, "--host", "0.0.0.0", "--port", 0)
     assert "needs a key" in refused(export, "--host", "::", "--port", 0)
     assert "no such address" in refused(export, "--host", "nowhere.invalid", "--port", 0)
-    assert "not an exported model" in refused(tmp_path, "--port", 0)
+    assert "nor an exported model" in refused(tmp_path, "--port", 0)
     (export / "tokenizer.json").rename(tmp_path / "tokenizer.json")
     assert "no tokenizer.json" in refused(export, "--port", 0)
     key = tmp_path / "key"

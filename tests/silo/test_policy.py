@@ -297,7 +297,9 @@ def test_a_silo_can_keep_its_validation_figures(
     (started,) = events_of(run_dir, RunStarted)
     facts = {silo["name"]: silo for silo in started.silos}
     assert facts["beta"]["validation_tokens"] is facts["beta"]["unigram_loss"] is None
-    assert summary["perplexity"]["per_silo"]["beta"] == {"initial": None, "final": None, "unigram": None}
+    assert summary["perplexity"]["per_silo"]["beta"] == dict.fromkeys(
+        ("initial", "final", "unigram", "initial_loss", "final_loss")
+    )
     alpha = PreparedData.open(silo_folders["alpha"]).manifest.silos["alpha"]
     assert facts["alpha"]["unigram_loss"] == alpha.unigram_loss
     # Nothing that lies on the server holds one of beta's figures.

@@ -16,6 +16,7 @@ from photon.telemetry.samples import SAMPLES, Sample, read_samples
 def test_a_run_writes_a_text_every_few_rounds(run_small: Callable[..., Any], tmp_path: Path) -> None:
     run_small(
         "telemetry=samples",
+        "telemetry.report=true",
         "telemetry.listeners.3.every=2",
         "telemetry.sample_tokens=5",
         "rounds=3",

@@ -235,7 +235,9 @@ def test_a_capsule_without_its_archive_is_missing_and_the_rest_goes_on(
     settings = RunSettings(replicas=1, regimes=["open"])
     done = make(toy, RefusingSolver(), settings, tmp_path / "out", shut)
     assert (done.made, done.failed) == (2, {"capsule": 2})
-    assert "the capsule's archive is not there" in done.examples["capsule"]
+    # Of the two, the one that was looked at first.
+    told = done.examples["capsule"]
+    assert "the capsule's archive is not there" in told or "names no archive of its capsule" in told
     assert done.left_out == [("line 5", "Expecting value: line 1 column 1 (char 0)")]
     (toy / "toy-1").rename(toy / "toy-2")
     done = make(toy, RefusingSolver(), settings, tmp_path / "out", shut)
