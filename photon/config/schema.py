@@ -20,7 +20,7 @@ from photon.config.admission import AdmissionSection, GuardSection, StandingLeas
 from photon.config.evaluation import FurtherEvaluation
 from photon.config.floats import tagged
 from photon.config.privacy import PrivacySection
-from photon.config.section import Section
+from photon.config.section import Section, Sources
 from photon.config.trackers import WandbSection
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
@@ -452,15 +452,6 @@ class LinkSection(Section):
         if url is not None and "://" not in url and not url.startswith("/"):
             raise ValueError(f"link.store.url={url}: give an absolute folder or a URL")
         return self
-
-
-class Sources(dict[str, str]):
-    """Keys whose values ``conf/`` takes from other keys, and these; no part of what a configuration is."""
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sources)
-
-    __hash__ = None
 
 
 class RunConfig(Section):
