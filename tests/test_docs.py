@@ -23,6 +23,7 @@ from photon import DISTRIBUTION
 from photon.cli import main
 from photon.commands.app import app
 from photon.commands.orchestrate import RunsByDefault
+from photon.commands.ranking import DEFAULT_METRIC
 from photon.commands.search import read_search
 from photon.config.compose import compose, load, split_overrides
 from photon.config.schema import RunConfig
@@ -217,7 +218,7 @@ def overrides_compose(overrides: list[str]) -> None:
     if any(PLACEHOLDER.search(override) for override in overrides):
         return
     if "hydra/sweeper=optuna" in overrides:
-        read_search(overrides, maximize=False)
+        read_search(overrides, DEFAULT_METRIC, maximize=False)
         return
     plain = [override for override in overrides if not override.startswith("hydra")]
     first = [re.sub(r"=([^,\[{]+),.*", r"=\1", override) for override in plain]

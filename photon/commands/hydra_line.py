@@ -168,6 +168,11 @@ class HelpsWithGroups(typer.core.TyperCommand):
         )
 
 
+def key_of(override: str) -> str:
+    """Return the key that an override sets."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def in_one_line(error: Exception) -> str:
     """Return what an error of a library says, in one line that begins with its type."""
     return f"{type(error).__name__}: {first_line(error)}"

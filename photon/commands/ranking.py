@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from photon.commands.hydra_line import key_of
 from photon.commands.jobs import Job, Plan, jobs_in
 from photon.components import nearest
 from photon.errors import PhotonError
@@ -125,7 +126,7 @@ def print_ranking(rows: Sequence[Ranked], plan: Plan) -> None:
 
 def _values(job: Job, plan: Plan) -> str:
     """Return the overrides that tell a run from the others of its sweep."""
-    return " ".join(one for one in job.overrides if one.partition("=")[0].lstrip("+~") in plan.swept)
+    return " ".join(one for one in job.overrides if key_of(one) in plan.swept)
 
 
 def _shown_file(job: Job) -> Path:

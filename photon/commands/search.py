@@ -3,14 +3,14 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 from photon import DISTRIBUTION
-from photon.commands.hydra_line import in_one_line
+from photon.commands.hydra_line import in_one_line, key_of
+from photon.commands.jobs import Plan
 from photon.config.compose import compose
 from photon.config.explain import explain_hydra_error
 from photon.config.folders import conf_dir
@@ -32,37 +32,15 @@ _REFUSED = {
 }
 
 
-@dataclass(frozen=True)
-class Search:
-    """What a sweep tries.
+class Search(NamedTuple):
+    """What a sweep tries: its plan, the overrides to add for Hydra, and the folder."""
 
-    Attributes
-    ----------
-    overrides
-        Those that say what is trained, in order.
-    swept
-        The keys that have more than one value.
-    settings
-        Overrides to add for Hydra.
-    folder
-        Of the sweep.
-    configuration
-        Hash of all that the swept values compose to.
-    """
-
-    overrides: list[str]
-    swept: list[str]
+    plan: Plan
     settings: list[str]
     folder: str
-    configuration: str
 
 
-def key_of(override: str) -> str:
-    """Return the key that an override sets."""
-    return override.partition("=")[0].lstrip("+~")
-
-
-def read_search(overrides: Sequence[str], *, maximize: bool) -> Search:
+def read_search(overrides: Sequence[str], metric: str, *, maximize: bool) -> Search:
     """Read what a sweep tries, and compose each value once, the other keys at their first value.
 
     Raises
@@ -95,7 +73,7 @@ def read_search(overrides: Sequence[str], *, maximize: bool) -> Search:
     if sum(named) + len(named) > _LONGEST_NAME or any("/" in one for values in choices for one in values[1:]):
         settings.append("hydra.sweep.subdir=${hydra.job.num}")
     what = [one for one in overrides if not key_of(one).startswith(_HOW)]
-    return Search(what, swept, settings, sweep["dir"], configuration)
+    return Search(Plan(what, swept, metric, maximize, configuration), settings, sweep["dir"])
 
 
 def _choices(overrides: Sequence[str]) -> tuple[list[list[str]], list[str]]:

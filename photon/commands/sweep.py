@@ -8,10 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from photon.commands.hydra_line import call_hydra, in_one_line
+from photon.commands.hydra_line import call_hydra, in_one_line, key_of
 from photon.commands.jobs import PLAN, SWEEPER, Plan
 from photon.commands.ranking import RANKING, Ranked, check_metric, print_ranking, ranked, write_ranking
-from photon.commands.search import key_of, read_search
+from photon.commands.search import read_search
 from photon.errors import PhotonError, RunError
 from photon.files.owner import OWNER, held
 
@@ -46,9 +46,8 @@ def sweep(
         If runs failed; the others are trained, ranked and compared all the same.
     """
     check_metric(metric)
-    search = read_search(overrides, maximize=maximize)
-    folder = Path(search.folder)
-    plan = Plan(search.overrides, search.swept, metric, maximize, search.configuration)
+    plan, settings, where = read_search(overrides, metric, maximize=maximize)
+    folder = Path(where)
     with held(folder, "hydra.sweep.dir") as is_ours:
         if not is_ours:
             raise PhotonError(f"{folder}: another sweep is at work there; choose another hydra.sweep.dir")
@@ -56,7 +55,7 @@ def sweep(
         plan.write(folder)
         kept = [one for one in overrides if key_of(one) != "hydra.sweep.dir"]
         escaped = str(folder).replace("\\", "\\\\").replace('"', '\\"').replace("$", "\\$")
-        arguments = ["--multirun", *kept, *search.settings, f'hydra.sweep.dir="{escaped}"']
+        arguments = ["--multirun", *kept, *settings, f'hydra.sweep.dir="{escaped}"']
         os.environ[SWEEPER] = str(os.getpid())
         try:
             ended = _run(arguments, train_one)

@@ -67,9 +67,10 @@ def tune(
 
 def _composed(origin: "Origin", prepared: "PreparedData", overrides: list[str]) -> "RunConfig":
     """Return the configuration of a run of one silo; what it starts from and reads is put in later."""
+    from photon.commands.hydra_line import key_of
     from photon.config.compose import compose
 
-    keys = {override: override.partition("=")[0].lstrip("+~") for override in overrides}
+    keys = {override: key_of(override) for override in overrides}
     for override, key in keys.items():
         if key in _DECIDED:
             mend = "--output" if key == "run_dir" else "--data" if key.startswith("data") else "SOURCE"

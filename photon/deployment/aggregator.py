@@ -34,6 +34,7 @@ from photon.deployment.place import (
     ENVIRONMENT,
     SILO_FILE,
     Place,
+    check_as_noted,
     claim,
     environment_file,
     environment_of,
@@ -245,16 +246,12 @@ def init(
 def _chosen(folder: Path, hosts: Sequence[str], port: int | None, proxy: bool | None) -> Aggregator:
     if (folder / AGGREGATOR_FILE).exists():
         noted = read_settings_file(folder, AGGREGATOR_FILE, Aggregator, "photon aggregator init")
-        for option, given, before in (
+        options = (
             ("--host", list(dict.fromkeys(hosts)) or None, noted.hosts),
             ("--port", port, noted.port),
             ("--proxy", proxy, noted.proxy),
-        ):
-            if given is not None and given != before:
-                raise PhotonError(
-                    f"{folder}: {option} was {before} when it was made, and silos may have been told; "
-                    "choose another folder"
-                )
+        )
+        check_as_noted(folder, options, ", and silos may have been told; choose another folder")
         return noted
     hosts = list(dict.fromkeys(hosts)) or [socket.getfqdn()]
     for host in hosts:

@@ -28,6 +28,7 @@ from photon.deployment.place import (
     ENVIRONMENT,
     SILO_FILE,
     Place,
+    check_as_noted,
     claim,
     environment_file,
     environment_of,
@@ -172,16 +173,12 @@ def _chosen(folder: Path, name: str | None, data: Path | None, node_config: str 
         data = place_of(data, AGGREGATOR_FILE)
     if (folder / SILO_FILE).exists():
         noted = read_settings_file(folder, SILO_FILE, Silo, "photon silo init")
-        for option, given, before in (
+        options = (
             ("--name", name, noted.name),
             ("--data", data, noted.data),
             ("--node-config", node_config, noted.node_config),
-        ):
-            if given is not None and given != before:
-                raise PhotonError(
-                    f"{folder}: {option} was {str(before)!r} when it was made; change it in {SILO_FILE}, or "
-                    "choose another folder"
-                )
+        )
+        check_as_noted(folder, options, f"; change it in {SILO_FILE}, or choose another folder")
         return noted
     if name is None:
         raise PhotonError("--name: say what the silo is called; no other silo may be called so")

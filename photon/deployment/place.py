@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psutil
 from pydantic import BaseModel, ValidationError
@@ -143,6 +143,27 @@ def read_settings_file(folder: Path, name: str, kind: type[_Settings], init: str
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise PhotonError(f"{file}: {where}: {first['msg']}; mend it by hand") from None
+
+
+def check_as_noted(folder: Path, options: Iterable[tuple[str, Any, Any]], mend: str) -> None:
+    """Check that what is given is what `init` noted.
+
+    Parameters
+    ----------
+    options
+        Of each option its name, what is given (None: nothing), and what was noted.
+    mend
+        What to do if it is not.
+
+    Raises
+    ------
+    PhotonError
+        If it is not.
+    """
+    for option, given, noted in options:
+        if given is not None and given != noted:
+            shown = str(noted) if isinstance(noted, Path) else noted
+            raise PhotonError(f"{folder}: {option} was {shown!r} when it was made{mend}")
 
 
 def environment_of(folder: Path, home: Path | None = None) -> dict[str, str]:

@@ -3,6 +3,10 @@
 They are Python strings, because Flower's app bundle carries no files of other kinds.
 """
 
+from functools import lru_cache
+
+import jinja2
+
 STYLE = r""":root {
   color-scheme: light dark;
   --page: #f4f6f8; --card: #ffffff; --ink: #1b1f24; --muted: #56606c; --line: #d5dae1;
@@ -240,3 +244,15 @@ TEMPLATE = r"""{% import "parts" as parts %}
 </body>
 </html>
 """
+
+
+@lru_cache
+def templates(**pages: str) -> jinja2.Environment:
+    """Return templates by name, with the ``parts`` that pages are made of; all text is escaped."""
+    return jinja2.Environment(
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        loader=jinja2.DictLoader({"parts": PARTS, **pages}),
+    )

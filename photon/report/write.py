@@ -5,10 +5,7 @@ security policy allows these two scripts alone, by their hashes, and forbids it 
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
-
-import jinja2
 
 from photon import __version__
 from photon.errors import PhotonError
@@ -19,7 +16,7 @@ from photon.report.page import Page
 from photon.report.run import Run
 from photon.report.script import BEGIN, SCRIPT
 from photon.report.single import run_page
-from photon.report.template import PARTS, STYLE, TEMPLATE
+from photon.report.template import STYLE, TEMPLATE, templates
 
 
 def write_report(runs: Sequence[Path], output: Path) -> None:
@@ -69,7 +66,7 @@ def html_of(page: Page) -> str:
     script = SCRIPT + BEGIN
     allowed = f"{source_of(script)} {source_of(library())}" if charts else "'none'"
     return (
-        environment()
+        templates(page=TEMPLATE)
         .get_template("page")
         .render(
             page=page,
@@ -80,16 +77,4 @@ def html_of(page: Page) -> str:
             library=packed_library() if charts else "",
             script=script,
         )
-    )
-
-
-@lru_cache
-def environment() -> jinja2.Environment:
-    """Return the report's templates, ``page`` and the ``parts`` that it is made of; all text is escaped."""
-    return jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.DictLoader({"page": TEMPLATE, "parts": PARTS}),
     )

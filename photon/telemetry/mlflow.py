@@ -11,7 +11,7 @@ from photon.errors import PhotonError
 from photon.telemetry.aside import Aside
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.listener import ListenerRun
-from photon.telemetry.rows import Rows, numbers_of
+from photon.telemetry.rows import Rows, leaves, numbers_of
 
 #: Tag by which a run that goes on is found again.
 _TAG = "photon.run"
@@ -80,7 +80,7 @@ class MlflowListener:
     def _log_config(self, run_id: str, config: dict[str, Any]) -> None:
         from mlflow.entities import Param
 
-        params = [Param(_name(key), value[:_LONGEST_PARAM]) for key, value in _leaves(config).items()]
+        params = [Param(_name(key), str(value)[:_LONGEST_PARAM]) for key, value in leaves(config, ".")]
         for start in range(0, len(params), _MOST_PARAMS):
             self._client.log_batch(run_id, params=params[start : start + _MOST_PARAMS])
 
@@ -130,12 +130,3 @@ def _name(name: str) -> str:
     """
     group, _, rest = re.sub(r"[^\w\-. /]", "_", name).partition("/")
     return f"{group}/{rest.replace('/', '.')}" if rest else group
-
-
-def _leaves(content: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(content, dict):
-        found: dict[str, str] = {}
-        for key, value in content.items():
-            found |= _leaves(value, f"{prefix}.{key}" if prefix else str(key))
-        return found
-    return {prefix: str(content)}

@@ -6,6 +6,7 @@ Silos are named, and of more than `MOST_SILOS` of them there are only the figure
 
 import math
 import numbers
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,16 +66,22 @@ class Rows:
         return Row(event.round, event.time, values)
 
 
-def numbers_of(content: Any, prefix: str = "") -> dict[str, float]:
+def numbers_of(content: Any) -> dict[str, float]:
     """Return the finite numbers in nested mappings, under names such as ``perplexity/final``."""
-    if isinstance(content, dict):
-        found: dict[str, float] = {}
-        for key, value in content.items():
-            found |= numbers_of(value, f"{prefix}/{key}" if prefix else str(key))
-        return found
-    if isinstance(content, numbers.Real) and not isinstance(content, bool) and math.isfinite(content):
-        return {prefix: float(content)}
-    return {}
+    return {
+        name: float(value)
+        for name, value in leaves(content, "/")
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    }
+
+
+def leaves(content: Any, separator: str, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what nested mappings hold, each with the keys that lead to it."""
+    if not isinstance(content, dict):
+        yield name, content
+        return
+    for key, value in content.items():
+        yield from leaves(value, separator, f"{name}{separator}{key}" if name else str(key))
 
 
 def _round_metrics(event: RoundFinished) -> dict[str, float | None]:

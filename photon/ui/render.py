@@ -1,14 +1,11 @@
 """The HTML of the pages: every place by its name, as a page begins with it and is told of it later."""
 
-from functools import lru_cache
 from typing import Any
-
-import jinja2
 
 from photon import __version__
 from photon.report.library import script_json
 from photon.report.page import Page, Panel, Table
-from photon.report.template import PARTS, STYLE
+from photon.report.template import STYLE, templates
 from photon.ui.health import Progress
 from photon.ui.log import Line
 from photon.ui.template import FRAME, LIVE, LIVE_STYLE
@@ -31,7 +28,7 @@ def fragments(
 
     Charts are not in it: they are drawn by the page's script.
     """
-    template: Any = environment().get_template("live").module
+    template = _live()
     if page is None or progress is None:
         return dict.fromkeys(PLACES, "") | {"head": str(template.fault(name, fault))}
     html = {
@@ -53,14 +50,13 @@ def fragments(
 
 def figures(panel: Panel) -> str:
     """Return the table of the figures behind a chart."""
-    template: Any = environment().get_template("live").module
-    return str(template.figures(panel))
+    return str(_live().figures(panel))
 
 
 def framed(title: str, body: str, data: dict[str, Any]) -> str:
     """Return a whole page around ``body``, which is HTML, with what its script needs."""
     return (
-        environment()
+        templates(frame=FRAME)
         .get_template("frame")
         .render(title=title, body=body, data=script_json(data), version=__version__, style=STYLE + LIVE_STYLE)
     )
@@ -68,35 +64,24 @@ def framed(title: str, body: str, data: dict[str, Any]) -> str:
 
 def run_body(html: dict[str, str]) -> str:
     """Return the body of a run's page."""
-    template: Any = environment().get_template("live").module
-    return str(template.body(PLACES, html))
+    return str(_live().body(PLACES, html))
 
 
 def comparison_body(page: Page) -> str:
     """Return the body of a page on several runs."""
-    template: Any = environment().get_template("live").module
-    return str(template.comparison(page))
+    return str(_live().comparison(page))
 
 
 def list_body(rows: list[dict[str, Any]], where: list[str]) -> str:
     """Return the body of the list of runs."""
-    template: Any = environment().get_template("live").module
-    return str(template.runs(rows, where))
+    return str(_live().runs(rows, where))
 
 
 def list_rows(rows: list[dict[str, Any]]) -> str:
     """Return the rows of the list of runs."""
-    template: Any = environment().get_template("live").module
-    return str(template.run_rows(rows))
+    return str(_live().run_rows(rows))
 
 
-@lru_cache
-def environment() -> jinja2.Environment:
-    """Return the templates; all text is escaped."""
-    return jinja2.Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.DictLoader({"parts": PARTS, "live": LIVE, "frame": FRAME}),
-    )
+def _live() -> Any:
+    """Return the macros of the pages."""
+    return templates(live=LIVE).get_template("live").module
