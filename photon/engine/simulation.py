@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import tomli_w
+from rich.console import Console
 
 from photon import code
 from photon.config.folders import photon_home
@@ -27,6 +28,10 @@ CONNECTION = "photon"
 #: Nodes of a simulation, where not more silos train at a time. Flower's engine hands each node one message
 #: every tenth of a second, and looks at every message for every node.
 NODES = 16
+#: What Ray logs when its processes were not up after thirty seconds, which nothing can set.
+RAY_WAS_LATE = "The current node timed out during startup"
+#: How often a run is given to Flower before that ends it.
+STARTS = 3
 
 
 class Simulation:
@@ -67,16 +72,26 @@ class Simulation:
             If the user stopped it; the run can be resumed.
         """
         app_log = self._home / "app.log"
+        say = Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print
         with self.superlink() as superlink:
             earlier = earlier_events(self._run_dir)
-            run_id = self.connection.submit(
-                self._config,
-                resume=self._resume,
-                settings=self._home / "run-config.toml",
-                resources=self._resources(),
-            )
-            end = self.connection.follow(self._config, run_id, lambda: superlink.poll() is None, earlier)
-            app_log.write_text(self.connection.log(run_id))
+            for start in range(1, STARTS + 1):
+                run_id = self.connection.submit(
+                    self._config,
+                    resume=self._resume,
+                    settings=self._home / "run-config.toml",
+                    resources=self._resources(),
+                )
+                end = self.connection.follow(self._config, run_id, lambda: superlink.poll() is None, earlier)
+                logged = self.connection.log(run_id)
+                app_log.write_text(logged)
+                # One that has told of an event has begun, and is to be resumed instead.
+                late = end != COMPLETED and RAY_WAS_LATE in logged
+                if not late or earlier_events(self._run_dir) > earlier:
+                    break
+                end = "Ray did not start within 30 s: other work keeps this machine busy"
+                if start < STARTS:
+                    say(f"{end}; starting again")
         if end != COMPLETED:
             raise RunError(f"{end}; see {app_log} and {self._log}")
 
