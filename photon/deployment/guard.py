@@ -32,8 +32,9 @@ _STATE, _PATH = "PHOTON_SILO_STATE", "PHOTON_SILO_PATH"
 def own_bundle(approved: ApprovedCode) -> Bundle:
     """Return the bundle that the installed Photon makes of itself."""
     approved.make()
-    # A service may have no home to write to.
-    return Bundle.read(build_bundle(app_folder(approved.folder)))
+    # A service may have no other folder to write to.
+    with app_folder(approved.folder) as app:
+        return Bundle.read(build_bundle(app))
 
 
 def become_supernode(arguments: list[str], node_config: str, state: Path) -> NoReturn:

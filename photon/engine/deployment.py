@@ -68,10 +68,11 @@ class Connection:
         settings.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(tomli_w.dumps({"config": config.text, "resume": resume}))
         simulation = [] if resources is None else ["--federation-config", resources]
-        answer = self.flwr(
-            *("run", str(app_folder()), self.name, "--run-config", str(settings)),
-            *(*simulation, "--format", "json"),
-        )
+        with app_folder() as app:
+            answer = self.flwr(
+                *("run", str(app), self.name, "--run-config", str(settings)),
+                *(*simulation, "--format", "json"),
+            )
         try:
             return str(json.loads(answer)["run-id"])
         except (ValueError, KeyError) as error:

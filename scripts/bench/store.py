@@ -33,8 +33,8 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,8 @@ class Usage:
     def __init__(self) -> None:
         self.peaks: dict[str, Peak] = defaultdict(Peak)
         self._spent: dict[int, float] = {}
-        self._history: list[tuple[float, float]] = [(0.0, 0.0)]
+        self._kinds: dict[int, str] = {}
+        self._history: list[tuple[float, dict[str, float]]] = [(0.0, {})]
 
     def sample(self, family: list[psutil.Process]) -> None:
         for process in family:
@@ -151,11 +152,28 @@ class Usage:
                 for sign, kind in KINDS.items():
                     if sign in words:
                         self.peaks[kind].sample(process.pid)
-        self._history.append((time.time(), sum(self._spent.values())))
+                        self._kinds[process.pid] = kind
+        by_kind: dict[str, float] = defaultdict(float)
+        for pid, seconds in self._spent.items():
+            by_kind[self._kinds.get(pid, "others")] += seconds
+        self._history.append((time.time(), by_kind))
 
-    def between(self, ends: list[float]) -> list[float]:
-        """Return the CPU seconds spent between moments (seconds since the epoch)."""
-        spent = [max(cpu for moment, cpu in self._history if moment <= end) for end in ends]
+    def between(self, ends: list[float], kinds: Collection[str] | None = None) -> list[float]:
+        """Return the CPU seconds spent between moments (seconds since the epoch).
+
+        Parameters
+        ----------
+        kinds
+            Of the processes that count, as `KINDS` has them; None: all.
+        """
+        spent = [
+            max(
+                sum(cpu for kind, cpu in by_kind.items() if kinds is None or kind in kinds)
+                for moment, by_kind in self._history
+                if moment <= end
+            )
+            for end in ends
+        ]
         return [b - a for a, b in itertools.pairwise(spent)]
 
 
@@ -226,8 +244,9 @@ def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argpars
     config = config_of(size, case, run_dir, store, arguments.rounds)
     shapes = shapes_of(config)
     settings = folder / "run-config.toml"
+    app: AbstractContextManager[Path]
     if case == "fedavg":
-        app, result = fedavg_app(folder / "app"), ends
+        app, result = nullcontext(fedavg_app(folder / "app")), ends
         given = {"shapes": shapes, "rounds": arguments.rounds, "output": str(ends)}
         (folder / "settings.json").write_text(json.dumps(given))
         settings.write_text(tomli_w.dumps({"settings": str(folder / "settings.json")}))
@@ -238,10 +257,13 @@ def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argpars
         settings.write_text(tomli_w.dumps({"config": config.text}))
     usage = Usage()
     with (
+        app as made,
         deployment(folder, parts, store) as (flwr, family),
         sampled(lambda: usage.sample(family()), 0.2),
     ):
-        run = json.loads(flwr("run", str(app), CONNECTION, "--run-config", str(settings), "--format", "json"))
+        run = json.loads(
+            flwr("run", str(made), CONNECTION, "--run-config", str(settings), "--format", "json")
+        )
         wait_for(result, flwr, str(run["run-id"]), folder / "flower.log")
     if case == "fedavg":
         times = json.loads(ends.read_text())

@@ -132,7 +132,19 @@ VARIATIONS = {
         ["schedule.final_fraction=0.3"],
         TWO_BITS,
     ],
-    "MuLoCo, averaged": [[QUICK], ["model.recipe.warmup_steps=16"], ["optimizer.weight_decay=0.1"], TWO_BITS],
+    "MuLoCo, averaged": [
+        [QUICK],
+        ["model.recipe.warmup_steps=16"],
+        ["optimizer.weight_decay=0.1"],
+        TWO_BITS,
+        ["optimizer.momentum=0.7"],
+        ["optimizer.momentum=0.9"],
+        ["schedule.final_fraction=0.2"],
+        # Synchronous until the rate has warmed up, and longer.
+        ["transition=synchronous", "transition.step=32", "rounds=54"],
+        ["transition=synchronous", "transition.step=96", "rounds=114"],
+        ["transition=synchronous", "transition.step=96", "transition.local_steps=4", "rounds=42"],
+    ],
     "DiLoCo": [["schedule.final_fraction=0.3"], ["strategy.local_state=sync"]],
     "synchronous Muon": [["optimizer.momentum=0.8", "schedule.final_fraction=0.3"]],
 }

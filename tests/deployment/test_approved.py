@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,9 @@ pytestmark = [pytest.mark.deployment, pytest.mark.timeout(900)]
 
 def app_without_the_check(folder: Path, trace: str) -> Path:
     """Make an app of Photon's that has nothing of the check, and leaves a file wherever it is imported."""
-    own = app_folder()
-    shutil.copytree(own / "conf", folder / "conf")
-    left_out = shutil.ignore_patterns("__pycache__", "deployment", "cli.py", "commands")
-    shutil.copytree(own / "photon", folder / "photon", ignore=left_out)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(own / name, folder)
+    left_out = shutil.ignore_patterns("deployment", "cli.py", "commands")
+    with app_folder() as own:
+        shutil.copytree(own, folder, ignore=left_out)
     client = folder / "photon" / "client_app.py"
     touch = f"import os, pathlib\npathlib.Path(os.environ['FLWR_HOME'], '{trace}').touch()\n"
     client.write_text(client.read_text() + touch)
@@ -49,7 +47,7 @@ def test_one_changed_byte_is_refused_and_the_round_goes_on(
         for state, folder in ((alpha, known), (beta, changed)):
             subprocess.run([PHOTON, "silo", "approve", str(state), str(folder), "--yes"], check=True)
         deployment.up()
-        monkeypatch.setattr("photon.engine.deployment.app_folder", lambda: changed)
+        monkeypatch.setattr("photon.engine.deployment.app_folder", lambda: nullcontext(changed))
         run = deployment.submit(["rounds=2", "cohort=1", "federation.silos=1"])
         assert run.wait() == COMPLETED, run.log()
         summary = json.loads((run.run_dir / "summary.json").read_text())

@@ -66,16 +66,17 @@ class User:
     def runs(self, run_dir: Path, *overrides: str) -> None:
         """Do a run to its end with ``flwr run``, in a terminal with the aggregator's environment."""
         text = " ".join([*SMALL_DEPLOYED, *overrides, f"run_dir={run_dir}"])
-        done = subprocess.run(
-            [
-                *("bash", "-euc", 'set -a; . agg/flower.env; set +a; exec flwr run "$@"', "-"),
-                *(str(app_folder()), "aggregator", "--stream", "--run-config", f"overrides='{text}'"),
-            ],
-            cwd=self.home,
-            env=self._environment | {"PATH": f"{Path(PHOTON).parent}:{os.environ['PATH']}"},
-            capture_output=True,
-            text=True,
-        )
+        with app_folder() as app:
+            done = subprocess.run(
+                [
+                    *("bash", "-euc", 'set -a; . agg/flower.env; set +a; exec flwr run "$@"', "-"),
+                    *(str(app), "aggregator", "--stream", "--run-config", f"overrides='{text}'"),
+                ],
+                cwd=self.home,
+                env=self._environment | {"PATH": f"{Path(PHOTON).parent}:{os.environ['PATH']}"},
+                capture_output=True,
+                text=True,
+            )
         assert done.returncode == 0, done.stdout + done.stderr
         assert (run_dir / "summary.json").exists(), done.stdout + done.stderr
 

@@ -69,7 +69,7 @@ def _run(
     config = composed(*SMALL_DEPLOYED, "cohort=null", "federation.wait_for_silos=0", "local_steps=1")
     config = config.model_copy(update={"run_dir": str(run_dir)})
     sites = {
-        node: {"data-dir": str(data), "state-dir": str(tmp_path / f"state-{node}")}
+        node: {"data-dir": str(data), "state-dir": str(tmp_path / f"state-{node}"), "worker": False}
         for node, data in folders.items()
     }
     run_federation(prepare_run(config), Grid(sites, keys, late), resume=False, live=False)
@@ -85,7 +85,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-@pytest.mark.slow
 def test_one_that_joins_under_a_name_that_is_taken_is_turned_away(
     keys: dict[str, bytes], silo_folders: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -105,7 +104,6 @@ def test_an_admitted_name_waits_for_its_key(
     assert done == [(1, "beta"), (2, "alpha"), (2, "beta"), (3, "alpha"), (3, "beta")]
 
 
-@pytest.mark.slow
 def test_one_that_is_ejected_is_out_in_the_next_round(
     home: Path, keys: dict[str, bytes], silo_folders: dict[str, Path], tmp_path: Path
 ) -> None:
