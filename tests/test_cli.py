@@ -87,6 +87,31 @@ def test_help_explains_every_command_quickly(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "rouds=3"], "did you mean 'rounds'?"),
+        (["resume", "nowhere"], "is nowhere the folder of a run?"),
+        (["export", "nowhere", "out"], "nowhere: no such folder"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere: no such folder"),
+        (["chat", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_what_is_mistyped_is_told_before_anything_heavy_is_imported(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    code = (
+        "import sys, photon.cli\n"
+        f"sys.argv = ['photon', *{arguments!r}]\n"
+        "try:\n    photon.cli.main()\n"
+        "finally:\n    print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert done.stdout == "False False\n"
+
+
 def test_a_sweep_trains_every_combination_and_compares_them(corpus: Path, tmp_path: Path) -> None:
     done = photon(
         *("train", "-m", *SMALL, f"data.path={corpus}", "cohort=2", "rounds=2"),

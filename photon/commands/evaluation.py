@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from photon.commands.given import Model
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
+    model: Model,
     data: Annotated[Path | None, typer.Option(metavar="DIR", help="Prepared data.")] = None,
     tasks: Annotated[
         str | None,
@@ -137,7 +139,7 @@ def _on_data(
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
+    model: Model,
     prompt: Annotated[str, typer.Option(help="Text to continue; empty starts a new document.")],
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from photon.commands.given import RunFolder
 from photon.errors import PhotonError, printable
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def ranking(
 
 
 def export(
-    run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    run_dir: RunFolder,
     output: Annotated[Path, typer.Argument(help="Folder to write.")],
     sparse: Annotated[
         bool,

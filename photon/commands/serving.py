@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
-_Model = Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")]
+from photon.commands.given import Model
+
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def chat(
-    model: _Model,
+    model: Model,
     system: Annotated[
         str | None, typer.Option(help="What the system says first, by the chat template.")
     ] = None,
@@ -50,7 +51,7 @@ def chat(
 
 
 def serve(
-    model: _Model,
+    model: Model,
     host: Annotated[
         str, typer.Option(help="Address to listen at; others than loopback need a key.")
     ] = "127.0.0.1",

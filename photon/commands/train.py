@@ -70,10 +70,18 @@ def train(
     for argument in arguments:
         if argument.startswith("run_dir="):
             refuse_if_going_on(Path(argument.removeprefix("run_dir=")))
-    from photon.config.compose import compose
-    from photon.preflight import preflight, preflight_file
+    if base is None:
+        from photon.config.compose import compose
 
-    config = preflight(compose(arguments)) if base is None else preflight_file(base, arguments)
+        # A key that is misspelt is told at once, too.
+        composed = compose(arguments)
+        from photon.preflight import preflight
+
+        config = preflight(composed)
+    else:
+        from photon.preflight import preflight_file
+
+        config = preflight_file(base, arguments)
     if show:
         typer.echo(config.text, nl=False)
         return
@@ -91,6 +99,9 @@ def resume(
 ) -> None:
     """Go on with a run that was stopped, from its newest checkpoint or from an earlier one that is kept."""
     refuse_if_going_on(run_dir)
+    from photon.config.compose import load
+
+    load(run_dir / "config.yaml")  # What is wrong with it is told at once.
     from photon.engine.start import start
     from photon.preflight import preflight_file
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from photon.commands.given import Model
 from photon.errors import PhotonError
 from photon.files.owner import owned, refuse_if_going_on
 
@@ -21,7 +22,7 @@ _DECIDED = ("data", "data.path", "data.source", "model", "model.warm_start", "ru
 
 def tune(
     context: typer.Context,
-    source: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.")],
+    source: Model,
     silo: Annotated[str, typer.Option(help="Name of the silo.")],
     data: Annotated[
         Path | None,

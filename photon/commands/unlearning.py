@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from photon.commands.given import Export
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
 
 _FILE = "JSON or JSON lines with question, answer and edge."
 
-
-_Export = Annotated[Path, typer.Argument(help="Folder of an exported model.")]
 _Output = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not exist.")]
 _Forget = Annotated[Path, typer.Option(metavar="FILE", help=f"What is to be forgotten: {_FILE}")]
 _Reference = Annotated[
@@ -78,7 +78,7 @@ _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
 def unlearn(
-    export: _Export,
+    export: Export,
     output: _Output,
     forget: _Forget,
     reference: _Reference,
