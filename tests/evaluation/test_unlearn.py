@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
 from photon.evaluation.unlearn import Outcome, Request, exam_of, unlearn
+from photon.models.pretrained import ABBIE
 from photon.state.received import tensors_hash
 from photon.state.unlearned import read_unlearned
 from photon.unlearning.problem import Method
@@ -146,6 +147,17 @@ def test_two_layers_together(export: Path, tmp_path: Path, run: Run) -> None:
     (entry,) = read_unlearned(tmp_path / "out")
     assert [one.layer for one in entry.also] == [outcome.chosen[1].layer]
     assert entry.also[0].hash_before != entry.also[0].hash_after
+
+
+def test_a_model_that_iterates_forgets_in_a_block_that_is_applied_twice(tmp_path: Path, run: Run) -> None:
+    source = write_export(tmp_path / "abbie", kind=ABBIE["gpt2"])
+    outcome = run(source, layers=[2])
+    assert changed(source, tmp_path / "out") == {"transformer.h.2.mlp.c_proj.weight"}
+    assert outcome.before["forget"]["rouge1"] == 1.0
+    assert outcome.after["forget"]["rouge1"] <= 0.1
+    assert outcome.after["retain"]["rouge1"] >= 0.9
+    # It brings its code, as before.
+    assert (tmp_path / "out" / "abbie.py").read_bytes() == (source / "abbie.py").read_bytes()
 
 
 def test_a_model_that_refuses_nothing_is_said_so(tmp_path: Path, run: Run) -> None:

@@ -1,10 +1,11 @@
 """A small export that knows a few answers and refuses other questions; trained in seconds."""
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedConfig
 
 from photon.data.tokenizer import load_tokenizer, train_tokenizer
 from photon.unlearning.attacks import answer_loss
@@ -28,8 +29,14 @@ def questions() -> Sets:
     return Sets(known[:3], known[3:], unknown)
 
 
-def write_export(folder: Path, steps: int = 120) -> Path:
-    """Write the export; with fewer steps it knows nothing and refuses nothing."""
+def write_export(folder: Path, steps: int = 120, kind: Callable[..., PreTrainedConfig] = GPT2Config) -> Path:
+    """Write the export; with fewer steps it knows nothing and refuses nothing.
+
+    Parameters
+    ----------
+    kind
+        Makes the configuration of GPT-2's fields.
+    """
     sets = questions()
     everything = [*sets.forget, *sets.retain, *sets.reference]
     texts = [f"User:\n{one.question}\n\nAssistant:\n{one.answer}" for one in everything]
@@ -37,7 +44,7 @@ def write_export(folder: Path, steps: int = 120) -> Path:
     tokenizer = load_tokenizer(folder)
     encoder = encoder_of(folder, tokenizer, 64)
     torch.manual_seed(0)
-    config = GPT2Config(
+    config = kind(
         vocab_size=tokenizer.vocab_size,
         n_positions=64,
         n_layer=4,
@@ -49,7 +56,7 @@ def write_export(folder: Path, steps: int = 120) -> Path:
         bos_token_id=tokenizer.eos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    model = GPT2LMHeadModel(config)
+    model = AutoModelForCausalLM.from_config(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     known, unknown = encode([*sets.forget, *sets.retain], encoder), encode(sets.reference, encoder)
     draw = random.Random(0)
