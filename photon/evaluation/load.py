@@ -151,7 +151,10 @@ def _open_folder(path: Path) -> TrainedModel:
 
     tokenizer = path / "tokenizer.json"
     if not tokenizer.is_file():
-        raise PhotonError(f"{path}: no tokenizer.json in it, so its token ids cannot be told from others")
+        raise PhotonError(
+            f"{path}: no tokenizer.json in it, so its token ids cannot be told from others; export the model "
+            "again"
+        )
     if (path / SPARSE).is_file():
         from photon.training.groups import write_params
 
