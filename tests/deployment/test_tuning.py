@@ -28,7 +28,11 @@ pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1500)]
 
 
 def figures_of(events: list[Event]) -> list[tuple[int, object]]:
-    return [(e.round, e.tasks["quiz"]["metrics"]) for e in events if isinstance(e, TasksEvaluated)]
+    return [
+        (e.round, e.tasks["quiz"]["metrics"])
+        for e in events
+        if isinstance(e, TasksEvaluated) and not e.failure
+    ]
 
 
 def test_preferences_are_tuned_and_tasks_asked_as_in_one_process(

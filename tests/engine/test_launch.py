@@ -159,7 +159,11 @@ def test_a_killed_simulation_leaves_nothing_and_goes_on(
 
 
 def figures_of(events: list[Event]) -> list[tuple[int, Any]]:
-    return [(e.round, e.tasks["quiz"]["metrics"]) for e in events if isinstance(e, TasksEvaluated)]
+    return [
+        (e.round, e.tasks["quiz"]["metrics"])
+        for e in events
+        if isinstance(e, TasksEvaluated) and not e.failure
+    ]
 
 
 @pytest.mark.slow
