@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from photon.config.compose import load
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 
 if TYPE_CHECKING:
@@ -130,9 +130,10 @@ def check_tokenizer_of(sha256: str | None, file: Path | None, data: PreparedData
         return
     if file is not None and _canonical(file) == _canonical(data.tokenizer_path / "tokenizer.json"):
         return
+    own = "and the model's own" if file is None else printable(file.parent)
     raise PhotonError(
         f"{data.path}: prepared with another tokenizer ({wanted[:12]}…) than the model's "
-        f"({str(sha256)[:12]}…); prepare the text with --tokenizer and the model's own"
+        f"({str(sha256)[:12]}…); prepare the text with --tokenizer {own}"
     )
 
 
