@@ -137,6 +137,18 @@ def check_tokenizer_of(sha256: str | None, file: Path | None, data: PreparedData
     )
 
 
+def check_tokenizer_beside(model: Path, data: Path) -> None:
+    """Check that prepared data is of the tokenizer in a model's folder, if one is there.
+
+    Raises
+    ------
+    PhotonError
+        If the data was prepared with another one, or cannot be opened.
+    """
+    if (model / "tokenizer.json").is_file():
+        check_tokenizer_of(None, model / "tokenizer.json", PreparedData.open(data))
+
+
 def _canonical(file: Path) -> str:
     """Return a tokenizer as prepared data has it: the same one may be written down in several ways."""
     from photon.data.tokenizer import load_tokenizer

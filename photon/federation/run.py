@@ -12,10 +12,8 @@ from flwr.serverapp import Grid
 
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
-from photon.data.prepared import PreparedData
 from photon.data.source import prepared_path
 from photon.errors import PhotonError, RunError
-from photon.evaluation.load import check_tokenizer_of
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
 from photon.federation.run_tasks import RunTasks, check_tasks
@@ -131,8 +129,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     Raises
     ------
     PhotonError
-        If a new run would overwrite one, there is nothing to go on from, the folder cannot be written, or a
-        new run would go on from a model with tokens that mean something else in its data.
+        If a new run would overwrite one, there is nothing to go on from, or the folder cannot be written.
     """
     assert config.run_dir is not None, "prepare_run fills it in"
     run_dir = Path(config.run_dir)
@@ -145,8 +142,6 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
     if resume:
         _changed(config, run_dir)
-    else:
-        _check_tokenizer(config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):
@@ -156,15 +151,6 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
             f"{run_dir}: cannot be written ({error.strerror}); choose another run_dir"
         ) from error
     return run_dir
-
-
-def _check_tokenizer(config: RunConfig) -> None:
-    """Check that data was prepared with the tokenizer of the model to start from, if both are here."""
-    if config.model.warm_start is None or config.data.path is None:
-        return
-    tokenizer = Path(config.model.warm_start) / "tokenizer.json"
-    if tokenizer.is_file():
-        check_tokenizer_of(None, tokenizer, PreparedData.open(Path(config.data.path)))
 
 
 def _changed(config: RunConfig, run_dir: Path) -> str | None:
