@@ -68,8 +68,7 @@ def test_preferences_are_tuned_and_tasks_asked_as_in_one_process(
     assert (summary["weights_sha256"], summary["engine"]) == (reference["weights_sha256"], "deployment")
     assert [number for number, _ in figures_of(events)] == [1, 2]
     assert figures_of(events) == figures_of(read_events(tmp_path / "reference" / "events.jsonl"))
-    finished = [event for event in events if isinstance(event, SiloFinished)]
-    assert finished
-    assert not any(BASE in event.group_bytes_down for event in finished), (
-        "the first evaluation has brought it"
-    )
+    # Who goes on with a run does not know what silos have, and brings it once more.
+    first = [event for event in events if isinstance(event, SiloFinished) and event.round == 1]
+    assert first
+    assert not any(BASE in event.group_bytes_down for event in first), "the first evaluation has brought it"
