@@ -34,7 +34,7 @@ from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pi
 from photon.objective.base import Objective
 from photon.objective.configured import check_adapter, check_arrays, objective_of
 from photon.strategy.base import Strategy, check_group, strategy_of
-from photon.subfederation.config import node_sections
+from photon.subfederation.config import check_participants, node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
 from photon.training.schedule import build_schedule
@@ -360,7 +360,7 @@ def _check_nodes(config: RunConfig) -> None:
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
                 _check_over_federations(rules, inner)
-            _check_participants(rules, node)
+            check_participants(rules, config.privacy, node)
         except ValidationError as error:
             problem = error.errors()[0]
             key = ".".join(str(part) for part in problem["loc"])
@@ -389,16 +389,3 @@ def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
         )
     if strategy.silos_only is not None:
         raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
-
-
-def _check_participants(rules: RunConfig, node: TreeNode) -> None:
-    children = len(node.children)
-    most = min(node.cohort or children, children) + (node.data is not None)
-    if node.quorum is not None and node.quorum > most:
-        raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")
-    least = strategy_of(rules).least_cohort
-    if node.children and least > most:
-        raise PhotonError(
-            f"strategy.fold.liars: needs {least} participants in a round, and there are {most}; lower it, or "
-            "set another fold in the node's strategy"
-        )

@@ -50,6 +50,14 @@ def test_what_a_command_reads_has_been_made_above_it() -> None:
         made |= new
 
 
+def test_what_the_quickstart_does_not_install_is_installed_first() -> None:
+    """The environment of the tests has every extra; that of the quickstart has none."""
+    needs = {"--tasks": "eval", "import gguf:": "gguf", "photon serve": "serve", "adapter=": "tune"}
+    extras = {extra for command, extra in needs.items() for block in blocks(PAGE) if command in block}
+    (installed,) = re.findall(r"^pip install .*\[(.*)\]", blocks(PAGE)[0], re.MULTILINE)
+    assert set(installed.split(",")) == extras
+
+
 def test_silos_and_tasks_are_the_kinds_that_the_script_makes(chats: ModuleType) -> None:
     assert set(re.findall(r"--silo (\w+)=", PAGE)) == set(chats.KINDS)
     for kind, file in re.findall(r"--silo (\w+)=runs/chats/chats/(\w+)\.jsonl", PAGE):

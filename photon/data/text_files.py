@@ -89,7 +89,7 @@ def read_documents(path: Path, documents: Store, reader: RowReader = _TEXTS) -> 
     PhotonError
         If ``path`` does not exist, or nothing in it can be read.
     """
-    found_before = len(documents)
+    found_before, had_rows = len(documents), False
     skipped: list[SkippedFile] = []
 
     def leave(file: str, reason: str) -> None:
@@ -107,15 +107,24 @@ def read_documents(path: Path, documents: Store, reader: RowReader = _TEXTS) -> 
             for told in _take(found, "parts" if form.form == "plain" else "rows", documents):
                 leave(name, told)
         except UnreadableError as error:
+            had_rows = had_rows or isinstance(error, _UnusableRowsError)
             del documents[before:], skipped[left:]
             leave(name, str(error))
     if len(documents) == found_before:
         reasons = "; ".join(f"{skip.file}: {skip.reason}" for skip in skipped[:3])
+        if had_rows:
+            raise PhotonError(
+                f"{printable(path)} holds no row that can be used ({reasons}): mend its rows, or give others"
+            )
         raise PhotonError(
             f"{printable(path)} holds no text that can be read ({reasons or 'the folder is empty'}): "
             f"give {READ}, or a folder of them"
         )
     return skipped
+
+
+class _UnusableRowsError(UnreadableError):
+    """A file was read, and none of its rows is what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,9 @@ def _take(found: Iterable[Document | _Fault], what: str, documents: Store) -> li
             documents.append(document)
     if not used:
         there = f"; its fields: {fields}" if fields else ""
-        raise UnreadableError(f"{worst}{there}" if (worst := faults.worst()) else f"holds no {what}")
+        if (worst := faults.worst()) is None:
+            raise UnreadableError(f"holds no {what}")
+        raise (_UnusableRowsError if what == "rows" else UnreadableError)(f"{worst}{there}")
     return list(faults.told(used, what))
 
 

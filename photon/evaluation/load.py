@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from photon.config.compose import load
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 
 if TYPE_CHECKING:
@@ -130,10 +130,23 @@ def check_tokenizer_of(sha256: str | None, file: Path | None, data: PreparedData
         return
     if file is not None and _canonical(file) == _canonical(data.tokenizer_path / "tokenizer.json"):
         return
+    own = "and the model's own" if file is None else printable(file.parent)
     raise PhotonError(
         f"{data.path}: prepared with another tokenizer ({wanted[:12]}…) than the model's "
-        f"({str(sha256)[:12]}…); prepare the text with --tokenizer and the model's own"
+        f"({str(sha256)[:12]}…); prepare the text with --tokenizer {own}"
     )
+
+
+def check_tokenizer_beside(model: Path, data: Path) -> None:
+    """Check that prepared data is of the tokenizer in a model's folder, if one is there.
+
+    Raises
+    ------
+    PhotonError
+        If the data was prepared with another one, or cannot be opened.
+    """
+    if (model / "tokenizer.json").is_file():
+        check_tokenizer_of(None, model / "tokenizer.json", PreparedData.open(data))
 
 
 def _canonical(file: Path) -> str:
@@ -151,7 +164,10 @@ def _open_folder(path: Path) -> TrainedModel:
 
     tokenizer = path / "tokenizer.json"
     if not tokenizer.is_file():
-        raise PhotonError(f"{path}: no tokenizer.json in it, so its token ids cannot be told from others")
+        raise PhotonError(
+            f"{path}: no tokenizer.json in it, so its token ids cannot be told from others; export the model "
+            "again"
+        )
     if (path / SPARSE).is_file():
         from photon.training.groups import write_params
 

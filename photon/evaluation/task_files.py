@@ -108,7 +108,7 @@ def read_task(file: Path, shots: int) -> LocalTask:
     except UnreadableError as error:
         raise PhotonError(f"{printable(file)}: {error}") from None
     if not rows:
-        raise PhotonError(f"{printable(file)}: holds no rows")
+        raise PhotonError(f"{printable(file)}: holds no rows; give it questions, a row each")
     form = _form_of(file, rows[0][1])
     questions = []
     for number, row in rows:

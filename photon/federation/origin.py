@@ -9,6 +9,7 @@ import torch
 
 from photon.config.decided import agreed
 from photon.config.schema import RunConfig
+from photon.evaluation.load import check_tokenizer_beside
 from photon.federation.assignment import Assignment
 from photon.files.atomic import write_text
 from photon.link.pipelines import check_names
@@ -71,14 +72,17 @@ def first_params(
     Raises
     ------
     PhotonError
-        If the model cannot be built, a codec is for parameters that are not there, or something would leave
-        the silos without the noise or the masks that the run promises.
+        If the model cannot be built, the data was prepared with another tokenizer than the model to start
+        from, a codec is for parameters that are not there, or something would leave the silos without the
+        noise or the masks that the run promises.
     """
     kept: StateGroups = {}
     if assignment is not None:
         params = load_groups(assignment.groups_file(run_dir))[PARAMS]
         kept = strategy.local.begins_with(params)
     else:
+        if config.model.warm_start is not None and config.data.path is not None:
+            check_tokenizer_beside(Path(config.model.warm_start), Path(config.data.path))
         model = model_of(config, vocab_size)
         strategy.local.attach(model)
         params = read_params(model)

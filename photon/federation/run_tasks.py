@@ -7,6 +7,7 @@ of the round depends on it, and a run that goes on knows from its events what is
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -74,9 +75,10 @@ class RunTasks:
         self._stream = stream
 
     def after(self, checkpoint: Checkpoint) -> None:
-        """Ask a checkpoint's model what is due after its round, unless that was done before.
+        """Ask a checkpoint's model what is due after its round, unless its figures are there.
 
-        What goes wrong is told in the event; it never ends the run.
+        What goes wrong is told in the event; it never ends the run. A run that goes on from there asks again:
+        who stops a run may end the process that asks first.
         """
         server_round = checkpoint.state.round
         if not is_due(self._config, server_round):
@@ -108,7 +110,8 @@ def _told(results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_done(events: Iterable[Event], server_round: int) -> bool:
     return any(
-        isinstance(event, TasksEvaluated) and event.round == server_round for event in current_history(events)
+        isinstance(event, TasksEvaluated) and event.round == server_round and event.failure is None
+        for event in current_history(events)
     )
 
 
@@ -155,7 +158,8 @@ def _carried_out(job: TaskJob, threads: int | None) -> str | None:
     if ended.returncode == 0:
         return None
     if ended.returncode < 0:
-        return f"the process that asks was ended by signal {-ended.returncode}; memory may be short"
+        why = "; memory may be short" if ended.returncode == -signal.SIGKILL else ""
+        return f"the process that asks was ended by signal {-ended.returncode}{why}"
     if (job.folder / FAILURE).is_file():
         return one_line((job.folder / FAILURE).read_text(encoding="utf-8"))
     return one_line((ended.stderr.strip().splitlines() or ["the process that asks ended without a word"])[-1])

@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from photon.config.compose import compose
-from photon.config.schema import Component, LinkSection, RunConfig
+from photon.config.schema import Component, LinkSection, PrivacySection, RunConfig
 from photon.config.tree import TreeNode, plain_tree
+from photon.errors import PhotonError
+from photon.federation.secure import threshold_of
 from photon.silo.site import SiloSite
+from photon.strategy.base import strategy_of
 from photon.telemetry import log
 from photon.training.schedule import resolve_schedule
 
@@ -104,3 +107,36 @@ def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:
     if node.strategy is not None:
         sections["strategy"] = Component.model_validate({**config.strategy.as_mapping(), **node.strategy})
     return sections
+
+
+def check_participants(rules: RunConfig, privacy: PrivacySection, node: TreeNode) -> None:
+    """Check that a node has as many participants as its rounds take.
+
+    Parameters
+    ----------
+    rules
+        The run's configuration with the sections that the node sets.
+    privacy
+        Of the run: what a node sets itself is for what it sends.
+    node
+        The node.
+
+    Raises
+    ------
+    PhotonError
+        If it has too few for its quorum, its fold or a masked sum.
+    """
+    children = len(node.children)
+    most = min(node.cohort or children, children) + (node.data is not None)
+    if node.quorum is not None and node.quorum > most:
+        raise PhotonError(f"quorum={node.quorum} is larger than the {most} that train in a round; lower it")
+    if not node.children:
+        return
+    least = strategy_of(rules).least_cohort
+    if least > most:
+        raise PhotonError(
+            f"strategy.fold.liars: needs {least} participants in a round, and there are {most}; lower it, or "
+            "set another fold in the node's strategy"
+        )
+    if privacy.secure_aggregation:
+        threshold_of(privacy, most)

@@ -120,7 +120,8 @@ def test_rows_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
 
 
 def test_nothing_that_can_be_used_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(PhotonError, match="chosen and rejected are equal") as refusal:
+    told = r"holds no row that can be used \(.*chosen and rejected are equal .*\): mend its rows"
+    with pytest.raises(PhotonError, match=told) as refusal:
         prepared(tmp_path, [{"prompt": "q", "chosen": "a", "rejected": "a"}])
     assert "\n" not in str(refusal.value)
     with pytest.raises(PhotonError, match=r"no train pair that can be used: both sides together") as refusal:

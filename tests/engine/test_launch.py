@@ -15,12 +15,16 @@ import psutil
 import pytest
 
 from photon.engine.inprocess import run_inprocess
+from photon.evaluation.task_process import carry_out
+from photon.federation import run_tasks
 from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.state.checkpoint import CheckpointStore
-from photon.telemetry.events import RoundFinished, RunInterrupted
+from photon.telemetry.events import Event, RoundFinished, RunInterrupted, TasksEvaluated
 from photon.telemetry.log import read_events
+from tests.adapted import adapted, write_quiz
 from tests.conftest import SMALL, small_run
+from tests.objective.test_sft import write_chats
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -152,6 +156,56 @@ def test_a_killed_simulation_leaves_nothing_and_goes_on(
     assert resumed.returncode == 0, said
     summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     assert summary["weights_sha256"] == reference["weights_sha256"]
+
+
+def figures_of(events: list[Event]) -> list[tuple[int, Any]]:
+    return [
+        (e.round, e.tasks["quiz"]["metrics"])
+        for e in events
+        if isinstance(e, TasksEvaluated) and not e.failure
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_simulation_that_is_killed_at_its_tasks_asks_them_once(
+    environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter tuned on conversations: weights, and figures of each round, are those of one process."""
+    pytest.importorskip("lm_eval")
+    tuning = adapted(tmp_path, "sft", write_chats)
+    write_quiz(tmp_path / "quizzes")
+    run = [*tuning.overrides, "cohort=2", "rounds=2", "evaluation.tasks=[quiz]", "evaluation.tasks_every=1"]
+    monkeypatch.chdir(tmp_path)
+    run += ["evaluation.task_data=quizzes"]
+    with monkeypatch.context() as patch:
+        patch.setattr(run_tasks, "_carried_out", lambda job, _: carry_out(job))
+        whole = small_run(*run, data=tuning.data, run_dir=tmp_path / "reference")
+        reference = run_inprocess(prepare_run(whole), answer, resume=False)
+    run_dir = tmp_path / "run"
+    where = ["federation=simulation", f"data.path={tuning.data}", f"run_dir={run_dir}"]
+    training = photon("train", *SMALL, *run, *where, env=environment)
+    while not (run_dir / ".tasks").exists():
+        assert training.poll() is None, training.stdout.read() if training.stdout else ""
+        time.sleep(0.05)
+    training.kill()
+    training.wait()
+    end = time.monotonic() + 60
+    while _processes_with(environment["PHOTON_HOME"]) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert _processes_with(environment["PHOTON_HOME"]) == [], "those who ask are ended, too"
+    assert figures_of(read_events(run_dir / "events.jsonl")) == []
+    resumed = photon("resume", str(run_dir), env=environment)
+    said, _ = resumed.communicate(timeout=600)
+    assert resumed.returncode == 0, said
+    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    assert summary["weights_sha256"] == reference["weights_sha256"]
+    events = read_events(run_dir / "events.jsonl")
+    assert [e.round for e in events if isinstance(e, RoundFinished)] == [1, 2]
+    figures = figures_of(events)
+    assert [number for number, _ in figures] == [1, 2]
+    assert figures == figures_of(read_events(tmp_path / "reference" / "events.jsonl"))
+    assert not (run_dir / ".tasks").exists()
 
 
 def flwr_run(

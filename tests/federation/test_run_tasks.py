@@ -156,13 +156,33 @@ def test_what_goes_wrong_is_one_line_and_the_run_goes_on(
     summary = run_small(*settings(task_data, "evaluation.tasks_every=2"), "rounds=3")
     assert (summary["status"], summary["tasks"]) == ("finished", None)
     first, second = evaluations(tmp_path / "run")
-    assert str(first.failure).startswith("the process that asks was ended by signal 9")
+    assert str(first.failure) == "the process that asks was ended by signal 9; memory may be short"
     assert second.tasks == {}
     monkeypatch.setattr(run_tasks, "command", lambda _: ["sh", "-c", "echo one >&2; echo two >&2; exit 1"])
     run_small(*settings(task_data), "rounds=1", name="other")
     assert [event.failure for event in evaluations(tmp_path / "other")] == ["two"]
     write_report([tmp_path / "run"], tmp_path / "report.html")
     assert "no figures of tasks" in (tmp_path / "report.html").read_text()
+
+
+def test_who_was_ended_before_it_had_asked_is_asked_again(
+    small_config: Callable[..., RunConfig], task_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who stops a run ends all of its processes, and this one is perhaps the first."""
+    config = prepare_run(small_config(*settings(task_data), "rounds=1"))
+    with monkeypatch.context() as patch:
+        patch.setattr(run_tasks, "command", lambda _: ["sh", "-c", "kill -15 $$"])
+        run_inprocess(config, answer, resume=False)
+    (stopped,) = evaluations(tmp_path / "run")
+    assert stopped.failure == "the process that asks was ended by signal 15"
+    monkeypatch.setattr(run_tasks, "_carried_out", lambda job, _: carry_out(job))
+    for _ in range(2):
+        summary = run_inprocess(config, answer, resume=True)
+    assert [(event.round, event.failure is None) for event in evaluations(tmp_path / "run")] == [
+        (1, False),
+        (1, True),
+    ]
+    assert summary["tasks"]["round"] == 1
 
 
 @pytest.mark.slow

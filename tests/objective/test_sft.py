@@ -346,6 +346,19 @@ def test_a_run_starts_from_an_export_and_gets_better(
     assert last["loss"] < first["loss"]
 
 
+def test_data_of_another_tokenizer_than_the_model_s_is_refused(
+    chats: Path, lone_chats: Path, run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    run_small(*CHATS, "rounds=1", "cohort=1", "telemetry.export=true", data=lone_chats, name="base")
+    warm = ["model=custom", f"model.warm_start={tmp_path / 'base' / 'export'}"]
+    rest = [one for one in SMALL if not one.startswith("model.")]
+    own = ["model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=2", f"data.path={chats}"]
+    config = composed(*rest, *warm, *CHATS, *own, f"run_dir={tmp_path / 'warm'}")
+    with pytest.raises(PhotonError, match=r"another tokenizer .*; prepare .* --tokenizer .*/base/export$"):
+        run_inprocess(prepare_run(config), answer, resume=False)
+    assert not list((tmp_path / "warm" / "checkpoints").glob("round-*"))
+
+
 def test_files_of_the_model_are_found_from_where_the_run_is_started(
     chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -332,13 +332,16 @@ def test_a_tree_without_data_is_refused(config: Callable[..., RunConfig]) -> Non
         ("{children: [a], link: {inline_limit_mb: -1}}", "north: inline_limit_mb"),
         ("{children: [a, b], quorum: 3}", "north: quorum=3 is larger than the 2 that train"),
         ("{children: [a, b], cohort: 1, quorum: 2}", "north: quorum=2 is larger than the 1 that train"),
+        ("{children: [a, b], cohort: 1}", "north: privacy.secure_aggregation: the sum over one silo is its"),
     ],
 )
 def test_rules_that_cannot_be_are_refused_before_anything_starts(
     config: Callable[..., RunConfig], north: str, message: str
 ) -> None:
+    secure = ["privacy=secure", "privacy.allow_unmasked=true", "link.uplink_payload=update"]
+    masked = secure if "secure" in message else []
     with pytest.raises(PhotonError, match=message):
-        config("run", f"federation.tree={{north: {north}, south: [c]}}", "strategy=worldlm")
+        config("run", f"federation.tree={{north: {north}, south: [c]}}", "strategy=worldlm", *masked)
 
 
 @pytest.mark.parametrize(
