@@ -75,6 +75,24 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian"], "train"),
+        (["data", "prepar"], "prepare"),
+        (["silo", "aprove"], "approve"),
+        (["aggregator", "ini"], "init"),
+        (["bench", "bixbench", "rnu"], "run"),
+    ],
+)
+def test_a_misspelt_command_is_suggested_once(
+    typed: list[str], meant: str, photon_here: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = photon_here(*typed)
+    assert code == 2
+    assert said.count("Did you mean") == said.count(f"{meant!r}") == 1
+
+
 def test_help_explains_every_command_quickly(tmp_path: Path) -> None:
     done = photon("--help", cwd=tmp_path)
     assert done.returncode == 0
