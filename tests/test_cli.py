@@ -130,6 +130,16 @@ def test_a_sweep_with_a_wrong_value_trains_nothing(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_sweep_over_text_that_is_not_there_leaves_nothing_behind(
+    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus},elsewhere", "hydra.sweep.dir=s")
+    assert code == 2
+    assert "data.path: " in said
+    assert str(tmp_path / "elsewhere") in said
+    assert not any(path.is_dir() for path in (tmp_path / "s").glob("*"))
+
+
 @pytest.mark.slow
 def test_a_sweep_in_parallel_with_joblib(corpus: Path, tmp_path: Path) -> None:
     done = photon(
