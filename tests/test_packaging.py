@@ -31,7 +31,9 @@ def pins() -> dict[str, Requirement]:
 
 def asked_for() -> list[Requirement]:
     extras = PROJECT["optional-dependencies"].values()
-    return [Requirement(line) for line in (*PROJECT["dependencies"], *(one for extra in extras for one in extra))]
+    return [
+        Requirement(line) for line in (*PROJECT["dependencies"], *(one for extra in extras for one in extra))
+    ]
 
 
 def applies(marker: Marker | None, extras: set[str]) -> bool:

@@ -15,6 +15,7 @@ from photon.objective.configured import steps_of
 from photon.state.checkpoint import LedgerEntry, ServerState
 from photon.state.unlearned import Unlearned
 from photon.strategy.base import Aggregate
+from photon.strategy.outer import rates
 
 
 def first_state(silo: SiloInfo, unlearned: Collection[Unlearned] = ()) -> ServerState:
@@ -71,8 +72,8 @@ def advance(
     step = aggregate.step
     if not math.isfinite(step.pseudo_gradient_norm) or not math.isfinite(step.parameter_norm):
         raise RunError(
-            f"round {server_round}: the outer step leaves no finite parameters; lower outer.lr or the "
-            "learning rate in config.yaml"
+            f"round {server_round}: the outer step leaves no finite parameters; lower "
+            f"{rates(config.outer.as_mapping())} in config.yaml"
         )
     ledger = dict(before.ledger)
     for name, report in reports.items():
