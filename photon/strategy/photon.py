@@ -74,8 +74,8 @@ class Photon(Strategy):
             raise ValueError(f"local_state={local_state!r}: expected {', '.join(get_args(LocalState))}")
         if sync is not None and local_state != "sync":
             raise ValueError(
-                f"local_state={local_state}: a sync plan needs local_state=sync; set strategy.sync=null to go "
-                "without one"
+                f"local_state={local_state}: a sync plan needs local_state=sync; set strategy.sync=null to "
+                "go without one"
             )
         super().__init__(config)
         self.weighting = weighting
