@@ -33,8 +33,7 @@ from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
 from photon.objective.configured import check_adapter, check_arrays, objective_of
-from photon.strategy.base import Strategy, check_group, strategy_of
-from photon.strategy.local import hint_of_plan
+from photon.strategy.base import Strategy, check_group, hint_of_plan, strategy_of
 from photon.subfederation.config import node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun

@@ -163,11 +163,6 @@ def hint_of_reset(config: RunConfig) -> str:
     return ", set strategy.local_state=reset" if has_choice else ""
 
 
-def hint_of_plan(config: RunConfig) -> str:
-    """Return the hint to leave out a sync plan, which only ``local_state=sync`` takes, where there is one."""
-    return ", and strategy.sync=null" if config.strategy.as_mapping().get("sync") is not None else ""
-
-
 class LocalMethod:
     """Photon's half at a silo, and the base of the others.
 

@@ -19,10 +19,18 @@ import torch
 from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy, settings_of
+from photon.strategy.base import (
+    Aggregate,
+    Participant,
+    Reply,
+    StateGroups,
+    Strategy,
+    hint_of_plan,
+    settings_of,
+)
 from photon.strategy.contract import PARAMS, RECEIVED, SHARED, Contract, Leaving, Role
 from photon.strategy.fold import Folded, Groups, WeightedMean
-from photon.strategy.local import LocalState, hint_of_plan
+from photon.strategy.local import LocalState
 from photon.strategy.outer import OuterOptimizer, OuterStep, Tensors
 from photon.strategy.robust import Fold, check_fold, fold_robustly
 from photon.strategy.sync import OTHERS, SyncPlan
