@@ -68,14 +68,13 @@ make_folders() {
 }
 
 make_keys() {
-  local folder=$PHOTON_DEPLOYMENT/aggregator/keys silo
-  [ -f "$folder/authority.crt" ] || in_folder photon keys authority aggregator/keys
-  [ -f "$folder/server.crt" ] ||
-    in_folder photon keys server aggregator/keys --host aggregator --host superlink --host localhost \
-      ${PHOTON_HOST:+--host "$PHOTON_HOST"}
-  [ -f "$folder/superexec" ] || in_folder sh -c 'umask 077; head -c 32 /dev/urandom >aggregator/keys/superexec'
+  local silo listen=${PHOTON_LISTEN:-8443}
+  # The same commands as without containers. What they say to do next is done by this script. A proxy is there already.
+  [ -d "$PHOTON_DEPLOYMENT/aggregator/keys" ] ||
+    in_folder photon aggregator init aggregator ${PHOTON_HOST:+--host "$PHOTON_HOST"} --host aggregator \
+      --host superlink --port "${listen##*:}" --no-proxy >/dev/null
   for silo in "${silos[@]}"; do
-    [ -f "$PHOTON_DEPLOYMENT/$silo/keys/node" ] || in_folder photon keys node "$silo/keys" node
+    [ -d "$PHOTON_DEPLOYMENT/$silo/keys" ] || in_folder photon silo init "$silo" --name "$silo" >/dev/null
     # What passes between the organisations: the authority's certificate one way, a public key the other.
     in_folder sh -c "cp aggregator/keys/authority.crt $silo/keys/ && mkdir -p aggregator/state/nodes &&
       cp $silo/keys/node.pub aggregator/state/nodes/$silo.pub"

@@ -33,7 +33,7 @@ from photon.errors import PhotonError
 from photon.link.pipelines import change_pipeline, downlink_pipelines, uplink_pipelines
 from photon.objective.base import Objective
 from photon.objective.configured import check_adapter, check_arrays, objective_of
-from photon.strategy.base import Strategy, check_group, strategy_of
+from photon.strategy.base import Strategy, check_group, hint_of_plan, strategy_of
 from photon.subfederation.config import check_participants, node_sections
 from photon.telemetry.listed import check_listed
 from photon.telemetry.listener import ListenerRun
@@ -171,7 +171,7 @@ def _try_components(config: RunConfig) -> None:
     if config.privacy.on and strategy.local_state == "sync":
         raise PhotonError(
             "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
-            "privacy.clip_norm use keep or reset"
+            f"privacy.clip_norm set strategy.local_state=keep or reset{hint_of_plan(config)}"
         )
     if config.privacy.secure_aggregation and not (strategy.folds_sums or strategy.folds_mean):
         raise PhotonError(
@@ -221,7 +221,8 @@ def _check_sums(config: RunConfig, strategy: Strategy) -> None:
     names = type(objective).__name__, type(strategy).__name__
     if objective.trains and strategy.folds_sums:
         raise PhotonError(
-            f"strategy: {names[1]} adds up sums, and the objective {names[0]} takes local steps"
+            f"strategy: {names[1]} adds up sums, and the objective {names[0]} takes local steps; use "
+            f"strategy={'anchor' if objective.from_server_silo else 'photon'}"
         )
     if not objective.trains and not strategy.folds_sums:
         raise PhotonError(

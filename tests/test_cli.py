@@ -75,6 +75,24 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["trian"], "train"),
+        (["data", "prepar"], "prepare"),
+        (["silo", "aprove"], "approve"),
+        (["aggregator", "ini"], "init"),
+        (["bench", "bixbench", "rnu"], "run"),
+    ],
+)
+def test_a_misspelt_command_is_suggested_once(
+    typed: list[str], meant: str, photon_here: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = photon_here(*typed)
+    assert code == 2
+    assert said.count("Did you mean") == said.count(f"{meant!r}") == 1
+
+
 def test_help_explains_every_command_quickly(tmp_path: Path) -> None:
     done = photon("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -135,6 +153,16 @@ def test_a_sweep_with_a_wrong_value_trains_nothing(
     assert code == 2
     assert "did you mean 'diloco'" in said
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_sweep_over_text_that_is_not_there_leaves_nothing_behind(
+    corpus: Path, tmp_path: Path, photon_here: Callable[..., tuple[int, str]]
+) -> None:
+    code, said = photon_here("train", "-m", *SMALL, f"data.path={corpus},elsewhere", "hydra.sweep.dir=s")
+    assert code == 2
+    assert "data.path: " in said
+    assert str(tmp_path / "elsewhere") in said
+    assert not any(path.is_dir() for path in (tmp_path / "s").glob("*"))
 
 
 @pytest.mark.slow

@@ -30,7 +30,7 @@ from photon.federation.run import prepare_run
 from photon.link.frames import Frame
 from photon.link.messages import BODY, Describe, EvaluateRequest, TrainRequest, pack
 from photon.subfederation import gateway
-from tests.conftest import SMALL, small_run
+from tests.conftest import SMALL, composed, small_run
 
 ROOT = Path(__file__).parent.parent
 #: With an engine that would start processes.
@@ -66,7 +66,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "combination": (
         {"privacy.clip_norm": 1.0, "strategy.local_state": "sync"},
         "strategy.local_state=sync: states of the local optimizer would leave without noise; with "
-        "privacy.clip_norm use keep or reset",
+        "privacy.clip_norm set strategy.local_state=keep or reset",
     ),
     "node of the tree": (
         {"federation.tree": {"north": TREE | {"outer": "dilco"}, "south": ["beta"]}},
@@ -510,3 +510,47 @@ def test_what_is_wrong_in_a_recipe_is_told_with_the_key_that_was_set(overrides: 
         preflight.preflight(compose(overrides))
     assert "schedule.warmup_steps=100000: a warm-up of 100000 local steps" in str(caught.value)
     assert str(caught.value).endswith(told)
+
+
+ANCHOR = ["objective=anchor", "objective.classes=[a,b]", "federation.server_silo=alpha"]
+LUNAR = ["objective=lunar", "objective.asked_by='A. B.'", "cohort=null"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told", "mend"),
+    [
+        (
+            ["strategy=desloc", "privacy.clip_norm=1"],
+            "set strategy.local_state=keep or reset, and strategy.sync=null",
+            ["strategy.local_state=keep", "strategy.sync=null"],
+        ),
+        (
+            ["strategy=muloco-averaged", "privacy.clip_norm=1"],
+            "set strategy.local_state=keep or reset",
+            ["strategy.local_state=reset"],
+        ),
+        (["strategy=desloc", "strategy.local_state=keep"], "set strategy.sync=null", ["strategy.sync=null"]),
+        (["strategy=sums"], "use strategy=photon", ["strategy=photon"]),
+        (["strategy=sums", *ANCHOR], "use strategy=anchor", ["strategy=anchor"]),
+        (["strategy=anchor", *LUNAR], "use strategy=sums", ["strategy=sums"]),
+        (["strategy=anchor"], "use strategy=photon", ["strategy=photon"]),
+        (["strategy=photon", *LUNAR], "use strategy=sums", ["strategy=sums"]),
+        (["strategy=fedprox", *ANCHOR], "use strategy=anchor", ["strategy=anchor"]),
+        (["strategy=flash", "link=int8"], "use link=sparse or link=dense", ["link=sparse"]),
+        (["strategy=topk", "link=int8"], "use link=sparse or link=dense", ["link=dense"]),
+        (
+            ["strategy=fedprox", "link.uplink_payload=update", "privacy.secure_aggregation=true"],
+            "strategy.weighting=uniform",
+            ["strategy.weighting=uniform"],
+        ),
+        (["strategy=worldlm", "optimizer=lordo"], "use strategy=photon", ["strategy=photon"]),
+    ],
+)
+def test_who_does_what_a_hint_says_is_through(overrides: list[str], told: str, mend: list[str]) -> None:
+    """The hint fits the strategy, so that it does not lead to the next refusal."""
+    with pytest.raises(PhotonError) as refused:
+        composed(*SMALL, "data.path=elsewhere", *overrides)
+    assert told in str(refused.value)
+    keys = [override.partition("=")[0] for override in mend]
+    kept = [override for override in overrides if override.partition("=")[0] not in keys]
+    composed(*SMALL, "data.path=elsewhere", *kept, *mend)

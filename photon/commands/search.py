@@ -180,6 +180,7 @@ def _check_storage(storage: Any) -> None:
 
 def _check(choices: Sequence[Sequence[str]]) -> str:
     """Check every value, and return a hash of what they compose to."""
+    from photon.data.source import check_path
     from photon.federation.run_tasks import check_tasks
 
     first = [values[0] for values in choices]
@@ -189,7 +190,11 @@ def _check(choices: Sequence[Sequence[str]]) -> str:
     def check(chosen: list[str]) -> None:
         config = preflight(compose(chosen))
         digest.update(config.text.encode())
-        # Task files are read once for all runs that ask them alike.
+        has_text = config.federation.engine != "deployment"
+        # Text and task files are read once for all runs that name them alike.
+        if (data := f"{has_text} {config.data.path}") not in checked:
+            check_path(config.data, has_text=has_text)
+            checked.add(data)
         if (tasks := config.evaluation.model_dump_json()) not in checked:
             check_tasks(config)
             checked.add(tasks)

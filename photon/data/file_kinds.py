@@ -1,8 +1,13 @@
 """What the name of a file says that is in it."""
 
+import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
+
+import xxhash
 
 #: How a file is read: as "plain" text or by rows; `photon.data.row_files` has a reader for each of these.
 Form = Literal["plain", "lines", "json", "csv", "tsv", "tar", "parquet", "arrow", "mds"]
@@ -62,6 +67,11 @@ READ = (
     + " or ".join(suffix for suffix, form in SUFFIXES.items() if form in _NEVER_PACKED)
 )
 
+#: Hashes of files that are known, by the names that indexes call them.
+HASHES: dict[str, Callable[[], Any]] = {
+    name: partial(hashlib.new, name) for name in hashlib.algorithms_guaranteed if "shake" not in name
+} | {name: getattr(xxhash, name) for name in ("xxh32", "xxh64", "xxh128", "xxh3_64", "xxh3_128")}
+
 # How files begin that are of these kinds, whatever their names say.
 _BEGINNINGS = {
     b"\x1f\x8b": "gzip",
@@ -102,12 +112,15 @@ class FileKind:
         file is given by itself, and left alone in a folder.
     columns
         Of a shard of MDS, from the index of its folder.
+    hashes
+        Names of `HASHES`, and what the file's are by that index.
     """
 
     form: Form
     packing: Packing | None = None
     certain: bool = True
     columns: tuple[Column, ...] = ()
+    hashes: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from photon.data.file_kinds import PACKINGS, Column, FileKind, Packing
+from photon.data.file_kinds import HASHES, PACKINGS, Column, FileKind, Packing
 from photon.errors import printable
 
 #: Bytes of an index, which is held whole.
@@ -106,11 +106,14 @@ def _shards(file: Path, folder: str, there: set[str]) -> Claims | None:
         name = _inside(folder, raw)
         columns = _columns(shard)
         if name in there or packed is None:
-            claims.kinds[name] = FileKind("mds", columns=columns)
+            claims.kinds[name] = FileKind("mds", columns=columns, hashes=_hashes(shard, "raw_data"))
             if packed is not None:
                 claims.apart.add(_inside(folder, packed))
         else:
-            claims.kinds[_inside(folder, packed)] = FileKind("mds", _packing(shard), columns=columns)
+            hashes = _hashes(shard, "zip_data")
+            claims.kinds[_inside(folder, packed)] = FileKind(
+                "mds", _packing(shard), columns=columns, hashes=hashes
+            )
     return claims
 
 
@@ -146,6 +149,19 @@ def _inside(folder: str, base: Any) -> str:
 def _basename(shard: dict[str, Any], key: str) -> Any:
     about = shard.get(key)
     return about.get("basename") if isinstance(about, dict) else None
+
+
+def _hashes(shard: dict[str, Any], key: str) -> tuple[tuple[str, str], ...]:
+    told = shard[key].get("hashes") or {}
+    if not isinstance(told, dict) or not all(isinstance(value, str) for value in told.values()):
+        raise _IndexError("the hashes of its shards are no texts by names")
+    for name in told:
+        if name not in HASHES:
+            raise _IndexError(
+                f"its shards have hashes called {printable(name):.40}, which are not known; known are "
+                f"{', '.join(sorted(HASHES))}"
+            )
+    return tuple(told.items())
 
 
 def _packing(shard: dict[str, Any]) -> Packing:

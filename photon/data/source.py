@@ -8,6 +8,38 @@ from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 
 
+def check_path(data: DataSection, *, has_text: bool) -> None:
+    """Check that the folder which a run names holds what is read of it, before anything is started or made.
+
+    Silos, or a ServerApp, would say the same one by one, minutes later.
+
+    Parameters
+    ----------
+    data
+        The run's ``data``; one that names no folder passes.
+    has_text
+        Whether silos of this machine train on it; if not, the aggregator takes its tokenizer alone.
+
+    Raises
+    ------
+    PhotonError
+        If it does not.
+    """
+    if not data.path:
+        return
+    path = Path(data.path).absolute()
+    if has_text:
+        try:
+            PreparedData.open(path)
+        except PhotonError as error:
+            raise PhotonError(f"data.path: {error}") from error
+    elif not (path / "tokenizer" / "tokenizer.json").is_file():
+        raise PhotonError(
+            f"data.path: {path / 'tokenizer' / 'tokenizer.json'} is missing; name prepared data that has the "
+            "silos' tokenizer, or leave data.path out: then nothing is exported here"
+        )
+
+
 def prepared_path(data: DataSection, sequence_length: int, seed: int) -> Path:
     """Return the folder of prepared data that a run names, or make that of the embedded or hub text.
 
@@ -26,13 +58,8 @@ def prepared_path(data: DataSection, sequence_length: int, seed: int) -> Path:
         If the folder holds no prepared data, or text cannot be prepared.
     """
     if data.path:
-        path = Path(data.path).absolute()
-        # Before a process is started for the run: silos would say the same one by one, minutes later.
-        try:
-            PreparedData.open(path)
-        except PhotonError as error:
-            raise PhotonError(f"data.path: {error}") from error
-        return path
+        check_path(data, has_text=True)
+        return Path(data.path).absolute()
     if data.source == "hub":
         from photon.data.hub import ensure_hub
 

@@ -1,6 +1,7 @@
 """The bytes of a file, unpacked, of which nothing is held that is larger than a bound."""
 
 import gzip
+import hashlib
 import io
 import zlib
 from collections.abc import Iterator
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from photon.data.file_kinds import FileKind, other_kind
+from photon.data.file_kinds import HASHES, FileKind, other_kind
 from photon.data.folders import UnreadableError, check_regular
 
 #: Bytes of a row, and of a compressed file that is read as one piece: what is longer is a mistake, or was
@@ -30,11 +31,20 @@ def opened(file: Path, kind: FileKind) -> Iterator[Stream]:
         If it cannot be read, is damaged or cut short, or is something else than its name says.
     """
     check_regular(file)
+    _check_hashes(file, kind)
     with _told(kind), file.open("rb") as raw, unpacked(raw, kind) as stream:
         beginning = other_kind(stream.peek(8)[:8]) if kind.text else None
         if beginning is not None:
             raise UnreadableError(f"it holds {beginning}, not text in UTF-8 as its name says")
         yield stream
+
+
+def _check_hashes(file: Path, kind: FileKind) -> None:
+    for name, told in kind.hashes:
+        with _told(kind), file.open("rb") as raw:
+            found = hashlib.file_digest(raw, HASHES[name]).hexdigest()
+        if found != told.lower():
+            raise UnreadableError(f"its {name} is not the one in index.json: it has changed; copy it again")
 
 
 @contextmanager

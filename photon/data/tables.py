@@ -2,19 +2,23 @@
 
 import csv
 import itertools
+import struct
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from photon.data.arrow_messages import batches_unpacked
 from photon.data.file_kinds import FileKind
 from photon.data.folders import UnreadableError, check_regular
 from photon.data.rows import BOM, BadRow, fields_shown
-from photon.data.streams import LONGEST_ROW, TOO_LONG, Stream, lines_of
+from photon.data.streams import LARGEST_UNPACKED, LONGEST_ROW, TOO_LONG, Stream, lines_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS_AT_ONCE = 4096
+#: How many times smaller than itself compressed text may be.
+_SHRINKS = 100
 
 
 def parquet_rows(file: Path, fields: Collection[str]) -> Iterator[tuple[int, Any]]:
@@ -32,6 +36,7 @@ def parquet_rows(file: Path, fields: Collection[str]) -> Iterator[tuple[int, Any
     try:
         table = pq.ParquetFile(file)
         columns = _wanted(table.schema_arrow.names, fields)
+        _check_groups(table.metadata, columns)
         number = itertools.count(1)
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
             for row in arrow_rows(batch):
@@ -53,35 +58,57 @@ def arrow_file_rows(file: Path, fields: Collection[str]) -> Iterator[tuple[int, 
     check_regular(file)
     try:
         number = itertools.count(1)
-        with pa.memory_map(str(file)) as source:
-            for batch in _batches(source, fields):
+        with pa.memory_map(str(file)) as source, pa.memory_map(str(file)) as ahead:
+            for batch in _batches(source, ahead, fields):
                 for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                     for row in _checked_rows(batch.slice(start, _ROWS_AT_ONCE)):
                         yield next(number), row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, struct.error) as error:
         raise UnreadableError(f"not a readable Arrow file ({_first_line(error)})") from None
 
 
-def _batches(source: Any, fields: Collection[str]) -> "Iterator[pa.RecordBatch]":
+def _batches(source: Any, ahead: Any, fields: Collection[str]) -> "Iterator[pa.RecordBatch]":
+    """Yield the batches of a file that is open twice: one is looked at before the other unpacks."""
     import pyarrow as pa
 
     by_place = source.read(6) == b"ARROW1"
     source.seek(0)
-    open_it = pa.ipc.open_file if by_place else pa.ipc.open_stream
-    names = open_it(source).schema.names
-    source.seek(0)
+    # The format of a file is a stream behind a mark, with the places of its batches at the end.
+    start, told = (8, pa.ipc.open_file(source).num_record_batches) if by_place else (0, None)
+    source.seek(start)
+    ahead.seek(start)
+    names = pa.ipc.open_stream(source).schema.names
+    source.seek(start)
     wanted = _wanted(names, fields)
     included = [index for index, name in enumerate(names) if name in wanted]
-    reader = open_it(source, options=pa.ipc.IpcReadOptions(included_fields=included))
-    if by_place:
-        for index in range(reader.num_record_batches):
-            yield reader.get_batch(index)
-    else:
-        yield from reader
-        end = source.tell()
-        source.seek(end - 8)
-        if source.read(8) != b"\xff\xff\xff\xff\x00\x00\x00\x00":
-            raise UnreadableError("the Arrow file is truncated: it has no end")
+    reader = pa.ipc.open_stream(source, options=pa.ipc.IpcReadOptions(included_fields=included))
+    count = 0
+    for size in batches_unpacked(ahead):
+        if size > LARGEST_UNPACKED:
+            raise UnreadableError(_too_much("a batch"))
+        yield reader.read_next_batch()
+        count += 1
+    if told not in (None, count) or next(iter(reader), None) is not None:
+        raise UnreadableError("the Arrow file is damaged: its end tells of other batches than it has")
+    end = source.tell()
+    source.seek(end - 8)
+    if source.read(8) != b"\xff\xff\xff\xff\x00\x00\x00\x00":
+        raise UnreadableError("the Arrow file is truncated: it has no end")
+
+
+def _too_much(part: str) -> str:
+    return f"more than {LARGEST_UNPACKED >> 30} GiB come out of {part} of it: write it in smaller ones"
+
+
+def _check_groups(about: Any, columns: Collection[str]) -> None:
+    """Check what is unpacked of a group of rows, as the file tells; text shrinks, but never so far."""
+    for index in range(about.num_row_groups):
+        group = about.row_group(index)
+        parts = [group.column(place) for place in range(group.num_columns)]
+        wanted = [part for part in parts if part.path_in_schema.split(".")[0] in columns]
+        size = sum(part.total_uncompressed_size for part in wanted)
+        if size > max(LARGEST_UNPACKED, _SHRINKS * sum(part.total_compressed_size for part in wanted)):
+            raise UnreadableError(_too_much("a row group"))
 
 
 def _checked_rows(batch: "pa.RecordBatch") -> Iterator[Any]:

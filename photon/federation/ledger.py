@@ -14,7 +14,7 @@ from photon.models.vocabulary import joined_vocabulary
 from photon.objective.configured import steps_of
 from photon.state.checkpoint import LedgerEntry, ServerState
 from photon.state.unlearned import Unlearned
-from photon.strategy.base import Aggregate
+from photon.strategy.base import Aggregate, hint_of_rates
 
 
 def first_state(silo: SiloInfo, unlearned: Collection[Unlearned] = ()) -> ServerState:
@@ -71,8 +71,7 @@ def advance(
     step = aggregate.step
     if not math.isfinite(step.pseudo_gradient_norm) or not math.isfinite(step.parameter_norm):
         raise RunError(
-            f"round {server_round}: the outer step leaves no finite parameters; lower outer.lr or the "
-            "learning rate in config.yaml"
+            f"round {server_round}: the outer step leaves no finite parameters; {hint_of_rates(config)}"
         )
     ledger = dict(before.ledger)
     for name, report in reports.items():

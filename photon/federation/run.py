@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
-from photon.data.source import prepared_path
+from photon.data.source import check_path, prepared_path
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
@@ -63,6 +63,7 @@ def prepare_run(config: RunConfig) -> RunConfig:
             update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
         )
     elif config.data.path is not None:
+        check_path(config.data, has_text=False)
         # Where the aggregator has the tokenizer; the ServerApp may work in another folder.
         changes["data"] = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     return config.model_copy(update=changes)

@@ -530,7 +530,7 @@ def _read_back(folder: Path, server_round: int) -> dict[str, str]:
         for group, tensors in groups.items():
             bad = next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
             if bad is not None:
-                problem = f"{group}/{bad} is not finite; lower outer.lr or the learning rate in config.yaml"
+                problem = f"{group}/{bad} is not finite; lower the learning rates in config.yaml"
                 raise _unreadable(server_round, problem)
         sums[file.name] = hash_of_file(file)
     sync_files(folder)

@@ -59,8 +59,8 @@ class Anchored(Photon):
         super().__init__(config, weighting=weighting, local_state=local_state, fold=fold)
         self.objective = objective_of(config)
         if not self.objective.from_server_silo:
-            name = type(self.objective).__name__
-            raise ValueError(f"objective: {name} needs nothing of an aggregator's silo; use strategy=photon")
+            name, fits = type(self.objective).__name__, "photon" if self.objective.trains else "sums"
+            raise ValueError(f"objective: {name} needs nothing of an aggregator's silo; use strategy={fits}")
         if self.refreshes:
             raise ValueError(
                 "this local optimizer needs all parameters synced at once; use another optimizer"

@@ -27,7 +27,7 @@ from photon.objective.configured import kept_of, objective_of
 from photon.state.checkpoint import Checkpoint, Unlearned
 from photon.strategy.contract import PARAMS, Contract, Leaving, Role
 from photon.strategy.local import LocalMethod, LocalState
-from photon.strategy.outer import OuterStep
+from photon.strategy.outer import OuterStep, rates
 
 StateGroups = dict[str, dict[str, torch.Tensor]]
 Settings = TypeVar("Settings", bound=Section)
@@ -288,3 +288,13 @@ def settings_of(kind: type[Settings], values: dict[str, Any] | None, where: str)
 def sparse_training(config: RunConfig) -> SparseTraining | None:
     """Return how the run's strategy has silos train a sparse model; None: it does not."""
     return strategy_of(config).sparse
+
+
+def hint_of_plan(config: RunConfig) -> str:
+    """Return the hint to leave out a sync plan, which only ``local_state=sync`` takes, where there is one."""
+    return ", and strategy.sync=null" if config.strategy.as_mapping().get("sync") is not None else ""
+
+
+def hint_of_rates(config: RunConfig) -> str:
+    """Return the hint to lower the learning rates that a run has."""
+    return f"lower {rates(config.outer.as_mapping())} in config.yaml"

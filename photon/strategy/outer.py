@@ -123,6 +123,12 @@ def outer_step(
     )
 
 
+def rates(section: Mapping[str, Any]) -> str:
+    """Say which learning rates a run has; plain averaging takes no step of its own."""
+    optimizer = build(section, "outer", [torch.nn.Parameter(torch.zeros(2, 2))])
+    return "optimizer.lr" if _is_plain_averaging(optimizer) else "outer.lr or optimizer.lr"
+
+
 def _take_from_file(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> None:
     """Copy a parameter and its state, which may be maps of a checkpoint's files, into memory.
 

@@ -19,7 +19,15 @@ import torch
 from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy, settings_of
+from photon.strategy.base import (
+    Aggregate,
+    Participant,
+    Reply,
+    StateGroups,
+    Strategy,
+    hint_of_plan,
+    settings_of,
+)
 from photon.strategy.contract import PARAMS, RECEIVED, SHARED, Contract, Leaving, Role
 from photon.strategy.fold import Folded, Groups, WeightedMean
 from photon.strategy.local import LocalState
@@ -73,7 +81,10 @@ class Photon(Strategy):
         if local_state not in get_args(LocalState):
             raise ValueError(f"local_state={local_state!r}: expected {', '.join(get_args(LocalState))}")
         if sync is not None and local_state != "sync":
-            raise ValueError(f"local_state={local_state}: a sync plan needs local_state=sync")
+            raise ValueError(
+                f"local_state={local_state}: a sync plan needs local_state=sync; set strategy.sync=null to "
+                "go without one"
+            )
         super().__init__(config)
         self.weighting = weighting
         self.local_state = local_state
@@ -84,7 +95,10 @@ class Photon(Strategy):
         self.sends_previous = self.refreshes and local_state != "reset"
         self.plan: SyncPlan | None = None
         if local_state == "sync":
-            self.silos_only = "which has no states of a local optimizer; set strategy.local_state=keep"
+            self.silos_only = (
+                "which has no states of a local optimizer; set strategy.local_state=keep"
+                f"{hint_of_plan(config)}"
+            )
             groups = optimizer_groups(config.optimizer)
             periods = {OTHERS: config.local_steps} if sync is None else sync
             together = synced_together(config.optimizer)

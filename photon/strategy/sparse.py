@@ -77,8 +77,7 @@ class Sparse(Photon):
             raise ValueError("local_state=sync: moments of pruned weights are not averaged; set keep")
         if config.link.uplink_payload == "update":
             raise ValueError(
-                "link.uplink_payload=update: what is sparse are the weights; set "
-                "link.uplink_payload=parameters"
+                "link.uplink_payload=update: what is sparse are the weights; use link=sparse or link=dense"
             )
         super().__init__(config, weighting=weighting, local_state=local_state, fold=fold)
         self.sparse: SparseTraining = SparseTraining(

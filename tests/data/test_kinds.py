@@ -2,8 +2,10 @@
 
 import csv
 import gzip
+import hashlib
 import io
 import json
+import re
 import resource
 import struct
 import tarfile
@@ -14,9 +16,12 @@ from typing import Any, NamedTuple
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import xxhash
 import zstandard
 
+from photon.data import tables
 from photon.data.documents import Chat, Document, Labelled, Pair
 from photon.data.prepare import prepare
 from photon.data.prepared import PreparedData
@@ -399,6 +404,28 @@ def test_a_torn_file_is_one_line_and_costs_that_file(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("form", ["stream", "file", "parquet"])
+def test_a_small_table_that_unpacks_to_gigabytes_is_left_out(tmp_path, monkeypatch, form):
+    monkeypatch.setattr(tables, "LARGEST_UNPACKED", 1 << 20)
+    rows = [{"text": f"{'x' * 200_000} {n}"} for n in range(20)]
+    small = [{"text": f"text {n}"} for n in range(100)]
+    packed = pa.ipc.IpcWriteOptions(compression="zstd")
+    for name, content in (("bomb", rows), ("good", small)):
+        file = tmp_path / f"{name}.{'parquet' if form == 'parquet' else 'arrow'}"
+        if form == "parquet":
+            # A dictionary would hold one text once.
+            pq.write_table(pa.Table.from_pylist(content), file, compression="zstd", use_dictionary=False)
+        else:
+            new = pa.ipc.new_stream if form == "stream" else pa.ipc.new_file
+            file.write_bytes(arrow(content, new, options=packed))
+    assert (tmp_path / file.name.replace("good", "bomb")).stat().st_size < 10_000
+    reading = read(tmp_path)
+    assert texts(reading) == [row["text"] for row in small]
+    (skip,) = reading.skipped
+    part = "row group" if form == "parquet" else "batch"
+    assert skip.reason == f"more than 0 GiB come out of a {part} of it: write it in smaller ones"
+
+
 def test_a_text_of_an_arrow_file_that_is_not_so_costs_that_row(tmp_path):
     raw = pa.array([b"one", b"caf\xe9", None, b"two"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), 4, raw.buffers())
@@ -498,6 +525,11 @@ def test_a_torn_shard_costs_that_shard(tmp_path, data, reason):
             },
             "compressed with snappy, which is not read",
         ),
+        (
+            {"raw_data": {"basename": "shard.00000.mds", "hashes": {"crc": "0"}}},
+            "hashes called crc, which are not known",
+        ),
+        ({"raw_data": {"basename": "shard.00000.mds", "hashes": {"sha1": 1}}}, "no texts by names"),
         ({"raw_data": {"basename": "gone.mds"}}, "it is not there, though index.json names it"),
     ],
 )
@@ -510,6 +542,28 @@ def test_an_index_that_cannot_be_used_is_one_line(tmp_path, change, reason):
     reading = read(folder)
     assert texts(reading) == ["good text"]
     assert reason in " ".join(reasons(reading))
+
+
+@pytest.mark.parametrize("packing", [None, "zstd"])
+def test_a_shard_that_is_not_the_one_of_its_index_costs_that_shard(tmp_path, packing):
+    folder = mds(tmp_path / "m", [{"text": f"row {n}"} for n in range(18)], packing)
+    index = json.loads((folder / "index.json").read_text())
+    key = "zip_data" if packing else "raw_data"
+    for entry in index["shards"]:
+        data = (folder / entry[key]["basename"]).read_bytes()
+        sums = {"sha1": hashlib.sha1(data).hexdigest(), "xxh3_64": xxhash.xxh3_64(data).hexdigest().upper()}
+        entry[key]["hashes"] = sums
+    (folder / "index.json").write_text(json.dumps(index))
+    assert texts(read(folder)) == [f"row {n}" for n in range(18)]
+    # As long as before, and a good shard by itself.
+    torn = folder / index["shards"][0][key]["basename"]
+    data = shard([sample(b"row x"), *(sample(f"row {n}".encode()) for n in range(1, 9))])
+    torn.write_bytes(zstandard.compress(data) if packing else data)
+    reading = read(folder)
+    assert texts(reading) == [f"row {n}" for n in range(9, 18)]
+    (skip,) = reading.skipped
+    assert skip.file == torn.name
+    assert re.fullmatch("its (sha1|xxh3_64) is not the one in index.json: .*", skip.reason)
 
 
 def test_an_index_that_is_none_is_read_as_what_it_is(tmp_path):

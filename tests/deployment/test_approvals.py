@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from photon import flower_compat
 from photon.commands.app import app as command
-from photon.deployment import approved, bundle, guard
+from photon.deployment import approved, bundle, guard, joining
 from photon.deployment.approved import ApprovedCode, Started, approval
 from photon.deployment.bundle import Bundle, difference, digest
 from photon.deployment.guard import become_supernode, load
@@ -272,6 +272,24 @@ def test_the_operator_sees_what_changed_and_decides(silo: ApprovedCode) -> None:
     with pytest.raises(RefusedError):
         silo.judge(changed, *NAMES)
     assert not (silo.folder / "unpacked" / digest(changed)).exists()
+
+
+def test_a_silos_folder_stands_for_its_state(tmp_path: Path) -> None:
+    """``photon silo init`` has made it; what is approved is kept in its state, wherever it is named from."""
+    place, _ = joining.init(tmp_path / "hospital", "hospital", None, None)
+    bundle, run = tmp_path / "demo.fab", CliRunner().invoke
+    bundle.write_bytes(packed())
+    done = run(command, ["silo", "approve", str(place.folder), str(bundle), "--yes", "--note", "seen"])
+    assert done.exit_code == 0, done.output
+    for folder in (place.folder, place.state):
+        assert "is approved already" in run(command, ["silo", "approve", str(folder), str(bundle)]).stdout
+    assert [one.note for one in ApprovedCode(place.state).approvals()] == ["seen"]
+    assert not (place.folder / ApprovedCode(place.state).folder.name).exists()
+    gone = run(command, ["silo", "revoke", str(place.folder), digest(packed())[:12]])
+    assert f"revoked {digest(packed())}" in gone.stdout
+    assert ApprovedCode(place.state).approvals() == []
+    again = run(command, ["silo", "revoke", str(place.folder), digest(packed())[:12]])
+    assert isinstance(again.exception, PhotonError)
 
 
 def test_revoked_code_ends_while_it_answers(

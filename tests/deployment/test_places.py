@@ -22,6 +22,7 @@ from photon.deployment.aggregator import AggregatorPlace
 from photon.deployment.joining import SiloPlace
 from photon.deployment.lines import AggregatorLine, SiloLine
 from photon.deployment.proxy import Proxy
+from photon.engine.deployment import Connection
 from photon.engine.processes import free_port
 from photon.errors import PhotonError, RunError
 from photon.federation.names import ADMITTED, Admitted
@@ -347,6 +348,38 @@ def test_a_name_of_another_key_and_an_ejected_key_are_refused(tmp_path: Path) ->
     assert aggregator.admit(made, other.line()).startswith("hospital belongs to")
     with pytest.raises(PhotonError, match="clinic was not admitted"):
         aggregator.remove(made, "clinic")
+
+
+def test_a_silo_is_removed_from_a_superlink_that_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made, silo = make_aggregator(tmp_path / "a"), make_silo(tmp_path / "s")
+    told: list[tuple[str, ...]] = []
+    refuses = True
+
+    def flwr(_: Connection, *words: str, check: bool = True) -> str:
+        told.append(words)
+        if words[1] == "unregister" and refuses:
+            raise RunError("flwr supernode failed: no answer")
+        return json.dumps({"node-id": 77})
+
+    monkeypatch.setattr(Connection, "flwr", flwr)
+    monkeypatch.setattr(AggregatorPlace, "is_up", lambda _: True)
+    assert aggregator.admit(made, silo.line()).endswith("and is registered")
+    assert made.node_file("hospital").read_text() == "77\n"
+    # A SuperLink that does not let it go: nothing is forgotten, and the same command does it later.
+    with pytest.raises(RunError, match="no answer"):
+        aggregator.remove(made, "hospital")
+    assert made.node_file("hospital").exists()
+    assert "hospital" in Admitted.read(made.photon_home / ADMITTED).names
+    refuses = False
+    assert aggregator.remove(made, "hospital").endswith("its node is unregistered")
+    assert told[1:] == [("supernode", "unregister", "77", "aggregator")] * 2
+    assert capsys.readouterr().out.count("flwr supernode unregister 77 aggregator") == 2
+    decided = Admitted.read(made.photon_home / ADMITTED)
+    assert (decided.names, silo.line().fingerprint in decided.ejected) == ({}, True)
+    assert not made.node_file("hospital").exists()
+    assert not made.public_key("hospital").exists()
 
 
 # --- joining and leaving --------------------------------------------------------------------------------

@@ -1,7 +1,10 @@
 """What the files of docker/ promise: walls between silos, nothing secret in an image, nothing unlimited."""
 
+import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -309,3 +312,44 @@ def test_the_script_says_what_is_wrong_in_one_line(tmp_path: Path) -> None:
     done = run("trian", path=str(tools))
     assert done.returncode == 2
     assert re.fullmatch(r"photon: usage: [^\n]+\n", done.stderr)
+
+
+#: Does in the folder what the container `prepare` would do, and nothing else.
+ENGINE = """#!/bin/sh
+case "$*" in
+  *" prepare "*)
+    while [ "$1" != prepare ]; do shift; done
+    shift
+    cd "$PHOTON_DEPLOYMENT" && exec "$@"
+    ;;
+esac
+"""
+
+
+def test_the_commands_of_joining_make_the_keys_that_containers_are_given(tmp_path: Path) -> None:
+    tools, folder = tmp_path / "bin", tmp_path / "deployment"
+    tools.mkdir()
+    (tools / "docker").write_text(ENGINE)
+    (tools / "docker").chmod(0o755)
+    (folder / "silo-1" / "data").mkdir(parents=True)
+    (folder / "silo-1" / "data" / "manifest.json").write_text("{}")
+    path = os.pathsep.join([str(tools), str(Path(sys.executable).parent), os.environ["PATH"]])
+    settings = {"PHOTON_DEPLOYMENT": str(folder), "PHOTON_SILOS": "silo-1", "PHOTON_HOST": "fed.example.org"}
+    script = ["/bin/bash", str(DOCKER / "federation.sh"), "up"]
+    done = subprocess.run(
+        script, env=os.environ | settings | {"PATH": path}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == ""
+    given = [secret["file"] for secret in COMPOSE["secrets"].values()]
+    given += [mount.split(":")[0] for mount in SERVICES["silo-1"]["volumes"]]
+    made = {Path(one.replace("../runs/docker", str(folder))) for one in given}
+    assert [path for path in made if not path.exists()] == []
+    loose = [path for path in made if path.is_file() and path.stat().st_mode & 0o077]
+    assert all(path.suffix == ".crt" for path in loose)
+    noted = json.loads((folder / "aggregator" / "aggregator.json").read_text())
+    assert noted == {"hosts": ["fed.example.org", "aggregator", "superlink"], "port": 8443, "proxy": False}
+    # Called again without the host's name, it keeps what there is.
+    before = {path: path.read_bytes() for path in made if path.is_file()}
+    del settings["PHOTON_HOST"]
+    subprocess.run(script, env=os.environ | settings | {"PATH": path}, capture_output=True, check=True)
+    assert {path: path.read_bytes() for path in made if path.is_file()} == before

@@ -349,7 +349,7 @@ def test_a_silo_sends_nothing_that_its_objective_did_not_promise(
     [
         (
             ["objective=causal_lm", "strategy=sums"],
-            "Sums adds up sums, and the objective CausalLM takes local",
+            "Sums adds up sums, and the objective CausalLM takes local steps; use strategy=photon",
         ),
         (
             SUMS[1:],
