@@ -34,7 +34,10 @@ def import_target(target: str, where: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
-        raise PhotonError(f"{where}: cannot import '{target}' ({error})") from error
+        top = module_name.partition(".")[0]
+        lost = isinstance(error, ModuleNotFoundError) and error.name == top
+        hint = f"; PYTHONPATH must name the folder that {top} lies in" if lost else ""
+        raise PhotonError(f"{where}: cannot import '{target}' ({error}){hint}") from error
     try:
         return getattr(module, attribute)
     except AttributeError as error:
@@ -42,30 +45,54 @@ def import_target(target: str, where: str) -> Any:
         raise PhotonError(f"{where}: cannot import '{target}' ({error}){hint}") from error
 
 
-def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str) -> None:
+def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str, *, given: int = 0) -> None:
     """Check ``arguments`` against the signature and the type hints of ``factory``.
+
+    A class whose ``__init__`` takes ``**others`` also takes what the ``__init__`` of its base does.
+
+    Parameters
+    ----------
+    given
+        How many of its first arguments the running program gives.
 
     Raises
     ------
     PhotonError
         For the first argument that it does not take, or whose value does not fit its type hint.
     """
-    parameters = inspect.signature(factory).parameters.values()
-    known = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    takers = _takers(factory)
+    runtime = list(inspect.signature(factory).parameters)[:given]
+    known = set(takers) - set(runtime)
     for name, value in arguments.items():
         if name not in known:
             hint = nearest(name, known) or f"; {factory.__name__} takes {', '.join(sorted(known)) or 'none'}"
             raise PhotonError(f"{where}.{name}: unknown key{hint}")
-        if (adapter := _adapter(factory, name)) is not None:
+        if (adapter := _adapter(takers[name], name)) is not None:
             _check_value(adapter, value, f"{where}.{name}")
+
+
+def _takers(factory: Any) -> dict[str, Any]:
+    """Return by the name of each argument the function whose signature has it."""
+    takers: dict[str, Any] = {}
+    classes = factory.__mro__ if inspect.isclass(factory) else ()
+    functions = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)] or [factory]
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        for parameter in parameters:
+            if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+                takers.setdefault(parameter.name, function)
+        if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    takers.pop("self", None)
+    return takers
 
 
 # Kept, because every round builds its outer optimizer anew and making an adapter takes longer than that.
 @lru_cache(maxsize=256)
-def _adapter(factory: Any, name: str) -> TypeAdapter[Any] | None:
+def _adapter(function: Any, name: str) -> TypeAdapter[Any] | None:
     """Return what checks a value against an argument's type hint; None if no hint can be checked."""
     try:
-        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+        hints = get_type_hints(function)
         return TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
     except (KeyError, NameError, TypeError, PydanticUserError):
         # Hints that only a type checker can resolve are left to the factory itself.
@@ -101,7 +128,7 @@ def build(section: Mapping[str, Any], where: str, *args: Any, **runtime: Any) ->
     """
     arguments = {key: value for key, value in section.items() if key != "_target_"}
     factory = import_target(section["_target_"], where)
-    check_arguments(factory, arguments, where)
+    check_arguments(factory, arguments, where, given=len(args))
     try:
         return factory(*args, **runtime, **arguments)
     except (TypeError, ValueError) as error:

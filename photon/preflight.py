@@ -283,7 +283,9 @@ def _check_component(component: Component, where: str) -> None:
         arguments.pop("tuned_batch_size", None)
         if arguments.get("steps") is None:
             arguments.pop("steps", None)
-    check_arguments(factory, arguments, where)
+    # Codecs, schedules and objectives are built from their section alone, all others with what is theirs.
+    given = 0 if where.startswith(("link.", "schedule", "objective")) else 1
+    check_arguments(factory, arguments, where, given=given)
     for name, value in arguments.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise PhotonError(f"{where}.{name}={value}: not a finite number")

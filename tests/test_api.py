@@ -110,6 +110,9 @@ def test_runs_are_compared_in_a_table_and_a_page(corpus: Path, tmp_path: Path) -
     assert table["perplexity"].is_monotonic_increasing
     assert dict(zip(table["run"], table["rounds"], strict=True)) == {"one": 2, "two": 1}
     assert "one" in (tmp_path / "both.html").read_text()
+    told = one.summary["bytes"]
+    row = table[table["run"] == one.run_dir.name].iloc[0]
+    assert (row["bytes_up"], row["bytes_down"]) == (told["up"], told["down"])
     assert photon.compare([]).empty
 
 

@@ -232,7 +232,9 @@ def overrides_compose(overrides: list[str]) -> None:
 
 
 @pytest.mark.parametrize(("page", "line"), PHOTON)
-def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> None:
+def test_photon_commands_exist_and_take_their_options(
+    page: str, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     command, words = COMMAND, words_of(line)[1:]
     context = click.Context(command)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
@@ -257,10 +259,11 @@ def test_photon_commands_exist_and_take_their_options(page: str, line: str) -> N
         return
     if any(PLACEHOLDER.search(word) for word in words):
         words = [word for word in words if word.startswith("--")]
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {o for parameter in command.params for o in (*parameter.opts, *parameter.secondary_opts)}
         assert {word.partition("=")[0] for word in words} <= known
         return
-    # Parsing alone: unknown options and missing arguments are errors.
+    # Parsing alone: unknown options and missing arguments are errors. What a page names, its reader makes.
+    monkeypatch.setattr(Path, "is_dir", lambda _: True)
     command.make_context(command.name, list(words), resilient_parsing=False)
 
 
@@ -333,6 +336,23 @@ def test_the_strategy_of_the_contributing_page_trains(
     for name, tensor in whole["params"].items():
         part = first[name] + 0.9 * (tensor - first[name])
         torch.testing.assert_close(replies["alpha"][name], part, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.usefixtures("with_examples")
+def test_the_setting_of_the_tutorial_is_one_and_zero_of_it_is_the_plain_mean(
+    run_small: Callable[..., dict[str, Any]],
+) -> None:
+    own = ["strategy._target_=powered.LossWeighted", "cohort=3", "rounds=2"]
+    plain = run_small("strategy.weighting=uniform", "cohort=3", "rounds=2", name="plain")
+    zero = run_small(*own, "+strategy.power=0", name="zero")
+    assert zero["weights_sha256"] == plain["weights_sha256"]
+    assert run_small(*own, name="two")["weights_sha256"] != plain["weights_sha256"]
+    # What it hands on is a setting of the base, and what nobody takes is none.
+    assert run_small(*own, "+strategy.power=0", "strategy.local_state=reset", name="others")
+    with pytest.raises(PhotonError, match=r"strategy\.powr: unknown key; did you mean 'power'"):
+        run_small(*own, "+strategy.powr=0", name="typo")
+    with pytest.raises(PhotonError, match=r"write \+strategy\.power=… if strategy\._target_ takes it"):
+        run_small(*own, "strategy.power=0", name="plus")
 
 
 @pytest.mark.usefixtures("with_examples")

@@ -338,7 +338,7 @@ def test_a_node_refuses_it(entrance: str, bad: Bad, folder: Path, corpus: Path, 
     ("rules", "words"),
     [
         ("outer: dilco", "outer=dilco: no such option; did you mean 'diloco'? "),
-        ("strategy: {key_fracton: 0.5}", "strategy.key_fracton: unknown key; Photon takes config, "),
+        ("strategy: {key_fracton: 0.5}", "strategy.key_fracton: unknown key; Photon takes fold, "),
         ("strategy: {weightin: uniform}", "strategy.weightin: unknown key; did you mean 'weighting'?"),
         ("outer: {_target_: torch.optim.SGD, momentun: 0.9}", "outer.momentun: unknown key; did you mean "),
         ("link: {states: [{_target_: os.system}]}", "link.states._target_=os.system is not a codec; "),

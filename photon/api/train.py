@@ -138,7 +138,8 @@ def compare(runs: Iterable[Run | AnyPath], *, report: AnyPath | None = None) -> 
     -------
     DataFrame
         A row for each, the lowest perplexity first: ``run``, ``strategy``, ``model``, ``rounds``, ``tokens``,
-        ``perplexity`` (the last that was measured), ``bytes_up``, ``bytes_down``, ``seconds``.
+        ``perplexity`` (the last that was measured), ``bytes_up`` and ``bytes_down`` (of rounds and
+        evaluations), ``seconds`` (of the rounds).
 
     Raises
     ------
@@ -148,13 +149,13 @@ def compare(runs: Iterable[Run | AnyPath], *, report: AnyPath | None = None) -> 
     from pandas import DataFrame
 
     from photon.report.write import write_report
-    from photon.telemetry.summary import last_start
+    from photon.telemetry.summary import bytes_of, last_start
 
     rows, opened = [], [run if isinstance(run, Run) else Run(run) for run in runs]
     for run in opened:
         history, started = run.history, last_start(run.events)
         measured = history["perplexity"].dropna()
-        sums = history[["bytes_up", "bytes_down", "seconds"]].sum()
+        exchanged = bytes_of(run.events)
         rows.append(
             {
                 "run": run.run_dir.name,
@@ -163,7 +164,9 @@ def compare(runs: Iterable[Run | AnyPath], *, report: AnyPath | None = None) -> 
                 "rounds": run.rounds,
                 "tokens": int(history["tokens"].max()) if len(history) else 0,
                 "perplexity": float(measured.iloc[-1]) if len(measured) else float("nan"),
-                **{name: float(of) for name, of in sums.items()},
+                "bytes_up": float(exchanged["up"]),
+                "bytes_down": float(exchanged["down"]),
+                "seconds": float(history["seconds"].sum()),
             }
         )
     if report is not None:

@@ -53,7 +53,9 @@ def init(
     typer.echo(f"silos connect to {line.address}; authority {line.fingerprint}")
     typer.echo("Read that fingerprint to each silo's operator over another channel, and send this line:\n")
     typer.echo(line.line())
-    typer.echo(f"\nNext: photon aggregator up {place.folder}")
+    typer.echo("\nNext: give each silo the tokenizer.json that its text is prepared with, and type")
+    typer.echo(f"photon aggregator admit {place.folder} LINE    for the line of each silo")
+    typer.echo(f"photon aggregator up {place.folder}")
 
 
 @aggregator.command()

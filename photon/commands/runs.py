@@ -7,6 +7,7 @@ import typer
 
 from photon.commands.given import RunFolder
 from photon.errors import PhotonError, printable
+from photon.files.owner import is_going_on
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -137,6 +138,8 @@ def summary(run_dir: Annotated[Path, typer.Argument(help="Folder of a finished r
 
     config = load(run_dir / "config.yaml").model_copy(update={"run_dir": str(run_dir.absolute())})
     if not (run_dir / "summary.json").is_file():
+        if is_going_on(run_dir):
+            raise PhotonError(f"{run_dir}: the run is going on; look at it with `photon watch {run_dir}`")
         raise PhotonError(f"{run_dir}: the run is not finished; go on with `photon resume {run_dir}`")
     show(config)
 

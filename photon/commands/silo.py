@@ -50,7 +50,14 @@ def init(
     place, said = write(folder, name, data, node_config)
     typer.echo(said)
     _tell_line(place)
-    typer.echo(f"\nNext: photon silo join {place.folder} LINE, with the line of the aggregator")
+    typer.echo(
+        "\nNext: prepare the text with the aggregator's tokenizer; when it has admitted this line, join:"
+    )
+    typer.echo(
+        f"photon data prepare --output {place.data} --silo {place.settings.name}=TEXT "
+        "--tokenizer tokenizer.json"
+    )
+    typer.echo(f"photon silo join {place.folder} LINE    with the line of the aggregator")
 
 
 @silo.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -300,7 +307,9 @@ def _print_status(console: "Console", found: dict[str, Any]) -> None:
             table.add_row(name, Text(ascii(run_name)[1:-1]), f"{tokens:,}", f"{releases:,}", last)
     console.print(table if table.row_count else "nothing was given yet")
     policy, started = found["policy"], found["started"]
-    if started is None:
+    if started is None and found["connection"] is not None and found["connection"]["process"] is None:
+        console.print("Code    not started yet; the policy is read at each start")
+    elif started is None:
         console.print("Code    not started with photon silo run: policy unknown, and any code may run")
     else:
         rules = ", ".join(f"{rule}={value}" for rule, value in policy["rules"].items())

@@ -58,7 +58,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
         with initialize_config_dir(str(folders.conf_dir()), version_base="1.3"):
             composed = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise PhotonError(explain_hydra_error(error)) from error
+        raise PhotonError(explain_hydra_error(error, overrides)) from error
     return configured(composed)
 
 

@@ -1,7 +1,7 @@
 """One line for each error of a configuration: what is wrong, where, and the nearest valid word."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,27 @@ from photon.config.renamed import is_called, renamed
 from photon.config.schema import known_keys
 
 
-def explain_hydra_error(error: Exception) -> str:
-    """Return one line for a Hydra error, with the nearest valid key or option."""
+def explain_hydra_error(error: Exception, overrides: Sequence[str] = ()) -> str:
+    """Return one line for a Hydra error of what overrides compose, with the nearest valid key or option."""
     messages = [str(error)]
     cause = error.__cause__ or error.__context__
     if cause is not None:
         messages.append(str(cause))
     text = "\n".join(messages)
     if match := re.search(r"Could not override '([^']+)'", text):
-        return _unknown_key(match[1])
+        key = match[1]
+        group = key.partition(".")[0]
+        if any(override.lstrip("+").startswith(f"{group}._target_=") for override in overrides):
+            return f"{key}: no key of conf/{group}; write +{key}=… if {group}._target_ takes it"
+        return _unknown_key(key)
     if match := re.search(r"In '[^']*': Could not find '([^']+)'", text):
         group, _, option = match[1].rpartition("/")
         return no_option(group, option)
     return f"config: {first_line(error)}"
+
+
+#: What looks like the path of a class.
+_CLASS = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 def group_options(group: str) -> list[str]:
@@ -38,7 +46,8 @@ def no_option(group: str, option: Any) -> str:
     """Return one line for an option that a group does not have."""
     options = group_options(group)
     there_are = f" (there are: {', '.join(options)})" if options else ""
-    return f"{group}={option}: no such option{nearest(str(option), options)}{there_are}"
+    own = f"; a class of your own is {group}._target_={option}" if _CLASS.fullmatch(str(option)) else ""
+    return f"{group}={option}: no such option{own or nearest(str(option), options)}{there_are}"
 
 
 def _unknown_key(key: str) -> str:

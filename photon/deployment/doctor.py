@@ -39,6 +39,8 @@ EXPIRY_DAYS = 30
 #: Local steps of the throughput probe, and those before them that do not count.
 PROBE_STEPS, WARM_UP_STEPS = 4, 1
 _CONNECT_SECONDS = 5.0
+#: Names of this machine, at which no other one answers.
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -279,6 +281,8 @@ def _control(silo: Silo) -> Iterator[Finding]:
         code = 404
     if code in (401, 403, 404):
         yield Finding("control API", "ok", "out of a silo's reach")
+    elif silo.superlink.rpartition(":")[0] in LOOPBACK:
+        yield Finding("control API", "ok", "within reach of this machine alone")
     else:
         said = (
             "the aggregator's control API answers here, so whoever gets this far can run code on every silo: "
@@ -313,7 +317,10 @@ def _registration(silo: Silo) -> Iterator[Finding]:
         if registered:
             yield Finding("registration", "ok", "the aggregator knows the key")
         else:
-            said = f"{silo.key}.pub is unknown: send it to the aggregator for `flwr supernode register`"
+            said = (
+                f"the aggregator does not know {silo.key}.pub: its operator lets it in with `photon "
+                "aggregator admit`, or `flwr supernode register`; once removed, a silo needs a new key"
+            )
             yield Finding("registration", "fail", said)
 
 

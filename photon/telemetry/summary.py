@@ -129,7 +129,9 @@ def last_start(history: Iterable[Event]) -> RunStarted:
     """
     starts = [event for event in history if isinstance(event, RunStarted)]
     if not starts:
-        raise PhotonError("the events hold no run_started: the run ended before it began; start it again")
+        raise PhotonError(
+            "the events hold no run_started: the run is only starting, or it ended before it began"
+        )
     return starts[-1]
 
 
@@ -323,6 +325,11 @@ def _perplexities(started: RunStarted, history: list[Event]) -> dict[str, Any]:
         "per_node": {name: node["perplexity"] for name, node in (final.per_node if final else {}).items()},
         "mean_of_silos": mean_over_silos(started, final) if final else None,
     }
+
+
+def bytes_of(history: Iterable[Event]) -> dict[str, int]:
+    """Return the bytes ``up`` and ``down`` of a run's rounds and evaluations."""
+    return _bytes(event for event in history if isinstance(event, RoundFinished | Evaluated))
 
 
 def _bytes(events: Iterable[RoundFinished | Evaluated | SiloFinished]) -> dict[str, int]:

@@ -90,6 +90,10 @@ def test_the_tests_own_short_cut_composes_what_users_get(overrides: list[str]) -
         ("model=3", r"model=3: no such option \(there are: abbie-200m"),
         ("hydra/launcher=foo", "hydra/launcher=foo: no such option$"),
         ("outer.foo=1", r"did you mean 'outer\.\w+'"),
+        (
+            "strategy=mine.Own",
+            r"^strategy=mine\.Own: .*; a class of your own is strategy\._target_=mine\.Own ",
+        ),
         ("transition.step=64", "key of this transition; those that have it: lordo, mtdao, synchronous$"),
         ("data.hub.corpus=c4", "not a key of this data; those that have it: c4, fineweb-edu, mc4, the-pile$"),
         ("training.micro_batch_size=foo", "^training.micro_batch_size='foo': [a-z ]+ integer or 'auto'$"),
