@@ -31,9 +31,9 @@ from photon.node import answer
 from photon.silo.standing import stand
 from photon.telemetry.events import Notice, RoundStarted, SiloFailed
 from photon.telemetry.log import read_events
-from tests.conftest import small_run
+from tests.conftest import SMALL_DEPLOYED, composed
 
-RUN = ["federation=deployment", "federation.silos=2", "cohort=null", "federation.wait_for_silos=20"]
+RUN = [*SMALL_DEPLOYED, "federation.silos=2", "cohort=null", "federation.wait_for_silos=20"]
 #: Torch draws from one generator, and what two nodes do at once would not repeat.
 _TORCH = threading.Lock()
 
@@ -134,7 +134,7 @@ def nodes_of(folders: dict[str, Path], tmp_path: Path, **more: Any) -> Nodes:
 
 def config_of(tmp_path: Path, *overrides: str, lease: float | None = 5.0, name: str = "run") -> RunConfig:
     store = [f"link.store.url={tmp_path / 'store'}", f"federation.lease={'null' if lease is None else lease}"]
-    return small_run(*RUN, *store, *overrides, data=tmp_path, run_dir=tmp_path / name)
+    return composed(*RUN, *store, *overrides).model_copy(update={"run_dir": str(tmp_path / name)})
 
 
 def trained(config: RunConfig, grid: Grid, *, resume: bool = False) -> dict[str, Any]:
