@@ -181,7 +181,7 @@ def test_files_are_read_and_what_was_skipped_is_in_the_manifest(make_text, tmp_p
     (texts / "bad.txt").write_bytes(b"\xff\xff")
     rows = "".join(json.dumps({"body": make_text(50 + n)}) + "\n" for n in range(12))
     (tmp_path / "rows.jsonl").write_text(rows)
-    with pytest.raises(PhotonError, match=r"rows\.jsonl holds no text"):
+    with pytest.raises(PhotonError, match=r"rows\.jsonl holds no row that can be used"):
         prepare({"a": [texts], "b": [tmp_path / "rows.jsonl"]}, tmp_path / "out", **SMALL)
     sources = {"a": [texts, texts], "b": [tmp_path / "rows.jsonl"]}
     (tmp_path / "rows.jsonl").write_text(rows.replace('"body"', '"text"'))

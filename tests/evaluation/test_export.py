@@ -270,7 +270,7 @@ def test_another_tokenizer_is_refused_by_evaluate(
 
 @pytest.mark.parametrize("option", ["device", "precision"])
 def test_a_wrong_option_is_refused_before_model_and_data_are_read(tmp_path: Path, option: str) -> None:
-    nothing = str(tmp_path / "nothing")
+    nothing = str(tmp_path)
     with pytest.raises(PhotonError, match=f"{option}=.?typo"):
         CliRunner().invoke(
             app(), ["evaluate", nothing, "--data", nothing, f"--{option}", "typo"], catch_exceptions=False

@@ -229,7 +229,7 @@ MISTAKES = {
     ),
     "what Photon gives": (
         own("a", run="1"),
-        f"telemetry.listeners.1: {__name__}.Own: multiple values for argument 'run'",
+        "telemetry.listeners.1.run: unknown key; Own takes breaks, name",
     ),
     "target": (
         "{_target_: photon.telemetry.display.dispaly}",

@@ -179,7 +179,7 @@ def test_every_preset_is_in_the_table(table: Table) -> None:
     and tests/objective/test_anchor.py.
     Robust folds, MuLoCo, the exact SparseLoCo and DES-LOC's schedule are newer than all bases: see
     tests/strategy/test_robust.py, tests/federation/test_muloco.py and test_sparseloco.py, and
-    tests/models/test_build.py.
+    tests/models/test_build.py. A transition without other settings is in tests/federation/test_transition.py.
     """
     said = {override for run in table.runs.values() for override in run.overrides}
     for section, implied in {
@@ -187,7 +187,7 @@ def test_every_preset_is_in_the_table(table: Table) -> None:
         "link": {"dense", "sparse", "sparseloco", "top64of4096", "two-bit"},
         "outer": {"fedavg", "diloco", "muloco"},
         "optimizer": {"adamw", "adamw-sparse", "qhadamw", "lordo", "muloco"},
-        "transition": set(),
+        "transition": {"synchronous"},
         "privacy": {"off"},
         "schedule": {"cosine", "desloc"},
     }.items():
