@@ -399,17 +399,18 @@ def variations_table(results: Results) -> Iterator[str]:
             step_of(one),
             f"{one['rate']:g}",
             str(one["steps"]),
+            str(one["seed"]),
             perplexity(one["perplexity"], 2),
         ]
         for one in sorted(results, key=lambda one: (one["method"], one["variation"], one["run"]))
         if one["variation"]
     ]
     if rows:
-        yield "## Variations: 4 silos, H = 16, seed 0"
+        yield "## Variations: 4 silos, H = 16"
         yield ""
         yield "Options that begin with `+` were tried, and are not in the repository."
         yield ""
-        columns = ["Method", "Changed", "Momentum, outer rate", "Rate", "Steps", "Perplexity"]
+        columns = ["Method", "Changed", "Momentum, outer rate", "Rate", "Steps", "Seed", "Perplexity"]
         yield from table(columns, rows, left=(0, 1))
 
 
