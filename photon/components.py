@@ -61,8 +61,7 @@ def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str, *, g
         For the first argument that it does not take, or whose value does not fit its type hint.
     """
     takers = _takers(factory)
-    runtime = list(inspect.signature(factory).parameters)[:given]
-    known = set(takers) - set(runtime)
+    known = set(list(takers)[given:])
     for name, value in arguments.items():
         if name not in known:
             hint = nearest(name, known) or f"; {factory.__name__} takes {', '.join(sorted(known)) or 'none'}"
@@ -71,28 +70,29 @@ def check_arguments(factory: Any, arguments: Mapping[str, Any], where: str, *, g
             _check_value(adapter, value, f"{where}.{name}")
 
 
+# Kept, as adapters are, because every round builds its outer optimizer anew, and these take longer than that.
+@lru_cache(maxsize=256)
 def _takers(factory: Any) -> dict[str, Any]:
-    """Return by the name of each argument the function whose signature has it."""
+    """Return by the name of each argument, in order, what has it in its signature."""
     takers: dict[str, Any] = {}
-    classes = factory.__mro__ if inspect.isclass(factory) else ()
-    functions = [vars(one)["__init__"] for one in classes if "__init__" in vars(one)] or [factory]
-    for function in functions:
-        parameters = inspect.signature(function).parameters.values()
+    bases = (
+        [one for one in factory.__mro__[1:] if "__init__" in vars(one)] if inspect.isclass(factory) else []
+    )
+    for taker in (factory, *bases):
+        parameters = inspect.signature(taker).parameters.values()
         for parameter in parameters:
             if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-                takers.setdefault(parameter.name, function)
+                takers.setdefault(parameter.name, taker)
         if all(parameter.kind != parameter.VAR_KEYWORD for parameter in parameters):
             break
-    takers.pop("self", None)
     return takers
 
 
-# Kept, because every round builds its outer optimizer anew and making an adapter takes longer than that.
 @lru_cache(maxsize=256)
-def _adapter(function: Any, name: str) -> TypeAdapter[Any] | None:
+def _adapter(factory: Any, name: str) -> TypeAdapter[Any] | None:
     """Return what checks a value against an argument's type hint; None if no hint can be checked."""
     try:
-        hints = get_type_hints(function)
+        hints = get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
         return TypeAdapter(hints[name], config=ConfigDict(arbitrary_types_allowed=True))
     except (KeyError, NameError, TypeError, PydanticUserError):
         # Hints that only a type checker can resolve are left to the factory itself.

@@ -5,17 +5,19 @@ from typing import Annotated
 
 import typer
 
-from photon.errors import PhotonError
+from photon.evaluation.folder import check_folder
 
 
-def _folder(path: Path) -> Path:
-    if not path.is_dir():
-        raise PhotonError(f"{path}: no such folder; give a run, a checkpoint or an exported model")
-    return path
+def _model(path: Path) -> Path:
+    return check_folder(path)
+
+
+def _export(path: Path) -> Path:
+    return check_folder(path, "an exported model")
 
 
 Model = Annotated[
-    Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.", callback=_folder)
+    Path, typer.Argument(help="A run, one of its checkpoints, or an exported model.", callback=_model)
 ]
-RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", callback=_folder)]
-Export = Annotated[Path, typer.Argument(help="Folder of an exported model.", callback=_folder)]
+RunFolder = Annotated[Path, typer.Argument(help="Folder of the run.", callback=_model)]
+Export = Annotated[Path, typer.Argument(help="Folder of an exported model.", callback=_export)]

@@ -11,7 +11,6 @@
     DIR/superlink.db DIR/logs/ DIR/proxy/ DIR/systemd/
 """
 
-import ipaddress
 import os
 import secrets
 import shutil
@@ -38,6 +37,7 @@ from photon.deployment.place import (
     claim,
     environment_file,
     environment_of,
+    is_loopback,
     place_of,
     read_settings_file,
     unit,
@@ -97,14 +97,6 @@ class Aggregator(BaseModel):
     def open_to_all(self) -> bool:
         """Whether others can reach the whole of the SuperLink."""
         return not self.proxy and not all(map(is_loopback, self.hosts))
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this very machine, reached from itself alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 class AggregatorPlace:

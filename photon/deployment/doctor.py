@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData, file_sha256
 from photon.deployment.keys import certificate_hosts, read_node_key
+from photon.deployment.place import is_loopback
 from photon.engine.app_folder import source_folder
 from photon.engine.processes import is_healthy
 from photon.errors import PhotonError
@@ -39,8 +40,6 @@ EXPIRY_DAYS = 30
 #: Local steps of the throughput probe, and those before them that do not count.
 PROBE_STEPS, WARM_UP_STEPS = 4, 1
 _CONNECT_SECONDS = 5.0
-#: Names of this machine, at which no other one answers.
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -281,7 +280,7 @@ def _control(silo: Silo) -> Iterator[Finding]:
         code = 404
     if code in (401, 403, 404):
         yield Finding("control API", "ok", "out of a silo's reach")
-    elif silo.superlink.rpartition(":")[0] in LOOPBACK:
+    elif is_loopback(silo.superlink.rpartition(":")[0]):
         yield Finding("control API", "ok", "within reach of this machine alone")
     else:
         said = (

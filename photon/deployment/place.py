@@ -1,6 +1,7 @@
 """The folder of an aggregator or a silo: written once, completed after a crash, one program at a time."""
 
 import contextlib
+import ipaddress
 import os
 import re
 import sys
@@ -164,6 +165,14 @@ def check_as_noted(folder: Path, options: Iterable[tuple[str, Any, Any]], mend: 
         if given is not None and given != noted:
             shown = str(noted) if isinstance(noted, Path) else noted
             raise PhotonError(f"{folder}: {option} was {shown!r} when it was made{mend}")
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this very machine, reached from itself alone."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def environment_of(folder: Path, home: Path | None = None) -> dict[str, str]:

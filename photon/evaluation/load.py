@@ -9,6 +9,7 @@ from photon.config.compose import load
 from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, printable
+from photon.evaluation.folder import check_folder
 from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ def open_run_checkpoint(path: Path) -> tuple[Checkpoint, RunConfig]:
     PhotonError
         If there is no checkpoint, or it or the run's ``config.yaml`` is damaged.
     """
-    if not path.is_dir():
-        raise PhotonError(f"{path}: no such folder; give a run, a checkpoint or an exported model")
+    check_folder(path)
     if (path / "checkpoint.json").is_file():
         folder = path.resolve()
         return open_checkpoint(folder), _settings(folder.parent.parent)

@@ -28,7 +28,7 @@ from typing import Any
 import psutil
 from common import Report, parser, spread
 from round_overhead import prepare_data
-from store import MODELS, Usage, config_of, sampled
+from store import MODELS, Usage, config_of, overheads, sampled
 
 #: What a run is given beside `config_of`, by how its rounds travel.
 CASES = {
@@ -107,28 +107,19 @@ def run_case(case: str, size: int, folder: Path, arguments: argparse.Namespace) 
     return figures(run_dir, usage)
 
 
-def moments(run_dir: Path) -> list[float]:
-    """Return when the first round began and each round ended, in seconds since the epoch."""
-    from photon.telemetry.events import RoundFinished, RoundStarted
-    from photon.telemetry.log import read_events
-
-    events = read_events(run_dir / "events.jsonl")
-    begin = next(event.time for event in events if isinstance(event, RoundStarted))
-    return [begin, *(event.time for event in events if isinstance(event, RoundFinished))]
-
-
 def figures(run_dir: Path, usage: Usage) -> Rounds:
     from photon.telemetry.events import Evaluated, RoundFinished
     from photon.telemetry.log import read_events
 
     events = read_events(run_dir / "events.jsonl")
     rounds = [event for event in events if isinstance(event, RoundFinished)]
+    moments, overhead = overheads(run_dir)
     counted = slice(FIRST, -LAST)
     evaluated = any(isinstance(event, Evaluated) and event.round == 1 for event in events)
     return Rounds(
-        [one.seconds["overhead"] - one.seconds["evaluate"] for one in rounds][counted],
+        overhead[counted],
         [one.seconds["evaluate"] if evaluated else 0.0 for one in rounds][counted],
-        statistics.mean(usage.between(moments(run_dir))[counted]),
+        statistics.mean(usage.between(moments)[counted]),
     )
 
 

@@ -23,9 +23,9 @@ from typing import Any
 from unittest.mock import patch
 
 from common import Report, parser, spread
-from deployed import CASES, FIRST, LAST, federation, moments, wait_for
+from deployed import CASES, FIRST, LAST, federation, wait_for
 from fold_memory import photon_server
-from store import MODELS, Usage, config_of, sampled
+from store import MODELS, Usage, config_of, overheads, sampled
 
 SERVER = ("SuperLink", "ServerApp")
 SILOS = 2
@@ -86,7 +86,7 @@ def server_seconds(case: str, size: int, folder: Path, rounds: int) -> list[floa
     with federation(folder, store) as (connection, family), sampled(lambda: usage.sample(family()), 0.2):
         run_id = connection.submit(config, resume=False, settings=folder / "submitted.toml")
         wait_for(run_dir / "summary.json", connection, run_id, folder / "federation" / "logs")
-    return usage.between(moments(run_dir), SERVER)[FIRST:-LAST]
+    return usage.between(overheads(run_dir)[0], SERVER)[FIRST:-LAST]
 
 
 def gate_seconds(size: int, folder: str, replies: int) -> tuple[list[float], list[float]]:

@@ -33,12 +33,13 @@ from photon.config.compose import compose
 from photon.data.prepared import PreparedData
 from photon.data.separate import separate_silo
 from photon.deployment.local import SUPEREXEC, SUPERLINK, LocalFederation, Program
-from photon.engine.processes import stop_tree
+from photon.engine.processes import flower_environment, stop_tree
 from photon.federation.run import prepare_run
 from photon.telemetry.events import Event, RunFinished, RunInterrupted
 from photon.telemetry.log import read_events
 from tests.conftest import SMALL_DEPLOYED
 
+PHOTON = str(Path(sys.executable).parent / "photon")
 #: Generous: a message costs a new Python process that imports torch, and test machines are busy.
 PATIENCE = 900.0
 
@@ -263,6 +264,16 @@ class DeployedRun:
 
     def _ended_after(self, count: int) -> bool:
         return any(isinstance(event, RunFinished | RunInterrupted) for event in self.events()[count:])
+
+    def resume(self) -> None:
+        """Go on with it as its operator would, to the end."""
+        resumed = subprocess.run(
+            [PHOTON, "resume", str(self.run_dir)],
+            env=flower_environment(self._deployment.federation.home),
+            capture_output=True,
+            text=True,
+        )
+        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
 
     def wait(self, patience: float = PATIENCE) -> str:
         """Wait until the run ends and return Flower's status of it."""

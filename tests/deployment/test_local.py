@@ -1,22 +1,18 @@
 """A deployed run trains the same weights as an in-process one, with TLS, node keys and a database."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from photon.engine.deployment import COMPLETED
 from photon.engine.inprocess import run_inprocess
-from photon.engine.processes import flower_environment
 from photon.federation.run import prepare_run
 from photon.node import answer
 from photon.telemetry.events import RoundFinished, RunStarted
 from tests.conftest import small_run, write_corpus
 from tests.deployment.harness import Deployment, wait_until
 
-PHOTON = str(Path(sys.executable).parent / "photon")
 RUN = ["rounds=2", "cohort=2", "federation.silos=2"]
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1500)]
@@ -66,13 +62,7 @@ def test_a_run_whose_server_died_is_resumed(pair: Path, tmp_path: Path) -> None:
         server.kill()
         wait_until(lambda: run.status().startswith("finished"), "Flower noticing", pause=2.0)
         assert run.status() == "finished:failed"
-        resumed = subprocess.run(
-            [PHOTON, "resume", str(run.run_dir)],
-            env=flower_environment(deployment.federation.home),
-            capture_output=True,
-            text=True,
-        )
-        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        run.resume()
     first, second = (event for event in run.events() if isinstance(event, RunStarted))
     assert first.resumed_from is None
     assert second.resumed_from in (1, 2)

@@ -1,14 +1,11 @@
 """An adapter tuned on preferences by real silos, and the tasks of the run, in which the server dies."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from photon.engine.inprocess import run_inprocess
-from photon.engine.processes import flower_environment
 from photon.evaluation.task_process import carry_out
 from photon.federation import run_tasks
 from photon.federation.run import prepare_run
@@ -21,7 +18,6 @@ from tests.conftest import small_run
 from tests.deployment.harness import Deployment, wait_until
 from tests.objective.test_dpo import write_pairs
 
-PHOTON = str(Path(sys.executable).parent / "photon")
 RUN = ["rounds=2", "cohort=2", "evaluation.tasks=[quiz]", "evaluation.tasks_every=1"]
 
 pytestmark = [pytest.mark.deployment, pytest.mark.timeout(1500)]
@@ -54,13 +50,7 @@ def test_preferences_are_tuned_and_tasks_asked_as_in_one_process(
         server.kill()
         wait_until(lambda: run.status().startswith("finished"), "Flower noticing", pause=2.0)
         assert figures_of(run.events()) == []
-        resumed = subprocess.run(
-            [PHOTON, "resume", str(run.run_dir)],
-            env=flower_environment(deployment.federation.home),
-            capture_output=True,
-            text=True,
-        )
-        assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+        run.resume()
     events = run.events()
     assert [e.resumed_from for e in events if isinstance(e, RunStarted)] == [None, 1]
     assert [e.round for e in events if isinstance(e, RoundFinished)] == [1, 2]
