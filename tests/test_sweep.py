@@ -15,7 +15,7 @@ from photon.cli import main
 from photon.commands import jobs, search
 from photon.commands.hydra_line import Line, read_line
 from photon.commands.jobs import JOB, TRACEBACK, figure_of
-from photon.commands.ranking import METRICS, RANKING
+from photon.commands.ranking import METRICS, RANKING, Ranked, over_seeds
 from photon.config.compose import compose
 from photon.errors import PhotonError
 from tests.conftest import SMALL
@@ -274,6 +274,24 @@ def test_cfg_prints_and_stops(photon: Sweep, tmp_path: Path) -> None:
     code, out, _ = photon("train", "--help")
     assert "  strategy: anchor, centralized," in out
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_that_differ_in_their_seed_have_a_mean(tmp_path: Path) -> None:
+    plan = jobs.Plan(["outer=a,b", "seed=0,1", "rounds=1"], ["outer", "seed"], "tokens", False, "")
+    figures = {("b", 0): 3.0, ("b", 1): 5.0, ("a", 0): 10.0, ("a", 1): None}
+    rows = [
+        Ranked(
+            jobs.Job(tmp_path / f"{outer}{seed}", [f"outer={outer}", f"seed={seed}", "rounds=1"]),
+            value,
+            "" if value is not None else "it failed",
+        )
+        for (outer, seed), value in figures.items()
+    ]
+    better, worse = over_seeds(rows, plan)
+    assert better == ("outer=b", 4.0, pytest.approx(2**0.5), 2)
+    assert worse == ("outer=a", 10.0, None, 1), "who failed is in no mean, and one run has no spread"
+    only_seeds = jobs.Plan(["seed=0,1"], ["seed"], "tokens", False, "")
+    assert over_seeds(rows, only_seeds) == []
 
 
 def test_every_figure_that_ranks_is_in_a_summary(run_small: Callable[..., dict[str, Any]]) -> None:

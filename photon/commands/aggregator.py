@@ -1,11 +1,15 @@
 """``photon aggregator``: set up the aggregator of a federation, run it, and let silos take part."""
 
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from photon.errors import RunError
+
+if TYPE_CHECKING:
+    from photon.deployment.standing import AggregatorStanding
 
 aggregator = typer.Typer(
     name="aggregator",
@@ -75,6 +79,52 @@ def up(folder: Folder) -> None:
     if failed := sum(finding.level == "fail" for finding in findings):
         raise RunError(f"{failed} of {len(findings)} checks failed; mend them and start it again")
     run(place)
+
+
+@aggregator.command()
+def status(
+    folder: Folder, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False
+) -> None:
+    """Show whether the aggregator runs, which silos were admitted and are online, and its runs.
+
+    Ends with 1 if the aggregator does not answer or a silo is not online.
+    """
+    from photon.deployment.aggregator import AggregatorPlace
+    from photon.deployment.standing import standing_of
+
+    found = standing_of(AggregatorPlace(folder))
+    if as_json:
+        typer.echo(found.model_dump_json(indent=1))
+    else:
+        _print_standing(found)
+    if not found.is_well:
+        raise typer.Exit(1)
+
+
+def _print_standing(found: "AggregatorStanding") -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from photon.commands.tables import print_whole
+
+    console = Console(soft_wrap=True, highlight=False)
+    up = f"running, process {found.process}" if found.process is not None else "not running"
+    console.print(f"Aggregator  {found.address}, authority {found.authority}", markup=False)
+    console.print(f"Process     {up}; the SuperLink {'answers' if found.answers else 'does not answer'}")
+    silos = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("Silo", "Key", "Its node", "Since"):
+        silos.add_column(title, no_wrap=True)
+    for silo in found.silos:
+        silos.add_row(silo.name, silo.fingerprint, silo.standing, silo.since)
+    if found.silos:
+        print_whole(console, silos)
+    else:
+        console.print("No silo was admitted yet: photon aggregator admit DIR LINE")
+    if found.ejected:
+        console.print(f"Kept out    {', '.join(found.ejected)}", markup=False)
+    for run in found.runs:
+        console.print(f"Run {run.run_id}  {escape(run.status)}, {timedelta(seconds=round(run.seconds))}")
 
 
 @aggregator.command()

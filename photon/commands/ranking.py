@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import NamedTuple
 from urllib.parse import quote
 
@@ -12,12 +13,14 @@ from rich.text import Text
 
 from photon.commands.hydra_line import key_of
 from photon.commands.jobs import Job, Plan, jobs_in
+from photon.commands.tables import print_whole
 from photon.components import nearest
 from photon.errors import PhotonError
 from photon.files.atomic import write_text
 
 #: The file of a sweep's folder.
 RANKING = "ranking.md"
+SEED = "seed"
 DEFAULT_METRIC = "perplexity.final"
 #: Figures of ``summary.json`` that rank runs, and beginnings of more, which end with a dot.
 METRICS = (
@@ -48,6 +51,15 @@ class Ranked(NamedTuple):
     job: Job
     value: float | None
     without: str
+
+
+class OverSeeds(NamedTuple):
+    """Runs that differ in their seed alone: their mean, and their standard deviation (None: of one run)."""
+
+    values: str
+    mean: float
+    deviation: float | None
+    runs: int
 
 
 def check_metric(metric: str) -> None:
@@ -81,6 +93,27 @@ def ranked(folder: Path, metric: str, *, maximize: bool) -> list[Ranked]:
     return [*(reversed(good) if maximize else good), *(one for one in rows if one.value is None)]
 
 
+def over_seeds(rows: Sequence[Ranked], plan: Plan) -> list[OverSeeds]:
+    """Return the means of runs that differ in their seed alone, the best first.
+
+    Returns
+    -------
+    list
+        Empty if the sweep has one seed, or nothing but seeds: then there is nothing to compare.
+    """
+    if SEED not in plan.swept or len(plan.swept) < 2:
+        return []
+    alike: dict[str, list[float]] = {}
+    for row in rows:
+        if row.value is not None:
+            alike.setdefault(_values(row.job, plan, without=SEED), []).append(row.value)
+    means = [
+        OverSeeds(values, fmean(figures), stdev(figures) if len(figures) > 1 else None, len(figures))
+        for values, figures in alike.items()
+    ]
+    return sorted(means, key=lambda one: one.mean, reverse=plan.maximize)
+
+
 def write_ranking(folder: Path, rows: Sequence[Ranked], plan: Plan) -> None:
     """Write a ranking to the sweep's folder, each run with a link to its report."""
     order = "largest" if plan.maximize else "smallest"
@@ -98,7 +131,11 @@ def write_ranking(folder: Path, rows: Sequence[Ranked], plan: Plan) -> None:
             if row.value is not None
             else ["–", "–", _values(row.job, plan), f"{link}: {row.without}"]
         )
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(_line(cells))
+    if means := over_seeds(rows, plan):
+        lines += ["", "## Means over seeds", ""]
+        lines += [_line([plan.metric, "±", "runs", "values"]), _line(["---"] * 4)]
+        lines += [_line(_cells(one)) for one in means]
     write_text(folder / RANKING, "\n".join(lines) + "\n")
 
 
@@ -114,19 +151,37 @@ def print_ranking(rows: Sequence[Ranked], plan: Plan) -> None:
     for heading in ("", plan.metric):
         table.add_column(heading, justify="right")
     for heading in ("values", "report"):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading)
     for place, row in enumerate(rows, start=1):
         if row.value is not None:
             figure, told = [str(place), f"{row.value:.6g}"], Text(str(_shown_file(row.job)))
         else:
             figure, told = ["–", "–"], Text(row.without, style="yellow")
         table.add_row(*figure, Text(_values(row.job, plan)), told)
-    Console().print(table)
+    console = Console()
+    print_whole(console, table)
+    if means := over_seeds(rows, plan):
+        table = Table(title="Means over seeds", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for heading in (plan.metric, "±", "runs"):
+            table.add_column(heading, justify="right")
+        table.add_column("values")
+        for one in means:
+            table.add_row(*map(Text, _cells(one)))
+        print_whole(console, table)
 
 
-def _values(job: Job, plan: Plan) -> str:
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _cells(one: OverSeeds) -> list[str]:
+    spread = "–" if one.deviation is None else f"{one.deviation:.2g}"
+    return [f"{one.mean:.6g}", spread, str(one.runs), one.values]
+
+
+def _values(job: Job, plan: Plan, *, without: str = "") -> str:
     """Return the overrides that tell a run from the others of its sweep."""
-    return " ".join(one for one in job.overrides if key_of(one) in plan.swept)
+    return " ".join(one for one in job.overrides if key_of(one) in plan.swept and key_of(one) != without)
 
 
 def _shown_file(job: Job) -> Path:

@@ -292,6 +292,8 @@ def _print_status(console: "Console", found: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from photon.commands.tables import print_whole
+
     console.print(f"\n{found['state_dir']}")
     if found["connection"] is not None:
         _print_connection(console, found["connection"])
@@ -305,7 +307,10 @@ def _print_status(console: "Console", found: dict[str, Any]) -> None:
         for run_name, tokens, releases, last in [*rows, ("all", *total, silo_found["last_active"])]:
             # A run's name is the aggregator's word.
             table.add_row(name, Text(ascii(run_name)[1:-1]), f"{tokens:,}", f"{releases:,}", last)
-    console.print(table if table.row_count else "nothing was given yet")
+    if table.row_count:
+        print_whole(console, table)
+    else:
+        console.print("nothing was given yet")
     policy, started = found["policy"], found["started"]
     if started is None and found["connection"] is not None and found["connection"]["process"] is None:
         console.print("Code    not started yet; the policy is read at each start")

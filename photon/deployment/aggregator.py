@@ -404,8 +404,8 @@ def _how_to_go_on(place: AggregatorPlace) -> str:
         "The line for silos:\n\n"
         f"{place.line().line()}\n\n"
         f"Admit a silo:     photon aggregator admit {place.folder} LINE\n"
-        f"Look at nodes:    set -a; . {env}; set +a; flwr supernode list {CONNECTION}\n"
-        "Train:            photon train federation=deployment …, in such a terminal"
+        f"Who is online:    photon aggregator status {place.folder}\n"
+        f"Train:            set -a; . {env}; set +a; photon train federation=deployment …"
     )
 
 

@@ -41,7 +41,11 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # `torch.manual_seed` would also seed the devices that the block leaves alone, for good.
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed % 2**32)
         try:

@@ -86,6 +86,18 @@ def line_in(said: str) -> str:
     return line
 
 
+def _standings(place: AggregatorPlace) -> list[str]:
+    return [node["status"] for node in nodes_of(place.connection)]
+
+
+def _leaves(user: User, pid: int) -> None:
+    """Let a silo leave; all that it started ends, and it cannot come back by itself."""
+    family = psutil.Process(pid).children(recursive=True)
+    assert f"stopped process {pid}" in user.types("silo", "leave", "silo")
+    wait_until(lambda: not any(one.is_running() for one in family), "the end of all that it started")
+    assert "no aggregator was joined" in user.types("silo", "join", "silo", code=2)
+
+
 def test_two_commands_a_side_join_train_and_leave(tmp_path: Path) -> None:
     corpus = PreparedData.open(write_corpus(tmp_path / "corpus", {"alpha": "abcdefgh", "beta": "ijklmnop"}))
     with ExitStack() as running:
@@ -121,13 +133,17 @@ def test_two_commands_a_side_join_train_and_leave(tmp_path: Path) -> None:
         }
         place = AggregatorPlace(operator.home / "agg")
 
-        def online() -> int:
-            assert all(node.poll() is None for node in nodes.values()), silos["alpha"].sees()
-            return sum(node["status"] == "online" for node in nodes_of(place.connection))
-
-        wait_until(lambda: online() == 2, "two nodes online", pause=1.0)
+        wait_until(lambda: _standings(place) == ["online"] * 2, "two nodes online", pause=1.0)
+        assert all(node.poll() is None for node in nodes.values()), silos["alpha"].sees()
         assert "photon silo run --superlink 127.0.0.1:" in silos["alpha"].sees()
         assert "is running already" in silos["alpha"].types("silo", "join", "silo", code=2)
+
+        stands = json.loads(operator.types("aggregator", "status", "agg", "--json"))
+        assert [(one["name"], one["standing"]) for one in stands["silos"]] == [
+            ("alpha", "online"),
+            ("beta", "online"),
+        ]
+        assert stands["process"] == up.pid
 
         first = operator.home / "agg" / "first"
         operator.runs(first, "rounds=2", "cohort=2", "federation.silos=2")
@@ -145,11 +161,9 @@ def test_two_commands_a_side_join_train_and_leave(tmp_path: Path) -> None:
         assert {one["check"]: one["level"] for one in found["connection"]["checks"]}["registration"] == "ok"
         assert found["silos"]["alpha"]["runs"]
 
-        family = psutil.Process(nodes["beta"].pid).children(recursive=True)
-        said = silos["beta"].types("silo", "leave", "silo")
-        assert f"stopped process {nodes['beta'].pid}" in said
-        wait_until(lambda: not any(one.is_running() for one in family), "the end of all that beta started")
-        assert "no aggregator was joined" in silos["beta"].types("silo", "join", "silo", code=2)
+        _leaves(silos["beta"], nodes["beta"].pid)
+        wait_until(lambda: "offline" in _standings(place), "beta's node offline", pause=1.0)
+        assert operator.types("aggregator", "status", "agg", code=1).count("finished:completed") == 2
 
         assert "is unregistered" in operator.types("aggregator", "remove", "agg", "beta")
         assert "was ejected" in operator.types("aggregator", "admit", "agg", lines["beta"], code=2)

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from photon.commands.app import app
-from photon.deployment import aggregator, joining, keys, place
+from photon.deployment import aggregator, joining, keys, place, standing
 from photon.deployment.aggregator import AggregatorPlace
 from photon.deployment.joining import SiloPlace
 from photon.deployment.lines import AggregatorLine, SiloLine
@@ -524,3 +524,47 @@ def test_what_runs_keeps_its_claim_when_it_becomes_another_program(tmp_path: Pat
     finally:
         with contextlib.suppress(BrokenPipeError):
             process.communicate("\n", timeout=30)
+
+
+# --- how an aggregator stands ---------------------------------------------------------------------------
+
+
+def test_an_aggregator_tells_how_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = make_aggregator(tmp_path / "a")
+    silos = {name: make_silo(tmp_path / name, name) for name in ("away", "late", "long" * 10)}
+    arguments = ["aggregator", "status", str(made.folder)]
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, "not running" in done.output, "No silo" in done.output) == (1, True, True)
+    for silo in silos.values():
+        aggregator.admit(made, silo.line())
+    done = CliRunner().invoke(app, arguments)
+    assert done.output.count(standing.WAITING) == 3
+    long = silos["long" * 10].line()
+    assert f"{long.name}  {long.fingerprint}" in done.output, "a narrow terminal cuts nothing"
+
+    def flwr(_: Connection, *words: str, check: bool = True) -> str:
+        if words[0] == "list":
+            return json.dumps({"runs": [{"run-id": "8", "status": "running", "elapsed": 61.2}]})
+        nodes = [
+            {"node-id": "1", "status": "online", "online-at": "2026-01-01 10:00:00Z"},
+            {"node-id": "2", "status": "offline", "offline-at": "2026-01-02 10:00:00Z"},
+        ]
+        return json.dumps({"nodes": nodes})
+
+    monkeypatch.setattr(Connection, "flwr", flwr)
+    monkeypatch.setattr(AggregatorPlace, "is_up", lambda _: True)
+    made.node_file("long" * 10).write_text("1\n")
+    made.node_file("away").write_text("2\n")
+    made.public_key("late").unlink()
+    found = json.loads(CliRunner().invoke(app, [*arguments, "--json"]).output)
+    assert [(silo["standing"], silo["since"]) for silo in found["silos"]] == [
+        ("offline", "2026-01-02 10:00:00"),
+        (standing.UNKNOWN, ""),
+        ("online", "2026-01-01 10:00:00"),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, "Run 8  running, 0:01:01" in done.output) == (1, True)
+    for name in ("away", "late"):
+        aggregator.remove(made, name)
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, "Kept out" in done.output) == (0, True), "every silo that was admitted is online"
