@@ -2,9 +2,11 @@
 
 import copy
 import gc
+import os
 import random
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -38,6 +40,22 @@ SEQUENCE_LENGTH = 16
 
 # Rewriting the assertions of all tests takes each worker seconds; what is written down is rewritten once.
 sys.dont_write_bytecode = False
+
+
+# Where a process may be killed, tests do it; no test cuts the power, and each flush waits for the disk.
+os.fsync = lambda fd: None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let ``few(n)`` leave the first cases of a test to the default suite, and mark the others as slow."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        if (few := item.get_closest_marker("few")) is not None:
+            function = item.nodeid.partition("[")[0]
+            seen[function] += 1
+            if seen[function] > few.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_collection_finish() -> None:

@@ -131,6 +131,7 @@ def test_tests_need_more_than_the_quickstart(clone: Path) -> None:
     assert call(clone, "quickstart.sh", PATH=path).stdout == "photon train run_dir=runs/quickstart\n"
 
 
+@pytest.mark.slow
 def test_the_federation_of_a_clone_lies_in_the_clone(clone: Path) -> None:
     make_environment(clone)
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

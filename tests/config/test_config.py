@@ -118,8 +118,10 @@ _OBJECTIVE_OF = {
 }
 
 
+# The page of all options, which tests/test_docs.py makes, composes each of them, too.
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
-    "group", ["model", "outer", "schedule", "strategy", "link", "federation", "telemetry"]
+    "group", ["outer", "schedule", "federation", "telemetry", "model", "strategy", "link"]
 )
 def test_every_option_of_every_group_composes(group: str) -> None:
     options = sorted(path.stem for path in (conf_dir() / group).glob("*.yaml"))

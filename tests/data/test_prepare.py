@@ -126,6 +126,7 @@ def test_any_number_of_threads_gives_the_same_bytes(corpus, tmp_path, given):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("given", ["own", "another"])
 def test_any_number_of_processes_gives_the_same_bytes(corpus, tmp_path, given, monkeypatch):
     monkeypatch.setattr("photon.data.shards.ENOUGH", 2_000)

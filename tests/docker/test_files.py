@@ -326,6 +326,7 @@ esac
 """
 
 
+@pytest.mark.slow
 def test_the_commands_of_joining_make_the_keys_that_containers_are_given(tmp_path: Path) -> None:
     tools, folder = tmp_path / "bin", tmp_path / "deployment"
     tools.mkdir()

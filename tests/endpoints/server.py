@@ -1,5 +1,6 @@
 """A server whose answers a test writes, and which remembers what it was asked."""
 
+import contextlib
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -41,31 +42,22 @@ class Server:
     url: str
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
-    most_at_once: int = 0
 
 
 @contextmanager
 def serving(act: Act) -> Iterator[Server]:
     """Serve; ``act`` is given the handler and how many requests there were before."""
-    lock, at_once = threading.Lock(), 0
+    lock = threading.Lock()
 
     class Answers(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            nonlocal at_once
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             with lock:
                 number = len(server.requests)
                 server.requests.append({"path": self.path, **asked})
                 server.headers.append(dict(self.headers))
-                at_once += 1
-                server.most_at_once = max(server.most_at_once, at_once)
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 act(self, number)
-            except (BrokenPipeError, ConnectionResetError):
-                pass
-            finally:
-                with lock:
-                    at_once -= 1
 
         def log_message(self, *_: Any) -> None:
             pass

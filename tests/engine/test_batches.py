@@ -31,6 +31,7 @@ class Counting(InProcessGrid):
         return super().push_messages(messages)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", [["cohort=null"], ["cohort=2", "strategy=desloc"]])
 def test_a_run_in_batches_ends_as_one_without(method: list[str], small_config: Any) -> None:
     plain = run_inprocess(prepare_run(small_config(*method, name="plain")), answer, resume=False)

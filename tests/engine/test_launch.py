@@ -110,6 +110,7 @@ def test_a_stopped_simulation_goes_on_with_plain_flwr_run(
     assert summary["engine"] == "simulation"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_killed_simulation_leaves_nothing_and_goes_on(
     environment: dict[str, str], corpus: Path, tmp_path: Path

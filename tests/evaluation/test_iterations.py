@@ -76,6 +76,7 @@ def export(run_dir: Path, tmp_path: Path) -> Path:
     return tmp_path / "export"
 
 
+@pytest.mark.slow
 def test_an_export_is_used_without_photon(run_dir: Path, export: Path, tmp_path: Path) -> None:
     assert json.loads((export / "config.json").read_text())["auto_map"] == {
         "AutoConfig": "abbie.AbbieGPT2Config",
@@ -179,6 +180,7 @@ def test_the_command_prints_a_column_for_each(run_dir: Path, corpus: Path) -> No
     ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("numbers", ["0", "1,65", "two", "", "1;2"])
 def test_iterations_that_cannot_be_are_refused(numbers: str, run_dir: Path, corpus: Path) -> None:
     words = ["evaluate", str(run_dir), "--data", str(corpus), "--iterations", numbers]

@@ -140,6 +140,7 @@ def asked_by_hand(export: Path, task_data: Path, folder: Path, shots: int, batch
     return {name: results[f"by_hand_{name}"] for name in BY_HAND}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shots", "batch_size"), [pytest.param(2, 1, marks=pytest.mark.slow), (0, 5)])
 def test_figures_are_those_of_lm_eval_to_the_last_digit(
     export: Path, task_data: Path, tmp_path: Path, shots: int, batch_size: int
@@ -198,6 +199,7 @@ def test_a_bad_row_is_one_line_and_no_row_is_left_out(tmp_path: Path, row: Any, 
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("names", "options", "said"),
     [

@@ -149,6 +149,7 @@ def test_every_tool_makes_the_tokens_that_were_trained(
     assert asked == wanted
 
 
+@pytest.mark.few(2)
 def test_an_answer_in_pieces_is_the_text_in_one(export: Path) -> None:
     """Where pieces meet, and where they follow the prompt, no space is lost."""
     model = ServedModel(export, torch.device("cpu"))

@@ -123,6 +123,7 @@ def test_requests_follow_each_other(tmp_path: Path, run: Run) -> None:
     assert entries[1].hash_before != entries[0].hash_before
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "method",
     [

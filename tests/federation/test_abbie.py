@@ -63,12 +63,14 @@ def params(run_dir: Path) -> dict[str, torch.Tensor]:
     return store.load(store.rounds()[-1]).load_params()
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("strategy", RULES)
 def test_every_strategy_trains_it(strategy: str, run_small: Run) -> None:
     found = run_small(*ABBIE, f"strategy={strategy}", *RULES[strategy])["perplexity"]
     assert found["final"] < found["initial"]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("way", WAYS)
 def test_it_is_trained_in_every_way(way: str, run_small: Run) -> None:
     found = run_small(*ABBIE, *WAYS[way])["perplexity"]

@@ -150,6 +150,7 @@ def by_hand(
     return x
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("cohort", [1, 2])
 @pytest.mark.parametrize("case", CASES)
 def test_a_silo_that_comes_back_trains_with_the_step_of_the_averages(

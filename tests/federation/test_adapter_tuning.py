@@ -61,6 +61,7 @@ def events(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [event for line in lines if (event := json.loads(line))["event"] == kind]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("tuning", "way"),
     [
@@ -90,6 +91,7 @@ def test_adapters_learn_and_the_rest_stays(
     assert all(".lora_" in name for name in moved)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tuning", ["sft", "dpo"], indirect=True)
 def test_a_masked_sum_of_adapters_is_their_mean(tuning: Adapted, run_small: Run, tmp_path: Path) -> None:
     run_small(*tuning.overrides, *SGD, *UPDATES, data=tuning.data, name="plain")
@@ -120,6 +122,7 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches a kill."""
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("tuning", ["sft", "dpo"], indirect=True)
 def test_a_run_that_was_killed_within_a_round_ends_with_the_same_bits(
     tuning: Adapted, small_config: Callable[..., RunConfig], run_small: Run, monkeypatch: pytest.MonkeyPatch

@@ -188,6 +188,7 @@ def test_silos_within_a_tree_tell_through_their_federation(
     }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -30,6 +30,7 @@ def told(run_dir: Path) -> list[str]:
     return [event.message for event in read_events(run_dir / "events.jsonl") if isinstance(event, Notice)]
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -84,6 +85,7 @@ def test_what_cannot_go_on_says_so_before_anything_starts(
     assert run_small("rounds=4", *before, resume=True)["rounds"] == 4, "changed back, it goes on"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [

@@ -215,6 +215,7 @@ def test_local_state_decides_what_the_silo_keeps(run_small: Run, tmp_path: Path,
     assert scalars == ({"step": 8.0} if local_state == "keep" else {})
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("outer", ["fedadam", "fedmom", "diloco"])
 def test_outer_optimizers_go_on_from_their_own_state(
     run_small: Run, small_config: Make, tmp_path: Path, outer: str
@@ -350,6 +351,7 @@ BAD_REPLIES = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("case", BAD_REPLIES)
 def test_a_bad_reply_is_named_and_does_not_touch_the_model(
     small_config: Make, run_small: Run, tmp_path: Path, case: str

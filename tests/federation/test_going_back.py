@@ -100,6 +100,7 @@ def test_who_went_back_by_mistake_puts_the_checkpoints_back(
     assert finished(run_dir) == [1, 2, 3, 4]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "method",
     [

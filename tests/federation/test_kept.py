@@ -82,6 +82,7 @@ def train(config: RunConfig, warm: Path) -> dict[str, Any]:
     return run_inprocess(prepare_run(config.model_copy(update={"model": model})), answer, resume=False)
 
 
+@pytest.mark.few(3)
 # Each of the models has met each of the ways; one of them, and half of the ways, do for every day.
 @pytest.mark.parametrize(
     ("way", "model_type"),
@@ -147,6 +148,7 @@ def test_the_silos_evaluate_the_model_of_the_folder(
     assert all(torch.equal(opened[name], before[name]) for name in kept_names(load_pretrained(warm)))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("payload", ["parameters", "update"])
 def test_silos_have_it_to_the_bit_over_a_link_that_loses(
     payload: str,

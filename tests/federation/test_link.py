@@ -24,6 +24,7 @@ def test_the_presets_have_the_names_that_users_know() -> None:
     assert sorted([*dense.split(), *sparse.split()]) == PRESETS
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_counts_what_crosses(
     preset: str,

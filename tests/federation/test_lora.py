@@ -104,6 +104,7 @@ WAYS = {
 QUICK = ("plain", "both-ways", "lordo", "scaffold", "fedper", "noise", "masked", "tree", "streaming")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
 )

@@ -93,6 +93,7 @@ def test_an_export_and_a_folder_with_the_silo_s_text_are_enough(
     assert result.exit_code == 0
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("overrides", "has_own"),
     [

@@ -12,6 +12,7 @@ from photon.telemetry.log import read_events
 OWN_STEPS = "schedule.tuned_batch_size=${training.batch_size}"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("schedule", "is_the_longer_run"),
     [

@@ -28,6 +28,7 @@ def model_bytes(run_dir: Path) -> int:
     return sum(event.group_bytes_up[PARAMS] for event in told(run_dir, SiloFinished)[:1])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "method",
     [
@@ -49,6 +50,7 @@ def test_a_run_ends_the_same_with_fewer_bytes(method: list[str], run_small: Run,
     assert once["bytes"]["down"] < 0.8 * again["bytes"]["down"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "method",
     [
@@ -75,6 +77,7 @@ def test_each_model_is_sent_to_each_silo_once_and_the_first_to_none(run_small: R
         assert 3 * size < sizes[server_round] < 4 * size + 20_000
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("harm", ["removed", "damaged"])
 @pytest.mark.parametrize("method", [[], ["privacy=secure", "strategy.weighting=uniform"]], ids=["", "secure"])
 def test_a_silo_that_has_lost_it_is_sent_it_and_the_round_counts(

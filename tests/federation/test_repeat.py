@@ -60,6 +60,7 @@ def killed_in(config: RunConfig, server_round: int) -> None:
 # --- draws ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -231,6 +232,7 @@ def test_what_was_chosen_holds_for_the_run_and_for_its_repetition(
 TREE = ["strategy=hierfavg", "federation.tree={n: [alpha, beta], s: [gamma]}"]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("overrides", [[], TREE, ["strategy=centralized"]], ids=["silos", "tree", "pooled"])
 def test_a_silo_is_told_what_it_chose_before(
     overrides: list[str],

@@ -31,6 +31,7 @@ def uninterrupted(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     return run_inprocess(prepare_run(small_run(*RUN, data=corpus, run_dir=run_dir)), answer, resume=False)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_and_resumed_equals_uninterrupted(
     point: str,

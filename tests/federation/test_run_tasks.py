@@ -96,6 +96,7 @@ def test_the_figures_are_those_of_the_export(
     assert not (run_dir / ".tasks").exists()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("more", "rounds"),
     [([], [5]), (["evaluation.tasks_every=2"], [2, 4, 5]), (["evaluation.tasks_every=9"], [5])],

@@ -181,6 +181,7 @@ def test_worldlm_learns_the_sum_of_the_backbones_and_each_key_layer(
         torch.testing.assert_close(params(tmp_path / "secure", 1)[name], tensor, rtol=0, atol=1e-6)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("lost", "left"),
     [
@@ -209,6 +210,7 @@ def test_dropping_out_before_and_after_masking(federate: Federate, tmp_path: Pat
     check_sum(tmp_path / "run", ["alpha", "gamma", "omega"])
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("stage", ["advertise_keys", "share_keys", '"masking":{', "unmask"])
 def test_too_few_for_the_threshold_stop_the_run_which_goes_on_later(
     federate: Federate, tmp_path: Path, stage: str
@@ -340,6 +342,7 @@ def test_a_masked_update_that_is_none_costs_its_silo_alone(
     check_sum(tmp_path / "run", ["alpha", "gamma", "omega"])
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "strategy", [["strategy=diloco", "outer=diloco"], ["strategy=streaming-diloco", "strategy.fragments=2"]]
 )

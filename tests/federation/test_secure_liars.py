@@ -195,6 +195,7 @@ ABOUT_SHARES = {
 }  # fmt: skip
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("kind", "lie"),
     [

@@ -166,6 +166,7 @@ def failures(tmp_path: Path) -> list[tuple[int, str, str]]:
     return [(e.round, e.silo, e.kind) for e in events if isinstance(e, SiloFailed)]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("link", ["link.transport=auto", "link.transport=store"])
 def test_a_run_of_standing_requests_is_that_of_messages(
     link: str, silo_folders: dict[str, Path], tmp_path: Path, home: Path
@@ -233,6 +234,7 @@ def test_a_run_that_stopped_goes_on(silo_folders: dict[str, Path], tmp_path: Pat
     assert not list((tmp_path / "store").rglob("ask-*"))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "kind",
     [

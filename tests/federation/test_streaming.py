@@ -81,6 +81,7 @@ def by_hand(
     return world
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("cohort", "mixing"), [(3, 1.0), (2, 0.5)])
 def test_a_run_equals_local_loops_that_sync_fragments_by_hand(
     cohort: int, mixing: float, run_small: Run, small_config: Make, corpus: Path, tmp_path: Path
@@ -128,6 +129,7 @@ def test_a_round_sends_a_fragment_and_a_newcomer_gets_everything(
     assert seen == {(False, False), (False, True), (True, True)}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("outer", ["diloco", "fedadam"])
 def test_a_resumed_run_ends_with_the_same_bits(outer: str, run_small: Run) -> None:
     """Adam counts the steps of each fragment by itself."""

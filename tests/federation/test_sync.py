@@ -92,6 +92,7 @@ def _average(models: list[Any], optimizers: list[Any], group: str) -> None:
             tensor.copy_(mean)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("overrides", "periods"),
     [
@@ -148,6 +149,7 @@ def test_states_zeroed_at_every_sync_are_the_reset_baseline(
     _assert_trained(tmp_path, expected)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("overrides", "periods"),
     [
@@ -223,6 +225,7 @@ def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
     assert sent("local", "strategy=local-adam") == pytest.approx(payload * 3, rel=0.05)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("transport", "overrides", "sent"),
     [
@@ -319,6 +322,7 @@ def test_an_absent_silo_receives_the_averages_and_a_new_one_the_step_count(
     assert state.scalars["step"] == 4 * joined
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "overrides",
     [

@@ -116,6 +116,7 @@ def trained(folder: Path) -> dict[str, torch.Tensor]:
     return CheckpointStore(folder / "checkpoints").latest()[0].load_params()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("cohort", "strategy", "averaged", "warmup", "at"),
     [
@@ -180,6 +181,7 @@ def test_rounds_are_short_before_the_transition_and_average_everything(
     assert averaged[9] == {"exp_avg": 10, "exp_avg_sq": 10}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("strategy", "dies_after"), [("photon", 3), ("desloc", 2)])
 def test_a_resume_over_the_transition_ends_with_the_same_bits(
     strategy: str, dies_after: int, run_small: Run
@@ -199,6 +201,7 @@ def test_a_resume_over_the_transition_ends_with_the_same_bits(
     assert resumed["weights_sha256"] == whole["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_the_presets_train(run_small: Run) -> None:
     for preset, more in (("mtdao", ()), ("lordo", ("optimizer.rank=4",))):
         summary = run_small(

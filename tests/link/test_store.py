@@ -711,6 +711,7 @@ def test_a_killed_download_leaves_no_file(tmp_path: Path) -> None:
 SMALL_RUN = ["cohort=2", "rounds=2", "outer=diloco", "link.keep_received=false"]
 
 
+@pytest.mark.few(1)
 def test_a_run_through_a_store_equals_one_inside_messages(
     run_small: Callable[..., dict[str, Any]], place: tuple[str, bool], tmp_path: Path
 ) -> None:

@@ -139,6 +139,7 @@ def test_updates_as_they_are_train_as_parameters_do(run_small: Callable[..., dic
     assert updates["perplexity"]["final"] == pytest.approx(parameters["perplexity"]["final"], rel=1e-4)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "link", [[CAST, *UPDATE], ["link=sparseloco"], ["link=powersgd"]], ids=lambda o: o[0]
 )

@@ -98,6 +98,7 @@ def states(model: Any, r: int) -> list[Tensor]:
 # --- the paper's exact tests --------------------------------------------------------------------------------
 
 
+@pytest.mark.few(3)
 @modes
 @shapes
 def test_one_iteration_is_the_plain_model(shape: str, variant: str, mode: str) -> None:
@@ -111,6 +112,7 @@ def test_one_iteration_is_the_plain_model(shape: str, variant: str, mode: str) -
     assert equal == (mode != "post")
 
 
+@pytest.mark.few(2)
 @modes
 @shapes
 def test_parameters_depend_neither_on_iterations_nor_on_the_variant(
@@ -171,6 +173,7 @@ def test_the_bodys_gradient_is_the_sum_over_untied_copies(variant: str, mode: st
             torch.testing.assert_close(found.grad, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.few(6)
 @modes
 @shapes
 @pytest.mark.parametrize("r", [1, 2, 4])
@@ -184,6 +187,7 @@ def test_no_token_sees_a_later_one(shape: str, variant: str, mode: str, r: int) 
     assert not torch.equal(before[:, 7:], after[:, 7:])
 
 
+@pytest.mark.few(6)
 @modes
 @shapes
 @pytest.mark.parametrize("r", [1, 2, 4])
@@ -201,6 +205,7 @@ def test_decoding_with_a_slot_for_each_iteration_is_the_full_pass(
     torch.testing.assert_close(torch.cat(parts, dim=1), full, rtol=0, atol=1e-5 * float(full.abs().max()))
 
 
+@pytest.mark.few(2)
 @shapes
 @pytest.mark.parametrize("r", [1, 2, 4, 8])
 def test_text_is_generated_alike_with_and_without_a_cache(shape: str, r: int) -> None:
@@ -234,6 +239,7 @@ def test_prenorm_law_of_lengths_and_angles(variant: str, mode: str) -> None:
         assert all(ratio >= 0.7 for ratio in ratios[5:])
 
 
+@pytest.mark.few(3)
 @modes
 @shapes
 def test_recomputed_activations_give_the_same_gradients(shape: str, variant: str, mode: str) -> None:

@@ -81,6 +81,7 @@ def packed(length: int) -> torch.Tensor:
     return (torch.arange(length) % 6).expand(2, -1).contiguous()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", NO_MASK)
 def test_the_compiled_graph_is_causal_without_a_mask(name):
     model = build(name)
@@ -106,6 +107,7 @@ def test_a_window_that_is_left_keeps_its_mask():
     assert abs(causal_loss(whole, tokens()) - loss) > 1e-4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ["gpt2", "llama", "abbie"])
 def test_texts_that_share_a_row_keep_their_mask_in_the_graph(name):
     model, positions = build(name), packed(LENGTH)

@@ -109,6 +109,7 @@ def by_other_names(folder: Path) -> bool:
     return renamed != written
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("model_type", CASES)
 def test_server_silo_and_transformers_compute_the_same(
     model_type: str, section: ModelSection, tokenizer: Path, tmp_path: Path

@@ -120,6 +120,7 @@ def test_logits_are_as_ever_outside_of_the_loss():
     assert fused.state_dict().keys() == whole.state_dict().keys()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", FUSED)
 def test_head_and_loss_are_in_the_compiled_graph(name):
     whole, fused = build(name), build(name)

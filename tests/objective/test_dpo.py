@@ -276,6 +276,7 @@ def by_hand(policy: Any, reference: Any, batch: dict[str, Tensor], beta: float) 
     return torch.stack(losses).mean()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("adapted", [False, True])
 def test_the_reference_is_the_runs_start_whatever_happens(
     adapted: bool, pairs: Path, run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: Any
@@ -353,6 +354,7 @@ def test_it_learns_tells_how_and_exports_the_policy_alone(
     assert scores["alpha"].tokens == int(chosen.sum()) > 0
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "way",
     [

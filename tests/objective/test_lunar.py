@@ -275,6 +275,7 @@ class Absent(TamperingGrid):
         return Message(Error(2, "the machine is off"), reply_to=reply)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("masked", [[], MASKED], ids=["open", "masked"])
 def test_a_silo_that_is_away_in_a_later_round_stops_the_run_and_resuming_gives_the_same(
     make: Make, masked: list[str]

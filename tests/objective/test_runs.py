@@ -62,6 +62,7 @@ def test_silos_train_and_are_evaluated_by_the_objective_of_the_configuration(
     assert all(0 < count < 8 * 15 for count in counts), "some targets of 8 windows of 16 tokens"
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "way",
     [["strategy=desloc", "rounds=3"], ["strategy=worldlm", "outer=diloco"], ["strategy=sparsyfed"]],

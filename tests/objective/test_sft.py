@@ -373,6 +373,7 @@ def test_files_of_the_model_are_found_from_where_the_run_is_started(
     assert model.config_file == str(tmp_path / "c.json")
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "way",
     [

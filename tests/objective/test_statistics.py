@@ -151,6 +151,7 @@ BAD_REPLIES = {
 }
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("case", BAD_REPLIES)
 def test_a_silo_that_fails_or_lies_is_no_part_of_the_sums(
     small_config: Make, corpus: Path, tmp_path: Path, case: str

@@ -75,6 +75,7 @@ class ForgetfulAdam(QHAdamW):
         return super().step(closure)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heterogeneous", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_desloc_follows_local_adam_where_local_states_fail(heterogeneous):
     noise: float | torch.Tensor = 1.5
@@ -103,6 +104,7 @@ def test_desloc_follows_local_adam_where_local_states_fail(heterogeneous):
         assert (desloc - local_adam).abs().max() < 0.05
 
 
+@pytest.mark.slow
 def test_mtdao_stays_stable_with_the_slow_momentum_that_local_adam_cannot_use():
     sync = averaging({"params": 192, "exp_avg": 192, "exp_avg_sq": 192})
 
@@ -176,6 +178,7 @@ def lordo(
     return min(losses), max(losses), sum(similarities) / len(similarities), outside
 
 
+@pytest.mark.slow
 def test_lordo_stagnates_without_the_full_rank_term_and_recovers_with_it():
     results = {weight: lordo(weight) for weight in (1.0, 0.99, 0.97, 0.90)}
     assert results[1.0][0] > 0.22

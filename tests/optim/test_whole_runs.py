@@ -12,6 +12,7 @@ from photon.state.tensors import load_groups
 PRESETS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_learns(run_small, preset):
     rate = 0.3 if preset == "sgd" else 0.01

@@ -263,6 +263,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     """Killed in the middle, then started again: each question has one line, and none is asked twice."""
     with serve_sums(0.03) as server:

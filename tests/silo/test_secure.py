@@ -159,6 +159,7 @@ def test_the_same_keys_mask_one_update(cohort: Cohort) -> None:
         cohort.mask("alpha")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("server_round", "run", "changed"),
     [

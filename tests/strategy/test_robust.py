@@ -325,6 +325,7 @@ def median_of(tensors: list[torch.Tensor]) -> torch.Tensor:
     return torch.quantile(torch.stack(tensors).double(), 0.5, dim=0).float()
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "overrides",
     [

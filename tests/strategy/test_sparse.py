@@ -86,6 +86,7 @@ def test_sparsyfed_brings_the_rate_that_it_needs() -> None:
     assert rate("optimizer.lr=0.1") == 0.1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("outer", "local_state"), [("fedavg", "keep"), ("diloco", "reset")])
 def test_the_support_of_sparsyfed_only_shrinks(
     outer: str, local_state: str, trained: Callable[..., Path], names: list[str]

@@ -380,6 +380,7 @@ def test_noise_at_a_border_is_that_of_the_border_alone(train: Callable[..., Path
     assert set(summary["privacy"]["epsilon"]) == {"north"}
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("strategy", [pytest.param("hierfavg", marks=pytest.mark.slow), "worldlm", "fedper"])
 def test_a_tree_under_secure_aggregation_gives_the_same_mean(
     train: Callable[..., Path], strategy: str
@@ -417,6 +418,7 @@ def test_a_tree_killed_at_any_level_goes_on_as_if_nothing_had_been(
             assert_close(params_of(folder / "silos" / node), params_of(whole / "silos" / node), atol=0)
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(
     config: Callable[..., RunConfig], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -190,6 +190,7 @@ def test_text_of_a_federations_own_counts(train: Callable[..., Path], data: Path
     assert not torch.equal(embedding(run_dir, 1)[only], embedding(run_dir, 0)[only])
 
 
+@pytest.mark.slow
 def test_a_killed_tree_goes_on_as_if_nothing_had_been(
     config: Callable[..., RunConfig], train: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

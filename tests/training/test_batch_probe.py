@@ -18,6 +18,7 @@ def step_up_to(limit, error=torch.OutOfMemoryError, message="out of memory"):
     return step
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("batch_size", "limit", "expected"),
     [(32, 100, 32), (32, 8, 8), (32, 7, 4), (12, 5, 4), (12, 6, 6), (7, 6, 1), (6, 1, 1), (1, 1, 1)],
