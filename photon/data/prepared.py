@@ -225,12 +225,15 @@ class PreparedData:
     """A folder of prepared data whose files are where and what its manifest says.
 
     ``open`` looks at the manifest and at the header and size of every array, which takes milliseconds, and
-    reads what has changed since the manifest was written; ``verify`` reads everything.
+    reads what has changed since the manifest was written; ``verify`` reads everything. An array that has
+    changed since it was last looked at is read when it is asked for, with what belongs to it.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
+        #: Array to when it was changed, as it was when it was last found to be whole.
+        self._whole_at: dict[Path, int] = {}
         self.silo_names = sorted(manifest.silos)
         self.tokenizer_path = path / "tokenizer"
 
@@ -257,7 +260,9 @@ class PreparedData:
 
     @classmethod
     def reopen(cls, path: Path) -> "PreparedData":
-        """Return what an earlier call opened, unless a file has changed since.
+        """Return what an earlier call opened, unless the manifest or the tokenizer has changed since.
+
+        What this costs does not depend on how many silos there are: each message calls it.
 
         Raises
         ------
@@ -266,10 +271,10 @@ class PreparedData:
         """
         try:
             manifest = (path / MANIFEST_NAME).stat()
-            changed = max(map(_changed, [path / "tokenizer/tokenizer.json", *path.glob("silos/*/*.npy")]))
+            tokenizer = _changed(path / "tokenizer/tokenizer.json")
         except OSError:
             return cls.open(path)
-        return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size, changed)
+        return _reopen(path, manifest.st_ino, manifest.st_mtime_ns, manifest.st_size, tokenizer)
 
     def dealt(self, island: int, islands: int) -> "PreparedData":
         """Return one of ``islands`` equal shares of each silo NAME, as the silo NAME-ISLAND.
@@ -319,16 +324,21 @@ class PreparedData:
         entry: Split = getattr(self._entry(silo), split)
         length = self.manifest.sequence_length
         counted = "uint16" if length <= 2**16 else "uint32"
-        if name in _OF_WINDOWS:
-            file = array_file(self.path, silo, split, name)
-            return _load(file, (entry.sequences, 1), _OF_WINDOWS[name])
-        dtype = {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted)
-        return _load(array_file(self.path, silo, split, name), (entry.sequences, length), dtype)
+        array = _load(
+            array_file(self.path, silo, split, name),
+            (entry.sequences, 1 if name in _OF_WINDOWS else length),
+            _OF_WINDOWS.get(name) or {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted),
+        )
+        self._look_at(array_file(self.path, silo, split, name), silo, split)
+        return array
 
     def unigram(self, silo: str) -> np.ndarray:
         """Return the memory-mapped int64 counts of the silo's train tokens, (vocab_size,)."""
         self._entry(silo)
-        return _load(silo_file(self.path, silo, "unigram"), (self.manifest.vocab_size,), "int64")
+        file = silo_file(self.path, silo, "unigram")
+        array = _load(file, (self.manifest.vocab_size,), "int64")
+        self._look_at(file, silo, "train")
+        return array
 
     def vocabulary(self, silos: Sequence[str]) -> np.ndarray:
         """Return which tokens occur in the training text of any of some silos: bool, (vocab_size,)."""
@@ -346,6 +356,19 @@ class PreparedData:
         for silo in self.silo_names:
             for split in SPLITS:
                 self._verify_split(silo, split)
+
+    def _look_at(self, file: Path, silo: str, split: SplitName) -> None:
+        """Verify a split if one of its files has changed since it was looked at."""
+        changed = _changed(file)
+        before = self._whole_at.setdefault(file, changed)
+        if changed != before:
+            # Before it is known: to verify it, it is asked for.
+            self._whole_at[file] = changed
+            try:
+                self._verify_split(silo, split)
+            except BaseException:
+                self._whole_at[file] = before
+                raise
 
     def _verify_changed(self) -> None:
         """Read what has changed since the manifest was written, as :meth:`verify` does.

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from photon.data import prepared
 from photon.data.prepare import prepare_documents
 from photon.data.prepared import PreparedData, is_prepared
 from photon.errors import PhotonError
@@ -109,9 +110,38 @@ def test_what_was_overwritten_since_the_manifest_is_found(folder, kind):
     # A time that a program has set back hides nothing.
     for file in [*folder.rglob("*.npy"), folder / "tokenizer/tokenizer.json"]:
         os.utime(file, (0, 0))
-    for look in (lambda: PreparedData.open(folder), lambda: PreparedData.reopen(folder), data.verify):
+
+    def use():
+        again = PreparedData.reopen(folder)
+        for silo in again.silo_names:
+            again.windows(silo, "train"), again.windows(silo, "validation"), again.unigram(silo)
+
+    for look in (lambda: PreparedData.open(folder), use, use, data.verify):
         with pytest.raises(PhotonError, match=message):
             look()
+
+
+def test_what_was_touched_and_is_the_same_is_read_once(folder, monkeypatch):
+    data = PreparedData.reopen(folder)
+    (folder / TRAIN).touch()
+    read = []
+    hashed = prepared.file_sha256
+    monkeypatch.setattr(prepared, "file_sha256", lambda file: read.append(file) or hashed(file))
+    for _ in range(2):
+        PreparedData.reopen(folder).windows("low", "train")
+    assert read == [folder / TRAIN]
+    assert PreparedData.reopen(folder) is data
+
+
+def test_another_silo_is_not_looked_at(folder, monkeypatch):
+    """A round with four of a thousand silos looks at the files of four."""
+    data = PreparedData.reopen(folder)
+    looked = []
+    changed = prepared._changed
+    monkeypatch.setattr(prepared, "_changed", lambda file: looked.append(file) or changed(file))
+    PreparedData.reopen(folder).windows("low", "train")
+    assert looked == [folder / "tokenizer/tokenizer.json", folder / TRAIN]
+    assert data.manifest.silos.keys() > {"low"}
 
 
 def test_what_was_not_touched_since_the_manifest_is_not_read(folder, monkeypatch):
