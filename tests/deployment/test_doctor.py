@@ -329,7 +329,8 @@ def test_a_real_superlink_is_asked_for_the_key(tmp_path: Path) -> None:
             tokenizer=str(data),
             probe=False,
         )
-        assert set(bad(silo)) == {"control API"}
+        # It is on this machine alone, so that its open control API harms nobody.
+        assert bad(silo) == {}
         stranger = replace(silo, key=keys.make_node_key(tmp_path / "keys", "stranger")[0])
         assert found(stranger, "registration").level == "fail"
         assert federation.nodes_online() == 2
