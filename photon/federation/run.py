@@ -122,6 +122,13 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
     except OSError as error:
         # A full disk, or a folder that is gone: nothing of the run is at fault.
         raise RunError(f"{run_dir}: {reason_of(error)}") from error
+    except (PhotonError, RunError):
+        raise
+    except Exception as error:
+        # A fault of the code, perhaps of a strategy of one's own: below its traceback stands how to go on.
+        if CheckpointStore(run_dir / "checkpoints").rounds():
+            error.add_note(f"The rounds that were done are kept. Go on with: photon resume {run_dir}")
+        raise
 
 
 def check_run_dir(config: RunConfig, resume: bool) -> Path:

@@ -3,7 +3,7 @@
 import errno
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from photon.federation.admission import Admission
 from photon.federation.exchange import Failure
 from photon.federation.run import prepare_run
 from photon.node import answer
-from photon.state.checkpoint import CheckpointStore
+from photon.state.checkpoint import Checkpoint, CheckpointStore
+from photon.strategy.base import Aggregate, Reply
+from photon.strategy.photon import Photon
 from photon.telemetry.events import Notice, RoundFinished, SiloFinished
 from photon.telemetry.log import current_history, read_events
 from tests.conftest import small_run
@@ -221,3 +223,24 @@ def test_a_flipped_bit_of_a_silos_state_costs_that_state_and_is_told(
     assert [line.partition(" had")[0] for line in told if "lost its local state" in line] == [
         "round 3: alpha"
     ]
+
+
+class Faulty(Photon):
+    """Somebody's own strategy, with a fault that shows in the second round."""
+
+    def aggregate_train(
+        self, server_round: int, checkpoint: Checkpoint, replies: Iterator[Reply]
+    ) -> Aggregate:
+        if server_round == 2:
+            raise KeyError("mistyped")
+        return super().aggregate_train(server_round, checkpoint, replies)
+
+
+def test_a_fault_of_a_strategy_says_below_its_traceback_how_to_go_on(
+    run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    with pytest.raises(KeyError) as fault:
+        run_small("strategy._target_=tests.federation.test_resume.Faulty")
+    told = f"The rounds that were done are kept. Go on with: photon resume {tmp_path / 'run'}"
+    assert fault.value.__notes__ == [told]
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").rounds()[-1] == 1
