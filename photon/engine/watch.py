@@ -1,5 +1,6 @@
 """Follow a run that another process trains, by its events."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -35,6 +36,9 @@ def watch(run_dir: Path, *, wait: float) -> None:
     """
     end = time.monotonic() + wait
     events = run_dir / "events.jsonl"
+    if wait and not events.is_file():
+        # Not among what is shown of the run.
+        print(f"waiting for a run in {run_dir}, {wait:.0f} s at most", file=sys.stderr, flush=True)
     while not events.is_file():
         if time.monotonic() > end:
             raise PhotonError(f"{run_dir}: no run has started here; is the folder right?")

@@ -40,9 +40,11 @@ def test_a_finished_run_is_shown_whole(run_dir: Path, capsys: pytest.CaptureFixt
     assert "round 2/2" in said
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PhotonError, match="no run has started here"):
-        watch(tmp_path, wait=0)
+def test_a_folder_without_a_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for wait, said in ((0, ""), (0.1, f"waiting for a run in {tmp_path}, 0 s at most\n")):
+        with pytest.raises(PhotonError, match="no run has started here"):
+            watch(tmp_path, wait=wait)
+        assert capsys.readouterr().err == said
 
 
 def test_a_run_that_was_killed_or_interrupted_is_a_failure(run_dir: Path) -> None:
