@@ -133,13 +133,17 @@ def admit(
     line: Annotated[str, typer.Argument(metavar="LINE", help="What `photon silo init` printed.")],
 ) -> None:
     """Let a silo take part: its name belongs to the key in its line, and the SuperLink knows that key."""
+    from photon.commands.deployment import compared
     from photon.deployment.aggregator import AggregatorPlace
     from photon.deployment.aggregator import admit as let_in
     from photon.deployment.lines import SiloLine
 
     found = SiloLine.read(line)
-    typer.echo(f"{found.name}, key {found.fingerprint}: compare it with what its operator reads to you")
-    typer.echo(let_in(AggregatorPlace(folder), found))
+    place = AggregatorPlace(folder)
+    typer.echo(f"{found.name}, key {found.fingerprint}")
+    if not place.public_key(found.name).exists():
+        compared(f"Is that the fingerprint that {found.name}'s operator reads to you?")
+    typer.echo(let_in(place, found))
 
 
 @aggregator.command()

@@ -1,5 +1,6 @@
 """``photon keys`` and ``photon doctor``."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -131,6 +132,18 @@ def doctor(
     print_findings(Console(), findings)
     if "fail" in levels:
         raise RunError(f"{levels.count('fail')} of {len(levels)} checks failed; mend them and ask again")
+
+
+def compared(question: str) -> None:
+    """Ask whoever sits at a terminal whether two fingerprints are alike; a script has compared them before.
+
+    Raises
+    ------
+    typer.Abort
+        If they are not, or nobody knows.
+    """
+    if sys.stdin.isatty():
+        typer.confirm(question, abort=True)
 
 
 def print_findings(console: "Console", findings: Sequence["Finding"]) -> None:

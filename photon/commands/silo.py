@@ -83,9 +83,10 @@ def join(
     """
     from rich.console import Console
 
-    from photon.commands.deployment import print_findings
+    from photon.commands.deployment import compared, print_findings
     from photon.config.compose import compose
     from photon.deployment import joining
+    from photon.deployment.lines import AggregatorLine
     from photon.deployment.place import refuse_second
     from photon.preflight import preflight
 
@@ -97,9 +98,12 @@ def join(
         line = None
     place = joining.SiloPlace(folder)
     refuse_second(place.folder, "the silo")
+    if line is not None and place.aggregator is None:
+        told = AggregatorLine.read(line)
+        typer.echo(f"aggregator {told.address}, authority {told.fingerprint}")
+        compared("Is that the fingerprint that the aggregator's operator reads to you?")
     aggregator = joining.join(place, line)
-    typer.echo(f"aggregator {aggregator.address}, authority {aggregator.fingerprint}")
-    typer.echo("Compare that fingerprint with what the aggregator's operator reads to you.")
+    typer.echo(f"joining {aggregator.address}, authority {aggregator.fingerprint}")
     config = preflight(compose(joining.known_of(place, overrides)))
     findings = list(joining.check(place, aggregator, config, run_tokenizer, probe=probe))
     print_findings(Console(), findings)

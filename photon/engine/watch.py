@@ -38,7 +38,8 @@ def watch(run_dir: Path, *, wait: float) -> None:
     events = run_dir / "events.jsonl"
     if wait and not events.is_file():
         # Not among what is shown of the run.
-        print(f"waiting for a run in {run_dir}, {wait:.0f} s at most", file=sys.stderr, flush=True)
+        sys.stderr.write(f"waiting for a run in {run_dir}, {wait:.0f} s at most\n")
+        sys.stderr.flush()
     while not events.is_file():
         if time.monotonic() > end:
             raise PhotonError(f"{run_dir}: no run has started here; is the folder right?")

@@ -1,6 +1,7 @@
 """What ``photon aggregator`` and ``photon silo`` write: files, modes, twice, after a crash, on bad input."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click import Abort
 from typer.testing import CliRunner
 
 from photon.commands.app import app
@@ -405,6 +407,40 @@ def test_a_silo_is_at_one_aggregator_at_a_time(tmp_path: Path) -> None:
         joining.join(silo, None)
     assert joining.join(silo, lines[1].line()) == lines[1]
     assert silo.authority.read_bytes() == lines[1].certificate()
+
+
+class Terminal(io.StringIO):
+    """What an operator types."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_who_sits_at_a_terminal_is_asked_for_the_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    silo, made = make_silo(tmp_path / "s"), make_aggregator(tmp_path / "a")
+    admits = ["aggregator", "admit", str(made.folder), silo.line().line()]
+    joins = ["silo", "join", str(silo.folder), made.line().line(), "--no-start"]
+
+    def types(words: list[str], answer: str) -> str:
+        monkeypatch.setattr(sys, "stdin", Terminal(answer))
+        with contextlib.suppress(RunError, Abort):
+            app(words, standalone_mode=False)
+        return capsys.readouterr().out
+
+    for words, fingerprint, kept in (
+        (admits, silo.line().fingerprint, made.photon_home / ADMITTED),
+        (joins, made.line().fingerprint, silo.folder / joining.JOINED),
+    ):
+        for answer in ("n\n", ""):
+            asked = types(words, answer)
+            assert fingerprint in asked, "it is shown before it is asked for"
+            assert "Is that the fingerprint" in asked
+            assert not kept.exists()
+        types(words, "y\n")
+        assert kept.exists()
+        assert "Is that the fingerprint" not in types(words, ""), "once"
 
 
 def test_a_damaged_note_of_the_aggregator_is_told(tmp_path: Path) -> None:
