@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ import pytest
 
 from photon import __version__ as VERSION
 from photon.cli import main
-from tests.conftest import SMALL
+from tests.conftest import SMALL, SMALL_DEPLOYED
 
 PHOTON = str(Path(sys.executable).parent / "photon")
 
@@ -51,6 +52,38 @@ def test_it_says_its_version_and_helps_by_either_name(tmp_path: Path) -> None:
     for command in ([], ["train"], ["data", "prepare"]):
         short, long = (photon(*command, name, cwd=tmp_path) for name in ("-h", "--help"))
         assert (short.returncode, short.stdout) == (0, long.stdout)
+
+
+@pytest.mark.parametrize("engine", ["inprocess", "simulation"])
+def test_data_that_is_not_there_is_told_before_anything_is_started(
+    photon_here: Callable[..., tuple[int, str]], tmp_path: Path, engine: str
+) -> None:
+    where = [f"federation={engine}", f"data.path={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}"]
+    assert photon_here("train", *SMALL, *where) == (
+        2,
+        f"photon: data.path: {tmp_path / 'nowhere'} is not a folder: give one that `photon data prepare` "
+        "wrote\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_is_not_there_is_told_before_a_superlink_is_asked(
+    photon_here: Callable[..., tuple[int, str]],
+    tmp_path: Path,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a deployed run the aggregator has the tokenizer alone."""
+    alone = tmp_path / "alone"
+    shutil.copytree(corpus / "tokenizer", alone / "tokenizer")
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flower"))
+    for folder, told in ((tmp_path / "nowhere", "data.path: "), (alone, "does not exist")):
+        where = [f"data.path={folder}", f"run_dir={tmp_path / 'run'}"]
+        code, said = photon_here("train", *SMALL_DEPLOYED, *where)
+        assert code == 2
+        assert told in said
+        assert said.count("\n") == 1
+        assert (tmp_path / "run").exists() == (folder == alone)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +138,7 @@ def test_help_explains_every_command_quickly(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -172,6 +172,7 @@ def test_optuna_searches_and_goes_on_with_the_same_draws(sweep: Sweep, tmp_path:
     assert before.items() <= after.items(), "the first two are the same, and were not trained again"
 
 
+@pytest.mark.slow
 def test_optuna_is_told_of_runs_that_fail(sweep: Sweep, tmp_path: Path) -> None:
     search_all = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "seed=range(0,3)", "cohort=99")
     code, out, err = sweep(*search_all)
@@ -185,6 +186,7 @@ def test_optuna_is_told_of_runs_that_fail(sweep: Sweep, tmp_path: Path) -> None:
     assert runs_of(tmp_path / "s") == names
 
 
+@pytest.mark.slow
 def test_runs_with_long_names_are_numbered(sweep: Sweep, tmp_path: Path) -> None:
     prompts = ",".join(f"'{letter * 150}/x'" for letter in "ab")
     assert sweep(f"telemetry.sample_prompt={prompts}")[0] == 0

@@ -106,7 +106,6 @@ class _Described(InProcessGrid):
         return reply
 
 
-@pytest.mark.few(12)
 @pytest.mark.parametrize(
     ("because", "fields"), DESCRIBE, ids=lambda value: str(value)[:40] if isinstance(value, dict) else None
 )

@@ -14,6 +14,7 @@ from photon.subfederation.gateway import read_gateway
 from tests.conftest import SMALL, composed
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     "overrides",
     [

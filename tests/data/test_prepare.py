@@ -88,6 +88,7 @@ def test_two_runs_give_the_same_bytes_and_another_seed_gives_others(corpus, tmp_
     assert sum(silo[s]["documents"] for silo in silos.values() for s in ("train", "validation")) == 60
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("given", ["trained", "with dropout"])
 def test_any_number_of_threads_gives_the_same_bytes(corpus, tmp_path, given):
     options = {**SMALL}

@@ -165,6 +165,7 @@ def a_short_file(silo: Silo, _: Path) -> Silo:
 HUGE = with_config("model.architecture.n_layer=400", "model.architecture.n_embd=20480")
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize(
     ("check", "level", "said", "spoil"),
     [

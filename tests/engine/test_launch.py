@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -240,39 +239,6 @@ def flwr_run(
                 continue
             if mine and "superlink" in " ".join(process.cmdline()):
                 process.terminate()
-
-
-@pytest.mark.parametrize("engine", ["inprocess", pytest.param("simulation", marks=pytest.mark.slow)])
-def test_data_that_is_not_there_is_told_before_anything_is_started(
-    tmp_path: Path, environment: dict[str, str], engine: str
-) -> None:
-    where = [f"federation={engine}", f"data.path={tmp_path / 'nowhere'}", f"run_dir={tmp_path / 'run'}"]
-    process = photon("train", *RUN, *where, env=environment)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said.splitlines() == [
-        f"photon: data.path: {tmp_path / 'nowhere'} is not a folder: give one that `photon data prepare` "
-        "wrote"
-    ]
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_tokenizer_that_is_not_there_is_told_before_a_superlink_is_asked(
-    tmp_path: Path, corpus: Path, environment: dict[str, str]
-) -> None:
-    """Of a deployed run the aggregator has the tokenizer alone."""
-    alone = tmp_path / "alone"
-    shutil.copytree(corpus / "tokenizer", alone / "tokenizer")
-    run = [one for one in RUN if not one.startswith("data=")]
-    environment["FLWR_HOME"] = str(tmp_path / "flower")
-    for folder, told in ((tmp_path / "nowhere", "data.path: "), (alone, "does not exist")):
-        where = [f"data.path={folder}", f"run_dir={tmp_path / 'run'}"]
-        process = photon("train", *run, "federation=deployment", *where, env=environment)
-        said, _ = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert told in said
-        assert said.count("\n") == 1
-        assert (tmp_path / "run").exists() == (folder == alone)
 
 
 @pytest.mark.timeout(300)

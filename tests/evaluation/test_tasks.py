@@ -242,6 +242,7 @@ def test_a_folder_without_tokenizer_or_model_is_one_line(
         evaluated(export, "quiz", tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_sparse_export_has_the_same_figures(
     export: Path, corpus: Path, small_config: Callable[..., RunConfig], task_data: Path, tmp_path: Path
 ) -> None:

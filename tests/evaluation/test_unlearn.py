@@ -104,6 +104,7 @@ def test_weights_of_half_the_bits_keep_their_type(export: Path, tmp_path: Path, 
     assert found["forget"] == outcome.after["forget"]
 
 
+@pytest.mark.slow
 def test_requests_follow_each_other(tmp_path: Path, run: Run) -> None:
     sets = questions()
     run()

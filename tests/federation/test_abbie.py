@@ -77,6 +77,7 @@ def test_it_is_trained_in_every_way(way: str, run_small: Run) -> None:
     assert found["final"] < found["initial"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "strategy",
     ["photon", *(pytest.param(name, marks=pytest.mark.slow) for name in ("diloco", "worldlm", "zerofl"))],

@@ -89,6 +89,7 @@ def test_it_comes_once_and_is_there_every_time(run_small: Run, tmp_path: Path) -
     assert len(seen) == 3
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("harm", ["removed", "damaged"])
 def test_what_a_silo_has_lost_costs_one_reply(
     harm: str, run_small: Run, tmp_path: Path, monkeypatch: Any

@@ -135,6 +135,7 @@ def test_silos_without_the_round_start_afresh_and_are_sent_all_that_they_need(
         assert again["weights_sha256"] != straight["weights_sha256"]
 
 
+@pytest.mark.slow
 def test_federations_within_go_back_with_the_one_above(
     run_small: Callable[..., Any], small_config: Callable[..., RunConfig], tmp_path: Path
 ) -> None:

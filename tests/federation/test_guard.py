@@ -70,6 +70,7 @@ def test_a_round_that_does_harm_is_undone_and_its_liar_is_kept_out(
     assert [e for e in ruined if isinstance(e, Evaluated)][-1].perplexity > 2 * last.perplexity
 
 
+@pytest.mark.slow
 def test_silos_go_on_from_what_they_had_before_the_round_that_is_undone(
     small_config: Make, tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_silos_go_on_from_what_they_had_before_the_round_that_is_undone(
     assert len(replies) == ROUNDS
 
 
+@pytest.mark.slow
 def test_a_silo_that_lies_in_its_evaluation_alone_undoes_nothing(small_config: Make) -> None:
     events = _run(small_config(*LONG), "evaluate", dict.fromkeys(range(3, ROUNDS + 1), says("", loss=500.0)))
     assert [event.round for event in events if isinstance(event, RoundFinished)] == list(range(1, ROUNDS + 1))

@@ -293,6 +293,7 @@ def test_a_run_that_goes_back_opens_the_same_sums_again(federate: Federate, tmp_
     assert any("round 1: its sum was unmasked before" in message for message in notices)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("noise", [True, False])
 def test_a_repeated_round_without_one_of_its_silos_needs_fresh_noise(
     federate: Federate, tmp_path: Path, noise: bool

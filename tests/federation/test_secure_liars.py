@@ -195,7 +195,6 @@ ABOUT_SHARES = {
 }  # fmt: skip
 
 
-@pytest.mark.few(8)
 @pytest.mark.parametrize(
     ("kind", "lie"),
     [

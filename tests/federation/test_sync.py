@@ -212,6 +212,7 @@ def test_one_silo_is_its_local_optimizer_whatever_is_averaged(run_small: Run, lo
     assert len(set(one)) == 1
 
 
+@pytest.mark.slow
 def test_six_rounds_send_nine_payloads(run_small: Run, tmp_path: Path) -> None:
     """Periods (1, 3, 6) · K_x: parameters 6 times, first moments twice, second moments once."""
 

@@ -159,6 +159,7 @@ def test_a_run_over_the_transition_equals_loops_by_hand(
         torch.testing.assert_close(result[name], tensor, rtol=2e-5, atol=2e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_rounds_are_short_before_the_transition_and_average_everything(
     run_small: Run, tmp_path: Path
 ) -> None:

@@ -156,6 +156,7 @@ def test_what_is_lost_is_less_than_what_was_there(pipeline: str) -> None:
     torch.testing.assert_close(total + residual, 30 * tensor, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("pipeline", ["int8 stochastic", "randomk"])
 def test_unbiased_codecs_are(pipeline: str) -> None:
     """The mean of many draws lies within six standard errors of the value, and one on the whole."""

@@ -175,6 +175,7 @@ def test_round_trip_is_exact_and_counted(place: tuple[str, bool], tmp_path: Path
     assert sides.server._store.folders(RUN) == []  # type: ignore[union-attr]
 
 
+@pytest.mark.few(1)
 def test_an_object_of_many_parts_and_ranges(
     place: tuple[str, bool], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

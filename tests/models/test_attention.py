@@ -121,6 +121,7 @@ def test_texts_that_share_a_row_keep_their_mask_in_the_graph(name):
     torch.testing.assert_close(logits[:, 6:12], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_without_the_promise_everything_is_as_transformers_has_it():
     model = build("llama")
     compiled, seen = traced(model)

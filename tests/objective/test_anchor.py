@@ -107,6 +107,7 @@ def test_no_step_of_a_silo_moves_the_anchor_head(
     assert seen == dict.fromkeys("abc", (True, True, False))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_silos_that_are_sure_of_nothing_leave_the_model_alone(
     run_small: Run, labelled: Path, tmp_path: Path, order: str

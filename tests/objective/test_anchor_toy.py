@@ -107,6 +107,7 @@ def federate(distance: float) -> tuple[float, float, float, float]:
     return alone, accuracy(net.logits(tested).argmax(1), test), *means
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("distance", "seed"),
     [

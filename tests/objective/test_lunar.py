@@ -171,6 +171,7 @@ def test_sums_over_silos_give_what_one_machine_has(make: Make, asked: Path) -> N
     assert told.after["forget/refused"] == pytest.approx(8 / 9)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("silos", [["all"], ["left", "right"]])
 def test_any_split_gives_the_same(make: Make, asked: Path, tmp_path: Path, silos: list[str]) -> None:
     everything = [row for rows in questions().values() for row in rows]
@@ -186,6 +187,7 @@ def test_any_split_gives_the_same(make: Make, asked: Path, tmp_path: Path, silos
     assert float((delta - expected).norm()) <= 1e-10 * float(expected.norm())
 
 
+@pytest.mark.slow
 def test_masks_lose_no_more_than_is_stated(make: Make, asked: Path) -> None:
     """n s / 2 in each sum, and what a linear system makes of that.
 
@@ -501,6 +503,7 @@ def test_sets_that_nobody_has_are_told(make: Make, asked: Path, tmp_path: Path) 
 # --- what becomes of it later -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_later_run_knows_what_was_forgotten_and_warns_when_it_comes_back(
     make: Make, asked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -345,6 +345,7 @@ def test_a_silo_sends_nothing_that_its_objective_did_not_promise(
             answer("train", content, node)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [

@@ -245,6 +245,7 @@ def fit_idly(tmp_path: Path) -> Callable[..., set[int]]:
     return fit
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("why", ["a process died", "another job"])
 def test_a_group_that_no_longer_serves_is_replaced(fit_idly, why):
     pids = fit_idly()
@@ -454,6 +455,7 @@ def test_gradients_are_corrected_in_two_processes_as_in_one(tmp_path, fit_anew, 
     assert trained.collected["raw"].keys() == params.keys()
 
 
+@pytest.mark.slow
 def test_a_term_over_sharded_parameters_is_refused_in_one_line(tmp_path, fit_anew):
     """The last of those that share two processes, because a refusal ends them."""
     params = OneProcess().state()[0]

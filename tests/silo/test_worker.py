@@ -188,6 +188,7 @@ def test_one_worker_serves_round_after_round_with_the_same_weights_as_without(co
     assert modes == {".": 0o700, SOCKET: 0o600, LOG: 0o600}
 
 
+@pytest.mark.slow
 def test_work_that_nobody_waits_for_is_given_up(config, busy_node):
     node = busy_node
     greeting(node)
@@ -230,6 +231,7 @@ def test_a_killed_worker_is_told_and_the_next_one_trains_the_same_windows(config
     assert the_worker(node).pid != worker.pid
 
 
+@pytest.mark.slow
 def test_errors_come_back_as_one_line_and_an_unforeseen_one_costs_the_worker_its_place(config, busy_node):
     node = busy_node
     bodiless = RecordDict({BODY: ConfigRecord({"config": config.text})})

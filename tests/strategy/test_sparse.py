@@ -253,6 +253,7 @@ def toy(beta: float, optimizer: str, rounds: int = 15) -> tuple[int, list[float]
     return regrown, densities, monotone
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_toy_nothing_grows_again_under_the_map(optimizer: str) -> None:
     regrown, densities, monotone = toy(1.25, optimizer)
@@ -261,6 +262,7 @@ def test_toy_nothing_grows_again_under_the_map(optimizer: str) -> None:
     assert densities[-1] < densities[0]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_toy_weights_grow_again_without_it(optimizer: str) -> None:
     regrown, _, monotone = toy(1.0, optimizer)

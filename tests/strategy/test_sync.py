@@ -123,6 +123,7 @@ def plan_of(*overrides: str) -> dict[str, int]:
     return strategy.plan.periods
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("optimizer", "periods"),
     [

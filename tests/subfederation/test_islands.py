@@ -117,6 +117,7 @@ def test_one_island_is_the_silo_itself(nodes: dict[int, dict[str, Any]], tmp_pat
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_one_process")
 def test_rounds_of_the_islands_share_the_local_steps(
     nodes: dict[int, dict[str, Any]], corpus: Path, tmp_path: Path

@@ -131,6 +131,7 @@ def test_uniform_attention_and_overwriting_is_hierfavg(train: Callable[..., Path
     assert_close(params_of(world), params_of(hier))
 
 
+@pytest.mark.slow
 def test_with_the_node_itself_in_the_softmax_it_is_not(
     train: Callable[..., Path], hierfavg: dict[str, torch.Tensor]
 ) -> None:
@@ -140,6 +141,7 @@ def test_with_the_node_itself_in_the_softmax_it_is_not(
         assert_close(world, hierfavg)
 
 
+@pytest.mark.slow
 def test_on_a_balanced_tree_it_is_fedavg(
     train: Callable[..., Path], flat_mean: dict[str, torch.Tensor]
 ) -> None:
@@ -178,6 +180,7 @@ def test_a_tree_of_depth_one_is_flat(train: Callable[..., Path]) -> None:
     assert per_node(tree) == per_node(flat)
 
 
+@pytest.mark.slow
 def test_only_oneself_is_fedper(train: Callable[..., Path]) -> None:
     """With down=none key layers keep to themselves; FedPer does not even send them."""
     tree = train("tree", TREE, "strategy=fedper")
@@ -203,6 +206,7 @@ def test_no_key_layers_is_hierarchical_fedavg(
     assert_close(params_of(world), hierfavg, atol=0)
 
 
+@pytest.mark.slow
 def test_nothing_but_key_layers_is_local_training(train: Callable[..., Path]) -> None:
     tree = train("tree", TREE, "strategy=local")
     alone = train("alone", "strategy=photon", "federation.tree={a: null}")
@@ -255,6 +259,7 @@ def test_beside_its_silos_it_is_one_more_of_them(train: Callable[..., Path]) -> 
 # --- what travels -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_routed_layers_travel_to_another_federation_and_stay_in_their_budget(
     train: Callable[..., Path],
 ) -> None:

@@ -178,6 +178,7 @@ def test_the_rows_of_a_federation_are_those_of_all_its_rounds_in_an_order(
     assert told == [int(rows_of(data, *cohorts[:2]).sum()), int(rows_of(data, *cohorts[2:]).sum())]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("schedule", ["sequential", "parallel"])
 def test_text_of_a_federations_own_counts(train: Callable[..., Path], data: Path, schedule: str) -> None:
     tree = "federation.tree={north: {children: [a], data: c}, south: [b]}"

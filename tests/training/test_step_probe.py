@@ -40,6 +40,7 @@ def test_gains_are_ratios_of_cpu_time_and_the_process_stays_as_it_was():
     assert gains["same"] == pytest.approx(1.0, rel=0.2)
 
 
+@pytest.mark.slow
 def test_the_probe_finds_nearly_the_same_beside_other_work():
     """Whole processes that compute take the processor away from it, and nothing of what it finds."""
     busy = "import time\nend = time.monotonic() + 60\nwhile time.monotonic() < end: sum(range(10000))"
