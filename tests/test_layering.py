@@ -177,6 +177,12 @@ def test_files_functions_and_lists_of_imports_are_small() -> None:
     assert too_large(ROOT) == []
 
 
+def test_no_file_of_tests_and_scripts_is_long() -> None:
+    files = [file for part in ("tests", "scripts") for file in (ROOT / part).rglob("*.py")]
+    assert len(files) > 200
+    assert [str(file) for file in files if len(file.read_text().splitlines()) > MOST_LINES] == []
+
+
 def test_only_those_that_the_page_names_know_flower() -> None:
     stated = re.search(r"Only (.*?) know of Flower", PAGE.read_text(), re.DOTALL)
     assert stated is not None

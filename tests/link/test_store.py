@@ -1,156 +1,29 @@
 """Large payloads go through a store: whole, verified, and to the place that was meant, or not at all."""
 
-import http.client
 import json
-import logging
 import os
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
-import boto3
 import psutil
 import pytest
 import torch
 from blake3 import blake3
 from flwr.app import ConfigRecord, RecordDict
-from moto.server import ThreadedMotoServer
 
 from photon.config.compose import compose
-from photon.config.schema import CodecSection, LinkSection, StoreSection
-from photon.errors import PhotonError, RunError
+from photon.errors import PhotonError
 from photon.link import store as store_module
 from photon.link import transport
 from photon.link.encoding import pack_groups
 from photon.link.pipelines import uplink_pipelines
 from photon.link.records import HEADER, STORED_BYTES, count_bytes, encode_groups
 from photon.link.store import FolderStore, ObjectStore, download, open_store
-from photon.link.transport import TICKET, MappedTensors, ServerLink, SiloLink, Ticket
+from photon.link.transport import TICKET, MappedTensors, ServerLink, SiloLink
 from photon.state.tensors import load_groups, save_groups
-from photon.telemetry.events import RoundFinished, SiloFinished
-from photon.telemetry.log import read_events
-
-RUN = "run0"
-Groups = dict[str, dict[str, torch.Tensor]]
-
-
-def groups(seed: int = 0) -> Groups:
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        "params": {
-            "a.weight": torch.randn(3, 5, generator=generator),
-            "b": torch.randn(7, generator=generator).to(torch.bfloat16),
-            "empty": torch.empty(0, 3),
-            "scalar": torch.tensor(2.5, dtype=torch.float64),
-        },
-        "exp_avg": {"a.weight": torch.randn(5, 3, generator=generator).T},
-    }
-
-
-def nbytes(sent: Groups) -> int:
-    return sum(tensor.nbytes for tensors in sent.values() for tensor in tensors.values())
-
-
-def assert_equal(received: Any, sent: Groups) -> None:
-    assert {g: list(t) for g, t in received.items()} == {g: list(t) for g, t in sent.items()}
-    for group, tensors in sent.items():
-        for name, tensor in tensors.items():
-            assert received[group][name].dtype == tensor.dtype
-            assert torch.equal(received[group][name], tensor), f"{group}/{name}"
-
-
-def section(url: str | None, *, presigned: bool = False, transport: str = "store", cast: bool = False) -> Any:
-    codecs = [CodecSection.model_validate({"_target_": "photon.link.codecs.Cast", "dtype": "bfloat16"})]
-    return LinkSection(
-        uplink=codecs if cast else [],
-        uplink_by_name=[],
-        uplink_payload="parameters",
-        error_feedback=False,
-        downlink=codecs if cast else [],
-        downlink_payload="parameters",
-        states=codecs if cast else [],
-        transport=transport,  # type: ignore[arg-type]
-        inline_limit_mb=1.0,
-        store=StoreSection(url=url, presigned=presigned),
-    )
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[Any]:
-    """An S3 server that speaks HTTP, with a bucket; the environment names it, as an operator would."""
-    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    endpoint = f"http://{host}:{port}"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", endpoint)
-        patch.setenv("AWS_ACCESS_KEY_ID", "key")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.setenv("NO_PROXY", "127.0.0.1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="photon")
-        yield client
-    server.stop()
-
-
-@pytest.fixture
-def bucket(s3: Any) -> Iterator[Any]:
-    yield s3
-    for entry in s3.list_objects_v2(Bucket="photon").get("Contents", []):
-        s3.delete_object(Bucket="photon", Key=entry["Key"])
-    for upload in s3.list_multipart_uploads(Bucket="photon").get("Uploads", []):
-        s3.abort_multipart_upload(Bucket="photon", Key=upload["Key"], UploadId=upload["UploadId"])
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "FIRST_WAIT", 0.01)
-
-
-@pytest.fixture(params=["folder", "s3", "presigned"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, bool]:
-    """URL of a store, and whether the server signs the silos' requests."""
-    if request.param == "folder":
-        return str(tmp_path / "store"), False
-    request.getfixturevalue("bucket")
-    return "s3://photon/runs", request.param == "presigned"
-
-
-class Sides:
-    """Server and silo with their own spool folders, and a message between them."""
-
-    def __init__(self, tmp_path: Path, url: str, *, presigned: bool = False, cast: bool = False) -> None:
-        link = section(url, presigned=presigned, cast=cast)
-        self.server = ServerLink(link, tmp_path / "server", 600)
-        self.silo = SiloLink(None if presigned else url, tmp_path / "silo")
-        self._up = uplink_pipelines(link)
-
-    def request(self, sent: Groups, server_round: int = 1) -> tuple[RecordDict, Ticket | None]:
-        records = RecordDict(dict(self.server.send(sent, RUN, server_round)))
-        return records, self.server.admit(records, nbytes(sent), RUN, server_round)
-
-    def reply(self, groups: Groups, request: RecordDict, kept: Path | None = None) -> RecordDict:
-        return self.silo.send(pack_groups(groups, self._up), request, kept)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def sides(tmp_path: Path, folder: Path) -> Sides:
-    return Sides(tmp_path, str(folder))
-
-
-def keys(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
+from tests.link.stored import RUN, Sides, assert_equal, changed, flip_last_byte, groups, keys, nbytes, section
 
 # --- there and back -----------------------------------------------------------------------------------
 
@@ -323,14 +196,6 @@ def test_a_silo_finds_the_store_where_its_operator_says(tmp_path: Path) -> None:
 # --- what does not add up is refused ------------------------------------------------------------------
 
 
-def changed(records: RecordDict, change: Callable[[dict[str, Any]], Any]) -> RecordDict:
-    """Return ``records`` with a changed reference."""
-    reference = json.loads(records[HEADER]["object"])
-    change(reference)
-    header = ConfigRecord({"object": json.dumps(reference), STORED_BYTES: reference["nbytes"]})
-    return RecordDict({**records, HEADER: header})
-
-
 def weight(reference: dict[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = reference["groups"]["params"]["a.weight"]
     return entry
@@ -420,12 +285,6 @@ def test_malformed_headers_are_refused(sides: Sides) -> None:
     ):
         with pytest.raises(PhotonError, match=r"malformed|counts 3 bytes"):
             sides.silo.receive(RecordDict({HEADER: ConfigRecord(header)}))
-
-
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
 
 
 def replace_by_link(path: Path) -> None:
@@ -521,119 +380,6 @@ def test_a_silo_does_not_follow_every_url(tmp_path: Path) -> None:
         SiloLink("https://bucket.example.org", tmp_path).receive(request)
 
 
-# --- trouble that passes, and trouble that stays ------------------------------------------------------
-
-
-class Flaky(BaseHTTPRequestHandler):
-    """Pass requests on to the S3 server, but fail the first ones of each kind."""
-
-    upstream: tuple[str, int]
-    failures: dict[str, int]
-    seen: list[str]
-
-    def _pass_on(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        type(self).seen.append(self.command)
-        left = self.failures.get(self.command, 0)
-        type(self).failures[self.command] = max(0, left - 1)
-        if left % 2:
-            self.send_error(503)
-            return
-        connection = http.client.HTTPConnection(*self.upstream)
-        connection.request(self.command, self.path, body, dict(self.headers))
-        answer = connection.getresponse()
-        data = answer.read()
-        self.send_response(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in ("transfer-encoding", "connection", "server", "date", "content-length"):
-                self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        # An even number of failures left: the connection breaks in the middle of the answer.
-        self.wfile.write(data[: len(data) // 2] if left else data)
-        self.close_connection = True
-
-    do_GET = do_PUT = _pass_on
-
-    def log_message(self, *_: Any) -> None:
-        """Say nothing."""
-
-
-@pytest.fixture
-def flaky(bucket: Any) -> Iterator[tuple[str, type[Flaky]]]:
-    host, _, port = bucket.meta.endpoint_url.removeprefix("http://").partition(":")
-    handler = type("Here", (Flaky,), {"upstream": (host, int(port)), "failures": {}, "seen": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def through(url: str, request: RecordDict, endpoint: str) -> RecordDict:
-    """Return ``request`` with its presigned requests led through ``url``."""
-    moved = RecordDict(dict(request))
-    for record, key in ((HEADER, "object"), (TICKET, "ticket")):
-        text = str(request[record][key]).replace(endpoint, url)
-        moved[record] = ConfigRecord({**request[record], key: text})
-    return moved
-
-
-def test_requests_are_tried_again_after_trouble_that_passes(
-    tmp_path: Path, bucket: Any, flaky: tuple[str, type[Flaky]]
-) -> None:
-    url, handler = flaky
-    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    request, ticket = sides.request(groups())
-    request = through(url, request, bucket.meta.endpoint_url)
-    handler.failures = {"GET": 3, "PUT": 3}
-    assert_equal(sides.silo.receive(request), groups())
-    assert_equal(sides.server.receive(sides.reply(groups(1), request), ticket), groups(1))
-    # A part whose answer is empty arrives even when the connection then breaks.
-    assert handler.seen[:4] == ["GET"] * 4
-    assert handler.seen[4:] in (["PUT"] * 2, ["PUT"] * 4)
-
-
-def test_trouble_that_stays_ends_in_one_line(
-    tmp_path: Path, bucket: Any, flaky: tuple[str, type[Flaky]]
-) -> None:
-    url, handler = flaky
-    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    request, _ = sides.request(groups())
-    request = through(url, request, bucket.meta.endpoint_url)
-    handler.failures = {"GET": 99}
-    with pytest.raises(PhotonError, match=r"link: cannot read the object at 127.0.0.1"):
-        sides.silo.receive(request)
-    assert len(handler.seen) == store_module.TRIES
-
-
-def test_an_upload_whose_end_was_told_twice_counts_once(tmp_path: Path, bucket: Any) -> None:
-    """The answer to the first request may be lost, and the client's library sends it again."""
-    sides = Sides(tmp_path, "s3://photon/runs", presigned=True)
-    request, ticket = sides.request(groups())
-    reply = sides.reply(groups(1), request)
-    assert_equal(sides.server.receive(reply, ticket), groups(1))
-    assert_equal(sides.server.receive(reply, ticket), groups(1))
-    request, ticket = sides.request(groups())
-    sides.server._signing.remove(RUN)  # type: ignore[union-attr]
-    with pytest.raises(PhotonError, match="cannot finish the upload"):
-        sides.server.receive(changed(reply, lambda r: r.update(key=ticket.key)), ticket)  # type: ignore[union-attr]
-
-
-def test_a_download_is_refused_when_the_disk_cannot_hold_it(tmp_path: Path) -> None:
-    with pytest.raises(PhotonError, match="make room"):
-        download(lambda _a, _b: b"", 2**60, tmp_path, "the object")
-
-
-def test_a_server_that_cannot_write_stops_resumably(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    sides = Sides(tmp_path, str(tmp_path / "file" / "store"))
-    with pytest.raises(RunError, match="link: cannot write"):
-        sides.request(groups())
-
-
 # --- what is left behind ------------------------------------------------------------------------------
 
 
@@ -705,120 +451,6 @@ def test_a_killed_download_leaves_no_file(tmp_path: Path) -> None:
 
     download(read, 10, tmp_path, "it").close()
     assert seen == [[]]
-
-
-# --- whole runs ---------------------------------------------------------------------------------------
-
-SMALL_RUN = ["cohort=2", "rounds=2", "outer=diloco", "link.keep_received=false"]
-
-
-@pytest.mark.few(1)
-def test_a_run_through_a_store_equals_one_inside_messages(
-    run_small: Callable[..., dict[str, Any]], place: tuple[str, bool], tmp_path: Path
-) -> None:
-    url, presigned = place
-    inside = run_small(*SMALL_RUN, name="inline")
-    by_reference = run_small(
-        *SMALL_RUN,
-        "link.transport=store",
-        f"link.store.url={url}",
-        f"link.store.presigned={presigned}",
-        name="store",
-    )
-    assert by_reference["weights_sha256"] == inside["weights_sha256"]
-    assert by_reference["perplexity"] == inside["perplexity"]
-    for events in (tmp_path / "inline" / "events.jsonl", tmp_path / "store" / "events.jsonl"):
-        sizes = [(e.bytes_up, e.bytes_down) for e in read_events(events) if isinstance(e, RoundFinished)]
-        assert len(sizes) == 2
-        # Two replies and two orders of a model of 32 kB; references add some kilobytes.
-        parameters = 4 * sum(t.numel() for t in small_params(tmp_path / "inline").values())
-        for up, down in sizes:
-            assert 2 * parameters < up < 2 * parameters + 30_000
-            assert 2 * parameters < down < 2 * parameters + 40_000
-    assert open_store(url).folders(run_id(tmp_path / "store")) == [], "nothing is left in the store"
-
-
-def test_a_run_through_a_store_goes_on_after_a_crash(
-    small_config: Callable[..., Any],
-    run_small: Callable[..., dict[str, Any]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from photon.engine.inprocess import run_inprocess
-    from photon.federation import federation
-    from photon.federation.run import prepare_run
-    from photon.node import answer
-
-    expected = run_small(*SMALL_RUN, name="inline")
-    folder = tmp_path / "store"
-    config = prepare_run(small_config(*SMALL_RUN, "link.transport=store", f"link.store.url={folder}"))
-    advance = federation.advance
-
-    def dying(config: Any, before: Any, *rest: Any) -> Any:
-        if before.round == 1:
-            raise RuntimeError("the server dies")
-        return advance(config, before, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(federation, "advance", dying)
-        with pytest.raises(RuntimeError, match="the server dies"):
-            run_inprocess(config, answer, resume=False)
-    left = keys(folder)
-    assert len([key for key in left if "round-000002/up-" in key]) == 2
-    summary = run_inprocess(config, answer, resume=True)
-    assert summary["weights_sha256"] == expected["weights_sha256"]
-    assert keys(folder) == []
-
-
-def test_a_reply_that_is_changed_in_the_store_is_rejected_and_the_round_goes_on(
-    run_small: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    send = SiloLink.send
-    calls: list[str] = []
-
-    def tampered(self: SiloLink, *args: Any) -> RecordDict:
-        records = send(self, *args)
-        calls.append(json.loads(records[HEADER]["object"])["key"])
-        if len(calls) == 2:
-            flip_last_byte(tmp_path / "store" / calls[-1])
-        return records
-
-    monkeypatch.setattr(SiloLink, "send", tampered)
-    summary = run_small(
-        "cohort=3", "rounds=2", "link.transport=store", f"link.store.url={tmp_path / 'store'}"
-    )
-    events = (tmp_path / "run" / "events.jsonl").read_text()
-    assert summary["failures"] == 1
-    assert '"rejected"' in events
-    assert "is not what was sent" in events
-    assert sum(isinstance(e, SiloFinished) for e in read_events(tmp_path / "run" / "events.jsonl")) == 5
-
-
-def small_params(run_dir: Path) -> dict[str, torch.Tensor]:
-    from photon.state.checkpoint import CheckpointStore
-
-    return CheckpointStore(run_dir / "checkpoints").latest()[0].load_params()
-
-
-def run_id(run_dir: Path) -> str:
-    from photon.state.checkpoint import CheckpointStore
-
-    return CheckpointStore(run_dir / "checkpoints").latest()[0].state.run_id
-
-
-def test_a_reply_may_hold_more_groups_than_its_order(run_small: Any, tmp_path: Path) -> None:
-    """The first order of Local Adam brings parameters; the reply holds both moments, too."""
-    summary = run_small(
-        "strategy=local-adam",
-        "model.architecture.n_embd=192",
-        "rounds=1",
-        "local_steps=2",
-        "link.transport=store",
-        f"link.store.url={tmp_path / 'store'}",
-    )
-    assert summary["failures"] == 0
-    per_silo = summary["bytes"]["per_silo"]["alpha"]
-    assert per_silo["up"] > 2 * per_silo["down"] + 2**20
 
 
 def test_small_objects_are_there_whole_or_not_at_all(place: tuple[str, bool], tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from photon.silo.policy import NO_POLICY, SiloPolicy
 from photon.silo.service import SiloNode
 from photon.silo.size import sizes_of
 from photon.silo.work import idle_steps
-from photon.state.places import MAX_PLACES, Place, chosen, updates_since
+from photon.state.places import MAX_PLACES, Place
 from photon.state.silo import MAX_RUNS, USES, SiloCounts, Use, uses_of_silos
 
 Make = Callable[..., RunConfig]
@@ -535,18 +535,6 @@ def test_the_same_text_again_needs_updates_between(ask: Any, node: Any) -> None:
         ask(own, run_id="second", position=0, model_id="c")
     ask(own, round=3, position=16, model_id="e")
     ask(own, run_id="second", position=0, model_id="c")
-
-
-def test_places_of_a_run() -> None:
-    first, second = Place("alpha", 0, 8, 1), Place("alpha", 8, 16, 2)
-    assert chosen(Place("alpha", 5, 9), [first, second], remembers=True)
-    assert chosen(Place("pool", 8, 9), [first, second], remembers=True), "another order of the text"
-    assert chosen(Place("alpha", 5, 9), [], remembers=True) is None, "counted by an earlier Photon"
-    places = {"run": [first, second]}
-    assert updates_since(Place("alpha", 7, 9, 5), "run", places) == 3
-    assert updates_since(Place("alpha", 16, 24, 5), "run", places) is None
-    assert updates_since(Place("alpha", 8, 16, 5), "run", places) is None
-    assert updates_since(Place("alpha", 8, 16, 5), "other", places) == 3
 
 
 # --- counts -------------------------------------------------------------------------------------------------
