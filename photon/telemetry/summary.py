@@ -478,7 +478,7 @@ def _bytes_table(sizes: dict[str, Any]) -> Table:
         table.add_row(Text(name), format_bytes(row["up"]), format_bytes(row["down"]))
     validation = sizes["evaluation"]
     table.add_row(
-        "(validation)", format_bytes(validation["up"]), format_bytes(validation["down"]), style="dim"
+        "for validation", format_bytes(validation["up"]), format_bytes(validation["down"]), style="dim"
     )
     table.add_section()
     table.add_row("all", format_bytes(sizes["up"]), format_bytes(sizes["down"]), style="bold")

@@ -261,7 +261,7 @@ def test_the_table_shows_the_figures(tmp_path: Path) -> None:
         "b 1,100.0 100.0 800.0",
         "overall 1,000.0 80.0 100.0",
         "a 20 B 40 B",
-        "(validation) 2 B 2.00 kB",
+        "for validation 2 B 2.00 kB",
         "all 32 B 2.08 kB",
         "192 in 2 rounds",
         "training 6.5 s",
