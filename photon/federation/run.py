@@ -41,11 +41,9 @@ def prepare_run(config: RunConfig) -> RunConfig:
     PhotonError
         If text cannot be prepared, or what an adapter leaves as it is would be random for ever.
     """
-    if config.adapter is not None and config.model.warm_start is None:
-        raise PhotonError(
-            "adapter: the model beside it stays as it is, and would be random; set model.warm_start to the "
-            "folder of a trained model, or adapter=null to train all of it"
-        )
+    if config.federation.parent is None:
+        # A federation within another one begins with what that one gives it, and tells it what it has.
+        _check_begin(config)
     run_dir = Path(config.run_dir or photon_home() / "runs" / new_run_name(config)).absolute()
     changes: dict[str, Any] = {"run_dir": str(run_dir)}
     # The ServerApp may work in another folder.
@@ -54,7 +52,6 @@ def prepare_run(config: RunConfig) -> RunConfig:
         folders["task_data"] = config.evaluation.task_data
     if named := {key: str(Path(folder).absolute()) for key, folder in folders.items() if folder is not None}:
         changes["evaluation"] = config.evaluation.model_copy(update=named)
-    check_tasks(config)
     files = {"config_file": config.model.config_file, "warm_start": config.model.warm_start}
     found = {name: str(Path(file).absolute()) for name, file in files.items() if file}
     changes["model"] = config.model.model_copy(update=found)
@@ -63,10 +60,21 @@ def prepare_run(config: RunConfig) -> RunConfig:
             update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
         )
     elif config.data.path is not None:
-        check_path(config.data, has_text=False)
         # Where the aggregator has the tokenizer; the ServerApp may work in another folder.
         changes["data"] = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
     return config.model_copy(update=changes)
+
+
+def _check_begin(config: RunConfig) -> None:
+    """Check what a run that somebody starts begins with, and what it tells at its end."""
+    if config.adapter is not None and config.model.warm_start is None:
+        raise PhotonError(
+            "adapter: the model beside it stays as it is, and would be random; set model.warm_start to the "
+            "folder of a trained model, or adapter=null to train all of it"
+        )
+    check_tasks(config)
+    if config.federation.engine == "deployment":
+        check_path(config.data, has_text=False)
 
 
 def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -> dict[str, Any]:

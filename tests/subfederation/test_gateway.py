@@ -8,11 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, RunError
 from photon.federation.assignment import Assignment, Outcome
+from photon.federation.run import prepare_run
+from photon.preflight import preflight
+from photon.silo.policy import NO_POLICY
+from photon.silo.site import SiloSite
 from photon.state.checkpoint import CheckpointStore, ServerState
 from photon.subfederation import gateway
+from photon.subfederation.config import member_config
 
 
 class FakeSuperLink:
@@ -167,3 +173,25 @@ def test_rules_of_the_node_are_read(tmp_path: Path) -> None:
     assert settings.node.privacy == {"clip_norm": 1.0}
     assert settings.node.is_silo, "its members are not in the tree"
     assert gateway.below(settings)["silos"] == 3
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        # What the run above is made from lies with those who started it.
+        ["adapter=lora", "model.warm_start=elsewhere"],
+        ["evaluation.tasks=[a_task_of_their_own]", "evaluation.task_data=elsewhere"],
+    ],
+)
+def test_what_a_gateway_submits_can_begin(
+    overrides: list[str], small_config: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    above = small_config(*overrides, "strategy=worldlm", "cohort=null")
+    sent = above.model_copy(update={"model": above.model.model_copy(update={"warm_start": None})})
+    site = SiloSite(tmp_path / "state", tmp_path / "state", None, NO_POLICY, above.privacy)
+    settings = gateway.GatewaySettings(name="north", silos=2)
+    own = member_config(sent, settings.node, tmp_path / "north", site, gateway.below(settings))
+    config = prepare_run(preflight(parse(own.text)))
+    assert config.federation.engine == "deployment"
+    assert config.run_dir == str(tmp_path / "north")
