@@ -324,12 +324,11 @@ class PreparedData:
         entry: Split = getattr(self._entry(silo), split)
         length = self.manifest.sequence_length
         counted = "uint16" if length <= 2**16 else "uint32"
-        array = _load(
-            array_file(self.path, silo, split, name),
-            (entry.sequences, 1 if name in _OF_WINDOWS else length),
-            _OF_WINDOWS.get(name) or {"tokens": self.manifest.dtype, "targets": "uint8"}.get(name, counted),
-        )
-        self._look_at(array_file(self.path, silo, split, name), silo, split)
+        dtypes = {"tokens": self.manifest.dtype, "targets": "uint8"} | _OF_WINDOWS
+        columns = 1 if name in _OF_WINDOWS else length
+        file = array_file(self.path, silo, split, name)
+        array = _load(file, (entry.sequences, columns), dtypes.get(name, counted))
+        self._look_at(file, silo, split)
         return array
 
     def unigram(self, silo: str) -> np.ndarray:
