@@ -4,20 +4,23 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from photon.errors import PhotonError, printable
 from photon.files.owner import is_going_on
+from photon.report.comparison import comparison_page
 from photon.report.page import Page, Panel
 from photon.report.run import Run
 from photon.report.single import run_page
+from photon.telemetry.log import EVENTS
 from photon.telemetry.samples import SAMPLES
 from photon.ui.delta import delta
 from photon.ui.health import Progress, attention, progress, silo_table
 from photon.ui.log import log_lines
-from photon.ui.render import fragments
+from photon.ui.render import comparison_body, fragments
 from photon.ui.tail import Tail
 
 #: States that are kept, for those who have seen one of them.
@@ -145,6 +148,59 @@ class LiveRun:
             log=log_lines(run),
         )
         return html, page.charts
+
+
+class LiveComparison:
+    """A page on several runs, made anew when one of them has news.
+
+    Parameters
+    ----------
+    folders
+        The runs' folders.
+    """
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self._folders = folders
+        self._lock = threading.Lock()
+        self._state: State | None = None
+        self._title = ""
+        self._not_before = 0.0
+
+    def state(self) -> tuple[str, State]:
+        """Return the title of the page, and its present state.
+
+        Raises
+        ------
+        PhotonError
+            If the events of one of the runs cannot be read.
+        """
+        with self._lock:
+            now = time.monotonic()
+            version = "-".join(map(str, map(_size, self._folders)))
+            old = self._state
+            if old is not None and (old.version == version or now < self._not_before):
+                return self._title, old
+            page = comparison_page([Run.load(folder) for folder in self._folders])
+            self._title = page.title
+            self._state = State(version, {"comparison": comparison_body(page)}, page.charts)
+            # All events are read again.
+            self._not_before = time.monotonic() + _SPARING * (time.monotonic() - now)
+            return self._title, self._state
+
+    def since(self, version: str) -> dict[str, Any]:
+        """Return the page if it is another one than that state."""
+        _, now = self.state()
+        if now.version == version:
+            return {"version": version, "html": {}, "charts": None, "more": False}
+        return {"version": now.version, "html": now.html, "charts": ["=", now.charts], "more": False}
+
+
+def _size(folder: Path) -> int:
+    """Return how much a run has told; 0: nothing."""
+    try:
+        return (folder / EVENTS).stat().st_size
+    except OSError:
+        return 0
 
 
 def _written(file: Path) -> int:

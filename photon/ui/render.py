@@ -72,6 +72,11 @@ def comparison_body(page: Page) -> str:
     return str(_live().comparison(page))
 
 
+def placed(place: str, html: str) -> str:
+    """Return HTML in a place that news can fill anew."""
+    return f'<div id="place-{place}">{html}</div>'
+
+
 def list_body(rows: list[dict[str, Any]], where: list[str]) -> str:
     """Return the body of the list of runs."""
     return str(_live().runs(rows, where))

@@ -13,11 +13,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 from photon import __version__
 from photon.errors import PhotonError
-from photon.report.comparison import comparison_page
 from photon.report.library import library
 from photon.report.page import Figure, Tree
 from photon.report.run import Run
@@ -25,7 +24,7 @@ from photon.report.script import SCRIPT
 from photon.report.write import html_of, report_page
 from photon.ui import render
 from photon.ui.found import Glances, find_runs
-from photon.ui.live import LiveRun
+from photon.ui.live import LiveComparison, LiveRun
 from photon.ui.script import FOLLOW
 
 HOST = "127.0.0.1"
@@ -44,6 +43,8 @@ _HEADERS = {
 _HTML, _JSON, _SCRIPT = "text/html", "application/json", "text/javascript"
 #: Runs that one page lays side by side.
 _MOST_COMPARED = 24
+#: Pages on several runs that are kept.
+_MOST_COMPARISONS = 4
 
 Answer = tuple[str, bytes]
 _Maker = Callable[[dict[str, list[str]]], Answer]
@@ -65,6 +66,7 @@ class Site:
     def __init__(self, where: list[Path]) -> None:
         self._where = where
         self._runs: dict[str, LiveRun] = {}
+        self._comparisons: dict[tuple[str, ...], LiveComparison] = {}
         self._glances = Glances()
         self.pages: dict[str, _Maker] = {
             "/": self._list,
@@ -73,6 +75,7 @@ class Site:
             "/run/news": self._run_news,
             "/figures": self._figures,
             "/compare": self._compare,
+            "/compare/news": self._compare_news,
             "/report.html": self._report,
             "/library.js": lambda asked: (_SCRIPT, library().encode()),
             "/page.js": lambda asked: (_SCRIPT, (SCRIPT + FOLLOW).encode()),
@@ -123,20 +126,36 @@ class Site:
             raise NotFoundError
         return _html(render.figures(panel))
 
-    def _compared(self, asked: dict[str, list[str]]) -> list[Run]:
+    def _named(self, asked: dict[str, list[str]]) -> dict[str, Path]:
         found = self._found()
         names = list(dict.fromkeys(asked.get("id", [])))[:_MOST_COMPARED]
         if not names or not set(names) <= found.keys():
             raise NotFoundError
-        return [Run.load(found[name]) for name in names]
+        return {name: found[name] for name in names}
+
+    def _comparison(self, named: dict[str, Path]) -> LiveComparison:
+        names = tuple(named)
+        if names not in self._comparisons:
+            while len(self._comparisons) >= _MOST_COMPARISONS:
+                del self._comparisons[next(iter(self._comparisons))]
+            self._comparisons[names] = LiveComparison(list(named.values()))
+        return self._comparisons[names]
 
     def _compare(self, asked: dict[str, list[str]]) -> Answer:
-        page = comparison_page(self._compared(asked))
-        body = render.comparison_body(page)
-        return _html(render.framed(page.title, body, {"news": "", "charts": page.charts, "html": {}}))
+        named = self._named(asked)
+        title, state = self._comparison(named).state()
+        news = f"/compare/news?{urlencode([('id', name) for name in named])}&"
+        body = render.placed("comparison", state.html["comparison"])
+        data = {"news": news, "version": state.version, "charts": state.charts, "html": {}}
+        return _html(render.framed(title, body, data))
+
+    def _compare_news(self, asked: dict[str, list[str]]) -> Answer:
+        found = self._comparison(self._named(asked))
+        return _json(found.since(asked.get("version", [""])[0]))
 
     def _report(self, asked: dict[str, list[str]]) -> Answer:
-        return _html(html_of(report_page(self._compared(asked))))
+        runs = [Run.load(folder) for folder in self._named(asked).values()]
+        return _html(html_of(report_page(runs)))
 
 
 def _html(text: str) -> Answer:

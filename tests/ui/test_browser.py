@@ -111,6 +111,25 @@ def test_runs_are_compared_by_a_click(runs: Path, serve: Serve, browser: Browser
     assert browser.value("document.querySelectorAll('figure[data-drawn]').length") == 8
 
 
+def test_a_comparison_follows_its_runs(runs: Path, serve: Serve, browser: Browser) -> None:
+    events = list(synthetic_events())
+    ends = [place for place, event in enumerate(events) if isinstance(event, RoundFinished)]
+    begin_run(runs / "live", events, ends[2] + 1)
+    browser.open(f"{serve(runs)}/compare?id=first&id=live")
+    rows = "document.querySelectorAll('#training-loss tbody tr').length"
+    browser.until("document.documentElement?.dataset.charts === 'drawn'")
+    version = browser.value("document.documentElement.dataset.version")
+    browser.value("document.querySelector('#training-loss details').open = true")
+    before = browser.value("document.querySelector('#training-loss').textContent.length")
+    tell(runs / "live", events[ends[2] + 1 : ends[6] + 1])
+    browser.until(f"document.documentElement.dataset.version !== '{version}'")
+    browser.until("document.querySelectorAll('figure[data-drawn]').length === 8")
+    assert browser.value("document.querySelector('#training-loss details').open"), "what was open stays so"
+    assert browser.value("document.querySelector('#training-loss').textContent.length") > before
+    assert browser.value(rows) >= 7
+    assert browser.value("document.getElementById('lost').hidden")
+
+
 def test_nothing_that_a_silo_wrote_runs(tmp_path: Path, serve: Serve, browser: Browser) -> None:
     evil = '<img src=x onerror="window.harm = 1"><script>window.harm = 1</script>'
     run = tmp_path / "live"

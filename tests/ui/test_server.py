@@ -46,6 +46,34 @@ def test_runs_are_listed_and_compared(runs: Path, serve: Serve) -> None:
     assert len(data_of(answer.text)["charts"]["training-loss"]["series"]) == 2
 
 
+def test_a_comparison_follows_its_runs(runs: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("photon.ui.live._SPARING", 0.0)
+    events = list(synthetic_events())
+    ends = [place for place, event in enumerate(events) if isinstance(event, RoundFinished)]
+    begin_run(runs / "live", events, ends[2] + 1)
+    address = serve(runs)
+    first = data_of(httpx.get(f"{address}/compare", params={"id": ["first", "live"]}).text)
+    assert first["news"] == "/compare/news?id=first&id=live&"
+
+    def ask(version: str) -> Any:
+        return httpx.get(f"{address}{first['news']}version={version}").json()
+
+    nothing = ask(first["version"])
+    assert (nothing["version"], nothing["html"], nothing["charts"]) == (first["version"], {}, None)
+    tell(runs / "live", events[ends[2] + 1 : ends[6] + 1])
+    told = ask(first["version"])
+    assert told["version"] != first["version"]
+    longer = [len(series["x"]) for series in told["charts"][1]["training-loss"]["series"]]
+    before = [len(series["x"]) for series in first["charts"]["training-loss"]["series"]]
+    assert [new - old for new, old in zip(longer, before, strict=True)] == [0, 4]
+    assert "Results" in told["html"]["comparison"]
+    # A run that is gone is no page, and the next one is there again.
+    shutil.move(runs / "live", runs.parent / "away")
+    assert httpx.get(f"{address}{first['news']}version=x").status_code == 404
+    shutil.move(runs.parent / "away", runs / "live")
+    assert ask("x")["version"] == told["version"]
+
+
 def test_the_page_of_a_run_is_that_of_the_report(runs: Path, serve: Serve) -> None:
     address = serve(runs)
     text = httpx.get(f"{address}/run", params={"id": "first"}).text
