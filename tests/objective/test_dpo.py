@@ -16,7 +16,6 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
-from trl import DPOConfig, DPOTrainer
 
 from photon.config.adapter import AdapterSection
 from photon.data.chat_windows import Encoded
@@ -67,6 +66,8 @@ def batch_of(pairs: list[EncodedPair], length: int = 24) -> dict[str, Tensor]:
 
 def of_trl(policy: Any, reference: Any, pairs: list[EncodedPair], beta: float, folder: Path) -> Any:
     """Return trl's loss of pairs, with what it tells; its gradients are left in the policy."""
+    from trl import DPOConfig, DPOTrainer
+
     words = {str(number): number for number in range(64)}
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="0")), pad_token="0", eos_token="1"

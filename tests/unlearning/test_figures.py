@@ -4,7 +4,6 @@ import random
 
 import pytest
 import torch
-from rouge_score.rouge_scorer import RougeScorer
 
 from photon.unlearning.figures import (
     deviation_score,
@@ -20,6 +19,8 @@ from photon.unlearning.figures import (
 
 
 def test_rouge_is_that_of_rouge_score() -> None:
+    from rouge_score.rouge_scorer import RougeScorer
+
     draw = random.Random(0)
     vocabulary = ["the", "seller", "06-02-1998.", "Wnzatj", "SAS", "2%", "of", "New", "York"]
     scorer = RougeScorer(["rouge1", "rougeL"])
