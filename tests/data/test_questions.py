@@ -111,7 +111,7 @@ def test_sets_that_do_not_fit_the_questions_are_found(tmp_path: Path, change: st
     path = prepared(tmp_path, rows())
     data = PreparedData.open(path)
     file = array_file(path, "silo-0", "train", "sets")
-    sets = np.load(file)
+    sets, arrays = np.load(file), data.arrays("silo-0", "train")
     if change == "two sets":
         sets[0, 1] = 3 if sets[0, 0] != 3 else 1
     elif change == "no prompt":
@@ -122,7 +122,6 @@ def test_sets_that_do_not_fit_the_questions_are_found(tmp_path: Path, change: st
     entry = data.manifest.silos["silo-0"].train
     from photon.data.prepared import _fits_sets
 
-    arrays = data.arrays("silo-0", "train")
     assert not _fits_sets(sets, arrays["positions"], arrays["targets"])
     assert entry.chat is not None
     with pytest.raises(PhotonError, match="has changed since it was written"):
