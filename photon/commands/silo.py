@@ -98,12 +98,13 @@ def join(
         line = None
     place = joining.SiloPlace(folder)
     refuse_second(place.folder, "the silo")
-    if line is not None and place.aggregator is None:
-        told = AggregatorLine.read(line)
+    known = place.aggregator
+    told = AggregatorLine.read(line) if line is not None else known
+    if told is not None:
         typer.echo(f"aggregator {told.address}, authority {told.fingerprint}")
+    if known is None and told is not None:
         compared("Is that the fingerprint that the aggregator's operator reads to you?")
     aggregator = joining.join(place, line)
-    typer.echo(f"joining {aggregator.address}, authority {aggregator.fingerprint}")
     config = preflight(compose(joining.known_of(place, overrides)))
     findings = list(joining.check(place, aggregator, config, run_tokenizer, probe=probe))
     print_findings(Console(), findings)

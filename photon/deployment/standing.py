@@ -1,17 +1,15 @@
 """How an aggregator stands: ``photon aggregator status``."""
 
-import contextlib
-import json
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from photon.deployment.aggregator import AggregatorPlace
 from photon.deployment.place import running
-from photon.deployment.superlink import nodes_of
+from photon.deployment.superlink import nodes_of, runs_of
 from photon.federation.names import ADMITTED, Admitted
 
-#: Why a silo has no node: it is registered with the next start, or nobody here has registered it.
+#: Why a silo has no node: the aggregator does not run, or registered none.
 WAITING = "registered when the aggregator comes up"
 UNKNOWN = "no node that `photon aggregator admit` has registered"
 
@@ -99,11 +97,15 @@ def standing_of(place: AggregatorPlace) -> AggregatorStanding:
             for name, fingerprint in sorted(decided.names.items())
         ],
         ejected=decided.ejected,
-        runs=_runs(place) if answers else [],
+        runs=[
+            StandingRun(run_id=run["run-id"], status=run["status"], seconds=run["elapsed"])
+            for run in (runs_of(place.connection) if answers else [])
+        ],
     )
 
 
-_SINCE: dict[str, Literal["online-at", "offline-at", "created-at", "deleted-at"]] = {
+#: Flower's word for a node to the field that says since when.
+_SINCE = {
     "online": "online-at",
     "offline": "offline-at",
     "registered": "created-at",
@@ -124,13 +126,3 @@ def _silo(
     standing = str(node.get("status", UNKNOWN if answers else "the SuperLink does not answer"))
     since = str(node.get(_SINCE.get(standing, ""), "")).removesuffix("Z")
     return StandingSilo(name=name, fingerprint=fingerprint, standing=standing, since=since)
-
-
-def _runs(place: AggregatorPlace) -> list[StandingRun]:
-    answer = place.connection.flwr("list", place.connection.name, "--format", "json", check=False)
-    with contextlib.suppress(ValueError, KeyError):
-        return [
-            StandingRun(run_id=run["run-id"], status=run["status"], seconds=float(run["elapsed"]))
-            for run in json.loads(answer)["runs"]
-        ]
-    return []

@@ -81,10 +81,19 @@ def register(connection: Connection, words: list[str]) -> str | None:
 
 def nodes_of(connection: Connection) -> list[dict[str, Any]]:
     """Return what the SuperLink knows of the nodes: ``node-id``, ``status`` and more."""
-    answer = connection.flwr("supernode", "list", connection.name, "--format", "json", check=False)
+    return _listed(connection, "nodes", "supernode", "list")
+
+
+def runs_of(connection: Connection) -> list[dict[str, Any]]:
+    """Return what the SuperLink knows of the runs: ``run-id``, ``status``, ``elapsed`` (s) and more."""
+    return _listed(connection, "runs", "list")
+
+
+def _listed(connection: Connection, what: str, *words: str) -> list[dict[str, Any]]:
+    answer = connection.flwr(*words, connection.name, "--format", "json", check=False)
     with contextlib.suppress(ValueError, KeyError):
-        nodes: list[dict[str, Any]] = json.loads(answer)["nodes"]
-        return nodes
+        found: list[dict[str, Any]] = json.loads(answer)[what]
+        return found
     return []
 
 

@@ -176,7 +176,7 @@ class LiveComparison:
         """
         with self._lock:
             now = time.monotonic()
-            version = "-".join(map(str, map(_size, self._folders)))
+            version = "-".join(str(_written(folder / EVENTS)) for folder in self._folders)
             old = self._state
             if old is not None and (old.version == version or now < self._not_before):
                 return self._title, old
@@ -193,14 +193,6 @@ class LiveComparison:
         if now.version == version:
             return {"version": version, "html": {}, "charts": None, "more": False}
         return {"version": now.version, "html": now.html, "charts": ["=", now.charts], "more": False}
-
-
-def _size(folder: Path) -> int:
-    """Return how much a run has told; 0: nothing."""
-    try:
-        return (folder / EVENTS).stat().st_size
-    except OSError:
-        return 0
 
 
 def _written(file: Path) -> int:
