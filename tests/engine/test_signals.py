@@ -23,8 +23,9 @@ def ask(number: signal.Signals) -> None:
 
 @pytest.fixture(autouse=True)
 def handlers() -> None:
-    """As in a terminal: whoever runs the tests in the background of a script ignores Ctrl-C."""
+    """As in a terminal: in the background of a script Ctrl-C is ignored, and under nohup a hang-up."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.parametrize("number", ASKING)
