@@ -84,6 +84,10 @@ def test_a_run_that_fails_is_ranked_last_and_does_not_end_the_sweep(
     assert lines[5].startswith("| – | – | cohort=99 | [0-cohort=99](0-cohort%3D99): cohort=99 is larger")
     assert lines[6].endswith(rf"ValueError: nobody \| expected this (see {TRACEBACK}) |")
     assert best in out
+    rows = [line for line in out.splitlines() if "-cohort=" in line]
+    assert len(rows) == 3
+    assert all("is larger" not in line and "ValueError" not in line for line in rows), "reasons stand below"
+    assert "\ncohort=99: cohort=99 is larger" in out
     assert "2-cohort=3" in (tmp_path / "s" / "report.html").read_text()
     # The same again, later, and by another figure.
     code, out, _ = photon("ranking", "s", "--metric", "tokens", "--maximize")

@@ -153,13 +153,14 @@ def print_ranking(rows: Sequence[Ranked], plan: Plan) -> None:
     for heading in ("values", "report"):
         table.add_column(heading)
     for place, row in enumerate(rows, start=1):
-        if row.value is not None:
-            figure, told = [str(place), f"{row.value:.6g}"], Text(str(_shown_file(row.job)))
-        else:
-            figure, told = ["–", "–"], Text(row.without, style="yellow")
-        table.add_row(*figure, Text(_values(row.job, plan)), told)
+        figure = ["–", "–"] if row.value is None else [str(place), f"{row.value:.6g}"]
+        table.add_row(*figure, Text(_values(row.job, plan)), Text(str(_shown_file(row.job))))
     console = Console()
     print_whole(console, table)
+    # Below the table: a reason is a sentence, and would make every row as long as itself.
+    for row in rows:
+        if row.value is None:
+            console.print(Text(f"{_values(row.job, plan)}: {row.without}", style="yellow"), soft_wrap=True)
     if means := over_seeds(rows, plan):
         table = Table(title="Means over seeds", title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         for heading in (plan.metric, "±", "runs"):
