@@ -150,6 +150,18 @@ VARIATIONS = {
 }
 
 
+def begun(steps: int, local_steps: int) -> list[str]:
+    """Return what gives the first steps of a run of 192 shorter rounds."""
+    rounds = steps // local_steps + (192 - steps) // TUNING.local_steps
+    settings = [f"transition.step={steps}", f"transition.local_steps={local_steps}", f"rounds={rounds}"]
+    return [QUICK, "transition=synchronous", *settings]
+
+
+#: At half of the steps: what is to end where DiLoCo does with all of them, at the best point of those tried.
+HALF = [begun(96, 4), begun(96, 2), begun(128, 4)]
+HALF_POINT = Point(0.0224, 0.7, 0.7)
+
+
 # --- what is run -----------------------------------------------------------------------------------
 
 
@@ -210,6 +222,9 @@ def plan(results: Results) -> Iterator[Run]:
     for method, variations in VARIATIONS.items():
         for variation in variations if method in points else ():
             yield Run(method, tuple(variation), "iid", 0, points[method])
+    for variation in HALF:
+        for seed in PLACES["iid"].seeds:
+            yield Run("MuLoCo, averaged", tuple(variation), "half", seed, HALF_POINT)
     for seeds in zip_longest(*(place.seeds for place in PLACES.values())):
         for name, seed in zip(PLACES, seeds, strict=True):
             for method in points if seed is not None else ():
@@ -315,7 +330,9 @@ def sections(results: Results) -> Iterator[str]:
     for method in SEARCHED:
         yield from search_table(results, method)
     for name in PLACES:
-        yield from place_table(results, name)
+        if name != "half":
+            yield from place_table(results, name)
+    yield from half_table(results)
     yield from variations_table(results)
 
 
@@ -390,6 +407,42 @@ def share_to(target: float | None, runs: Sequence[Result]) -> str:
     return percent(statistics.fmean(shares)) if len(shares) == len(runs) else "–"
 
 
+def half_table(results: Results) -> Iterator[str]:
+    """List what was tried at half of the steps, the best mean of three seeds first."""
+    groups: dict[tuple[str, str, Point], list[Result]] = {}
+    for one in results:
+        if one["place"] == "half":
+            key = (one["method"], " ".join(one["variation"]), point_of(one))
+            groups.setdefault(key, []).append(one)
+    rows = [
+        [
+            method,
+            f"`{changed}`" if changed else "",
+            step_of(runs[0]),
+            f"{point.rate:g}",
+            f"{mean_of(runs):.2f}",
+            ", ".join(perplexity(one["perplexity"]) for one in sorted(runs, key=lambda one: one["seed"])),
+            f"{statistics.fmean(one['curve'][-1]['bytes_up'] for one in runs) / 1e6:.1f} MB",
+        ]
+        for (method, changed, point), runs in sorted(
+            groups.items(), key=lambda item: (-len(item[1]), mean_of(item[1]))
+        )
+    ]
+    if rows:
+        yield "## Half of the steps: 4 silos, the text dealt out evenly"
+        yield ""
+        columns = [
+            "Method",
+            "Changed",
+            "Momentum, outer rate",
+            "Rate",
+            "Perplexity",
+            "Seeds",
+            "Bytes up per silo",
+        ]
+        yield from table(columns, rows, left=(0, 1, 5))
+
+
 def variations_table(results: Results) -> Iterator[str]:
     """List what was changed of a method, and what came of it."""
     rows = [
@@ -403,7 +456,7 @@ def variations_table(results: Results) -> Iterator[str]:
             perplexity(one["perplexity"], 2),
         ]
         for one in sorted(results, key=lambda one: (one["method"], one["variation"], one["run"]))
-        if one["variation"]
+        if one["variation"] and one["place"] != "half"
     ]
     if rows:
         yield "## Variations: 4 silos, H = 16"
