@@ -11,6 +11,7 @@ from photon.config.schema import ModelSection, RunConfig
 from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
 from photon.files.atomic import atomic_directory, remove_leftovers
+from photon.files.json_object import read_object
 from photon.state.checkpoint import ServerState
 
 if TYPE_CHECKING:
@@ -289,7 +290,7 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
 def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     """Say what clients ask a tokenizer for, where its own configuration does not: length and padding."""
     file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_object(file) if file.is_file() else {}
     wanted = {
         "model_max_length": getattr(model.config, "max_position_embeddings", None),
         "pad_token": config.get("eos_token"),
@@ -334,10 +335,9 @@ def _read_summary(run_dir: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        summary = json.loads(file.read_text())
-    except ValueError as error:
-        raise PhotonError(f"{file}: not JSON ({error}); remove it to export without figures") from error
-    return summary if isinstance(summary, dict) else {}
+        return read_object(file)
+    except PhotonError as error:
+        raise PhotonError(f"{error}; remove it to export without figures") from error
 
 
 def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> Card:

@@ -1,7 +1,6 @@
 """A run as its folder tells of it: what a report is made of."""
 
 import itertools
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ import yaml
 
 from photon.config.reader import UNREADABLE
 from photon.errors import PhotonError
+from photon.files.json_object import read_object
 from photon.report.charts import Style
 from photon.telemetry.events import (
     Diagnostics,
@@ -193,12 +193,13 @@ def report_command(runs: Sequence[Run]) -> str:
 def _weights_sha256(folder: Path, events: Sequence[Event]) -> str | None:
     if events and isinstance(events[-1], RunFinished):
         return events[-1].summary.get("weights_sha256")
-    try:
-        return json.loads((folder / "summary.json").read_text()).get("weights_sha256")
-    except FileNotFoundError:
+    file = folder / "summary.json"
+    if not file.exists():
         return None
-    except (ValueError, AttributeError):
-        raise PhotonError(f"{folder / 'summary.json'}: not a JSON object; remove it") from None
+    try:
+        return read_object(file).get("weights_sha256")
+    except PhotonError as error:
+        raise PhotonError(f"{error}; remove it") from None
 
 
 def _read_config(path: Path, text: str) -> dict[str, Any]:
