@@ -84,7 +84,7 @@ class Run:
         """
         if not self.is_finished:
             raise PhotonError(f"{self.run_dir}: the run is not finished; go on with Run.resume()")
-        from photon.federation.results import read_summary
+        from photon.telemetry.log import read_summary
 
         return read_summary(self.run_dir)
 

@@ -9,10 +9,9 @@ from rich.console import Console
 from photon.config.schema import RunConfig
 from photon.errors import PhotonError, printable
 from photon.files.atomic import write_text
-from photon.files.json_object import read_object
 from photon.state.checkpoint import Checkpoint, weights_sha256
 from photon.telemetry.events import EventStream, Notice, RunFinished
-from photon.telemetry.log import read_events
+from photon.telemetry.log import read_events, read_summary
 from photon.telemetry.summary import build_summary, print_summary
 
 
@@ -34,20 +33,6 @@ def finish(config: RunConfig, run_dir: Path, checkpoint: Checkpoint, stream: Eve
 
         write_report([run_dir], run_dir / "report.html")
     return summary
-
-
-def read_summary(run_dir: Path) -> dict[str, Any]:
-    """Return the summary of a finished run.
-
-    Raises
-    ------
-    PhotonError
-        If it cannot be read.
-    """
-    try:
-        return read_object(run_dir / "summary.json")
-    except PhotonError as error:
-        raise PhotonError(f"{error}; remove it, and `photon resume` writes it anew") from error
 
 
 def show(config: RunConfig) -> dict[str, Any]:

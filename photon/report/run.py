@@ -12,7 +12,6 @@ import yaml
 
 from photon.config.reader import UNREADABLE
 from photon.errors import PhotonError
-from photon.files.json_object import read_object
 from photon.report.charts import Style
 from photon.telemetry.events import (
     Diagnostics,
@@ -25,7 +24,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFinished,
 )
-from photon.telemetry.log import current_history, elapsed_seconds, read_events
+from photon.telemetry.log import current_history, elapsed_seconds, read_events, read_summary
 from photon.telemetry.summary import build_summary, counted, last_start
 
 #: Silos up to which each is drawn; of more one could not tell one from another.
@@ -193,13 +192,7 @@ def report_command(runs: Sequence[Run]) -> str:
 def _weights_sha256(folder: Path, events: Sequence[Event]) -> str | None:
     if events and isinstance(events[-1], RunFinished):
         return events[-1].summary.get("weights_sha256")
-    file = folder / "summary.json"
-    if not file.exists():
-        return None
-    try:
-        return read_object(file).get("weights_sha256")
-    except PhotonError as error:
-        raise PhotonError(f"{error}; remove it") from None
+    return read_summary(folder).get("weights_sha256") if (folder / "summary.json").exists() else None
 
 
 def _read_config(path: Path, text: str) -> dict[str, Any]:
