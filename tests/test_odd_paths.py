@@ -10,7 +10,7 @@ import pytest
 
 from photon.cli import main
 from photon.commands.jobs import Job
-from photon.config.compose import load
+from photon.config.compose import compose, load
 from photon.errors import PhotonError
 from photon.evaluation.export import _read_summary
 from photon.federation.results import show
@@ -92,3 +92,9 @@ def test_a_pipe_in_the_place_of_events_is_listed_and_not_waited_for(tmp_path: Pa
     os.mkfifo(tmp_path / "run" / "events.jsonl")
     (found,) = list_runs(tmp_path)
     assert (found.state, found.reason) == ("broken", "events.jsonl is damaged")
+
+
+@pytest.mark.parametrize("override", ["hydra=1", "hydra=true", "hydra/launcher=1"])
+def test_a_group_of_hydra_that_is_no_name_is_one_line(override: str) -> None:
+    with pytest.raises(PhotonError, match=r"^[^\n]*hydra[^\n]*$|^config: [^\n]*$"):
+        compose([override])
