@@ -24,7 +24,7 @@ def _run() -> int:
     import click
 
     from photon.commands.app import app
-    from photon.errors import PhotonError, RunError
+    from photon.errors import PhotonError, RunError, printable
 
     try:
         # Without standalone mode, typer returns the code that an interruption would exit with.
@@ -35,6 +35,12 @@ def _run() -> int:
     except RunError as error:
         _say(error)
         return 1
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # What the system refuses: a name that is too long, a folder that nobody may read, a full disk.
+        _say(f"{printable(error.filename)}: {error.strerror}; check the path and who may use it")
+        return 2
     except click.NoSuchOption as error:
         from photon.config.renamed import is_called, renamed
 

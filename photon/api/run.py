@@ -1,6 +1,5 @@
 """A run in a folder, as Python sees it."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,8 +84,9 @@ class Run:
         """
         if not self.is_finished:
             raise PhotonError(f"{self.run_dir}: the run is not finished; go on with Run.resume()")
-        read: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
-        return read
+        from photon.telemetry.log import read_summary
+
+        return read_summary(self.run_dir)
 
     @property
     def history(self) -> "DataFrame":

@@ -154,7 +154,10 @@ _Hub = Annotated[
         rich_help_panel=_HUB,
     ),
 ]
-_HubLimit = Annotated[int, typer.Option(metavar="N", help="Most documents of a silo.", rich_help_panel=_HUB)]
+_HubLimit = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Most documents of a silo. [default: 10000]", rich_help_panel=_HUB),
+]
 _HubLimitMb = Annotated[
     float | None, typer.Option(metavar="MB", help="Most megabytes of a silo.", rich_help_panel=_HUB)
 ]
@@ -187,7 +190,7 @@ def prepare(
     workers: _Workers = None,
     overwrite: _Overwrite = False,
     hub: _Hub = None,
-    hub_limit: _HubLimit = 10_000,
+    hub_limit: _HubLimit = None,
     hub_limit_mb: _HubLimitMb = None,
     hub_files: _HubFiles = None,
 ) -> None:
@@ -217,10 +220,9 @@ def prepare(
     from photon.data.text_files import row_reader
 
     kind = _kind_of(kind, labelled)
-    _check_ways(silo, embedded, hub, kind)
-    _check_hub(hub, hub_files, hub_limit_mb)
-    if vocab_size is not None and tokenizer is not None:
-        raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
+    _check_ways(silo, embedded, hub, kind, text_field)
+    _check_hub(hub, hub_files, hub_limit, hub_limit_mb)
+    _check_sizes(vocab_size, tokenizer)
     check_output(output, overwrite=overwrite)
     field = parse_partition(partition).field
     options: dict[str, Any] = {
@@ -242,7 +244,7 @@ def prepare(
     elif hub is not None:
         reader = row_reader(cast("TextKind", kind), text_field, field or None, labelled)
         with Spool.beside(output) as spool:
-            text = _read_hub(hub, hub_files or [], (hub_limit, hub_limit_mb), reader, spool.documents)
+            text = _read_hub(hub, hub_files or [], hub_limit, hub_limit_mb, reader, spool.documents)
             # The stream has sorted the documents by the field already.
             by = "by-source" if field else partition
             prepare_documents(text.silos, output, partition=by, skipped=text.skipped, **options)
@@ -334,11 +336,17 @@ def _parse_silos(values: list[str]) -> dict[str, list[Path]]:
     return sources
 
 
-def _check_ways(silo: list[str] | None, embedded: bool, hub: str | None, kind: str) -> None:
+def _check_ways(
+    silo: list[str] | None, embedded: bool, hub: str | None, kind: str, text_field: str | None
+) -> None:
     if bool(silo) + embedded + (hub is not None) != 1:
         raise PhotonError("give the text in one way: --silo NAME=PATH (repeated), --embedded or --hub NAME")
     if embedded and kind not in ("text",):
         raise PhotonError(f"--kind {kind} reads rows: give them with --silo NAME=PATH or --hub NAME")
+    if embedded and text_field is not None:
+        raise PhotonError("--text-field: the embedded corpus has no fields; leave it out")
+    if text_field == "":
+        raise PhotonError("--text-field names nothing: give the field that holds the text")
 
 
 def _embedded(field: str) -> "dict[str, list[Document]]":
@@ -352,14 +360,27 @@ def _embedded(field: str) -> "dict[str, list[Document]]":
 def _kind_of(kind: str, labelled: str | None) -> str:
     if labelled is None:
         return kind
+    if not labelled:
+        raise PhotonError("--labelled names nothing: give the field with the labels")
     if kind not in ("text", "labelled"):
         raise PhotonError(f"--labelled and --kind {kind} exclude each other: leave one out")
     return "labelled"
 
 
-def _check_hub(hub: str | None, hub_files: list[str] | None, hub_limit_mb: float | None) -> None:
-    if (hub_files or hub_limit_mb is not None) and hub is None:
-        raise PhotonError("--hub-files and --hub-limit-mb belong to --hub: name a corpus with --hub")
+def _check_sizes(vocab_size: int | None, tokenizer: Path | None) -> None:
+    if vocab_size is not None and tokenizer is not None:
+        raise PhotonError("--vocab-size and --tokenizer exclude each other: the tokenizer has its own size")
+
+
+def _check_hub(
+    hub: str | None, hub_files: list[str] | None, hub_limit: int | None, hub_limit_mb: float | None
+) -> None:
+    if (hub_files or hub_limit is not None or hub_limit_mb is not None) and hub is None:
+        raise PhotonError(
+            "--hub-files, --hub-limit and --hub-limit-mb belong to --hub: name a corpus with --hub"
+        )
+    if hub_limit is not None and hub_limit < 1:
+        raise PhotonError(f"--hub-limit {hub_limit} takes nothing: give 1 or more")
     if hub_limit_mb is not None and not 0 < hub_limit_mb < 1e12:
         raise PhotonError(f"--hub-limit-mb {hub_limit_mb} is out of range: a number above 0, below 1e12")
 
@@ -367,7 +388,8 @@ def _check_hub(hub: str | None, hub_files: list[str] | None, hub_limit_mb: float
 def _read_hub(
     value: str,
     files: list[str],
-    limits: tuple[int, float | None],
+    limit: int | None,
+    limit_mb: float | None,
     reader: "RowReader",
     into: "Callable[[], Store]",
 ) -> "HubText":
@@ -382,8 +404,8 @@ def _read_hub(
             configs=configs,
             data_files=files,
             reader=reader,
-            limit=limits[0],
-            limit_bytes=None if limits[1] is None else int(limits[1] * 1e6),
+            limit=limit or 10_000,
+            limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
             advance=lambda count: bar.advance(task, count),
             into=into,
         )

@@ -14,6 +14,7 @@ from rich.console import Console
 from photon.commands.hydra_line import in_one_line
 from photon.errors import PhotonError, RunError
 from photon.files.atomic import write_text
+from photon.files.json_object import read_object
 from photon.files.owner import is_going_on
 from photon.files.processes import end_with_parent
 
@@ -68,7 +69,7 @@ class Plan:
             raise PhotonError(
                 f"{folder}: holds no sweep; name a folder that `photon train -m` made"
             ) from None
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             raise PhotonError(f"{path}: cannot be read ({error}); choose another hydra.sweep.dir") from None
 
     def write(self, folder: Path) -> None:
@@ -93,7 +94,7 @@ class Job:
             return cls(folder, list(found["overrides"]), found["reason"])
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise PhotonError(f"{path}: cannot be read ({error}); remove {folder}") from None
 
     def write(self) -> None:
@@ -108,12 +109,12 @@ class Job:
 
     def value(self, metric: str) -> float | None:
         """Return a figure of the run; None: it is not finished, or has no such figure."""
-        try:
-            figure = figure_of(json.loads((self.folder / "summary.json").read_text()), metric.split("."))
-        except FileNotFoundError:
+        if not (self.folder / "summary.json").exists():
             return None
-        except ValueError:
-            raise PhotonError(f"{self.folder / 'summary.json'}: not JSON; remove {self.folder}") from None
+        try:
+            figure = figure_of(read_object(self.folder / "summary.json"), metric.split("."))
+        except PhotonError as error:
+            raise PhotonError(f"{error}; remove {self.folder}") from None
         return figure if figure is not None and math.isfinite(figure) else None
 
 

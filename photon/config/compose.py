@@ -57,7 +57,7 @@ def compose(overrides: Sequence[str] = ()) -> RunConfig:
     try:
         with initialize_config_dir(str(folders.conf_dir()), version_base="1.3"):
             composed = hydra_compose("config", overrides=list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise PhotonError(explain_hydra_error(error, overrides)) from error
     return configured(composed)
 

@@ -55,7 +55,7 @@ def files_of(path: Path, leave: Callable[[str, str], None]) -> list[tuple[Path, 
     PhotonError
         If ``path`` is not there, or is neither a file nor a folder.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         return _listed(path, leave)
     try:
         check_regular(path)
@@ -116,7 +116,7 @@ def _walk(root: Path, leave: Callable[[str, str], None]) -> Iterator[str]:
                 hidden += 1
             elif entry.is_dir(follow_symlinks=False):
                 folders.append(name)
-            elif entry.is_symlink() and Path(entry).is_dir():
+            elif entry.is_symlink() and os.path.isdir(entry):
                 leave(printable(name), "a link to a folder, not followed; give the folder itself to read it")
             else:
                 yield name

@@ -1,6 +1,7 @@
 """Folders with an index that says which of their files hold the data, and how."""
 
 import json
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,6 +122,9 @@ _INDEXES = {"state.json": _saved, "dataset_dict.json": _splits, "index.json": _s
 
 
 def _object(file: Path) -> dict[str, Any]:
+    if not os.path.isfile(file):
+        # To open a pipe would wait for ever.
+        raise _IndexError("no regular file, as an index of a data set is")
     try:
         with file.open("rb") as stream:
             data = stream.read(_LARGEST_INDEX + 1)

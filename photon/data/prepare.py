@@ -314,8 +314,13 @@ def check_output(output: Path, *, overwrite: bool) -> None:
     Raises
     ------
     PhotonError
-        If ``output`` is a file or a folder that is not empty, except for prepared data with ``overwrite``.
+        If ``output`` is a file or a folder that is not empty, except for prepared data with ``overwrite``, or
+        a link that leads to itself.
     """
+    try:
+        output.resolve()
+    except RuntimeError:
+        raise PhotonError(f"{printable(output)} is a link to itself: give another --output") from None
     if output.is_dir():
         if not any(output.iterdir()) or (overwrite and is_prepared(output)):
             return
@@ -483,6 +488,8 @@ def _write(
     for name in split:
         np.save(silo_file(folder, name, "unigram"), written[name, "train"].counts, allow_pickle=False)
     manifest = _manifest(folder, written, tokenizer, lost, sources, options, dtype)
+    if options.kind == "labelled" and not classes:
+        manifest.notes.append("no text has a label: is --labelled the name of the field?")
     manifest = manifest.model_copy(update={"classes": classes})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return manifest

@@ -21,6 +21,10 @@ _BLANK = b" \t\r\n"
 #: Where a row of a list follows another on the same line.
 _NEXT_ROW = re.compile(r",\s*(?=\{)")
 _BETWEEN_ROWS = re.compile(r"[\s,\]]*")
+#: What opens and closes objects, and texts, in which neither counts.
+_BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|["{}]', re.DOTALL)
+#: What may stand behind a row.
+_BEHIND_ROW = re.compile(r"\s*(?:,\s*(?=\{)|\]?\s*\Z)")
 #: In place of the value of a field that is not there.
 MISSING = object()
 
@@ -109,19 +113,39 @@ def _rows_of_line(line: bytes) -> Iterator[Any]:
             follows = _BETWEEN_ROWS.match(text, end)
         except (json.JSONDecodeError, RecursionError) as error:
             row = _bad(error)
-            follows = _NEXT_ROW.search(text, start)
+            # Objects inside of it are no rows. Where its own end does not show, the next row may be any.
+            follows = _BEHIND_ROW.match(text, _end_of_row(text, start)) or _NEXT_ROW.search(text, start)
         yield row
         start = len(text) if follows is None else follows.end()
 
 
-def looks_like_json(text: str) -> bool:
-    """Tell whether a text begins with two lines that are JSON objects: a file of rows by another name."""
-    lines = (line.strip() for line in text.split("\n", 64))
-    first = [line for line in lines if line][:2]
-    return len(first) == 2 and all(
-        line.startswith("{") and isinstance(parsed(line.encode("utf-8", "surrogateescape")), dict)
-        for line in first
-    )
+def _end_of_row(text: str, start: int) -> int:
+    """Return where the brace at ``start`` is closed; ``start``: nowhere, or there is none."""
+    depth = 0
+    for found in _BRACES.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(found[0], 0)
+        if depth <= 0 or found[0] == '"':
+            return found.end() if found[0] == "}" and text[start] == "{" else start
+    return start
+
+
+def looks_like_json(text: str) -> str | None:
+    """Tell what a text is that is a JSON object, or begins with two, as rows do, perhaps those of a list."""
+    rest = text.lstrip().removeprefix("[").lstrip()
+    place, found = 0, 0
+    while place < len(rest) and found < 2:
+        try:
+            row, end = _DECODER.raw_decode(rest, place)
+        except (json.JSONDecodeError, RecursionError):
+            return None
+        if not (isinstance(row, dict) and row):
+            return None
+        found += 1
+        place = len(rest) - len(rest[end:].lstrip(" \t\r\n,]"))
+    first = parsed(text.lstrip().partition("\n")[0].encode("utf-8", "surrogateescape"))
+    by_line = found == 2 and isinstance(first, dict)
+    said = "JSON, a row on each line: name it .jsonl" if by_line else "JSON: name it .json"
+    return said if found else None
 
 
 def row_fault(row: Any) -> str | None:
@@ -171,7 +195,7 @@ def named_source(row: dict[str, Any], source_field: str) -> NamedSource | str:
     source = value_of(row, source_field)
     if source is MISSING:
         return f"no field {source_field!r}"
-    if source is None or isinstance(source, dict | list | bytes):
+    if source is None or isinstance(source, dict | list | bytes | BadRow):
         return f"field {source_field!r} holds {called(source)}"
     if isinstance(source, float) and not math.isfinite(source):
         return f"field {source_field!r} holds no finite number"
@@ -213,6 +237,16 @@ def _bad(error: Exception) -> BadRow:
     return BadRow("JSON that is nested too deeply" if isinstance(error, RecursionError) else "not JSON")
 
 
+def _fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        # Which of them was meant nobody knows; where the field is not wanted it does not matter.
+        for name, value in pairs:
+            if fields[name] is not value and fields[name] != value:
+                fields[name] = BadRow("two values")
+    return fields
+
+
 def _integer(digits: str) -> int | float:
     try:
         return int(digits)
@@ -221,7 +255,7 @@ def _integer(digits: str) -> int | float:
 
 
 # Control characters in a string are let through: what they cost is the text's matter.
-_DECODER = json.JSONDecoder(strict=False, parse_int=_integer)
+_DECODER = json.JSONDecoder(strict=False, parse_int=_integer, object_pairs_hook=_fields)
 
 
 def value_of(row: Any, name: str) -> Any:
@@ -257,4 +291,6 @@ def called(value: Any) -> str:
             return "a list"
         case bytes():
             return "bytes"
+        case BadRow():
+            return value.reason
     return f"a value of another type ({type(value).__name__})"

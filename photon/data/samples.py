@@ -11,7 +11,7 @@ import numpy as np
 
 from photon.data.file_kinds import Column, FileKind
 from photon.data.folders import UnreadableError
-from photon.data.rows import BadRow, parsed
+from photon.data.rows import BOM, BadRow, parsed
 from photon.data.streams import LONGEST_ROW, TOO_LONG, Stream, exactly, skip
 
 #: Members of a sample that are read: its texts, by the fields that they become, and an object with fields.
@@ -62,7 +62,13 @@ def _row_of(members: Iterable[tuple[str, bytes | BadRow]]) -> Any:
         return fault
     if fields is None and not texts:
         return BadRow("a sample without .txt or .json")
-    return {**(fields or {}), **{_TEXTS[suffix]: text for suffix, text in texts.items()}}
+    own = {_TEXTS[suffix]: text for suffix, text in texts.items()}
+    fields = fields or {}
+    for name in own.keys() & fields.keys():
+        if str(fields[name]).strip() != own[name].strip():
+            fields[name] = BadRow("two values, one of them in its .json")
+            del own[name]
+    return {**fields, **own}
 
 
 def _text(data: bytes) -> str:
@@ -127,7 +133,7 @@ def _member(
         skip(stream, _rounded(size), "archive")
         yield sample, suffix, BadRow(TOO_LONG)
     else:
-        yield sample, suffix, _padded(stream, size)
+        yield sample, suffix, _padded(stream, size).removeprefix(BOM)
 
 
 def _rounded(size: int) -> int:

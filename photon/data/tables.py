@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _ROWS_AT_ONCE = 4096
+#: What pyarrow raises where a file is damaged; names of columns that are no UTF-8 are a ValueError.
+_DAMAGED = (OSError, ValueError, LookupError, ArithmeticError, MemoryError, struct.error)
 #: How many times smaller than itself compressed text may be.
 _SHRINKS = 100
 
@@ -41,7 +43,7 @@ def parquet_rows(file: Path, fields: Collection[str]) -> Iterator[tuple[int, Any
         for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=columns):
             for row in arrow_rows(batch):
                 yield next(number), row
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, *_DAMAGED) as error:
         raise UnreadableError(f"not a readable parquet file ({_first_line(error)})") from None
 
 
@@ -63,7 +65,7 @@ def arrow_file_rows(file: Path, fields: Collection[str]) -> Iterator[tuple[int, 
                 for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
                     for row in _checked_rows(batch.slice(start, _ROWS_AT_ONCE)):
                         yield next(number), row
-    except (pa.ArrowException, OSError, struct.error) as error:
+    except (pa.ArrowException, *_DAMAGED) as error:
         raise UnreadableError(f"not a readable Arrow file ({_first_line(error)})") from None
 
 
@@ -156,6 +158,8 @@ def _wanted(columns: list[str], fields: Collection[str]) -> list[str]:
     if not wanted:
         named = " or ".join(map(repr, fields))
         raise UnreadableError(f"no field {named}; its fields: {fields_shown(dict.fromkeys(columns))}")
+    if twice := [name for name in sorted(wanted) if columns.count(name) > 1]:
+        raise UnreadableError(f"it has the column {twice[0]!r} twice; it must have each once")
     return sorted(wanted)
 
 

@@ -172,8 +172,8 @@ def _parts(file: Path, name: str, kind: FileKind, source_field: str | None) -> I
     if not data.strip():
         raise UnreadableError("empty")
     text = data.decode("utf-8", "surrogateescape").replace("\r\n", "\n")
-    if looks_like_json(text):
-        raise UnreadableError("holds JSON, a row on each line: name it .jsonl to have its fields read")
+    if (called := looks_like_json(text)) is not None:
+        raise UnreadableError(f"holds {called} to have its fields read")
     parts = split_long_text(text)
     places: dict[str, str] = {}
     for number, part in enumerate(parts, 1):

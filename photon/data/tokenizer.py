@@ -3,7 +3,7 @@
 import json
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any
@@ -170,10 +170,8 @@ def load_tokenizer(path: Path) -> EosTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         notes = [*_without_chance(tokenizer), *_without_template(tokenizer)]
-        eos_token = declared(path, "eos_token")
-        if isinstance(eos_token, dict):
-            eos_token = eos_token.get("content")
-        loaded = _with_eos(tokenizer, eos_token if isinstance(eos_token, str) else END_OF_TEXT, notes)
+        _check_ids(tokenizer, shown)
+        loaded = _with_eos(tokenizer, _declared_eos(path), notes)
         ids = loaded.encode(["Hello world"])[0]
     except PhotonError:
         raise
@@ -183,7 +181,36 @@ def load_tokenizer(path: Path) -> EosTokenizer:
         raise PhotonError(
             f'the tokenizer {shown} encodes "Hello world" to nothing: its files do not fit together'
         )
+    if loaded.eos_token_id in loaded.encode([f"a{loaded.eos_token}b {loaded.eos_token} c"])[0]:
+        # Of unigrams and whole words a special token is one like any other, and there is no second spelling.
+        said = f"a text that spells {printable(loaded.eos_token)} ends there: the tokenizer writes it so"
+        loaded = replace(loaded, notes=(*loaded.notes, said))
     return loaded
+
+
+def _check_ids(tokenizer: Tokenizer, shown: str) -> None:
+    """Check that each token has a number of its own, none so large that counts of tokens fill the memory."""
+    numbers = tokenizer.get_vocab(with_added_tokens=True).values()
+    if max(numbers, default=0) >= LARGEST_VOCABULARY:
+        raise PhotonError(
+            f"the tokenizer {shown} has a token of number {max(numbers)}: at most {LARGEST_VOCABULARY - 1}"
+        )
+    if len(set(numbers)) < len(numbers):
+        raise PhotonError(f"the tokenizer {shown} gives two tokens one number: its files are damaged")
+
+
+def _declared_eos(path: Path) -> str:
+    eos_token = declared(path, "eos_token")
+    if isinstance(eos_token, dict):
+        eos_token = eos_token.get("content")
+    if eos_token is None:
+        return END_OF_TEXT
+    if not isinstance(eos_token, str) or not eos_token:
+        raise PhotonError(
+            f"the eos_token of the tokenizer {printable(path)} is {printable(repr(eos_token)):.40}, no text: "
+            "write one into its tokenizer_config.json"
+        )
+    return eos_token
 
 
 def _read_tokenizer(path: Path) -> Tokenizer:

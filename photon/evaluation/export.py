@@ -288,8 +288,10 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
 
 def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     """Say what clients ask a tokenizer for, where its own configuration does not: length and padding."""
+    from photon.models.pretrained import read_json
+
     file = folder / "tokenizer_config.json"
-    config = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     wanted = {
         "model_max_length": getattr(model.config, "max_position_embeddings", None),
         "pad_token": config.get("eos_token"),
@@ -330,14 +332,15 @@ def _body(model: "PreTrainedModel") -> str | None:
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return ``summary.json`` of the run, or nothing where the run has not finished."""
+    from photon.models.pretrained import read_json
+
     file = run_dir / "summary.json"
     if not file.is_file():
         return {}
     try:
-        summary = json.loads(file.read_text())
-    except ValueError as error:
-        raise PhotonError(f"{file}: not JSON ({error}); remove it to export without figures") from error
-    return summary if isinstance(summary, dict) else {}
+        return read_json(file)
+    except PhotonError as error:
+        raise PhotonError(f"{error}; remove it to export without figures") from error
 
 
 def _card(config: RunConfig, state: ServerState, summary: Mapping[str, Any]) -> Card:

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 
 from photon.config.schema import RunConfig
-from photon.errors import PhotonError
+from photon.errors import PhotonError, printable
 from photon.files.atomic import write_text
 from photon.state.checkpoint import Checkpoint, weights_sha256
 from photon.telemetry.events import EventStream, Notice, RunFinished
-from photon.telemetry.log import read_events
+from photon.telemetry.log import read_events, read_summary
 from photon.telemetry.summary import build_summary, print_summary
 
 
@@ -39,7 +39,7 @@ def show(config: RunConfig) -> dict[str, Any]:
     """Print a finished run's summary and a sample of its text."""
     assert config.run_dir is not None, "prepare_run fills it in"
     run_dir = Path(config.run_dir)
-    summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+    summary = read_summary(run_dir)
     if config.telemetry.display == "none":
         return summary
     export = run_dir / "export"
@@ -51,11 +51,16 @@ def show(config: RunConfig) -> dict[str, Any]:
         sample = generate_text(
             export, config.telemetry.sample_prompt, max_new_tokens=config.telemetry.sample_tokens
         )
-    print_summary(
-        Console(),
-        summary,
-        report_path=report if report.exists() else None,
-        export_path=export if export.is_dir() else None,
-        sample=sample,
-    )
+    try:
+        print_summary(
+            Console(),
+            summary,
+            report_path=report if report.exists() else None,
+            export_path=export if export.is_dir() else None,
+            sample=sample,
+        )
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = f"{printable(run_dir / 'summary.json')}: not the summary of a run"
+        said = f"{type(error).__name__}: {printable(error)}"
+        raise PhotonError(f"{what} ({said}); remove it, and `photon resume` writes it anew") from error
     return summary

@@ -1,6 +1,5 @@
 """Folders in the format of Hugging Face: a ``config.json`` beside safetensors weights."""
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 
 from photon.config.floats import untagged
 from photon.errors import PhotonError
+from photon.files.json_object import read_object
 from photon.models.abbie import (
     AbbieGPT2Config,
     AbbieGPT2LMHeadModel,
@@ -186,18 +186,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or raise :class:`PhotonError` that names the file."""
-    if path.exists() and not path.is_file():
-        raise PhotonError(f"{path}: not a regular file")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PhotonError(f"{path}: cannot read it ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise PhotonError(f"{path}: not JSON ({first_line(error)})") from error
-    if not isinstance(fields, dict):
-        raise PhotonError(f"{path}: expected a JSON object, found a {type(fields).__name__}")
-    fields = untagged(fields)
-    return cast(dict[str, Any], fields)
+    return cast(dict[str, Any], untagged(read_object(path)))
 
 
 @contextmanager

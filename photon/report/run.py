@@ -1,7 +1,6 @@
 """A run as its folder tells of it: what a report is made of."""
 
 import itertools
-import json
 import shlex
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ from photon.telemetry.events import (
     RunStarted,
     SiloFinished,
 )
-from photon.telemetry.log import current_history, elapsed_seconds, read_events
+from photon.telemetry.log import current_history, elapsed_seconds, read_events, read_summary
 from photon.telemetry.summary import build_summary, counted, last_start
 
 #: Silos up to which each is drawn; of more one could not tell one from another.
@@ -193,12 +192,7 @@ def report_command(runs: Sequence[Run]) -> str:
 def _weights_sha256(folder: Path, events: Sequence[Event]) -> str | None:
     if events and isinstance(events[-1], RunFinished):
         return events[-1].summary.get("weights_sha256")
-    try:
-        return json.loads((folder / "summary.json").read_text()).get("weights_sha256")
-    except FileNotFoundError:
-        return None
-    except (ValueError, AttributeError):
-        raise PhotonError(f"{folder / 'summary.json'}: not a JSON object; remove it") from None
+    return read_summary(folder).get("weights_sha256") if (folder / "summary.json").exists() else None
 
 
 def _read_config(path: Path, text: str) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def _listed(folder: Path, name: str) -> Listed:
         return Listed(name, state, **_checked(facts), reason=reason)
     except OSError as error:
         reason = "no events" if isinstance(error, FileNotFoundError) else error.strerror or "cannot be read"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         reason = f"{_EVENTS} is damaged"
     time = facts.get("time", 0.0)
     return Listed(name, "broken", time=time if isinstance(time, float) else 0.0, reason=reason)
@@ -151,6 +151,9 @@ def _checked(facts: dict[str, Any]) -> dict[str, Any]:
 def _events(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the events that say how a run stands; the last line may be half written."""
     names = [f'"event": "{name}"'.encode() for name in _TOLD]
+    if path.exists() and not path.is_file():
+        # To open a pipe would wait for ever.
+        raise ValueError(path)
     with path.open("rb") as stream:
         while line := stream.readline(_LINE):
             if not line.endswith(b"\n"):

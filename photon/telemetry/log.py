@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from photon.errors import PhotonError
 from photon.files.atomic import write_bytes
+from photon.files.json_object import read_object
 from photon.telemetry.events import (
     Checkpointed,
     Diagnostics,
@@ -281,3 +282,17 @@ def _parse(path: Path, number: int, line: bytes) -> Event:
         raise PhotonError(f"{path}, line {number}: not UTF-8; remove the line or the file") from None
     except PhotonError as error:
         raise PhotonError(f"{path}, line {number}: {error}") from None
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """Return the summary of a finished run.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot be read.
+    """
+    try:
+        return read_object(run_dir / "summary.json")
+    except PhotonError as error:
+        raise PhotonError(f"{error}; remove it, and `photon resume` writes it anew") from error
