@@ -164,6 +164,11 @@ def _try_components(config: RunConfig) -> None:
             f"strategy: {type(strategy).__name__} has no part for the aggregator's silo, which "
             f"{type(objective_of(config)).__name__} needs; use strategy=anchor"
         )
+    if config.link.downlink_payload == "update" and strategy.sends_parts:
+        raise PhotonError(
+            "link.downlink_payload=update: the strategy sends parameters in parts; set "
+            "link.downlink_payload=parameters"
+        )
     if config.link.mean_over == "senders" and not strategy.folds_updates:
         raise PhotonError(
             "link.mean_over=senders: the strategy folds parameters and not their updates, of which no silo "

@@ -556,6 +556,14 @@ LUNAR = ["objective=lunar", "objective.asked_by='A. B.'", "cohort=null"]
             ["strategy.weighting=uniform"],
         ),
         (["strategy=worldlm", "optimizer=lordo"], "use strategy=photon", ["strategy=photon"]),
+        *(
+            (
+                [f"strategy={strategy}", "link.uplink_payload=update", "link.downlink_payload=update"],
+                "the strategy sends parameters in parts; set link.downlink_payload=parameters",
+                ["link.downlink_payload=parameters"],
+            )
+            for strategy in ("streaming-diloco", "fedper")
+        ),
     ],
 )
 def test_who_does_what_a_hint_says_is_through(overrides: list[str], told: str, mend: list[str]) -> None:

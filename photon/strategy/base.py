@@ -159,6 +159,8 @@ class Strategy(ABC):
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.
     sends_previous: bool = False
+    #: Whether participants may be sent some of the parameters alone.
+    sends_parts: bool = False
     #: Fewest participants of a cohort with which its fold keeps what it promises.
     least_cohort: int = 1
     #: How silos train a sparse model; None: a dense one.

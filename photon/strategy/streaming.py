@@ -92,6 +92,7 @@ class StreamingDiLoCo(Photon):
         if self.refreshes:
             raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
         self.fragments = fragments
+        self.sends_parts = fragments > 1
         self.mixing = mixing
         self.pattern = pattern
 

@@ -149,6 +149,8 @@ class WorldLM(Photon):
         self.schedule = schedule
         self.backbone_weights = backbone_weights
         self.up = up
+        has_own = key_fraction > 0 or not isinstance(key_blocks, str) or embeddings == "key"
+        self.sends_parts = up == "none" and has_own
         self.restricts = embeddings == "restricted"
         self.attention = settings_of(Attention, attention, "attention")
         self.upward = self.attention
