@@ -396,8 +396,6 @@ def _check_nodes(config: RunConfig) -> None:
 
 def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
     """Check the sections that a node sets for itself, and return the configuration with them."""
-    if "_target_" in (node.strategy or {}):
-        raise PhotonError("strategy._target_: it is the run's; remove it")
     sections = node_sections(config, node)
     if node.privacy is not None and config.border_privacy(node).clip_norm is None:
         raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
@@ -407,6 +405,8 @@ def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
     privacy = config.border_privacy(node) if node.privacy is not None else config.privacy
     own = {**sections, "cohort": node.cohort, "federation": alone, "privacy": privacy}
     rules = preflight(config.model_copy(update=own))
+    if "_target_" in (node.strategy or {}):
+        raise PhotonError("strategy._target_: it is the run's; remove it")
     if problem := strategy_of(rules).problem_within(strategy_of(config)):
         raise PhotonError(problem)
     return rules
