@@ -158,10 +158,16 @@ def _try_components(config: RunConfig) -> None:
         pipelines(config.link)
     strategy = build(config.strategy.as_mapping(), "strategy", config)
     _check_sums(config, strategy)
+    _check_server_silo(config, strategy)
     if objective_of(config).from_server_silo and not strategy.folds_idle:
         raise PhotonError(
             f"strategy: {type(strategy).__name__} has no part for the aggregator's silo, which "
             f"{type(objective_of(config)).__name__} needs; use strategy=anchor"
+        )
+    if config.link.downlink_payload == "update" and strategy.sends_parts:
+        raise PhotonError(
+            "link.downlink_payload=update: the strategy sends parameters in parts; set "
+            "link.downlink_payload=parameters"
         )
     if config.link.mean_over == "senders" and not strategy.folds_updates:
         raise PhotonError(
@@ -196,6 +202,21 @@ def _try_components(config: RunConfig) -> None:
         _check_adapted(strategy)
     if config.transition is not None:
         check_transition(config.transition, config.optimizer.as_mapping())
+
+
+def _check_server_silo(config: RunConfig, strategy: Strategy) -> None:
+    """Check that a federation can train on text of its own: on that of a silo, or a node's ``data``."""
+    name = config.federation.server_silo
+    if name is None:
+        return
+    reason = strategy.no_server_silo
+    if config.privacy.secure_aggregation and strategy.schedule != "parallel":
+        reason = (
+            "privacy.secure_aggregation: it trains by itself, and the sum over one silo is its update; set "
+            "strategy.schedule=parallel, which worldlm has, or leave it out"
+        )
+    if reason is not None:
+        raise PhotonError(f"federation.server_silo={name}: {reason}")
 
 
 def _check_adapted(strategy: Strategy) -> None:
@@ -349,7 +370,8 @@ def _check_nodes(config: RunConfig) -> None:
     root = config.federation.root
     nodes = [] if root is None else list(root.walk())
     # Nodes that set nothing else are checked once: each check parses a configuration.
-    settings = [node.model_dump_json(include={"outer", "link", "strategy", "privacy"}) for node in nodes]
+    parts = {"outer", "link", "strategy", "privacy"}
+    settings = [f"{node.data is not None} {node.model_dump_json(include=parts)}" for node in nodes]
     if len(set(settings)) > MAX_SETTINGS:
         raise PhotonError(
             f"federation.tree: more than {MAX_SETTINGS} nodes that each have settings of their own; let them "
@@ -377,10 +399,17 @@ def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
     sections = node_sections(config, node)
     if node.privacy is not None and config.border_privacy(node).clip_norm is None:
         raise PhotonError("privacy.clip_norm: not set; nothing else bounds an update")
-    alone = config.federation.model_copy(update={"tree": None})
+    alone = config.federation.model_copy(
+        update={"tree": None, "server_silo": node.data or config.federation.server_silo}
+    )
     privacy = config.border_privacy(node) if node.privacy is not None else config.privacy
     own = {**sections, "cohort": node.cohort, "federation": alone, "privacy": privacy}
-    return preflight(config.model_copy(update=own))
+    rules = preflight(config.model_copy(update=own))
+    if "_target_" in (node.strategy or {}):
+        raise PhotonError("strategy._target_: it is the run's; remove it")
+    if problem := strategy_of(rules).problem_within(strategy_of(config)):
+        raise PhotonError(problem)
+    return rules
 
 
 def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:

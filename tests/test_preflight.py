@@ -79,6 +79,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     ),
 }
 
+#: What a node of a tree sets beside what holds for the run, and cannot.
+OF_NODES = [
+    (
+        "worldlm",
+        {"key_fraction": 1.0},
+        "strategy.key_fraction=1.0: the federation above has 0.3; set it alike at every node",
+    ),
+    ("worldlm", {"embeddings": "restricted"}, "strategy.embeddings=restricted: the federation above has"),
+    ("sparsyfed", {"beta": 2.0}, "strategy: what comes from above is the weights of beta=1.25 and"),
+    ("hierfavg", {"_target_": "photon.strategy.photon.Photon"}, "strategy._target_: it is the run's"),
+]
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -544,6 +556,14 @@ LUNAR = ["objective=lunar", "objective.asked_by='A. B.'", "cohort=null"]
             ["strategy.weighting=uniform"],
         ),
         (["strategy=worldlm", "optimizer=lordo"], "use strategy=photon", ["strategy=photon"]),
+        *(
+            (
+                [f"strategy={strategy}", "link.uplink_payload=update", "link.downlink_payload=update"],
+                "the strategy sends parameters in parts; set link.downlink_payload=parameters",
+                ["link.downlink_payload=parameters"],
+            )
+            for strategy in ("streaming-diloco", "fedper")
+        ),
     ],
 )
 def test_who_does_what_a_hint_says_is_through(overrides: list[str], told: str, mend: list[str]) -> None:
@@ -554,3 +574,13 @@ def test_who_does_what_a_hint_says_is_through(overrides: list[str], told: str, m
     keys = [override.partition("=")[0] for override in mend]
     kept = [override for override in overrides if override.partition("=")[0] not in keys]
     composed(*SMALL, "data.path=elsewhere", *kept, *mend)
+
+
+@pytest.mark.parametrize(("strategy", "own", "told"), OF_NODES)
+def test_a_node_takes_the_model_for_what_the_others_do(strategy: str, own: dict[str, Any], told: str) -> None:
+    config = composed(*SMALL, "data.path=elsewhere", f"strategy={strategy}", "cohort=null")
+    tree = {"north": {"children": ["alpha"], "strategy": own}, "south": ["beta"]}
+    federation = config.federation.model_copy(update={"tree": tree})
+    with pytest.raises(PhotonError) as refused:
+        preflight.preflight(config.model_copy(update={"federation": federation}))
+    assert str(refused.value).startswith(f"federation.tree: north: {told}")

@@ -209,6 +209,8 @@ class RequestWriter:
             own: Groups = groups[name]
             is_full = len(own["params"]) == everything
             follows = change is not None and checkpoint.last_round_of(name) == checkpoint.state.round
+            # One that trains apart from the others has decoded other parameters than they have.
+            follows = follows and (name != self._config.federation.server_silo or len(cohort) > 1)
             own = self._once.split(own, params)
             held = self._held(participant, own[PARAMS], given)
             own, fixed = self._once.left(name, own)

@@ -10,6 +10,7 @@ from typing import Any
 from photon.config.compose import parse
 from photon.config.decided import agreed
 from photon.config.schema import Component, RunConfig
+from photon.config.tree import TreeNode
 from photon.errors import PhotonError
 from photon.federation.origin import sent_config
 from photon.objective.configured import objective_of
@@ -103,6 +104,7 @@ def _problem(before: RunConfig, now: RunConfig, checkpoint: Checkpoint) -> str |
         or _problem_with_local_optimizer(before, now)
         or _problem_with_outer_optimizer(before.outer, now.outer, checkpoint)
         or _problem_with_transition(before, now)
+        or _problem_with_tree(before.federation.root, now.federation.root)
     )
 
 
@@ -124,7 +126,8 @@ def _problem_with_strategy(before: Strategy, now: Strategy, checkpoint: Checkpoi
     shapes = {name: tensor.shape for name, tensor in checkpoint.load_params().items()}
     if before.contract(1, shapes).own != now.contract(1, shapes).own:
         return f"strategy: other layers would be the silos' own than those that they have kept; {_BACK}"
-    return None
+    problem = now.problem_after(before, checkpoint)
+    return None if problem is None else f"{problem}; {_BACK}"
 
 
 def _problem_with_local_optimizer(before: RunConfig, now: RunConfig) -> str | None:
@@ -155,6 +158,20 @@ def _problem_with_transition(before: RunConfig, now: RunConfig) -> str | None:
     if (before.transition, before.local_steps) == (now.transition, now.local_steps):
         return None
     return f"transition: states are older or younger than it by the steps of rounds that are done; {_BACK}"
+
+
+def _problem_with_tree(before: TreeNode | None, now: TreeNode | None) -> str | None:
+    """Return which federation would have done more rounds of its own than the run has for it."""
+    if before is None or now is None:
+        return None
+    done = {node.name: node.rounds or 1 for node in before.walk() if not node.is_silo}
+    for node in now.walk():
+        if not node.is_silo and (rounds := node.rounds or 1) < done.get(node.name, 1):
+            return (
+                f"federation.tree: {node.name} has done {done[node.name]} rounds of its own in each round, "
+                f"and would now do {rounds}; {_BACK}"
+            )
+    return None
 
 
 def _is_another(before: Component, now: Component) -> bool:

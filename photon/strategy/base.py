@@ -159,6 +159,8 @@ class Strategy(ABC):
     holds_replies: bool = False
     #: Whether participants that missed a round are also sent the parameters that it started from.
     sends_previous: bool = False
+    #: Whether participants may be sent some of the parameters alone.
+    sends_parts: bool = False
     #: Fewest participants of a cohort with which its fold keeps what it promises.
     least_cohort: int = 1
     #: How silos train a sparse model; None: a dense one.
@@ -166,6 +168,8 @@ class Strategy(ABC):
 
     #: Why a participant must be a silo; None: it may be a federation.
     silos_only: str | None = None
+    #: Why the federation itself has no text to train on; None: it may have some.
+    no_server_silo: ClassVar[str | None] = None
 
     #: Whether a federation with text of its own trains before its silos, beside them, or after them.
     schedule: Literal["sequential", "parallel", "after"] = "sequential"
@@ -212,6 +216,26 @@ class Strategy(ABC):
         """Return what the reply of the federation's own silo has for the others; see `Checkpoint.given`."""
         return {}
 
+    def problem_within(self, above: "Strategy") -> str | None:
+        """Return why a federation with these settings cannot take part in another one, or None.
+
+        Parameters
+        ----------
+        above
+            The strategy, of the same class, of the other one.
+        """
+        return None
+
+    def problem_after(self, before: "Strategy", checkpoint: Checkpoint) -> str | None:
+        """Return why a run cannot go on from a checkpoint with these settings, or None.
+
+        Parameters
+        ----------
+        before
+            The strategy, of the same class, with the settings that the checkpoint was written under.
+        """
+        return None
+
     def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Return a checkpoint's parameters as the plain model has them."""
         return checkpoint.load_params()
@@ -243,6 +267,17 @@ def _strategy(config_text: str) -> Strategy:
     config = parse(config_text)
     strategy: Strategy = build(config.strategy.as_mapping(), "strategy", config)
     return strategy
+
+
+def strategy_before(checkpoint: Checkpoint) -> Strategy | None:
+    """Return the strategy that a checkpoint was written under; None: nobody can tell."""
+    if not checkpoint.state.config:
+        return None
+    try:
+        return _strategy(checkpoint.state.config)
+    except PhotonError:
+        # An earlier version has written it, and knew other settings.
+        return None
 
 
 def check_group(config: RunConfig) -> None:

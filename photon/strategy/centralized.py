@@ -25,6 +25,7 @@ class Centralized(Photon):
     """
 
     silos_only = "whose text cannot be pooled"
+    no_server_silo = "its text is among that of all silos; leave it out"
 
     def __init__(self, config: RunConfig, *, local_state: Literal["keep", "reset"] = "keep") -> None:
         super().__init__(config, local_state=local_state)

@@ -233,7 +233,7 @@ class LocalMethod:
                 corrected_decays(self._optimizer_at(request.global_step)) if averaged else {},
             )
             came = came or before.local.get(BEGAN_WITH)
-        elif averaged and set(averaged) == set(states):
+        elif averaged and set(averaged) == set(states) & set(request.contract.arriving):
             optimizer, scalars = averaged, request.scalars
         context: StateGroups = {}
         if optimizer is not None and came is not None and is_refreshing(self.config.optimizer):

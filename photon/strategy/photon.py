@@ -121,10 +121,11 @@ class Photon(Strategy):
         if self.plan is not None:
             states = optimizer_shapes(self.config.optimizer, trained)
             arriving |= states
+            # Of some groups there may be none: of Muon's for all else, where matrices alone are trained.
             leaving |= {
                 group: Leaving("mean", states[group])
                 for group in self.due_groups(server_round)
-                if group != PARAMS
+                if group in states
             }
         if self.sends_previous:
             arriving[RECEIVED] = params

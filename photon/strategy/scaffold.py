@@ -56,6 +56,10 @@ class Scaffold(Photon):
     """
 
     silos_only = "which has no control variate of its own; use strategy=photon"
+    no_server_silo = (
+        "control variates are of silos that train beside each other, and its own would be in no mean; use "
+        "strategy=photon"
+    )
 
     def __init__(
         self,

@@ -25,7 +25,7 @@ from photon.models.sparse import (
     prune,
 )
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, Reply, sparse_training
+from photon.strategy.base import Aggregate, Reply, Strategy, sparse_training
 from photon.strategy.contract import PARAMS
 from photon.strategy.local import Finish, Groups, Kept, LocalMethod, LocalState, Request, Start
 from photon.strategy.outer import Tensors
@@ -93,6 +93,25 @@ class Sparse(Photon):
     def local(self) -> LocalMethod:
         """The silo's half."""
         return PrunedWeights(self.config, self.local_state, self.sparse)
+
+    def problem_within(self, above: Strategy) -> str | None:
+        """Refuse another function of the weights than that of the federation above."""
+        return self._another_model(above, "what comes from above is")
+
+    def _another_model(self, other: Strategy, which: str) -> str | None:
+        """Return how the model of the same weights differs from that of other settings, or None."""
+        assert other.sparse is not None, "of the same class"
+        old, new = other.sparse, self.sparse
+        if (old.beta, old.layers) == (new.beta, new.layers) or (old.beta, new.beta) == (1.0, 1.0):
+            return None
+        return (
+            f"strategy: {which} the weights of beta={old.beta:g} and layers={list(old.layers) or None}, "
+            f"which are another model under beta={new.beta:g} and layers={list(new.layers) or None}"
+        )
+
+    def problem_after(self, before: Strategy, checkpoint: Checkpoint) -> str | None:
+        """Refuse another function of the weights: what a checkpoint holds is v, and the model is W."""
+        return self._another_model(before, "the checkpoint holds")
 
     def exported(self, checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
         """Return W in the place of v."""

@@ -17,7 +17,7 @@ from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Participant, StateGroups
+from photon.strategy.base import Participant, StateGroups, Strategy, strategy_before
 from photon.strategy.contract import LOCAL, PARAMS, Contract, Role
 from photon.strategy.local import (
     BEGAN_WITH,
@@ -65,6 +65,10 @@ class StreamingDiLoCo(Photon):
     """
 
     silos_only = "which keeps no fragments of its own between rounds"
+    no_server_silo = (
+        "silos are sent the fragments of the last round, and not what another silo has trained since; use "
+        "strategy=diloco"
+    )
 
     def __init__(
         self,
@@ -88,6 +92,7 @@ class StreamingDiLoCo(Photon):
         if self.refreshes:
             raise ValueError("this local optimizer needs all parameters synced at once; use strategy=photon")
         self.fragments = fragments
+        self.sends_parts = fragments > 1
         self.mixing = mixing
         self.pattern = pattern
 
@@ -115,14 +120,25 @@ class StreamingDiLoCo(Photon):
         """Send what the last round synced to those who were in it, and everything to the others."""
         params, state = checkpoint.load_params(), checkpoint.state
         everything: StateGroups = {"params": params}
+        # The round's fragments may have been others, or all as in a last one: a run may have been changed.
+        before = strategy_before(checkpoint)
+        split = before if isinstance(before, StreamingDiLoCo) else self
         synced: StateGroups = {
-            "params": {name: params[name] for name in self.synced_params(state.round, self._shapes(params))}
+            "params": {name: params[name] for name in split.synced_params(state.round, self._shapes(params))}
         }
 
         def was_there(participant: Participant) -> bool:
             return 0 < state.round == checkpoint.last_round_of(participant.name)
 
         return {one.name: synced if was_there(one) else everything for one in cohort}
+
+    def problem_after(self, before: Strategy, checkpoint: Checkpoint) -> str | None:
+        """Refuse other fragments where the outer optimizer counts the steps of each."""
+        assert isinstance(before, StreamingDiLoCo), "of the same class"
+        split = (before.fragments, before.pattern)
+        if not checkpoint.state.outer_scalars or split == (self.fragments, self.pattern):
+            return None
+        return f"strategy: the outer optimizer has counted the steps of {split[0]} {split[1]} fragments"
 
     def step_outer(self, server_round: int, checkpoint: Checkpoint, mean: Tensors) -> OuterResult:
         """Step the outer optimizer of each fragment that is due."""

@@ -25,7 +25,7 @@ from photon.models.partition import Partition
 from photon.models.vocabulary import choose_rows, token_parameters, unpack_vocabulary
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.attention import Attention, attend, entropy, similarities
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, settings_of
+from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy, settings_of
 from photon.strategy.contract import LOCAL, PARAMS, Contract, Leaving, Role
 from photon.strategy.key_layers import (
     INITIAL,
@@ -149,6 +149,8 @@ class WorldLM(Photon):
         self.schedule = schedule
         self.backbone_weights = backbone_weights
         self.up = up
+        has_own = key_fraction > 0 or not isinstance(key_blocks, str) or embeddings == "key"
+        self.sends_parts = up == "none" and has_own
         self.restricts = embeddings == "restricted"
         self.attention = settings_of(Attention, attention, "attention")
         self.upward = self.attention
@@ -189,7 +191,9 @@ class WorldLM(Photon):
         whole = super().contract(server_round, params, role)
         trained = self.trained(params)
         parts = self.layers.split(trained)
-        due = trained if self.up != "none" else {name: params[name] for name in parts.backbone}
+        # What the federation's own silo trains is the federation's own model, and goes nowhere else.
+        all_leave = self.up != "none" or role == "server_silo"
+        due = trained if all_leave else {name: params[name] for name in parts.backbone}
         masked = frozenset(parts.backbone if self.folds_mean else ())
         leaving = {PARAMS: Leaving("parameters", due, masked=masked, bounded=True)}
         arriving = dict(whole.arriving)
@@ -202,6 +206,15 @@ class WorldLM(Photon):
                 leaving |= {group: Leaving("as_is", keys, required=False, bounded=True) for group in routed}
         return Contract(arriving, leaving, own=frozenset(parts.key_names), tells_rows=self.restricts)
 
+    def problem_within(self, above: Strategy) -> str | None:
+        """Refuse other key layers than the federation above has."""
+        assert isinstance(above, WorldLM), "of the same class"
+        for name in ("key_fraction", "key_blocks", "embeddings"):
+            wanted, own = getattr(above.layers, name), getattr(self.layers, name)
+            if own != wanted:
+                return f"strategy.{name}={own}: the federation above has {wanted}; set it alike at every node"
+        return None
+
     def configure_train(
         self, server_round: int, checkpoint: Checkpoint, cohort: Sequence[Participant]
     ) -> Mapping[str, StateGroups]:
@@ -209,7 +222,8 @@ class WorldLM(Photon):
 
         Where children's key layers come up, the node's own go down even if nobody takes them up: an update is
         told as the difference to what was received.
-        A participant that was not in the last round may be new or have lost its own, so it is sent both.
+        A participant that was not in the last round may be new or have lost its own, so it is sent both. The
+        federation's own silo has no others than the node's.
         """
         params, state = checkpoint.load_params(), checkpoint.state
         parts = self.layers.split(params)
@@ -221,6 +235,7 @@ class WorldLM(Photon):
         routes = self._routes(checkpoint, parts)
         for participant in cohort:
             stayed = 0 < state.round == checkpoint.last_round_of(participant.name)
+            stayed = stayed and participant.name != self.config.federation.server_silo
             routed, _ = pack_routed(_routed_to(participant.name, routes))
             groups = usual if stayed else everything
             sent_groups[participant.name] = {**groups, **routed} if routed else groups
@@ -268,6 +283,9 @@ class WorldLM(Photon):
         for name, rows in trained.items():
             # Momentum and decay of the outer optimizer would move them.
             aggregate.params[name] = choose_rows(rows, aggregate.params[name], params[name])
+        if self.up == "none":
+            # They are those of the federation's own silo, if it has trained beside the others.
+            aggregate.params.update(children.get(str(self.config.federation.server_silo), {}))
         if not parts.keys or self.up == "none":
             return replace(aggregate, figures={**aggregate.figures, **sizes})
         initial = self.layers.initial(checkpoint.load_kept().get(INITIAL), params)
@@ -319,7 +337,8 @@ class WorldLM(Photon):
         """Pass the backbone on, and gather key layers and routed layers."""
         for reply in replies:
             params = reply.groups["params"]
-            if self.up != "none" and parts.keys:
+            brings = self.up != "none" or reply.participant == self.config.federation.server_silo
+            if brings and parts.keys:
                 # Copies: a view would keep the whole message in memory.
                 children[reply.participant] = {name: params[name].clone() for name in parts.key_names}
                 counts[reply.participant] = self.weight(reply)
@@ -379,7 +398,7 @@ class WorldLM(Photon):
             return []  # Between rounds of its own a federation hears nothing from others.
         groups, tags = checkpoint.load_inbox()
         inbox = unpack_routed(groups, tags, parts)
-        if not inbox:
+        if not inbox or self.up == "none":
             return []
         kept = checkpoint.load_kept()
         children = {g.removeprefix(_CHILD): tensors for g, tensors in kept.items() if g.startswith(_CHILD)}
@@ -396,8 +415,15 @@ class WorldLM(Photon):
                 self.attention,
             )
             closest = alike.index(max(alike))
-            routes.append(_Route(others[closest], routed_block, alike[closest]))
+            route = _Route(others[closest], routed_block, alike[closest])
+            # More may have come than are passed on: the node above, or an earlier round, had another n_res.
+            if sum(_is_beside(route, other) for other in routes) < self.routed.n_res:
+                routes.append(route)
         return routes
+
+
+def _is_beside(route: _Route, other: _Route) -> bool:
+    return (route.child, route.routed_block.block) == (other.child, other.routed_block.block)
 
 
 def _routed_to(child: str, routes: Sequence[_Route]) -> list[RoutedBlock]:

@@ -3,21 +3,26 @@
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from photon.config.compose import parse
 from photon.config.schema import RunConfig
 from photon.engine.inprocess import run_inprocess
-from photon.errors import PhotonError
+from photon.errors import PhotonError, RunError
 from photon.federation.resumed import compared
 from photon.federation.run import check_run_dir, prepare_run
 from photon.node import answer
+from photon.silo import service
 from photon.state.checkpoint import CheckpointStore
+from photon.strategy.base import strategy_of
 from photon.strategy.local import Kept
-from photon.telemetry.events import Notice
+from photon.strategy.streaming import KeptFragments, StreamingDiLoCo
+from photon.telemetry.events import Notice, SiloFailed
 from photon.telemetry.log import read_events
 from tests.conftest import write_corpus
 
@@ -63,6 +68,21 @@ def told(run_dir: Path) -> list[str]:
             "strategy: other layers would be",
         ),
         (["+transition.step=4"], ["+transition.step=8"], "transition: "),
+        (
+            ["strategy=sparsyfed"],
+            ["strategy=sparsyfed", "strategy.beta=2"],
+            "strategy: the checkpoint holds the weights of beta=1.25 and layers=None, which are another",
+        ),
+        (
+            ["strategy=streaming-diloco", "strategy.fragments=2", "outer=fedadam"],
+            ["strategy=streaming-diloco", "strategy.fragments=3", "outer=fedadam"],
+            "strategy: the outer optimizer has counted the steps of 2 strided fragments",
+        ),
+        (
+            ["cohort=null", TREE, "federation.inner_rounds=2"],
+            ["cohort=null", TREE],
+            "federation.tree: n has done 2 rounds of its own in each round, and would now do 1",
+        ),
     ],
 )
 def test_what_cannot_go_on_says_so_before_anything_starts(
@@ -139,6 +159,54 @@ def test_what_can_go_on_is_the_run_that_it_says(
     assert parse(state.config).rounds == 4
 
 
+@pytest.mark.parametrize(
+    ("rounds", "fragments"),
+    [
+        pytest.param(2, 3, id="its last round synced all"),
+        pytest.param(9, 2, id="they were others"),
+    ],
+)
+def test_silos_go_on_from_the_fragments_that_were_synced(
+    rounds: int, fragments: int, run_small: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a round has synced is what was to be then, whatever the run has become since."""
+    streaming = ["strategy=streaming-diloco", "cohort=null", "model.architecture.n_layer=2"]
+    train = service.train
+
+    def train_two_rounds(request: Any, *rest: Any) -> Any:
+        if request.round == 3:
+            raise PhotonError("it is ended")
+        return train(request, *rest)
+
+    with monkeypatch.context() as patch, suppress(RunError):
+        patch.setattr(service, "train", train_two_rounds)
+        run_small(*streaming, "strategy.fragments=3", f"rounds={rounds}")
+    checkpoint = CheckpointStore(tmp_path / "run" / "checkpoints").load(2)
+    method, params = strategy_of(parse(checkpoint.state.config)), checkpoint.load_params()
+    assert isinstance(method, StreamingDiLoCo)
+    synced = method.synced_params(2, {name: tensor.shape for name, tensor in params.items()})
+    assert (len(synced) == len(params)) is (rounds == 2)
+
+    starts: list[Any] = []
+    start = KeptFragments.start
+
+    def noting(self: Any, *args: Any) -> Any:
+        starts.append(start(self, *args))
+        return starts[-1]
+
+    monkeypatch.setattr(KeptFragments, "start", noting)
+    run_small(*streaming, f"strategy.fragments={fragments}", "rounds=9", resume=True)
+    for first in starts[:3]:
+        assert all(torch.equal(first.params[name], params[name]) for name in synced)
+
+
+def test_fewer_routed_layers_than_were_chosen_fail_nobody(run_small: Run, tmp_path: Path) -> None:
+    world = ["strategy=worldlm", "cohort=null"]
+    run_small("rounds=2", *world)
+    run_small("rounds=4", *world, "strategy.routed.n_res=0", resume=True)
+    assert not any(isinstance(event, SiloFailed) for event in read_events(tmp_path / "run" / "events.jsonl"))
+
+
 def test_an_unchanged_run_tells_of_no_change(run_small: Run, tmp_path: Path) -> None:
     run_small("rounds=2", "training.precision=auto", "training.threads=null")
     run_small("rounds=2", "training.precision=auto", "training.threads=null", resume=True)
@@ -176,8 +244,6 @@ def test_a_checkpoint_of_an_earlier_version_says_nothing_of_it(run_small: Run, t
 
 def test_a_silo_with_the_state_of_another_optimizer_says_so(small_config: Callable[..., RunConfig]) -> None:
     """Where the server cannot know: its checkpoint may be of an earlier version."""
-    from photon.strategy.base import strategy_of
-
     method = strategy_of(small_config()).local
     kept = Kept({"momentum_buffer": {}}, {}, {})
     request: Any = type("Request", (), {"silo": "alpha"})

@@ -84,6 +84,7 @@ WAYS = {
     "lordo": ("strategy=lordo", "optimizer=lordo", "optimizer.rank=1", "cohort=2"),
     "refreshed": ("optimizer=refreshed-adamw", "cohort=2"),
     "muon": ("optimizer=muon",),
+    "averaged-muon": ("strategy=muloco-averaged", "cohort=2"),
     "streaming": ("strategy=streaming-diloco", "strategy.fragments=2", "cohort=2"),
     "scaffold": ("strategy=scaffold",),
     "fedprox": ("strategy=fedprox",),

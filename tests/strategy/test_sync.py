@@ -1,9 +1,11 @@
 """The sync plan against the paper's tables and formulas."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from photon.errors import PhotonError
 from photon.strategy.base import strategy_of
@@ -64,6 +66,19 @@ def test_groups_are_due_at_the_end_of_their_period() -> None:
     assert due[1] == due[2] == due[4] == due[5] == ["params"]
     assert due[3] == ["params", "exp_avg"]
     assert due[6] == ["params", "exp_avg", "exp_avg_sq"]
+
+
+def test_what_a_model_has_no_state_of_is_averaged_by_nobody_and_missed_by_nobody() -> None:
+    """Adapters are matrices, so with them Muon alone has states, and what it has is the whole."""
+    strategy = strategy_of(composed(*SMALL, "data.path=elsewhere", "strategy=muloco-averaged"))
+    name, shape = "h.0.mlp.lora_A.weight", torch.Size([2, 16])
+    contract = strategy.contract(1, {name: shape})
+    assert set(contract.leaving) == {"params", "momentum_buffer"}
+    received = {group: {name: torch.ones(shape)} for group in contract.leaving}
+    request: Any = SimpleNamespace(contract=contract, scalars={"step": 4.0})
+    start = strategy.local.joined(received, None, request, received["params"], received["params"])
+    assert start.optimizer is not None
+    assert set(start.optimizer) == {"momentum_buffer"}
 
 
 @pytest.mark.parametrize(
