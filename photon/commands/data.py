@@ -101,7 +101,7 @@ _Tokenizer = Annotated[
     ),
 ]
 _SequenceLength = Annotated[
-    int, typer.Option(metavar="N", help="Tokens in a window.", rich_help_panel=_SHAPE)
+    int, typer.Option(metavar="N", help="Tokens that a model is given at once.", rich_help_panel=_SHAPE)
 ]
 _ValidationFraction = Annotated[
     float,

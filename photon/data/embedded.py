@@ -37,7 +37,7 @@ from photon.data.source_text import (
     without_cpp_banner,
 )
 
-FORMAT = "photon-embedded/1"  # part of the fingerprint: raise it when the extraction changes
+FORMAT = "photon-embedded/2"  # part of the fingerprint: raise it when the extraction or the windows change
 
 # Enough for at least 2.2 million tokens of an 8,192-entry BPE each.
 BUDGET_BYTES = {"prose": 9_400_000, "python": 8_800_000, "cpp": 8_300_000}

@@ -174,7 +174,7 @@ def ensure_hub(
     """
     from photon.data.partition import parse_partition
     from photon.data.prepare import prepare_documents
-    from photon.data.prepared import is_prepared
+    from photon.data.prepared import FORMAT, is_prepared
     from photon.data.tokenizer import load_tokenizer
 
     if data.hub is None:
@@ -186,7 +186,7 @@ def ensure_hub(
         "sequence_length": sequence_length,
         "seed": seed,
     }
-    identity = json.dumps([options, data.hub.documents_per_silo, str(tokenizer)], sort_keys=True)
+    identity = json.dumps([FORMAT, options, data.hub.documents_per_silo, str(tokenizer)], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()[:12]
     name, configs = named_corpus(data.hub.corpus)
     corpus_of(name)

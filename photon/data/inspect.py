@@ -88,7 +88,7 @@ def _summary(data: PreparedData, verified: bool) -> Table:
     partition = printable(manifest.partition)
     table.add_row("silos", Text(f"{len(manifest.silos)} (partition {partition}, seed {manifest.seed})"))
     table.add_row("tokens", f"{train:,} train, {validation:,} validation")
-    table.add_row("windows", f"{manifest.sequence_length} tokens each, {manifest.dtype}")
+    table.add_row("windows", f"{manifest.window} tokens each, {manifest.dtype}")
     table.add_row("vocabulary", f"{manifest.vocab_size:,} (end of sequence {manifest.eos_token_id})")
     table.add_row(
         "unigram model",

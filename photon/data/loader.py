@@ -20,7 +20,7 @@ class WindowStream:
     Parameters
     ----------
     windows
-        Memory-mapped arrays of shape (n_i, sequence_length) and any integer dtype, seen as their
+        Memory-mapped arrays of shape (n_i, window) and any integer dtype, seen as their
         concatenation in the order given.
     seed
         Decides every epoch's order: epoch e is ``numpy.random.default_rng([seed, e]).permutation(total)``.
@@ -35,7 +35,7 @@ class WindowStream:
     Raises
     ------
     ValueError
-        If there are no windows, if the arrays differ in sequence length, or if a number is negative.
+        If there are no windows, if they differ in length, or if a number is negative.
     """
 
     def __init__(self, windows: Sequence[np.ndarray], seed: int, position: int = 0) -> None:
@@ -71,7 +71,7 @@ class WindowStream:
         Returns
         -------
         torch.Tensor
-            Shape (size, sequence_length); int64 for whole numbers, such as token ids, else of their dtype.
+            Shape (size, window); int64 for whole numbers, such as token ids, else of their dtype.
         """
         if size < 1:
             raise ValueError(f"a batch of {size} windows: it must hold at least one")
@@ -116,9 +116,24 @@ class BatchStream:
         Name to what a `WindowStream` takes.
     seed, position
         As of a `WindowStream`.
+    tokens
+        Tokens that a window counts for; None: as many as it has.
+
+    Attributes
+    ----------
+    tokens
+        The same.
     """
 
-    def __init__(self, arrays: Mapping[str, Sequence[np.ndarray]], seed: int, position: int = 0) -> None:
+    def __init__(
+        self,
+        arrays: Mapping[str, Sequence[np.ndarray]],
+        seed: int,
+        position: int = 0,
+        *,
+        tokens: int | None = None,
+    ) -> None:
+        self.tokens = next(iter(arrays.values()))[0].shape[1] if tokens is None else tokens
         self._streams = {name: WindowStream(windows, seed, position) for name, windows in arrays.items()}
         if len({stream.total for stream in self._streams.values()}) != 1:
             raise ValueError(f"arrays {', '.join(arrays)}: they must have the same number of windows")

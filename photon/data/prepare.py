@@ -75,7 +75,7 @@ class Options:
     tokenizer
         A ``tokenizer.json`` or a Hugging Face folder to take instead of training one.
     sequence_length
-        Tokens in a window.
+        Tokens that a model is given at once. A window of running text has one more, which is told alone.
     validation_fraction
         Share of every silo's bytes that is held out, by whole documents; above 0, at most 0.5.
     seed

@@ -4,9 +4,13 @@
 
     DIR/manifest.json               what is here and where it came from (class Manifest)
     DIR/tokenizer/                  tokenizer.json + tokenizer_config.json, for transformers' AutoTokenizer
-    DIR/silos/NAME/train.npy        (sequences, sequence_length) of uint16 or uint32, C order
+    DIR/silos/NAME/train.npy        (sequences, window) of uint16 or uint32, C order
     DIR/silos/NAME/validation.npy   the same
     DIR/silos/NAME/unigram.npy      int64 counts of the train tokens, (vocab_size,)
+
+A window of running text has a token more than a sequence, since each token is told from those before it: its
+last token is the first of the next window. All others, and folders of format 1, have windows as long as
+sequences.
 
 Of conversations (kind "chat") there are also, of the shape of the windows::
 
@@ -47,7 +51,9 @@ from photon.data.documents import TextKind
 from photon.data.split import Comparison
 from photon.errors import PhotonError, printable
 
-FORMAT = "photon-data/1"
+FORMAT = "photon-data/2"
+#: Still read: its windows of running text have no token more.
+EARLIER_FORMAT = "photon-data/1"
 MANIFEST_NAME = "manifest.json"
 
 SplitName = Literal["train", "validation"]
@@ -110,7 +116,7 @@ class Split(_Record):
     documents, bytes
         Documents of the split and the UTF-8 bytes of their text.
     tokens
-        Tokens that are stored: sequences times sequence_length. The incomplete last window is not stored.
+        Sequences times sequence_length. What is too short for a window at the end is not stored.
     sequences
         Windows in the file.
     sha256
@@ -180,7 +186,7 @@ class Manifest(_Record):
     the classes that labels are numbers of.
     """
 
-    format: Literal["photon-data/1"]
+    format: Literal["photon-data/1", "photon-data/2"]
     kind: TextKind = "text"
     sequence_length: int = Field(ge=2)
     vocab_size: int = Field(ge=2)
@@ -197,6 +203,12 @@ class Manifest(_Record):
     sources: Sources
     notes: list[str] = []
     classes: list[str] = []
+
+    @property
+    def window(self) -> int:
+        """Return how many tokens a window has."""
+        more = self.kind == "text" and self.format != EARLIER_FORMAT
+        return self.sequence_length + more
 
 
 def silo_file(root: Path, silo: str, name: str) -> Path:
@@ -296,7 +308,7 @@ class PreparedData:
         return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
     def windows(self, silo: str, split: SplitName) -> np.ndarray:
-        """Return the memory-mapped windows, (sequences, sequence_length) of the manifest's dtype.
+        """Return the memory-mapped windows, (sequences, window) of the manifest's dtype.
 
         Raises
         ------
@@ -322,7 +334,7 @@ class PreparedData:
 
     def _array(self, silo: str, split: SplitName, name: str) -> np.ndarray:
         entry: Split = getattr(self._entry(silo), split)
-        length = self.manifest.sequence_length
+        length = self.manifest.window
         counted = "uint16" if length <= 2**16 else "uint32"
         dtypes = {"tokens": self.manifest.dtype, "targets": "uint8"} | _OF_WINDOWS
         columns = 1 if name in _OF_WINDOWS else length

@@ -30,6 +30,11 @@ class SiloData:
         """Tokens of the tokenizer."""
         return self._prepared.manifest.vocab_size
 
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a sequence: those that a model is given of a window of running text."""
+        return self._prepared.manifest.sequence_length
+
     @cached_property
     def tokenizer(self) -> EosTokenizer:
         """The tokenizer that the text was written with."""
@@ -41,11 +46,11 @@ class SiloData:
         return tuple(self._prepared.manifest.classes)
 
     def windows(self, split: SplitName) -> list[np.ndarray]:
-        """Return the memory-mapped windows of each member, (sequences, sequence_length)."""
+        """Return the memory-mapped windows of each member, (sequences, window)."""
         return [self._prepared.windows(member, split) for member in self.members]
 
     def arrays(self, split: SplitName) -> list[dict[str, np.ndarray]]:
-        """Return all memory-mapped arrays of each member: name to (sequences, sequence_length)."""
+        """Return all memory-mapped arrays of each member: name to (sequences, window)."""
         return [self._prepared.arrays(member, split) for member in self.members]
 
     def vocabulary(self) -> np.ndarray:

@@ -38,7 +38,7 @@ class Written(NamedTuple):
     counts
         How often each token of the vocabulary is in its windows, int64.
     scored
-        The same of the tokens that are scored: all of them, or what the assistant says.
+        The same of the tokens that are scored: those that are told, or what the assistant says.
     """
 
     entry: Split
@@ -57,7 +57,7 @@ class Place:
     silo, side
         Whose it is.
     length
-        Tokens in a window.
+        Tokens in a sequence.
     dtype
         Of a token.
     vocab_size
@@ -81,6 +81,8 @@ class Place:
 def write_text(place: Place, documents: Sequence[Document], tokens: Iterable[np.ndarray]) -> Written:
     """Cut the tokens of documents into windows, and write them; what is too short for one is left out.
 
+    A window's last token is the first of the next one, so that all but the very first are told once.
+
     Parameters
     ----------
     documents
@@ -93,7 +95,8 @@ def write_text(place: Place, documents: Sequence[Document], tokens: Iterable[np.
     PhotonError
         If there is not one window.
     """
-    counts = np.zeros(place.vocab_size, dtype=np.int64)
+    length, window = place.length, place.length + 1
+    counts, scored = (np.zeros(place.vocab_size, dtype=np.int64) for _ in range(2))
     file = place.file("tokens")
     windows, found = 0, 0
     rest = np.empty(0, dtype=place.dtype)
@@ -102,18 +105,22 @@ def write_text(place: Place, documents: Sequence[Document], tokens: Iterable[np.
         for block in tokens:
             found += len(block)
             rest = np.concatenate([rest, block])
-            whole, rest = np.split(rest, [len(rest) // place.length * place.length])
-            windows += len(whole) // place.length
-            counts += np.bincount(whole, minlength=place.vocab_size)
-            stream.write(whole.data)
+            if len(rest) < window:
+                continue
+            cut = np.ascontiguousarray(np.lib.stride_tricks.sliding_window_view(rest, window)[::length])
+            rest = rest[len(cut) * length :]
+            windows += len(cut)
+            counts += np.bincount(cut.reshape(-1), minlength=place.vocab_size)
+            scored += np.bincount(cut[:, 1:].reshape(-1), minlength=place.vocab_size)
+            stream.write(cut.data)
         stream.seek(0)
         _header(stream, place, windows)
     if not windows:
         raise PhotonError(
-            f"silo {place.silo!r} has {found} {place.side} tokens, fewer than one window of {place.length}: "
+            f"silo {place.silo!r} has {found} {place.side} tokens, fewer than one window of {window}: "
             "give it more text, shorten --sequence-length, or change --validation-fraction"
         )
-    return Written(_entry(documents, windows, windows * place.length, file), counts, counts)
+    return Written(_entry(documents, windows, windows * length, file), counts, scored)
 
 
 def _header(stream: BinaryIO, place: Place, windows: int) -> None:
@@ -123,7 +130,7 @@ def _header(stream: BinaryIO, place: Place, windows: int) -> None:
         {
             "descr": np.lib.format.dtype_to_descr(place.dtype),
             "fortran_order": False,
-            "shape": (windows, place.length),
+            "shape": (windows, place.length + 1),
         },
     )
 

@@ -507,7 +507,9 @@ def _tokens_per_second(silo: Silo) -> float:
     data, config = silo.data, silo.here[1]
     runtime = runtime_of(config, data.manifest.vocab_size)
     stream = BatchStream(
-        {name: [array] for name, array in data.arrays(data.silo_names[0], "train").items()}, 0
+        {name: [array] for name, array in data.arrays(data.silo_names[0], "train").items()},
+        0,
+        tokens=data.manifest.sequence_length,
     )
     local = trainer(runtime, config, config.training.batch_size)
     local.train(stream, global_step=0, steps=WARM_UP_STEPS)

@@ -68,7 +68,9 @@ def label_data(
         labels = np.empty(len(windows), dtype=np.int32)
         with torch.no_grad():
             for start in range(0, len(windows), _PASS):
-                tokens = torch.from_numpy(windows[start : start + _PASS].astype(np.int64))
+                # Without the token that is the next window's.
+                of_pass = windows[start : start + _PASS, : data.manifest.sequence_length]
+                tokens = torch.from_numpy(of_pass.astype(np.int64))
                 parts = tokens.split(state.sequence_length, dim=1)
                 scores = sum(objective.classify(model, part).log_softmax(1) * part.shape[1] for part in parts)
                 labels[start : start + _PASS] = torch.as_tensor(scores).argmax(1).numpy()

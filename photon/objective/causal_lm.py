@@ -67,4 +67,4 @@ class CausalLM(Objective):
 
     def sample(self, size: int, sequence_length: int) -> Batch:
         """Return a batch of one token alone; see `Objective.sample`."""
-        return {"tokens": torch.zeros((size, sequence_length), dtype=torch.int64)}
+        return {"tokens": torch.zeros((size, sequence_length + 1), dtype=torch.int64)}

@@ -43,6 +43,7 @@ def diagnose(
     if config.training.processes == 1:
         runtime = runtime_of(config, data.manifest.vocab_size)
         windows = data.windows(request.members[0], "train")[:DIAGNOSTIC_WINDOWS].astype("int64")
+        windows = windows[:, : data.manifest.sequence_length]
         runtime.model.eval()
         figures |= activation_norms(runtime.model, torch.from_numpy(windows).to(runtime.device))
     return figures

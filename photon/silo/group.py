@@ -34,6 +34,7 @@ def fit_in_group(
         precision=resolve_precision(config.training.precision, device),
         device="cuda" if device.type == "cuda" else "cpu",
         arrays=arrays,
+        sequence_length=data.manifest.sequence_length,
         stream_seed=stream_seed(config.seed, request.members),
         position=request.position,
         global_step=request.global_step,

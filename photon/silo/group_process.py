@@ -95,7 +95,7 @@ class _Member:
         # Hooks change it, and what was loaded is a memory map of the file.
         collected = placed_like(self._model, _copied(state.collected))
         arrays = {name: [_mapped(path) for path in paths] for name, paths in job.arrays.items()}
-        stream = BatchStream(arrays, job.stream_seed, job.position)
+        stream = BatchStream(arrays, job.stream_seed, job.position, tokens=job.sequence_length)
         rows = None
         if job.rows is not None:
             rows = unpack_vocabulary(job.rows, self._model.config.vocab_size)

@@ -85,7 +85,7 @@ def batches(
     seed = stream_seed(config.seed, request.members)
     work = _chosen(request, model, groups, data, config) if objective_of(config).chooses else None
     if work is None:
-        return BatchStream(windows, seed, request.position), {}
+        return BatchStream(windows, seed, request.position, tokens=data.sequence_length), {}
     total = sum(map(len, windows["tokens"]))
     chosen = work.windows.cpu().numpy()
     if chosen.ndim == 1 and not len(chosen):
@@ -97,7 +97,7 @@ def batches(
     arrays = {name: [np.concatenate(parts)[chosen]] for name, parts in windows.items()}
     arrays |= {name: [array.cpu().numpy()] for name, array in work.arrays.items()}
     try:
-        return BatchStream(arrays, seed + request.round), work.figures
+        return BatchStream(arrays, seed + request.round, tokens=data.sequence_length), work.figures
     except ValueError as error:
         raise PhotonError(f"objective: what it made for its windows does not fit them ({error})") from error
 

@@ -53,6 +53,8 @@ class GroupJob(BaseModel):
         ``"cpu"``, or ``"cuda"`` for one GPU per process.
     arrays
         Name of an array of a batch to the ``.npy`` files that its stream concatenates.
+    sequence_length
+        Tokens that a window counts for.
     stream_seed, position
         Order of the windows, and how many were taken already.
     global_step, steps
@@ -71,6 +73,7 @@ class GroupJob(BaseModel):
     precision: Precision
     device: Literal["cpu", "cuda"]
     arrays: dict[str, list[Path]]
+    sequence_length: int
     stream_seed: int
     position: int
     global_step: int
@@ -80,7 +83,7 @@ class GroupJob(BaseModel):
 
     #: What the same processes can be given anew.
     PER_FIT: ClassVar = frozenset(
-        {"arrays", "stream_seed", "position", "global_step", "steps", "rows", "draw_seed"}
+        {"arrays", "sequence_length", "stream_seed", "position", "global_step", "steps", "rows", "draw_seed"}
     )
 
     def fixed(self) -> str:

@@ -208,7 +208,7 @@ class LocalTrainer:
         self._synchronize()
         started = time.perf_counter()
         batch = self._next_batch(stream)
-        tokens = steps * self.batch_size * next(iter(batch.values())).shape[1]
+        tokens = steps * self.batch_size * stream.tokens
         for step in range(global_step, global_step + steps):
             self._configure(step)
             figures = self._backward(batch, rows, hooks)

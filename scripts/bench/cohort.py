@@ -115,7 +115,7 @@ def many_silos(folder: Path, count: int) -> Path:
     entry, silos = whole.manifest.silos["a"], {}
     windows = {split: whole.windows("a", split)[:8] for split in SPLITS}
     for split, part in windows.items():
-        size = {"sequences": len(part), "tokens": part.size}
+        size = {"sequences": len(part), "tokens": len(part) * whole.manifest.sequence_length}
         entry = entry.model_copy(update={split: getattr(entry, split).model_copy(update=size)})
     for name in (f"silo-{number:04d}" for number in range(count)):
         (target / "silos" / name).mkdir(parents=True)

@@ -153,8 +153,8 @@ def measure(line: Line, device: torch.device, precision: Precision, share: float
         device=device,
         compile=line.compiled,
     )
-    drawn = np.random.default_rng(0).integers(0, vocabulary, (4 * batch, line.sequence_length))
-    stream = BatchStream({"tokens": [drawn.astype(np.uint16)]}, seed=0)
+    drawn = np.random.default_rng(0).integers(0, vocabulary, (4 * batch, line.sequence_length + 1))
+    stream = BatchStream({"tokens": [drawn.astype(np.uint16)]}, seed=0, tokens=line.sequence_length)
     trainer.train(stream, global_step=0, steps=3)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -185,7 +185,7 @@ def step_of(
     model: torch.nn.Module, device: torch.device, precision: Precision, length: int
 ) -> Callable[[int], None]:
     def step(sequences: int) -> None:
-        batch = {"tokens": torch.zeros((sequences, length), dtype=torch.int64, device=device)}
+        batch = {"tokens": torch.zeros((sequences, length + 1), dtype=torch.int64, device=device)}
         with torch.autocast(device.type, dtype=DTYPES[precision], enabled=precision != "fp32"):
             loss = CausalLM().loss(model, batch, None).value
         loss.backward()

@@ -151,7 +151,7 @@ SILO = ["--silo", "a=TEXTS/books"]
         (["--hub", "json", "--hub-files", "TEXTS/*.gz", "--hub-limit-mb", "inf"], "inf is out of range"),
         (["--embedded", "--partition", "field:x"], "has no fields"),
         (["--hub", "c5"], "is not known"),
-        ([*SILO, "--sequence-length", "100000"], "fewer than one window of 100000"),
+        ([*SILO, "--sequence-length", "100000"], "fewer than one window of 100001"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(texts, tmp_path, monkeypatch, arguments, message):

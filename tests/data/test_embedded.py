@@ -339,7 +339,7 @@ def test_two_processes_prepare_once(tmp_path):
     assert all(str(path) in output for output in outputs)
     prepared = PreparedData.open(path)
     assert prepared.silo_names == ["cpp", "prose"]
-    assert prepared.windows("prose", "train").shape[1] == 16
+    assert prepared.windows("prose", "train").shape[1] == 17
     assert prepared.manifest.seed == 0
 
 

@@ -44,7 +44,7 @@ def test_divergence_in_bits_of_equal_disjoint_and_known_distributions():
 def test_the_figures_and_samples_are_shown(folder):
     text = rendered(inspect(folder, samples=2, verify=True))
     assert "2 (partition by-source, seed 0)" in text
-    assert "16 tokens each, uint16" in text
+    assert "17 tokens each, uint16" in text
     assert "agree with the manifest" in text
     assert text.count("low, train window") == text.count("high, train window") == 2
     # Texts of disjoint alphabets share little but white space.

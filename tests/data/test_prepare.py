@@ -37,10 +37,12 @@ def test_windows_are_the_documents_each_followed_by_the_end_of_sequence(corpus, 
         for split in ("train", "validation"):
             windows = prepared.windows(silo, split)
             entry = getattr(prepared.manifest.silos[silo], split)
-            assert windows.shape == (entry.sequences, 16)
+            assert windows.shape == (entry.sequences, 17)
             assert windows.dtype == np.uint16
-            assert entry.tokens == windows.size
-            texts = tokenizer.decode(windows.reshape(-1), skip_special_tokens=False).split("<|endoftext|>")
+            assert entry.tokens == 16 * entry.sequences
+            assert np.array_equal(windows[:-1, -1], windows[1:, 0]), "all but the first token are told once"
+            tokens = np.append(windows[:, :-1].reshape(-1), windows[-1, -1])
+            texts = tokenizer.decode(tokens, skip_special_tokens=False).split("<|endoftext|>")
             # The end of the last document, or all of it, is in the window that is not stored.
             found[split] = texts[:-1]
             assert entry.documents - len(found[split]) in (0, 1)
@@ -53,13 +55,19 @@ def test_windows_are_the_documents_each_followed_by_the_end_of_sequence(corpus, 
 
 def test_the_manifest_counts_and_the_losses_are_those_of_a_plain_computation(prepared):
     manifest = prepared.manifest
-    train = {s: Counter(prepared.windows(s, "train").reshape(-1).tolist()) for s in prepared.silo_names}
-    union: Counter[int] = sum(train.values(), Counter())
+    train, scored = (
+        {
+            s: Counter(prepared.windows(s, "train")[:, first:].reshape(-1).tolist())
+            for s in prepared.silo_names
+        }
+        for first in (0, 1)
+    )
+    union: Counter[int] = sum(scored.values(), Counter())
     total_loss = total_tokens = 0.0
     for silo in prepared.silo_names:
         assert prepared.unigram(silo).tolist() == [train[silo][i] for i in range(manifest.vocab_size)]
-        validation = prepared.windows(silo, "validation").reshape(-1).tolist()
-        for counts, loss in ((union, "unigram_loss"), (train[silo], "own_unigram_loss")):
+        validation = prepared.windows(silo, "validation")[:, 1:].reshape(-1).tolist()
+        for counts, loss in ((union, "unigram_loss"), (scored[silo], "own_unigram_loss")):
             denominator = counts.total() + manifest.vocab_size
             expected = -math.fsum(math.log((counts[t] + 1) / denominator) for t in validation) / len(
                 validation

@@ -35,9 +35,12 @@ TRAIN = Path("silos/low/train.npy")
 
 BROKEN_AT_OPEN = {
     "no manifest": (lambda d: (d / "manifest.json").unlink(), "manifest.json is missing"),
-    "no json": (lambda d: cut(d / "manifest.json", 100), "is not a photon-data/1 manifest"),
+    "no json": (lambda d: cut(d / "manifest.json", 100), "is not a photon-data/2 manifest"),
     "binary manifest": (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe"), "cannot be read"),
-    "later format": (lambda d: edit(d, format="photon-data/2"), r"\(format: Input should be 'photon-data/1'"),
+    "later format": (
+        lambda d: edit(d, format="photon-data/3"),
+        r"\(format: Input .*'photon-data/2'",
+    ),
     "unknown key": (lambda d: edit(d, extra=1), r"\(extra: Extra inputs"),
     "no silos": (lambda d: edit(d, silos={}), r"\(silos: "),
     "silo outside": (lambda d: edit(d, silos={"../x": {}}), r"\(silos"),

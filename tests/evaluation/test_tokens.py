@@ -124,13 +124,16 @@ def test_every_tool_makes_the_tokens_that_were_trained(
     assert load_tokenizer(given).encode(PROMPTS) == wanted, "no chance is left"
     # What was trained: the documents' tokens and ends, and nothing between them.
     exported = AutoTokenizer.from_pretrained(export)
-    windows = np.concatenate([data.windows("a", split).reshape(-1) for split in ("train", "validation")])
+    # A window's last token is the first of the next.
+    windows = np.concatenate(
+        [data.windows("a", split)[:, :-1].flatten() for split in ("train", "validation")]
+    )
     ends = np.flatnonzero(windows == exported.eos_token_id)
     found = [windows[a + 1 : b].tolist() for a, b in pairwise(ends)]
     texts = [f"{PROMPTS[number % 5]} {number}" for number in range(400)]
     known = [exported(text)["input_ids"] for text in texts]
     assert sum(ids in known for ids in found) >= len(found) - 1  # one pair lies across train and validation
-    assert len(found) > 390
+    assert len(found) > 380
     # lm-eval, which asks for special tokens with add_bos_token alone, and the pipeline.
     assert [exported.encode(text, add_special_tokens=False) for text in PROMPTS] == wanted
     assert [exported.encode(text, add_special_tokens=True) for text in PROMPTS] == wanted

@@ -37,6 +37,7 @@ from photon.telemetry.events import (
 )
 from photon.telemetry.log import read_events
 from photon.training.diagnostics import activation_norms
+from tests.told import told_loss
 
 Run = Callable[..., dict[str, Any]]
 Make = Callable[..., RunConfig]
@@ -121,7 +122,7 @@ def test_one_sgd_step_of_three_silos_is_one_large_batch(
             for silo in data.silo_names
         ]
     )
-    model(input_ids=batch, labels=batch).loss.backward()
+    told_loss(model, batch).backward()
     trained = final_params(tmp_path / "run")
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None

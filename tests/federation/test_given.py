@@ -44,7 +44,11 @@ def only(given: Path, folder: Path, choice: Choice) -> Path:
         counts = np.bincount(chosen.flatten(), minlength=whole.manifest.vocab_size)
         np.save(silo_file(folder, silo, "unigram"), counts.astype(np.int64))
         sha = file_sha256(silo_file(folder, silo, "train"))
-        part = {"sequences": len(chosen), "tokens": chosen.size, "sha256": sha}
+        part = {
+            "sequences": len(chosen),
+            "tokens": len(chosen) * whole.manifest.sequence_length,
+            "sha256": sha,
+        }
         silos[silo] = entry.model_copy(update={"train": entry.train.model_copy(update=part)})
     manifest = whole.manifest.model_copy(update={"silos": silos})
     (folder / MANIFEST_NAME).write_text(manifest.model_dump_json())
@@ -99,7 +103,8 @@ def test_counts_and_hashes_are_those_of_what_is_read(given: Path) -> None:
         labels, _ = read_given(data, silo)
         assert np.array_equal(windows, data.windows(silo, "train")[labels == 0])
         assert chosen.manifest.silos[silo].train.sequences == len(windows)
-        assert chosen.unigram(silo).sum() == windows.size == chosen.manifest.silos[silo].train.tokens
+        assert chosen.unigram(silo).sum() == windows.size
+        assert chosen.manifest.silos[silo].train.tokens == len(windows) * data.manifest.sequence_length
         assert np.array_equal(chosen.windows(silo, "validation"), data.windows(silo, "validation"))
         assert chosen.text_sha256([silo]) != data.text_sha256([silo])
         # Islands are dealt what is left.

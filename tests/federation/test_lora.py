@@ -32,6 +32,7 @@ from photon.training.devices import stop_group
 from photon.training.groups import write_params
 from tests.conftest import small_run
 from tests.models.lora_by_hand import put_by_hand, trainable
+from tests.told import told_loss
 
 Run = Callable[..., dict[str, Any]]
 TWO = "model.architecture.n_layer=2"
@@ -188,7 +189,7 @@ def test_with_one_silo_it_is_plain_training(
     for _ in range(8):
         optimizer.zero_grad()
         tokens = stream.next_batch(4)["tokens"]
-        model(input_ids=tokens, labels=tokens).loss.backward()
+        told_loss(model, tokens).backward()
         torch.nn.utils.clip_grad_norm_(trainable(model), 1.0)
         optimizer.step()
     trained, begun = last(tmp_path / "run"), store.load(0).load_params()

@@ -95,6 +95,7 @@ def _corpus_job(corpus: str, table: Table, folder: Path) -> dict[str, Any]:
     shape = ["--vocab-size", "300", "--sequence-length", "16", "--validation-fraction", "0.2"]
     steps = [
         {"command": ["data", "prepare", "--output", str(own / "data"), *sources, *shape]},
+        {"earlier": str(own / "data")},
         {"command": ["data", "separate", str(own / "data"), "--output", str(own / "parts")]},
     ]
     return {"name": own.name, "folder": str(own), "steps": steps}

@@ -99,7 +99,7 @@ def test_an_evaluation_is_sums_and_counts(corpus) -> None:
 def test_a_sample_is_a_batch_that_the_loss_takes() -> None:
     model = build_model(composed(*SMALL, "data.path=none").model, 64, seed=0)
     sample = CausalLM().sample(3, 16)
-    assert sample["tokens"].shape == (3, 16)
+    assert sample["tokens"].shape == (3, 17)
     assert torch.isfinite(CausalLM().loss(model, sample, None).value)
 
 

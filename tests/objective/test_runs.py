@@ -59,7 +59,7 @@ def test_silos_train_and_are_evaluated_by_the_objective_of_the_configuration(
     run_small("objective._target_=tests.objective.toy.Masked", "+objective.below=280", "rounds=1", "cohort=1")
     evaluated = events(tmp_path, "evaluated")[-1]
     counts = [one["tokens"] for one in evaluated["per_silo"].values()]
-    assert all(0 < count < 8 * 15 for count in counts), "some targets of 8 windows of 16 tokens"
+    assert all(0 < count < 8 * 16 for count in counts), "some targets of 8 windows of 17 tokens"
 
 
 @pytest.mark.few(1)

@@ -162,7 +162,7 @@ def test_a_batch_without_a_target_has_no_loss_and_no_gradient() -> None:
 
 class _Stream:
     def __init__(self, batch: dict[str, Tensor]) -> None:
-        self.batch = batch
+        self.batch, self.tokens = batch, batch["tokens"].shape[1]
 
     def next_batch(self, size: int) -> dict[str, Tensor]:
         return self.batch

@@ -25,9 +25,9 @@ def test_a_run_trains_on_what_is_chosen_and_repeats(
 ) -> None:
     opened: list[tuple[set[str], int]] = []
 
-    def stream(arrays: Any, seed: int, position: int = 0) -> BatchStream:
+    def stream(arrays: Any, *where: int, **tokens: int) -> BatchStream:
         opened.append((set(arrays), len(arrays["tokens"][0])))
-        return BatchStream(arrays, seed, position)
+        return BatchStream(arrays, *where, **tokens)
 
     monkeypatch.setattr(work, "BatchStream", stream)
     chosen = (CHOSEN, "cohort=3", "rounds=2", "telemetry.diagnostics=true", "checkpoint.keep=3")

@@ -50,7 +50,7 @@ class Masked(Objective):
         return Evaluation({"masked": total}, count)
 
     def sample(self, size: int, sequence_length: int) -> Batch:
-        return {"tokens": torch.zeros((size, sequence_length), dtype=torch.int64)}
+        return {"tokens": torch.zeros((size, sequence_length + 1), dtype=torch.int64)}
 
 
 class Chosen(CausalLM):
@@ -70,7 +70,7 @@ class Chosen(CausalLM):
         assert not torch.is_grad_enabled()
         text = torch.from_numpy(np.concatenate(data.windows("train")).astype("int64"))
         windows = torch.arange(server_round % 3, len(text), 3)
-        first = model(input_ids=text[windows][:1]).logits.float().mean()
+        first = model(input_ids=text[windows][:1, :-1]).logits.float().mean()
         return Work(
             windows, {"labels": text[windows] + 1}, {"chosen": float(len(windows)), "first": first.item()}
         )
@@ -140,7 +140,7 @@ class Sums(CausalLM):
         """
         text = torch.from_numpy(windows.astype("int64"))
         states = [
-            model.transformer(input_ids=window[None]).last_hidden_state[0].double()
+            model.transformer(input_ids=window[None, :-1]).last_hidden_state[0].double()
             for window in text[text.sum(1) % 16 == 0]
         ]
         hidden = torch.cat(states)

@@ -92,7 +92,8 @@ def config_of(*overrides: str) -> RunConfig:
 
 def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **changes: object) -> GroupJob:
     config, path = config_of(*overrides), folder / "train.npy"
-    np.save(path, random_windows() if windows is None else windows)
+    windows = random_windows() if windows is None else windows
+    np.save(path, windows)
     fields = {
         "config": as_trained(config.text),
         "vocab_size": VOCABULARY,
@@ -100,6 +101,7 @@ def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **chan
         "precision": "fp32",
         "device": "cpu",
         "arrays": {name: [path] for name in objective_of(config).arrays},
+        "sequence_length": windows.shape[1],
         "stream_seed": 3,
         "position": 0,
         "global_step": 0,

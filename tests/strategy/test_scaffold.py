@@ -20,6 +20,7 @@ from photon.strategy.local import Start
 from photon.strategy.scaffold import CONTROL, OWN_CONTROL, Controlled
 from photon.telemetry.events import RoundStarted, SiloFinished
 from photon.telemetry.log import read_events
+from tests.told import told_loss
 
 Run = Callable[..., dict[str, Any]]
 Make = Callable[..., RunConfig]
@@ -58,7 +59,7 @@ def by_hand(config: RunConfig, corpus: Path, cohorts: list[list[str]]) -> tuple[
             for _ in range(steps):
                 batch = streams[name].next_batch(config.training.batch_size)
                 model.zero_grad()
-                model(batch, labels=batch).loss.backward()
+                told_loss(model, batch).backward()
                 with torch.no_grad():
                     for key, value in named.items():
                         value.sub_(rate * (value.grad - own[name][key] + control[key]))
