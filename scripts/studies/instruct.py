@@ -62,7 +62,7 @@ class Method:
 
 
 BASES = {
-    "Photon": Base(128, 4, 3, 16, (0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032), 32, QUESTIONS),
+    "Photon": Base(128, 4, 3, 16, tuple(0.002 * 2**step for step in range(-4, 5)), 32, QUESTIONS),
     "SmolLM2": Base(96, 2, 2, 4, (0.000025, 0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016), 8, 20),
 }
 METHODS = {
