@@ -61,9 +61,13 @@ class Method:
     higher: float = 1.0
 
 
+def _around(rate: float) -> tuple[float, ...]:
+    return tuple(rate * 2.0**step for step in range(-4, 5))
+
+
 BASES = {
-    "Photon": Base(128, 4, 3, 16, tuple(0.002 * 2**step for step in range(-4, 5)), 32, QUESTIONS),
-    "SmolLM2": Base(96, 2, 2, 4, (0.000025, 0.00005, 0.0001, 0.0002, 0.0004, 0.0008, 0.0016), 8, 20),
+    "Photon": Base(128, 4, 3, 16, _around(0.002), 32, QUESTIONS),
+    "SmolLM2": Base(96, 2, 2, 4, _around(0.0002), 8, 20),
 }
 METHODS = {
     "federated": Method(["strategy=photon"]),
