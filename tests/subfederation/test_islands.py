@@ -180,6 +180,26 @@ def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]]
 
 
 @pytest.mark.usefixtures("in_one_process")
+def test_islands_read_on_where_a_transition_has_changed_the_steps(
+    nodes: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Eight steps, then four: nothing is read twice, so nothing is refused."""
+    policy = tmp_path / "policy.yaml"
+    nodes[1]["policy"] = str(policy)
+    policy.write_text("min_repeat_rounds: 2\n")
+    deploy(
+        {1: nodes[1]},
+        tmp_path / "run",
+        "federation.silos=1",
+        "+transition.step=8",
+        "+transition.local_steps=8",
+    )
+    count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "counts.json").read_text())
+    (use,) = count["content"].values()
+    assert [(place["start"], place["end"]) for place in use["places"]] == [(0, 64), (64, 96)]
+
+
+@pytest.mark.usefixtures("in_one_process")
 def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
     nodes: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
