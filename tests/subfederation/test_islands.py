@@ -218,6 +218,26 @@ def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
     assert min(inside) > 0.01
 
 
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=scaffold"], "this node is a federation, which has no control variate of its own"),
+        (["strategy=streaming-diloco", "strategy.fragments=2"], "this node is a federation, which keeps no"),
+        (
+            ["link=int8", "link.downlink_payload=update"],
+            "this node is a federation, to which parameters do not travel as a change",
+        ),
+    ],
+    ids=["variates", "fragments", "change"],
+)
+def test_what_a_federation_cannot_do_is_told_before_a_round(
+    nodes: Nodes, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(PhotonError, match=message):
+        deploy(nodes, tmp_path / "run", "federation.wait_for_silos=0", *overrides)
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [
