@@ -28,7 +28,7 @@ from photon.link.messages import (
     pack_refusal,
 )
 from photon.link.request import read_request
-from photon.preflight import preflight, preflight_gateway
+from photon.preflight import check_federation, preflight, preflight_gateway
 from photon.silo import secure
 from photon.silo.arriving import check_fixed, kept_params, measured_model, trained_groups
 from photon.silo.shapes import check_request, contract_of
@@ -117,6 +117,8 @@ def _answer(
 
     # 4. Whether it can run: components are imported and built, once for a text.
     preflight(run)
+    if node.is_federation:
+        check_federation(config, silo or "this node")
     if node.rules is not None:
         preflight_gateway(config, node.rules)
     if from_elsewhere and (node.is_federation or not isinstance(body, Describe)):

@@ -384,7 +384,7 @@ def _check_nodes(config: RunConfig) -> None:
             checked[own] = rules
             inner = next((child for child in node.children if not child.is_silo), None)
             if inner is not None:
-                _check_over_federations(rules, inner)
+                check_federation(rules, inner.name)
             check_participants(rules, config.privacy, node)
         except ValidationError as error:
             problem = error.errors()[0]
@@ -412,12 +412,26 @@ def _check_rules(config: RunConfig, node: TreeNode) -> RunConfig:
     return rules
 
 
-def _check_over_federations(rules: RunConfig, child: TreeNode) -> None:
+def check_federation(rules: RunConfig, name: str) -> None:
+    """Check that a federation may be in the place of a silo: a node of the tree, a gateway or islands.
+
+    Parameters
+    ----------
+    rules
+        The configuration of the federation above it.
+    name
+        What that calls it.
+
+    Raises
+    ------
+    PhotonError
+        If it cannot do what a silo is asked there.
+    """
     strategy = strategy_of(rules)
     if rules.link.downlink_payload == "update":
         raise PhotonError(
-            f"link.downlink_payload=update: {child.name} is a federation, to which parameters do not travel "
+            f"link.downlink_payload=update: {name} is a federation, to which parameters do not travel "
             "as a change; set link.downlink_payload=parameters"
         )
     if strategy.silos_only is not None:
-        raise PhotonError(f"strategy: {child.name} is a federation, {strategy.silos_only}")
+        raise PhotonError(f"strategy: {name} is a federation, {strategy.silos_only}")

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: By how much the peak learning rate of a run is divided for what goes on from its end.
 GENTLER = 10
+#: What is trained on text of a kind, where it is not plain text.
+_OBJECTIVES = {"chat": "sft", "questions": "sft", "pairs": "dpo"}
 #: Keys that are decided by what the silo goes on from.
 _DECIDED = ("data", "data.path", "data.source", "model", "model.warm_start", "run_dir")
 
@@ -52,10 +54,12 @@ def tune(
     from photon.commands.train import answer
     from photon.engine.start import start
     from photon.federation.run import check_run_dir
+    from photon.objective.configured import check_data
     from photon.preflight import preflight
 
     config = _composed(origin, prepared, list(context.args))
     config = config.model_copy(update={"run_dir": str(run_dir)})
+    check_data(config, prepared)
     with owned(run_dir):
         check_run_dir(config, resume=False)
         model, text = origin.write(run_dir, silo, prepared)
@@ -79,7 +83,7 @@ def _composed(origin: "Origin", prepared: "PreparedData", overrides: list[str]) 
     chosen = [
         *("model=custom", "model.warm_start=elsewhere", "data=prepared", "data.path=elsewhere"),
         f"model.sequence_length={prepared.manifest.sequence_length}",
-        f"objective={'sft' if prepared.manifest.kind == 'chat' else 'causal_lm'}",
+        f"objective={_OBJECTIVES.get(prepared.manifest.kind, 'causal_lm')}",
         *("federation=inprocess", "cohort=null", "rounds=4", "evaluation.before_merge=false"),
         *_as_in_the_run(origin.config),
         *("model.recipe.steps=null", "model.recipe.warmup_steps=0"),

@@ -22,6 +22,7 @@ from photon.errors import PhotonError, printable
 from photon.evaluation.export import export_model, export_run
 from photon.evaluation.load import check_tokenizer_of, open_run_checkpoint
 from photon.files.atomic import write_text
+from photon.objective.configured import plain_params
 from photon.state.checkpoint import Checkpoint, LedgerEntry
 from photon.state.silo import SiloStore
 from photon.strategy.base import strategy_of
@@ -160,6 +161,13 @@ def model_of_silo(config: RunConfig, checkpoint: Checkpoint, silo: str) -> tuple
     tuple
         The parameters, and whether some are the silo's own.
     """
+    vocab_size = checkpoint.state.vocab_size
+    params, is_own = _of_silo(config, checkpoint, silo)
+    return plain_params(config, vocab_size, params), is_own
+
+
+def _of_silo(config: RunConfig, checkpoint: Checkpoint, silo: str) -> tuple[Tensors, bool]:
+    """Return the same as the model of the run has them, with adapters beside what they are for."""
     strategy = strategy_of(config)
     run_dir, params, is_own = checkpoint.path.parent.parent, checkpoint.load_params(), False
     root, state = config.federation.root, checkpoint.state

@@ -55,7 +55,9 @@ def build_model(
         with torch.device("meta"):
             return _construct(model, config)
     if model.warm_start:
-        return nn.Module.to(load_warm_start(Path(model.warm_start), config), device)
+        loaded = load_warm_start(Path(model.warm_start), config)
+        _check_tied(loaded, model, config)
+        return nn.Module.to(loaded, device)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         built = _construct(model, config)
@@ -198,6 +200,24 @@ def _construct(model: ModelSection, config: PreTrainedConfig) -> PreTrainedModel
         raise
     except Exception as error:  # each of its models has asserts, indices and arithmetic of its own
         raise PhotonError(f"model={model.name}: transformers refuses it ({first_line(error)})") from error
+
+
+def _check_tied(loaded: nn.Module, model: ModelSection, config: PreTrainedConfig) -> None:
+    """Check that what the architecture ties is one in the warm start, too: silos see the architecture alone.
+
+    Raises
+    ------
+    PhotonError
+        If the folder has another value for it: transformers then leaves them apart.
+    """
+    with torch.device("meta"):
+        names = dict(_construct(model, config).named_parameters())
+    for name, _ in loaded.named_parameters():
+        if name not in names:
+            raise PhotonError(
+                f"{model.warm_start}: has a {name} of its own, which the model section ties to another "
+                "weight; set tie_word_embeddings=false in the architecture"
+            )
 
 
 def _described(model: ModelSection) -> tuple[dict[str, Any], str, bool]:

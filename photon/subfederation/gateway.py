@@ -132,7 +132,10 @@ class GatewayNode(FederationNode):
         rounds = self._settings.node.rounds or self.config.federation.inner_rounds
         steps = rounds * max(self.config.local_steps, before or 0)
         windows = steps * self.config.training.batch_size * (self._settings.silos or 1)
-        return {self.name: self._cost(request, steps, windows, self.member.described.sequence_length)}
+        length, spans = self.member.described.sequence_length, self.member.spans
+        # Every request counts for as much as the largest.
+        start = spans.begins(request) * windows // spans.rounds
+        return {self.name: self._cost(request, steps, windows, length, start=start)}
 
 
 def drive(settings: GatewaySettings) -> Drive:

@@ -76,6 +76,7 @@ class FederationNode(ABC):
         *,
         releases: int = 1,
         available: int | None = None,
+        start: int | None = None,
     ) -> Cost:
         """Return the cost of all its rounds, which go on where its own disk says.
 
@@ -85,14 +86,19 @@ class FederationNode(ABC):
             Of a silo, in all rounds of the request.
         length
             Tokens of a window.
+        start
+            Window that it begins with; None: after those of earlier requests.
         """
-        spans = self.member.spans
+        if start is None:
+            # Earlier requests may have asked for more or less; of each a silo reads so many times as much.
+            asked = max(1, request.steps * request.batch_size)
+            start = self.member.spans.read(request) * windows // asked
         return Cost(
             steps,
             windows,
             windows * length,
             releases=releases,
-            start=spans.begins(request) * windows // spans.rounds,
+            start=start,
             available=available,
         )
 

@@ -13,7 +13,13 @@ from photon.subfederation.kept import KeptReplies
 
 
 class Span(BaseModel):
-    """Where a round of the federation above began and ended, in own rounds."""
+    """Where a round of the federation above began and ended, in own rounds.
+
+    Attributes
+    ----------
+    windows
+        Windows that the requests until its end asked of a silo; None: an earlier Photon has not noted them.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -21,6 +27,7 @@ class Span(BaseModel):
     model_id: str
     begins: int
     ends: int
+    windows: int | None = None
 
 
 class _Noted(BaseModel):
@@ -83,7 +90,11 @@ class Spans:
             self._checkpoints.discard_after(begins)
         self.kept.forget(request.round)
         span = Span(
-            run_id=request.run_id, model_id=request.model_id, begins=begins, ends=begins + self.rounds
+            run_id=request.run_id,
+            model_id=request.model_id,
+            begins=begins,
+            ends=begins + self.rounds,
+            windows=self._read(last if begins else None, request) + request.steps * request.batch_size,
         )
         kept = {at: one for at, one in noted.rounds.items() if at < request.round}
         noted = _Noted(rounds={**kept, request.round: span}, requests=noted.requests + 1)
@@ -92,9 +103,25 @@ class Spans:
 
     def begins(self, request: TrainRequest) -> int:
         """Return the own round that a request would go on from; 0: it would begin anew."""
+        last = self._last(request)
+        return 0 if last is None else last.ends
+
+    def read(self, request: TrainRequest) -> int:
+        """Return the windows that requests have asked of a silo before this one; 0: it would begin anew."""
+        return self._read(self._last(request), request)
+
+    def _last(self, request: TrainRequest) -> Span | None:
         last = self._noted().rounds.get(request.last_round)
         known = last is not None and last.run_id == request.run_id and self.has(last.ends)
-        return last.ends if last is not None and known and request.last_round > 0 else 0
+        return last if known and request.last_round > 0 else None
+
+    def _read(self, last: Span | None, request: TrainRequest) -> int:
+        if last is None:
+            return 0
+        if last.windows is not None:
+            return last.windows
+        # As if all of them had asked for as many as this one.
+        return last.ends * request.steps * request.batch_size // self.rounds
 
     def end_of(self, run_id: str, server_round: int) -> int:
         """Return the own round in which one of the federation above ended; 0: there is none."""

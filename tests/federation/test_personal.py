@@ -1,6 +1,7 @@
 """A silo goes on alone from the model of a federation, and the report shows what it got."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,10 @@ from photon.report.write import write_report
 from photon.telemetry.events import Evaluated
 from photon.telemetry.log import read_events
 from photon.training.groups import read_params
+from tests.adapted import adapted
+from tests.objective.test_anchor import ANCHORED
+from tests.objective.test_dpo import write_pairs
+from tests.objective.test_sft import write_chats
 
 SHORT = [
     "rounds=2",
@@ -122,6 +127,37 @@ def test_it_starts_from_the_model_that_the_silo_has_at_the_end(
     merged = {**last.per_silo, **last.per_node}["beta"]
     first = evaluated(run_dir / "tuned" / "beta")[0]
     assert first.per_silo["beta"]["loss"] == pytest.approx(merged["loss"], abs=2e-6)
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(("objective", "write"), [("dpo", write_pairs), ("sft", write_chats)])
+def test_own_adapters_are_merged_and_tuned_on_text_of_their_kind(
+    objective: str, write: Any, run_small: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    tuned = adapted(tmp_path, objective, write)
+    run_small(*tuned.overrides, "strategy=fedper", "strategy.key_fraction=1.0", "rounds=2", data=tuned.data)
+    run_dir = tmp_path / "run"
+    checkpoint, config = open_run_checkpoint(run_dir)
+    params, is_own = model_of_silo(config, checkpoint, "beta")
+    assert is_own
+    assert params.keys() == read_params(load_pretrained(tmp_path / "base")).keys()
+    tune(str(run_dir), "--silo", "beta", "rounds=1", "local_steps=1", *SHORT[2:], *LAST)
+    first = evaluated(run_dir / "tuned" / "beta")[0]
+    if objective == "sft":
+        own = evaluated(run_dir)[-1].per_node["beta"]
+        assert first.per_silo["beta"]["loss"] == pytest.approx(own["loss"], abs=2e-6)
+    else:
+        # The model that is preferred to is the one that it starts from.
+        assert first.per_silo["beta"]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_text_of_another_kind_is_told_before_anything_is_written(
+    run_small: Callable[..., dict[str, Any]], labelled: Path, tmp_path: Path
+) -> None:
+    run_small("rounds=1", *ANCHORED, data=labelled)
+    with pytest.raises(PhotonError, match="CausalLM cannot train on the labelled"):
+        tune(str(tmp_path / "run"), "--silo", "a")
+    assert not (tmp_path / "run" / "tuned" / "a" / "start").exists()
 
 
 def test_what_is_trained_is_plain_training_of_the_start(

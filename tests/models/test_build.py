@@ -363,6 +363,20 @@ def cut(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
 
 
+def test_a_warm_start_with_an_output_of_its_own_is_not_taken_for_a_tied_one(tmp_path: Path) -> None:
+    """Silos build the model from the section, and would not know that parameter."""
+    section = small()
+    untied = {**(section.architecture or {}), "tie_word_embeddings": False}
+    model = build_model(section.model_copy(update={"architecture": untied}), VOCABULARY, seed=1)
+    model.save_pretrained(tmp_path)
+    update = {"warm_start": str(tmp_path)}
+    with pytest.raises(PhotonError, match=r"has a lm_head.weight of its own.*tie_word_embeddings=false"):
+        build_model(section.model_copy(update=update), VOCABULARY, seed=0)
+    own = section.model_copy(update={**update, "architecture": untied})
+    started = build_model(own, VOCABULARY, seed=0).state_dict()
+    assert all(torch.equal(tensor, started[name]) for name, tensor in model.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("architecture", "vocabulary", "damage", "message"),
     [

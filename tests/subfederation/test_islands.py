@@ -180,6 +180,26 @@ def test_the_policy_judges_all_islands_together(nodes: dict[int, dict[str, Any]]
 
 
 @pytest.mark.usefixtures("in_one_process")
+def test_islands_read_on_where_a_transition_has_changed_the_steps(
+    nodes: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Eight steps, then four: nothing is read twice, so nothing is refused."""
+    policy = tmp_path / "policy.yaml"
+    nodes[1]["policy"] = str(policy)
+    policy.write_text("min_repeat_rounds: 2\n")
+    deploy(
+        {1: nodes[1]},
+        tmp_path / "run",
+        "federation.silos=1",
+        "+transition.step=8",
+        "+transition.local_steps=8",
+    )
+    count = json.loads((tmp_path / "alpha" / "state" / "alpha" / "counts.json").read_text())
+    (use,) = count["content"].values()
+    assert [(place["start"], place["end"]) for place in use["places"]] == [(0, 64), (64, 96)]
+
+
+@pytest.mark.usefixtures("in_one_process")
 def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
     nodes: dict[int, dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -196,6 +216,26 @@ def test_what_leaves_the_silo_is_clipped_and_what_islands_send_is_not(
     ]
     assert len(inside) == 2
     assert min(inside) > 0.01
+
+
+@pytest.mark.few(1)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["strategy=scaffold"], "this node is a federation, which has no control variate of its own"),
+        (["strategy=streaming-diloco", "strategy.fragments=2"], "this node is a federation, which keeps no"),
+        (
+            ["link=int8", "link.downlink_payload=update"],
+            "this node is a federation, to which parameters do not travel as a change",
+        ),
+    ],
+    ids=["variates", "fragments", "change"],
+)
+def test_what_a_federation_cannot_do_is_told_before_a_round(
+    nodes: Nodes, tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(PhotonError, match=message):
+        deploy(nodes, tmp_path / "run", "federation.wait_for_silos=0", *overrides)
 
 
 @pytest.mark.parametrize(
