@@ -11,7 +11,7 @@ from photon.federation.failures import UndoneError
 from photon.federation.intake import Collected
 from photon.federation.ledger import rejected
 from photon.federation.round_events import RoundEvents
-from photon.objective.configured import steps_of
+from photon.objective.configured import objective_of, steps_of
 from photon.state.checkpoint import Checkpoint, CheckpointStore, LedgerEntry, ServerState
 from photon.strategy.contract import PARAMS
 from photon.telemetry.events import Evaluated
@@ -109,8 +109,10 @@ class Guard:
             return
         losses = {name: found["loss"] for name, found in evaluated.per_silo.items()}
         problem = written.state.progress.problem(losses, self._config.federation.guard)
-        # Noise on updates may itself make a model worse, and nobody is to blame.
-        if problem is not None and not self._config.privacy.noise_multiplier:
+        # Noise on updates may itself make a model worse, and nobody is to blame. What is made of sums is what
+        # was asked for, whatever it does to the loss.
+        blames = not self._config.privacy.noise_multiplier and objective_of(self._config).trains
+        if problem is not None and blames:
             raise UndoneError(problem)
         written.state.validation_loss = evaluated.loss
         written.state.estimated = evaluated.is_estimate
@@ -167,6 +169,8 @@ class Guard:
                 f"round {server_round} does not count: {problem}; look at its silos, or go on with "
                 "federation.guard.action=undo in config.yaml"
             )
+        if not objective_of(self._config).trains:
+            raise RunError(f"round {server_round} does not count: {problem}; no other round makes its sums")
         good = self._checkpoints.evaluated() or self._checkpoints.load(before.round)
         sizes = {name: of[PARAMS] for name, of in collected.sizes.items() if PARAMS in of}
         named = suspects({name: size for name, size in sizes.items() if name in collected.reports})

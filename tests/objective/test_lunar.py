@@ -169,6 +169,14 @@ def test_sums_over_silos_give_what_one_machine_has(make: Make, asked: Path) -> N
     assert told.after["forget/refused"] == pytest.approx(8 / 9)
 
 
+def test_the_guard_lets_a_model_forget(make: Make, asked: Path) -> None:
+    """What is made of sums was asked for: a worse loss is no reason to put the model back."""
+    config = make("federation.guard.tolerance=0.0001")
+    run(config)
+    check_weights(config, *central(config, asked, SILOS), atol=0)
+    assert store(config).load(3).state.progress.undone == 0
+
+
 @pytest.mark.few(1)
 @pytest.mark.parametrize("silos", [["all"], ["left", "right"]])
 def test_any_split_gives_the_same(make: Make, asked: Path, tmp_path: Path, silos: list[str]) -> None:
