@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from photon.commands.given import Model
+from photon.commands.given import LARGEST_SEED, Model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -144,7 +144,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to add.")] = 64,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int, typer.Option(min=1, help="Tokens to choose among at each step.")] = 50,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the choices.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     iterations: Annotated[
         int | None, typer.Option(help="Passes through the body of an AbbIE model; default: as in training.")

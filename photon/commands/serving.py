@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from photon.commands.given import Model
+from photon.commands.given import LARGEST_SEED, Model
 
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
@@ -21,7 +21,8 @@ def chat(
         float, typer.Option(min=0.01, max=1.0, help="Share of probability to choose from.")
     ] = 0.95,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the choices; default: another one each time.")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Seed of the choices; default: another one each time."),
     ] = None,
     device: _Device = "auto",
 ) -> None:
@@ -37,9 +38,9 @@ def chat(
     from photon.training.hardware import resolve_device
 
     where = resolve_device(device)
+    settings = Settings(most=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
     with opened_export(model, lambda line: typer.echo(line, err=True)) as export:
         served = open_served(export, where)
-    settings = Settings(most=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
 
     def say(text: str) -> None:
         typer.echo(text, nl=False)

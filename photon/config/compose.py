@@ -16,8 +16,8 @@ from photon.components import nearest
 from photon.config import folders
 from photon.config.explain import (
     explain_hydra_error,
+    explain_unresolved,
     explain_validation,
-    first_line,
     group_options,
     no_option,
 )
@@ -257,7 +257,8 @@ def resolved(composed: Any) -> Any:
     try:
         return OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise PhotonError(f"config: {first_line(error)}") from error
+        told = explain_unresolved(error, lambda key: OmegaConf.select(composed, key) is not None)
+        raise PhotonError(told) from error
 
 
 def validate(values: Any) -> RunConfig:

@@ -1,7 +1,7 @@
 """One line for each error of a configuration: what is wrong, where, and the nearest valid word."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,8 @@ def _dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             yield from _dotted(value, f"{prefix}{key}.")
 
 
+#: Keys that a message names where many are missing.
+_NAMED = 3
 #: How pydantic names the alternatives of a union.
 _ALTERNATIVE = r"(int|float|str|bool)|(literal|dict|list)\[.*\]"
 
@@ -102,6 +104,8 @@ _ALTERNATIVE = r"(int|float|str|bool)|(literal|dict|list)\[.*\]"
 def explain_validation(error: ValidationError, known: Collection[str]) -> str:
     """Return one line for a value that does not fit its schema, whose keys are ``known``."""
     problems: dict[str, list[str]] = {}
+    if missing := [".".join(map(str, item["loc"])) for item in error.errors() if item["type"] == "missing"]:
+        problems[missing_keys(missing)] = []
     for item in error.errors():
         # The alternatives of a key, such as a number or `auto`, are no part of its name.
         where = ".".join(part for part in map(str, item["loc"]) if not re.fullmatch(_ALTERNATIVE, part))
@@ -110,7 +114,7 @@ def explain_validation(error: ValidationError, known: Collection[str]) -> str:
             unknown = f"{where}: unknown key{nearest(where, known)}"
             problems[unknown if new is None else is_called(where, new)] = []
         elif item["type"] == "missing":
-            problems[f"{where}: missing; every key has a default in conf/, so remove the deletion"] = []
+            continue
         elif item["type"] == "value_error":
             problems[str(item["ctx"]["error"])] = []
         else:
@@ -121,6 +125,26 @@ def explain_validation(error: ValidationError, known: Collection[str]) -> str:
         if told
         else what
         for what, told in problems.items()
+    )
+
+
+def explain_unresolved(error: Exception, there: Callable[[str], bool]) -> str:
+    """Return one line for a value that is taken from a key which is not ``there``."""
+    match = re.search(r"Interpolation key '([^']+)' not found", str(error))
+    if match is None:
+        return f"config: {first_line(error)}"
+    parts = match[1].split(".")
+    # A group that was deleted has none of its keys.
+    above = (".".join(parts[:depth]) for depth in range(1, len(parts)))
+    return missing_keys([next((one for one in above if not there(one)), match[1])])
+
+
+def missing_keys(keys: Sequence[str]) -> str:
+    """Return one line for keys that a configuration lacks, of which the first are named."""
+    more = f" and {len(keys) - _NAMED} more" if len(keys) > _NAMED else ""
+    return (
+        f"{', '.join(keys[:_NAMED])}{more}: missing; every key has a default in conf/, so remove the "
+        "deletion, or take the whole file where a part of it is lost"
     )
 
 

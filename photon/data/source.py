@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from photon.config.folders import photon_home
-from photon.config.schema import DataSection
+from photon.config.schema import DataSection, ModelSection, TrainingSection
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
+from photon.files.memory import check_batch
 
 
 def check_path(data: DataSection, *, has_text: bool) -> None:
@@ -67,3 +68,20 @@ def prepared_path(data: DataSection, sequence_length: int, seed: int) -> Path:
     from photon.data.embedded import ensure_embedded
 
     return ensure_embedded(photon_home(), sequence_length=sequence_length, vocab_size=data.vocab_size)
+
+
+def check_steps(path: Path, training: TrainingSection, model: ModelSection) -> None:
+    """Check that a step on prepared data fits this machine's memory, before each silo says so in a round.
+
+    Raises
+    ------
+    PhotonError
+        If it does not.
+    """
+    prepared = PreparedData.reopen(path).manifest
+    check_batch(
+        training.batch_size,
+        training.micro_batch_size,
+        length=prepared.sequence_length,
+        vocabulary=model.vocab_size or prepared.vocab_size,
+    )

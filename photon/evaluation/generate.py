@@ -1,5 +1,6 @@
 """Text from a trained model."""
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,9 @@ from photon.errors import PhotonError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+#: A temperature up to which the likeliest token is taken: others have no chance, and logits become infinite.
+COLDEST = 1e-4
 
 
 def generate_text(
@@ -53,11 +57,9 @@ def generate_text(
         If the folder is not a model with a tokenizer, a setting makes no sense, or the prompt leaves the
         model no room.
     """
-    if max_new_tokens < 1 or temperature < 0 or top_k < 1:
-        raise PhotonError(
-            f"max_new_tokens={max_new_tokens}, temperature={temperature}, top_k={top_k}: the first and the "
-            "last must be at least 1, the temperature at least 0"
-        )
+    if max_new_tokens < 1 or top_k < 1:
+        raise PhotonError(f"max_new_tokens={max_new_tokens}, top_k={top_k}: both must be at least 1")
+    check_temperature(temperature)
     import torch
     from transformers import GenerationConfig
 
@@ -66,23 +68,78 @@ def generate_text(
 
     tokenizer = load_tokenizer(export)
     model = torch.nn.Module.to(load_pretrained(export), device).eval()
-    start = tokenizer.encode(prompt, add_special_tokens=False) or _document_start(tokenizer, export)
+    start = _encoded(prompt, tokenizer, model, export)
     settings = GenerationConfig(
         max_new_tokens=min(max_new_tokens, _room(model, len(start))),
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-        **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature else {}),
+        **({"do_sample": True, "temperature": temperature, "top_k": top_k} if temperature > COLDEST else {}),
     )
     input_ids = torch.tensor([start], device=device)
     passes = nullcontext() if iterations is None else iterating(model, iterations)
     with passes, torch.random.fork_rng(), torch.no_grad(), quiet_transformers():
         torch.manual_seed(seed)
-        output: Any = model.generate(
-            input_ids, attention_mask=torch.ones_like(input_ids), generation_config=settings, use_cache=True
-        )
+        try:
+            output: Any = model.generate(
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                generation_config=settings,
+                use_cache=True,
+            )
+        except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+            raise cannot_write(export, model, error) from error
     # A character may be split between tokens, so prompt and continuation are decoded together.
     text: str = tokenizer.decode(output[0], skip_special_tokens=True)
     return text
+
+
+def _encoded(prompt: str, tokenizer: Any, model: "PreTrainedModel", export: Path) -> list[int]:
+    if not is_text(prompt):
+        raise PhotonError("prompt: it has bytes that are no UTF-8; give it as text")
+    start: list[int] = tokenizer.encode(prompt, add_special_tokens=False)
+    start = start or _document_start(tokenizer, export)
+    if max(start) >= model.config.vocab_size:
+        raise PhotonError(
+            f"{export}: its tokenizer has the token {max(start)}, and the model {model.config.vocab_size} "
+            "of them; they are not of one model, so export it again"
+        )
+    return start
+
+
+def check_temperature(temperature: float) -> None:
+    """Check that a temperature is one.
+
+    Raises
+    ------
+    PhotonError
+        If it is not.
+    """
+    if not 0 <= temperature < math.inf:
+        raise PhotonError(f"temperature={temperature}: it must be at least 0, and finite")
+
+
+def is_text(text: str) -> bool:
+    """Return whether a text can be written down: half of a character, or a byte that is none, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def cannot_write(export: Path, model: "PreTrainedModel", error: Exception) -> PhotonError:
+    """Return what is said of a model in which writing ends with an error."""
+    import torch
+
+    if not all(bool(torch.isfinite(weight).all()) for weight in model.parameters()):
+        return PhotonError(
+            f"{export}: has weights that are no finite numbers, so it cannot write; take an earlier round, "
+            "or export it again"
+        )
+    return PhotonError(
+        f"{export}: cannot write ({str(error).strip().partition(chr(10))[0]:.200}); look at its "
+        "generation_config.json"
+    )
 
 
 def load_tokenizer(export: Path) -> Any:

@@ -10,7 +10,7 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError, printable
 from photon.evaluation.folder import check_folder
-from photon.state.checkpoint import Checkpoint, CheckpointStore, open_checkpoint
+from photon.state.checkpoint import Checkpoint, CheckpointStore, check_seal, open_checkpoint
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -71,14 +71,21 @@ def open_run_checkpoint(path: Path) -> tuple[Checkpoint, RunConfig]:
     check_folder(path)
     if (path / "checkpoint.json").is_file():
         folder = path.resolve()
-        return open_checkpoint(folder), _settings(folder.parent.parent)
+        return _whole(open_checkpoint(folder)), _settings(folder.parent.parent)
     store = CheckpointStore(path / "checkpoints")
     rounds = store.rounds()
     if not rounds:
         raise PhotonError(
             f"{path}: neither a run with checkpoints, nor a checkpoint, nor an exported model (config.json)"
         )
-    return store.load(rounds[-1]), _settings(path)
+    return _whole(store.load(rounds[-1])), _settings(path)
+
+
+def _whole(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint that is what was written: one with a changed weight would be another model."""
+    checkpoint.load_params()  # It says best what is wrong with a file that cannot be read.
+    check_seal(checkpoint)
+    return checkpoint
 
 
 def _settings(run_dir: Path) -> RunConfig:

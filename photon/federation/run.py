@@ -12,13 +12,13 @@ from flwr.serverapp import Grid
 
 from photon.config.folders import photon_home
 from photon.config.schema import RunConfig
-from photon.data.source import check_path, prepared_path
+from photon.data.source import check_path, check_steps, prepared_path
 from photon.errors import PhotonError, RunError
 from photon.federation.listeners import listening, open_others
 from photon.federation.results import finish
 from photon.federation.run_tasks import RunTasks, check_tasks
 from photon.files.atomic import write_text
-from photon.files.owner import LOCK, going_on
+from photon.files.owner import LOCK, check_kinds, going_on
 from photon.state.checkpoint import CheckpointStore
 from photon.telemetry.events import Notice
 
@@ -56,9 +56,10 @@ def prepare_run(config: RunConfig) -> RunConfig:
     found = {name: str(Path(file).absolute()) for name, file in files.items() if file}
     changes["model"] = config.model.model_copy(update=found)
     if config.federation.engine != "deployment":
-        changes["data"] = config.data.model_copy(
-            update={"path": str(prepared_path(config.data, config.model.sequence_length, config.seed))}
-        )
+        path = prepared_path(config.data, config.model.sequence_length, config.seed)
+        changes["data"] = config.data.model_copy(update={"path": str(path)})
+        # The silos are on this machine, and would each say so in the first round.
+        check_steps(path, config.training, config.model)
     elif config.data.path is not None:
         # Where the aggregator has the tokenizer; the ServerApp may work in another folder.
         changes["data"] = config.data.model_copy(update={"path": str(Path(config.data.path).absolute())})
@@ -156,6 +157,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
         )
     if resume and not has_run:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
+    check_kinds(run_dir)
     if resume:
         _changed(config, run_dir)
     try:

@@ -20,6 +20,11 @@ _TRY_SECONDS = 0.5
 _ENDING_SECONDS = 20.0
 
 
+#: What a run writes by itself into its folder: files, and folders.
+_FILES = (LOCK, "config.yaml", "events.jsonl", "report.html", "summary.json")
+_FOLDERS = ("checkpoints", "export", "silos", "store")
+
+
 @contextmanager
 def owned(run_dir: Path) -> Iterator[int]:
     """Own the run in a folder, which is made where it is missing.
@@ -86,6 +91,21 @@ def held(folder: Path, named_by: str = "--output") -> Iterator[bool]:
         yield take(lock, _TRY_SECONDS)
     finally:
         os.close(lock)
+
+
+def check_kinds(run_dir: Path) -> None:
+    """Check that nothing of another kind is where a run writes: it would be noticed when a round is done.
+
+    Raises
+    ------
+    PhotonError
+        If there is.
+    """
+    for names, fits, kind in ((_FILES, Path.is_file, "file"), (_FOLDERS, Path.is_dir, "folder")):
+        for name in names:
+            place = run_dir / name
+            if place.exists() and not fits(place):
+                raise PhotonError(f"{place}: is no {kind}, and a run keeps one there; move it away")
 
 
 def is_going_on(run_dir: Path) -> bool:

@@ -199,6 +199,11 @@ def _construct(model: ModelSection, config: PreTrainedConfig) -> PreTrainedModel
     except PhotonError:
         raise
     except Exception as error:  # each of its models has asserts, indices and arithmetic of its own
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+            raise PhotonError(
+                f"model={model.name}: this machine has not the memory for it, with model.sequence_length="
+                f"{model.sequence_length}; choose a smaller model, or shorten the sequences"
+            ) from error
         raise PhotonError(f"model={model.name}: transformers refuses it ({first_line(error)})") from error
 
 

@@ -17,11 +17,17 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from photon.errors import PhotonError
 from photon.serving.model import Answer, PromptError, ServedModel, Settings, TooLongError
 from photon.serving.schema import ChatRequest, CompletionRequest, error, usage
 
 #: Bytes of a request, at most.
 MOST_BYTES = 4 << 20
+
+#: How pydantic names alternatives.
+_ALTERNATIVES = ("str", "constrained-str")
+
+_NO_OBJECT = "a request has a body, an object in JSON, and says so: Content-Type: application/json"
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +48,7 @@ def build_app(model: ServedModel, key: str | None) -> FastAPI:
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(PromptError, _prompt_refused)
+    app.add_exception_handler(PhotonError, _cannot_write)
     app.add_exception_handler(Exception, _failed)
     made = int(time.time())
     entry = {"id": model.name, "object": "model", "created": made, "owned_by": "photon"}
@@ -78,7 +85,7 @@ def build_app(model: ServedModel, key: str | None) -> FastAPI:
 
     def _check_name(name: str) -> None:
         if name != model.name:
-            raise HTTPException(404, f"no model {name!r} here; it is called {model.name!r}")
+            raise HTTPException(404, f"no model {name[:100]!r} here; it is called {model.name!r}")
 
     return app
 
@@ -199,8 +206,11 @@ async def _events(answer: Answer, form: _ChatForm | _TextForm, *, with_usage: bo
             yield _event({**form.chunk(""), **last})
         async for piece in _pieces(answer):
             yield _event({**form.chunk(piece), **last})
-    except Exception:  # the status has been sent, so the stream says it
-        _log.exception("an answer ended early")
+    except Exception as raised:  # the status has been sent, so the stream says it
+        if isinstance(raised, PhotonError):
+            _log.error("an answer ended early: %s", raised)
+        else:
+            _log.exception("an answer ended early")
         yield _event(error("the answer ended early", kind="server_error"))
         return
     yield _event({**form.chunk(None, answer.finish), **last})
@@ -225,14 +235,27 @@ async def _refused(_request: Request, raised: Exception) -> Response:
 
 async def _invalid(_request: Request, raised: Exception) -> Response:
     found = raised.errors()[0] if isinstance(raised, RequestValidationError) else {}
-    where = ".".join(str(part) for part in found.get("loc", ())[1:])
-    told = {"extra_forbidden": "not supported here"}.get(found.get("type", ""), str(found.get("msg", "")))
+    kind = found.get("type", "")
+    # Of a key that may be one thing or another, such as a word or a list of them, the first is told.
+    parts = [str(part) for part in found.get("loc", ())[1:] if part not in _ALTERNATIVES]
+    where = "" if kind == "json_invalid" else ".".join(parts)
+    told = {
+        "extra_forbidden": "not supported here",
+        "json_invalid": "the body is no JSON",
+        "missing": "missing" if where else _NO_OBJECT,
+        "model_attributes_type": _NO_OBJECT,
+    }.get(kind, str(found.get("msg", "")))
     return JSONResponse(error(f"{where}: {told}" if where else told), 400)
 
 
 async def _prompt_refused(_request: Request, raised: Exception) -> Response:
     code = "context_length_exceeded" if isinstance(raised, TooLongError) else None
     return JSONResponse(error(str(raised), code=code), 400)
+
+
+async def _cannot_write(_request: Request, raised: Exception) -> Response:
+    _log.error("%s", raised)
+    return JSONResponse(error("the model cannot answer; the log says why", kind="server_error"), 500)
 
 
 async def _failed(_request: Request, _raised: Exception) -> Response:

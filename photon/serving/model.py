@@ -12,7 +12,8 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
-from photon.evaluation.generate import load_tokenizer
+from photon.errors import PhotonError
+from photon.evaluation.generate import COLDEST, cannot_write, check_temperature, is_text, load_tokenizer
 from photon.evaluation.load import check_export, open_trained
 from photon.models.pretrained import first_line, quiet_transformers
 
@@ -58,6 +59,9 @@ class Settings:
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
 
 class ServedModel:
     """An exported model and its tokenizer, ready to write one answer at a time.
@@ -76,6 +80,18 @@ class ServedModel:
         self._model: PreTrainedModel = torch.nn.Module.to(open_trained(export).model, device).eval()
         self.positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
         self._turn = threading.Lock()
+        self._export, self._ends = export, self._read_ends(export)
+
+    def _read_ends(self, export: Path) -> list[int]:
+        """Return the tokens that end an answer: the tokenizer's, and those that the model names."""
+        own: Any = getattr(self._model.generation_config, "eos_token_id", None)
+        ends = {self.tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+        if not all(type(end) is int for end in ends):
+            raise PhotonError(
+                f"{export / 'generation_config.json'}: eos_token_id={own!r}: expected the number of a token, "
+                "or several"
+            )
+        return sorted(ends)
 
     @property
     def has_chat(self) -> bool:
@@ -88,8 +104,9 @@ class ServedModel:
         Raises
         ------
         PromptError
-            If an empty text has no token that could stand for it.
+            If it is no text, or an empty one and there is no token that could stand for it.
         """
+        _check_text(text)
         tokens: list[int] = self.tokenizer.encode(text)
         if tokens:
             return tokens
@@ -107,6 +124,8 @@ class ServedModel:
         """
         if not self.has_chat:
             raise PromptError("the model has no chat template: it continues text and holds no conversations")
+        for message in messages:
+            _check_text(message["content"])
         try:
             made = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], add_generation_prompt=True, return_dict=True
@@ -141,13 +160,16 @@ class ServedModel:
         return Answer(self, prompt, settings, min(room, settings.most or room))
 
     def write(self, prompt: Sequence[int], settings: Settings, most: int, to: "_Tokens") -> None:
-        """Write an answer, in the thread that calls; others wait."""
-        ends = {self.tokenizer.eos_token_id}
-        own: Any = getattr(self._model.generation_config, "eos_token_id", None)
-        ends |= set(own) if isinstance(own, list) else {own}
-        known = sorted(end for end in ends if end is not None)
+        """Write an answer, in the thread that calls; others wait.
+
+        Raises
+        ------
+        PhotonError
+            If the model cannot write.
+        """
+        known = self._ends
         chosen: dict[str, Any] = {"do_sample": False}
-        if settings.temperature:
+        if settings.temperature > COLDEST:
             chosen = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
             chosen["top_k"] = settings.top_k or 0
         config = GenerationConfig(
@@ -159,13 +181,16 @@ class ServedModel:
         with self._turn, torch.random.fork_rng(gpus), torch.no_grad(), quiet_transformers():
             torch.manual_seed(secrets.randbits(63) if settings.seed is None else settings.seed)
             model: Any = self._model
-            model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                generation_config=config,
-                streamer=to,
-                stopping_criteria=StoppingCriteriaList([to.wanted]),
-            )
+            try:
+                model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=config,
+                    streamer=to,
+                    stopping_criteria=StoppingCriteriaList([to.wanted]),
+                )
+            except (ArithmeticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+                raise cannot_write(self._export, self._model, error) from error
 
     def close(self) -> None:
         """Wait a little until nothing is being written: a thread must not run while the process ends."""
@@ -289,6 +314,11 @@ class _Decoder:
             for tokens in (self._shown, self._shown + self._waiting)
         )
         return str(after)[len(before) :]
+
+
+def _check_text(text: str) -> None:
+    if not is_text(text):
+        raise PromptError("it has half of a character (a lone surrogate), which is no text; leave it out")
 
 
 class StopWords:

@@ -119,9 +119,8 @@ def _model(config: RunConfig, vocab_size: int) -> tuple["PreTrainedModel", int]:
     flops = model_flops_per_token(on_meta, sequence) * sequence
     model = None
     if flops > _PASS_FLOPS and (smaller := _with_fewer_layers(config.model, on_meta.config.vocab_size)):
-        config = config.model_copy(update={"model": smaller})
         try:
-            model = _trained(config, 1)
+            model = _trained(config.model_copy(update={"model": smaller}), 1)
             flops = model_flops_per_token(model, sequence) * sequence
         except PhotonError:
             pass  # Its layers are not all alike: what takes so long a step can wait for a whole one.

@@ -9,7 +9,7 @@ from photon.config.schema import RunConfig
 from photon.data.prepared import PreparedData
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
-from photon.files.memory import LARGE_BYTES, memory_bytes, release_freed
+from photon.files.memory import LARGE_BYTES, check_batch, release_freed
 from photon.link.messages import TrainRequest
 from photon.link.transport import MappedTensors
 from photon.silo.group import fit_in_group
@@ -61,7 +61,12 @@ def _fit_here(
     site: SiloSite,
 ) -> GroupResult:
     """Train in this process, on the runtime that it keeps."""
-    _check_batch(request, data, config)
+    check_batch(
+        request.batch_size,
+        config.training.micro_batch_size,
+        length=data.windows("train")[0].shape[1],
+        vocabulary=config.model.vocab_size or data.vocab_size,
+    )
     runtime, method = runtime_of(config, data.vocab_size), strategy_of(config).local
     write_params(runtime.model, start.params)
     if isinstance(start.params, MappedTensors):
@@ -99,29 +104,6 @@ def _fit_here(
     # Of windows that an objective chooses the place in the text counts as if they came in turn.
     position = request.position + request.steps * request.batch_size
     return GroupResult(trained, states, scalars, position, result, collected, given)
-
-
-def _check_batch(request: TrainRequest, data: SiloData, config: RunConfig) -> None:
-    """Check that what a model says of one micro-batch fits this machine's memory, before there is a batch.
-
-    The system may promise more memory than it has, and then ends whoever uses it.
-
-    Raises
-    ------
-    PhotonError
-        If it does not: of half floats, which are the smallest.
-    """
-    micro = config.training.micro_batch_size
-    sequences = request.batch_size if micro is None else 1 if micro == "auto" else micro
-    length = data.windows("train")[0].shape[1]
-    logits = 2 * sequences * length * (config.model.vocab_size or data.vocab_size)
-    # The batch itself is of int64, whatever the micro-batches are.
-    if (needed := max(logits, 8 * request.batch_size * length)) > memory_bytes():
-        raise PhotonError(
-            f"training: a micro-batch of {sequences:,} sequences takes {needed / 2**30:,.0f} GiB, and "
-            f"this machine has {memory_bytes() / 2**30:,.0f}; lower "
-            "training.micro_batch_size or training.batch_size"
-        )
 
 
 def _placed(groups: StateGroups, device: torch.device) -> StateGroups:

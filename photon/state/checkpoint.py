@@ -421,7 +421,7 @@ class CheckpointStore:
             If it is missing, damaged or of another format.
         """
         checkpoint = self.load(server_round)
-        _check_seal(checkpoint)
+        check_seal(checkpoint)
         checkpoint.load_params()
         checkpoint.load_outer()
         checkpoint.load_reference()
@@ -572,7 +572,7 @@ def _seal(folder: Path, state: ServerState, sums: Mapping[str, str]) -> None:
         sync_file(each)
 
 
-def _check_seal(checkpoint: Checkpoint) -> None:
+def check_seal(checkpoint: Checkpoint) -> None:
     """Check that a checkpoint is what was written; one of an earlier Photon may have no seal to check.
 
     Raises

@@ -1,6 +1,7 @@
 """Which runs are served, and how each stands at a glance."""
 
 import json
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,10 @@ def find_runs(where: list[Path]) -> dict[str, Path]:
         for folder in run_folders(root):
             file = folder / EVENTS
             try:
-                found[folder.resolve()] = file.stat().st_mtime
+                about = file.stat()
+                # A pipe would hold whoever reads it for ever.
+                if stat.S_ISREG(about.st_mode):
+                    found[folder.resolve()] = about.st_mtime
             except OSError:
                 continue
     folders = sorted(found, key=lambda folder: -found[folder])[:_MOST]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from photon.config.compose import compose, parse, settings_from, split_overrides, with_overrides
+from photon.config.compose import compose, load, parse, settings_from, split_overrides, with_overrides
 from photon.config.folders import conf_dir
 from photon.errors import PhotonError
 from photon.preflight import preflight
@@ -249,3 +249,13 @@ def test_simulated_silos_have_a_store_in_the_run_folder(tmp_path: Path) -> None:
     assert compose(run).link_in_use.store.url == str(tmp_path / "store")
     assert compose([*run, "link.store.url=/elsewhere"]).link_in_use.store.url == "/elsewhere"
     assert compose([f"run_dir={tmp_path}", "federation=deployment"]).link_in_use.store.url is None
+
+
+def test_what_is_missing_is_said_once(tmp_path: Path) -> None:
+    with pytest.raises(PhotonError, match=r"^model: missing; every key has a default in conf/"):
+        compose(["~model"])
+    file = tmp_path / "config.yaml"
+    file.write_text("".join(compose().text.splitlines(keepends=True)[:40]))
+    with pytest.raises(PhotonError, match=r" and \d+ more: missing; ") as refused:
+        load(file)
+    assert len(str(refused.value)) < 300

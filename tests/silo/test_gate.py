@@ -401,7 +401,7 @@ def test_too_little_memory_is_one_line(
 
 
 def test_a_batch_that_does_not_fit_is_not_made(ask: Any, node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("photon.silo.fit.memory_bytes", lambda: 2 * 4 * 16 * 300 - 1)
+    monkeypatch.setattr("photon.files.memory.memory_bytes", lambda: 2 * 4 * 16 * 300 - 1)
     with pytest.raises(PhotonError, match="a micro-batch of 4 sequences takes 0 GiB"):
         ask(node())
     assert ask(node(), {("training", "micro_batch_size"): 2}, model_id="m2").steps == 2
