@@ -398,7 +398,7 @@ def test_islands_say_that_they_have_no_sums(small_config: Make, lone_corpus: Pat
     (tmp_path / "toys.yaml").write_text(TOYS)
     node = {"data-dir": str(lone_corpus), "state-dir": str(tmp_path / "state"), "islands": 2}
     node["policy"] = str(tmp_path / "toys.yaml")
-    with pytest.raises(PhotonError, match="alone is a federation, which answers with parameters and not with sums"):
+    with pytest.raises(PhotonError, match="alone is a federation, which answers with parameters and not"):
         answer("train", message(config, request(silo="alone", members=["alone"])), node)
 
 
