@@ -154,6 +154,16 @@ def test_what_it_says_to_train_with_fits_the_silos(
     assert (config.federation.silos, config.cohort) == (len(silos), cohort)
 
 
+def below(supervisor: psutil.Process, program: str) -> list[psutil.Process]:
+    """Return the processes of a program below another, without those that have ended meanwhile."""
+    found = []
+    for process in supervisor.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any(program in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
 @pytest.mark.deployment
 @pytest.mark.timeout(900)
 def test_a_killed_supernode_is_started_again(
@@ -175,10 +185,8 @@ def test_a_killed_supernode_is_started_again(
         supervisors = dict(federation._running(folder))
         family = [p for s in supervisors.values() for p in [s, *s.children(recursive=True)]]
         for lost in ("flower-superexec", "flower-supernode"):
-            below = supervisors["alpha"].children(recursive=True)
             # The last: what keeps a SuperNode running has its name in its command line, too.
-            node = [process for process in below if any(lost in word for word in process.cmdline())][-1]
-            node.kill()
+            below(supervisors["alpha"], lost)[-1].kill()
             wait_until(lambda: not federation.status(folder), "the status to tell", 20)
             if lost == "flower-superexec":
                 assert "without a SuperExec" in capsys.readouterr().out
