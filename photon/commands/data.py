@@ -393,7 +393,7 @@ def _read_hub(
     reader: "RowReader",
     into: "Callable[[], Store]",
 ) -> "HubText":
-    from photon.data.hub import hub_documents, named_corpus
+    from photon.data.hub import MOST_DOCUMENTS, hub_documents, named_corpus
     from photon.data.prepare import progress_bar
 
     name, configs = named_corpus(value)
@@ -404,7 +404,7 @@ def _read_hub(
             configs=configs,
             data_files=files,
             reader=reader,
-            limit=limit or 10_000,
+            limit=limit or MOST_DOCUMENTS,
             limit_bytes=None if limit_mb is None else int(limit_mb * 1e6),
             advance=lambda count: bar.advance(task, count),
             into=into,

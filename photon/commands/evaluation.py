@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from photon.commands.given import LARGEST_SEED, Model
+from photon.commands.given import Model
+from photon.config.schema import LARGEST_SEED
 
 if TYPE_CHECKING:
     from rich.table import Table

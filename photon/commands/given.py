@@ -7,9 +7,6 @@ import typer
 
 from photon.evaluation.folder import check_folder
 
-#: Largest seed that random numbers are drawn from.
-LARGEST_SEED = 2**63 - 1
-
 
 def _model(path: Path) -> Path:
     return check_folder(path)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from photon.commands.given import LARGEST_SEED, Model
+from photon.commands.given import Model
+from photon.config.schema import LARGEST_SEED
 
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 

@@ -25,6 +25,8 @@ from photon.config.trackers import WandbSection
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
 
+#: Largest seed that fits in 64 bits with a sign.
+LARGEST_SEED = 2**63 - 1
 #: Codecs of one list, and entries of `link.uplink_by_name`.
 MAX_CODECS, MAX_NAMED = 16, 100
 #: Of products of float32 matrices, in the words of `torch.set_float32_matmul_precision`.
@@ -460,7 +462,9 @@ class RunConfig(Section):
     run_dir: str | None = Field(
         description="Folder of the run; null: a new one in runs/, or for `flwr run` in runs/ of $PHOTON_HOME."
     )
-    seed: int = Field(ge=0, lt=2**63, description="Seed of initial weights, cohorts and data order.")
+    seed: int = Field(
+        ge=0, lt=LARGEST_SEED + 1, description="Seed of initial weights, cohorts and data order."
+    )
     rounds: int = Field(ge=1, description="Rounds to train.")
     local_steps: int = Field(ge=1, description="Local steps of each silo in a round (H).")
     cohort: int | None = Field(ge=1, description="Silos sampled per round (K); null: all of them.")

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SCAN_FACTOR = 50
 # And after this many rows of which none could be used: more will not be better.
 PATIENCE = 10_000
+#: Documents of a silo, if nobody says how many.
+MOST_DOCUMENTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def hub_documents(
     configs: Sequence[str] = (),
     data_files: Sequence[str] = (),
     reader: RowReader = _TEXTS,
-    limit: int = 10_000,
+    limit: int = MOST_DOCUMENTS,
     limit_bytes: int | None = None,
     advance: Callable[[int], None] = lambda _: None,
     into: Callable[[], Store] = list,

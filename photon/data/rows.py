@@ -23,6 +23,8 @@ _NEXT_ROW = re.compile(r",\s*(?=\{)")
 _BETWEEN_ROWS = re.compile(r"[\s,\]]*")
 #: What opens and closes objects, and texts, in which neither counts.
 _BRACES = re.compile(r'"(?:[^"\\]|\\.)*"|["{}]', re.DOTALL)
+#: Rows of a line of which the end is looked for in vain: each time all that follows is read.
+_LOOKS = 16
 #: What may stand behind a row.
 _BEHIND_ROW = re.compile(r"\s*(?:,\s*(?=\{)|\]?\s*\Z)")
 #: In place of the value of a field that is not there.
@@ -106,7 +108,7 @@ def json_rows(stream: Stream, kind: FileKind) -> Iterator[tuple[int, Any]]:
 def _rows_of_line(line: bytes) -> Iterator[Any]:
     """Yield the rows of a line that is not JSON as a whole, from each ``{`` that follows a comma."""
     text = line.decode("utf-8", "surrogateescape").strip(" \t\r\n").removeprefix("[")
-    start = 0
+    start, looks = 0, _LOOKS
     while start < len(text):
         try:
             row, end = _DECODER.raw_decode(text, start)
@@ -114,19 +116,22 @@ def _rows_of_line(line: bytes) -> Iterator[Any]:
         except (json.JSONDecodeError, RecursionError) as error:
             row = _bad(error)
             # Objects inside of it are no rows. Where its own end does not show, the next row may be any.
-            follows = _BEHIND_ROW.match(text, _end_of_row(text, start)) or _NEXT_ROW.search(text, start)
+            closed = _end_of_row(text, start) if looks > 0 else None
+            looks -= closed is None
+            behind = None if closed is None else _BEHIND_ROW.match(text, closed)
+            follows = behind or _NEXT_ROW.search(text, start)
         yield row
         start = len(text) if follows is None else follows.end()
 
 
-def _end_of_row(text: str, start: int) -> int:
-    """Return where the brace at ``start`` is closed; ``start``: nowhere, or there is none."""
+def _end_of_row(text: str, start: int) -> int | None:
+    """Return where the brace at ``start`` is closed; None: nowhere, or there is none."""
     depth = 0
     for found in _BRACES.finditer(text, start):
         depth += {"{": 1, "}": -1}.get(found[0], 0)
         if depth <= 0 or found[0] == '"':
-            return found.end() if found[0] == "}" and text[start] == "{" else start
-    return start
+            return found.end() if found[0] == "}" and text[start] == "{" else None
+    return None
 
 
 def looks_like_json(text: str) -> str | None:

@@ -60,8 +60,6 @@ class Federation:
         self._strategy, self._events = self._at.strategy, self._at.events
         self._guard = Guard(config, self._checkpoints, self._events)
         self._last_turns = LastTurns(config, self._strategy)
-        #: The configuration under which a run that goes on writes checkpoints; "": that of the last one.
-        self._config_text = ""
         #: The last round in which silos are asked what they bring.
         self._brings_until = config.rounds
 
@@ -136,7 +134,8 @@ class Federation:
             aggregate = self._followed_by_server_silo(server_round, checkpoint, aggregate, collected)
         self._at.requests.settle(collected.reports)
         after = advance(self.config, before, collected, aggregate)
-        after = after.model_copy(update={"config": self._config_text or after.config})
+        # A checkpoint holds the configuration that it was written under, and a strategy may ask for that.
+        after = after.model_copy(update={"config": self._sent_config.text})
         clock = {"checkpoint": -time.perf_counter(), "evaluate": 0.0}
 
         def finish() -> None:
@@ -278,8 +277,6 @@ class Federation:
         self._checkpoints.set_aside_after(before, self._checkpoints.aside_for(before))
         check_same_data(checkpoint, silos)
         self._settle(checkpoint.state)
-        # This one was written under the configuration that it holds, and a strategy may ask for that.
-        self._config_text = self._sent_config.text
         self._clean_store(checkpoint.state, all_rounds=True)
         self._started(checkpoint.state, silos, resumed_from=checkpoint.state.round)
         return checkpoint

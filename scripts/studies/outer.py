@@ -151,8 +151,9 @@ VARIATIONS = {
 
 
 def begun(steps: int, local_steps: int) -> list[str]:
-    """Return what gives the first steps of a run of 192 shorter rounds."""
-    rounds = steps // local_steps + (192 - steps) // TUNING.local_steps
+    """Return what gives shorter rounds to the first steps of a run at half of the steps."""
+    cell = PLACES["half"].cell
+    rounds = steps // local_steps + (cell.steps - steps) // cell.local_steps
     settings = [f"transition.step={steps}", f"transition.local_steps={local_steps}", f"rounds={rounds}"]
     return [QUICK, "transition=synchronous", *settings]
 

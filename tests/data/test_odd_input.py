@@ -82,6 +82,15 @@ def test_what_is_inside_of_a_broken_row_is_no_row(tmp_path, broken, texts):
     assert told == ["x.json: 1 of 3 rows: not JSON (first: row 2)"]
 
 
+def test_many_broken_rows_whose_ends_do_not_show_are_counted(tmp_path):
+    """Each of them would have all that follows it read."""
+    rows = ['{"text": "a b", "x": {"y": nope'] * 5_000
+    (tmp_path / "x.json").write_text(f"[{','.join(rows)},{json.dumps({'text': 'good'})}]")
+    texts, told = read(tmp_path / "x.json")
+    assert texts == ["good"]
+    assert told == ["x.json: 5,000 of 5,001 rows: not JSON (first: row 1)"]
+
+
 ROWS = [{"text": "one", "id": 1}, {"text": "two", "id": 2}]
 
 
