@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from photon.commands.given import Model
-from photon.config.schema import LARGEST_SEED
+from photon.commands.given import LARGEST_SEED, Model
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from photon.config.schema import LARGEST_SEED as LARGEST_SEED
 from photon.evaluation.folder import check_folder
 
 

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from photon.commands.given import Model
-from photon.config.schema import LARGEST_SEED
+from photon.commands.given import LARGEST_SEED, Model
 
 _Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 

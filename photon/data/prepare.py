@@ -12,7 +12,6 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from photon.config.schema import LARGEST_SEED
 from photon.data.alike import Comparison, Looks
 from photon.data.documents import Document, Question, TextKind
 from photon.data.partition import check_silo_name, parse_partition, partition_documents
@@ -53,8 +52,9 @@ from photon.files.processes import usable_cores
 # Characters that the tokenizer learns from, shared equally by the silos so that a large one does not drown a
 # small one.
 TOKENIZER_SAMPLE = 20_000_000
-# Tokens in a window at most.
+# Tokens in a window at most, and the largest seed that fits in 64 bits with a sign.
 LONGEST_WINDOW = 2**24
+LARGEST_SEED = 2**63 - 1
 MOST_WORKERS = 1024
 
 #: A silo and a side of it.

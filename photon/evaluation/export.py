@@ -11,7 +11,6 @@ from photon.config.schema import ModelSection, RunConfig
 from photon.errors import PhotonError
 from photon.evaluation.load import open_run_checkpoint
 from photon.files.atomic import atomic_directory, remove_leftovers
-from photon.files.json_object import read_object
 from photon.state.checkpoint import ServerState
 
 if TYPE_CHECKING:
@@ -289,8 +288,10 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
 
 def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     """Say what clients ask a tokenizer for, where its own configuration does not: length and padding."""
+    from photon.models.pretrained import read_json
+
     file = folder / "tokenizer_config.json"
-    config = read_object(file) if file.is_file() else {}
+    config = read_json(file) if file.is_file() else {}
     wanted = {
         "model_max_length": getattr(model.config, "max_position_embeddings", None),
         "pad_token": config.get("eos_token"),
@@ -331,11 +332,13 @@ def _body(model: "PreTrainedModel") -> str | None:
 
 def _read_summary(run_dir: Path) -> dict[str, Any]:
     """Return ``summary.json`` of the run, or nothing where the run has not finished."""
+    from photon.models.pretrained import read_json
+
     file = run_dir / "summary.json"
     if not file.is_file():
         return {}
     try:
-        return read_object(file)
+        return read_json(file)
     except PhotonError as error:
         raise PhotonError(f"{error}; remove it to export without figures") from error
 
