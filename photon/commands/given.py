@@ -5,8 +5,11 @@ from typing import Annotated
 
 import typer
 
-from photon.config.schema import LARGEST_SEED as LARGEST_SEED
+from photon.config import schema
 from photon.evaluation.folder import check_folder
+
+#: Largest seed that random numbers are drawn from.
+LARGEST_SEED = schema.LARGEST_SEED
 
 
 def _model(path: Path) -> Path:
