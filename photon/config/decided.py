@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from photon.config.schema import TrainingSection
+from photon.config.training import TrainingSection
 
 #: Sequences of a micro-batch, at most.
 MAX_SEQUENCES = 2**24

@@ -22,6 +22,7 @@ from photon.config.floats import tagged
 from photon.config.privacy import PrivacySection
 from photon.config.section import Section, Sources
 from photon.config.trackers import WandbSection
+from photon.config.training import TrainingSection, TransitionSection
 from photon.config.tree import TreeNode, plain_tree, read_tree
 from photon.errors import PhotonError
 
@@ -29,8 +30,6 @@ from photon.errors import PhotonError
 LARGEST_SEED = 2**63 - 1
 #: Codecs of one list, and entries of `link.uplink_by_name`.
 MAX_CODECS, MAX_NAMED = 16, 100
-#: Of products of float32 matrices, in the words of `torch.set_float32_matmul_precision`.
-MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 class Loader(yaml.CSafeLoader):
@@ -146,60 +145,6 @@ class DataSection(Section):
                 )
         if both := sorted(set(self.filter) & set(self.mixture or {})):
             raise ValueError(f"data.filter: {both[0]} has a weight in data.mixture, too; remove one of them")
-        return self
-
-
-class TrainingSection(Section):
-    """Local training, the same on every silo."""
-
-    batch_size: int = Field(ge=1, description="Sequences per local step.")
-    micro_batch_size: int | Literal["auto"] | None = Field(
-        description="Sequences per forward pass, gradients accumulated; null: the whole batch; auto: probed "
-        "once a run."
-    )
-    clip_norm: float | None = Field(gt=0, description="Bound on the global gradient norm; null: none.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        description="Of forward and backward; auto: decided once a run, by the model's own step on a CPU."
-    )
-    attention: Literal["auto", "sdpa", "products"] = Field(
-        "auto", description="By torch's one operation or matrix products; auto: decided as precision is."
-    )
-    matmul_precision: MatmulPrecision = Field(
-        "highest",
-        description="Of products of float32 matrices, as torch.set_float32_matmul_precision has it: highest "
-        "is float32; high (TF32) and medium (bfloat16) round the factors where the hardware gains by it.",
-    )
-    compile: bool = Field(description="Use torch.compile.")
-    activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
-    threads: int | None = Field(ge=1, le=1024, description="CPU threads; null: a fair share of the cores.")
-    device: str = Field(description="auto, cpu, cuda or cuda:N.")
-    processes: int = Field(ge=1, description="Devices of one silo that train together.")
-    parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
-
-
-class TransitionSection(Section):
-    """Warm up with other settings of the local optimizer, and go over to the real ones at a global step."""
-
-    step: int = Field(ge=1, description="Global step from which the settings below hold.")
-    local_steps: int | None = Field(
-        None,
-        ge=1,
-        description="Local steps of a round before the transition, in which each averages all groups of the "
-        "sync plan (1: a synchronous warm-up); null: as after it.",
-    )
-    optimizer: dict[str, Any] = Field(
-        {}, description="Arguments that the local optimizer has from then on, such as `betas`."
-    )
-    lr_scale: float = Field(1.0, gt=0, description="Factor of the learning rate from then on.")
-    zero: list[str] = Field([], description="State groups of the local optimizer that are zeroed then.")
-    reset_step: bool = Field(
-        False, description="Also count the local optimizer's steps, which correct its bias, from 0 again."
-    )
-
-    @model_validator(mode="after")
-    def _possible(self) -> "TransitionSection":
-        if "_target_" in self.optimizer:
-            raise ValueError("transition.optimizer._target_: the optimizer stays the run's; remove it")
         return self
 
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from photon.config.folders import photon_home
-from photon.config.schema import DataSection, ModelSection, TrainingSection
+from photon.config.schema import DataSection, ModelSection
+from photon.config.training import TrainingSection
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
 from photon.files.memory import check_batch

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from photon.config.compose import parse
 from photon.config.decided import Decided
 from photon.config.explain import explain_validation
-from photon.config.schema import MatmulPrecision, PrivacySection, RunConfig
+from photon.config.schema import PrivacySection, RunConfig
+from photon.config.training import MatmulPrecision
 from photon.data.given import Choice, choice_of
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from photon.config.schema import TrainingSection, TransitionSection
+from photon.config.training import TrainingSection, TransitionSection
 from photon.data.loader import BatchStream
 from photon.errors import PhotonError
 from photon.training.groups import StateGroups, read_params

@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 
 from photon.config.decided import Decided
-from photon.config.schema import TrainingSection
+from photon.config.training import TrainingSection
 from photon.errors import PhotonError
 from photon.files.processes import usable_cores
 from photon.models.roofline import gpu_peak, measure_cpu_roofline

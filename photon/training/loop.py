@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from photon.components import build, import_target
-from photon.config.schema import TransitionSection
+from photon.config.training import TransitionSection
 from photon.errors import PhotonError
 from photon.models.sparse import parameter_name
 from photon.training.groups import NamedParameters, read_optimizer

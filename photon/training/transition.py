@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from photon.components import build, nearest
-from photon.config.schema import TransitionSection
+from photon.config.training import TransitionSection
 from photon.errors import PhotonError
 from photon.training.groups import StateGroups
 from photon.training.loop import probe_state_shapes

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from photon.config.compose import compose
-from photon.config.schema import TransitionSection
+from photon.config.training import TransitionSection
 from photon.errors import PhotonError
 from photon.objective.causal_lm import CausalLM
 from photon.preflight import preflight
