@@ -120,9 +120,27 @@ def _passed(text: str) -> None:
         _check_component(codec, "link.uplink_by_name")
     _check_listeners(config)
     _check_lease(config)
+    _check_machines(config)
     _try_components(config)
     if config.federation.tree is not None and config.federation.parent is None:
         _check_nodes(config)
+
+
+def _check_machines(config: RunConfig) -> None:
+    """Check that the silos of a run can each have machines that meet at one address."""
+    training, federation = config.training, config.federation
+    if training.machines == 1:
+        return
+    if federation.engine == "deployment":
+        raise PhotonError(
+            f"training.machines={training.machines}: a silo's machines are its own; leave it at 1, and let "
+            "silos set machines and rendezvous in their node configs"
+        )
+    if federation.engine == "simulation" and federation.silos_in_parallel > 1:
+        raise PhotonError(
+            f"federation.silos_in_parallel={federation.silos_in_parallel}: silos that train at the same time "
+            f"cannot meet their machines at one address, {training.rendezvous}; set it to 1"
+        )
 
 
 def _check_lease(config: RunConfig) -> None:

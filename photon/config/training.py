@@ -30,12 +30,55 @@ class TrainingSection(Section):
         description="Of products of float32 matrices, as torch.set_float32_matmul_precision has it: highest "
         "is float32; high (TF32) and medium (bfloat16) round the factors where the hardware gains by it.",
     )
-    compile: bool = Field(description="Use torch.compile.")
+    residual: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Format of what passes from block to block while precision is bf16. bf16 takes half the "
+        "memory, and has sharded devices (parallel=fsdp) send each other parameters in bf16.",
+    )
+    compile: bool = Field(description="Use torch.compile; block by block if parallel=fsdp.")
+    compile_mode: Literal["default", "max-autotune-no-cudagraphs"] = Field(
+        "default",
+        description="As torch.compile has it: max-autotune-no-cudagraphs times several kernels for each "
+        "product, which takes minutes at the start.",
+    )
     activation_checkpointing: bool = Field(description="Recompute activations to save memory.")
     threads: int | None = Field(ge=1, le=1024, description="CPU threads; null: a fair share of the cores.")
     device: str = Field(description="auto, cpu, cuda or cuda:N.")
     processes: int = Field(ge=1, description="Devices of one silo that train together.")
     parallel: Literal["ddp", "fsdp"] = Field(description="How the devices of one silo share the work.")
+    machines: int = Field(
+        1,
+        ge=1,
+        le=1024,
+        description="Machines of one silo that train together, each with as many of `processes`.",
+    )
+    rendezvous: str | None = Field(
+        None,
+        description="HOST:PORT of the first of them, where they meet; the others run `photon silo machine`.",
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> "TrainingSection":
+        if self.residual == "bf16" and self.precision in ("fp32", "fp16"):
+            raise ValueError(
+                f"training.residual=bf16: the forward pass is in {self.precision}; set "
+                "training.precision=bf16, or leave it out"
+            )
+        if self.compile_mode != "default" and not self.compile:
+            raise ValueError(
+                f"training.compile_mode={self.compile_mode}: nothing is compiled; set training.compile=true"
+            )
+        if self.processes % self.machines:
+            raise ValueError(
+                f"training.machines={self.machines} does not divide training.processes={self.processes}; "
+                "processes are those of all machines together"
+            )
+        if (self.machines > 1) != (self.rendezvous is not None):
+            raise ValueError(
+                "training.machines and training.rendezvous go together: above one machine, HOST:PORT of the "
+                "first, where they meet"
+            )
+        return self
 
 
 class TransitionSection(Section):

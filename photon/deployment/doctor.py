@@ -433,7 +433,7 @@ def _device(silo: Silo) -> Iterator[Finding]:
         yield Finding("device", "ok", f"CPU, {usable_cores()} cores")
         return
     count = torch.cuda.device_count()
-    wanted = max(training.processes, (device.index or 0) + 1)
+    wanted = max(training.processes // training.machines, (device.index or 0) + 1)
     if wanted > count:
         yield Finding(
             "device", "fail", f"{count} GPUs are here, {wanted} are asked for: change device or processes"
@@ -459,7 +459,7 @@ def _memory(silo: Silo) -> Iterator[Finding]:
         on_one = math.ceil(silo.islands / sharing)
         yield _enough("GPU", torch.cuda.mem_get_info(device)[0], training_bytes * on_one)
     else:
-        other += training_bytes * training.processes
+        other += training_bytes * (training.processes // training.machines)
     yield _enough("host", psutil.virtual_memory().available, other * silo.islands)
 
 

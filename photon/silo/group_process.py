@@ -63,7 +63,7 @@ class _Member:
     def __init__(self, job: GroupJob) -> None:
         self._device = torch.device("cpu")
         if job.device == "cuda":
-            self._device = torch.device("cuda", int(os.environ["RANK"]))
+            self._device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(self._device)
         config = parse(job.config)
         torch.set_float32_matmul_precision(config.training.matmul_precision)
@@ -71,7 +71,8 @@ class _Member:
         whole = runtime.trained_model(config, job.vocab_size, torch.device("cpu"))
         # Before it is sharded: what looks at whole parameters would leave them whole.
         fuse_head(whole, self._device)
-        self._model = place_model(whole, config.training.parallel, self._device)
+        runtime.narrow(whole, config, job.precision)
+        self._model = place_model(whole, config.training, job.precision, self._device)
         self._optimizer = build_optimizer(config.optimizer.as_mapping(), self._model)
         self._method, objective = strategy_of(config).local, objective_of(config)
         self._trainer = GroupTrainer(

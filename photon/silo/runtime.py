@@ -15,6 +15,7 @@ from photon.config.compose import parse
 from photon.config.schema import Component, RunConfig
 from photon.models.attention import use_attention
 from photon.models.head import fuse_head
+from photon.models.residual import narrow_residual
 from photon.objective.configured import model_of, objective_of
 from photon.strategy.base import strategy_of
 from photon.training.batch_probe import find_micro_batch_size
@@ -88,6 +89,12 @@ def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "
     return model
 
 
+def narrow(model: "PreTrainedModel", config: RunConfig, precision: Precision) -> None:
+    """Narrow the residual stream, if the run asks for it and the forward pass is narrow too."""
+    if config.training.residual == "bf16" and precision == "bf16":
+        narrow_residual(model)
+
+
 @lru_cache(maxsize=1)
 def _runtime(config_text: str, vocab_size: int) -> Runtime:
     config = parse(config_text)
@@ -95,8 +102,9 @@ def _runtime(config_text: str, vocab_size: int) -> Runtime:
     device = resolve_device(config.training.device)
     model = trained_model(config, vocab_size, device)
     fuse_head(model, device)
-    optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     precision = resolve_precision(config.training.precision, device)
+    narrow(model, config, precision)
+    optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
     return Runtime(model, optimizer, schedule, device, precision, {})
 
@@ -118,7 +126,7 @@ def trainer(runtime: Runtime, config: RunConfig, batch_size: int) -> LocalTraine
             clip_norm=config.training.clip_norm,
             precision=runtime.precision,
             device=runtime.device,
-            compile=config.training.compile,
+            compile_mode=config.training.compile_mode if config.training.compile else None,
             transition=config.transition,
         )
     return runtime.trainers[batch_size, asked]

@@ -68,6 +68,10 @@ class NodeSettings(BaseModel):
     device: str | None = Field(None, description="auto, cpu, cuda or cuda:N.")
     processes: int | None = Field(None, ge=1, description="Devices that train together.")
     parallel: Literal["ddp", "fsdp"] | None = Field(None, description="How they share the work.")
+    machines: int | None = Field(None, ge=1, description="Machines that the processes are on.")
+    rendezvous: str | None = Field(
+        None, description="HOST:PORT of the first of them, which runs the SuperNode, where they meet."
+    )
     threads: int | None = Field(None, ge=1, le=1024, description="CPU threads.")
     micro_batch_size: int | Literal["auto"] | None = Field(
         None, description="Sequences per forward pass; auto: probe."
@@ -124,6 +128,8 @@ class NodeSettings(BaseModel):
             "device",
             "processes",
             "parallel",
+            "machines",
+            "rendezvous",
             "threads",
             "micro_batch_size",
             "precision",
@@ -282,6 +288,11 @@ def _folders(settings: NodeSettings, config: RunConfig) -> tuple[Path, Path]:
 def _carried_out(text: str, settings: NodeSettings, decided: Decided) -> RunConfig:
     """Put the operator's settings before the run's. Kept, because every message asks for the same."""
     config = parse(text)
+    if not settings.simulated and config.training.machines > 1:
+        raise PhotonError(
+            f"training.machines={config.training.machines}: a silo's machines are its own; leave it at 1, "
+            "and set machines and rendezvous in the node config"
+        )
     if own := settings.training():
         values = config.model_dump(by_alias=True)
         try:

@@ -1,13 +1,15 @@
 """What the processes of a group share while they train: batches, gradients, and perhaps the state itself."""
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
@@ -78,8 +80,9 @@ class GroupTrainer(LocalTrainer):
         self._first_row = dist.get_rank() * self._own_rows
         self._replicas = None if isinstance(model, FSDPModule) else _replicate(model, device)
         self._forward = self._replicas or model
-        if training.compile:
-            self._forward = torch.compile(self._forward)  # type: ignore[assignment]
+        # Shards are compiled where they are placed, block by block.
+        if training.compile and self._replicas is not None:
+            self._forward = torch.compile(self._forward, mode=training.compile_mode)  # type: ignore[assignment]
 
     def train(
         self,
@@ -128,18 +131,45 @@ class GroupTrainer(LocalTrainer):
         return _whole(super()._gradient_norm())
 
 
-def place_model(model: PreTrainedModel, parallel: str, device: torch.device) -> PreTrainedModel:
-    """Move a model to this process's device: all of it, or with ``"fsdp"`` this process's shard."""
-    if parallel != "fsdp":
+def place_model(
+    model: PreTrainedModel, training: TrainingSection, precision: Precision, device: torch.device
+) -> PreTrainedModel:
+    """Move a model to this process's device: all of it, or with ``parallel="fsdp"`` this process's shard.
+
+    Parameters
+    ----------
+    model
+        The whole model, on the CPU.
+    training
+        How it is shared, and whether its blocks are compiled.
+    precision
+        Format of the forward and backward pass.
+    device
+        This process's.
+    """
+    if training.parallel != "fsdp":
         nn.Module.to(model, device)
         return model
+    narrow = precision == "bf16" and training.residual == "bf16"
+    # Gradients are added up in float32 whatever the blocks work in.
+    policy = (
+        MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if narrow
+        else MixedPrecisionPolicy()
+    )
     # Every block by itself, so that only one of them is whole at a time, and then the rest.
     mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
-    blocks = set(model._no_split_modules or ())
-    for module in list(model.modules()):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    kinds = set(model._no_split_modules or ())
+    blocks = [module for module in model.modules() if type(module).__name__ in kinds]
+    for block in blocks:
+        if training.compile:
+            # One graph serves all blocks, and what gathers a block stays outside of it.
+            block.compile(mode=training.compile_mode)
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh, mp_policy=policy)
+    for block, following in itertools.pairwise(blocks):
+        # Gathered while the block before is at work, also where the host is late.
+        cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
     return model
 
 

@@ -17,13 +17,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from photon.code import environment
@@ -42,11 +41,18 @@ from photon.training.device_job import (
 )
 from photon.training.groups import StateGroups
 from photon.training.loop import TrainingDiverged, TrainResult
+from photon.training.machines import Machines, Meeting, interface_to
 
 _LAST_LINES = 8
 _GRACE_SECONDS = 5.0
 #: One process's failure takes others with it; waited for, so that the one that says why is among them.
 _SETTLE_SECONDS = 0.3
+#: Between two looks at how other machines are.
+_LOOK_SECONDS = 1.0
+#: Where gloo and NCCL look for the network interface to use.
+_INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+#: Exit codes of processes whose last line says why.
+_TOLD = (USER_ERROR, DIVERGED)
 
 
 @dataclass(frozen=True)
@@ -81,9 +87,9 @@ class GroupResult:
 
 
 def train_in_group(
-    job: GroupJob, state: GroupState, *, processes: int, folder: Path, program: Sequence[str]
+    job: GroupJob, state: GroupState, *, machines: Machines, folder: Path, program: Sequence[str]
 ) -> GroupResult:
-    """Train in ``processes`` processes on this machine and return the state as one process would have it.
+    """Train in some processes on these machines and return the state as one process would have it.
 
     Parameters
     ----------
@@ -91,11 +97,11 @@ def train_in_group(
         What to train.
     state
         What it starts from.
-    processes
-        Number of processes, each with its own device.
+    machines
+        How many processes, each with its own device, and on which machines; this is the first.
     folder
-        Job folder on a local disk; what an earlier job left in it is replaced. The returned tensors are
-        memory maps of files in it.
+        Job folder on a disk that all machines see; what an earlier job left in it is replaced. The returned
+        tensors are memory maps of files in it.
     program
         The command of each process, as of `ProcessGroup`.
 
@@ -107,15 +113,15 @@ def train_in_group(
         When the job cannot be shared by so many processes, or a process fails; the message ends with the
         last lines that it wrote.
     """
-    _check(job, processes)
+    _check(job, machines)
     shutil.rmtree(folder, ignore_errors=True)
     save_state(folder, state)
     write_text(folder / "job.json", job.model_dump_json(indent=1))
     try:
-        _kept.group(job, processes, folder, program).work(folder)
+        _kept.work(job, machines, folder, program)
     except _DiedBeforeTheJobError:
         # A process that is just dying still counts as alive. A new group takes the job, which nobody began.
-        _kept.group(job, processes, folder, program).work(folder)
+        _kept.work(job, machines, folder, program)
     trained = load_state(folder / "trained")
     outcome = json.loads((folder / "trained" / "result.json").read_text())
     return GroupResult(
@@ -133,8 +139,34 @@ def stop_group() -> None:
     _kept.stop()
 
 
-class _DiedBeforeTheJobError(Exception):
+class _DiedBeforeTheJobError(PhotonError):
     """A process of a kept group had died before it could take the job."""
+
+    def __init__(self) -> None:
+        super().__init__("a process of the group died before it could take the job")
+
+
+@contextlib.contextmanager
+def machine_group(
+    machines: Machines, machine: int, folder: Path, program: Sequence[str]
+) -> Iterator[Callable[[Path], None]]:
+    """Start the processes of a machine that is not the first; give what has them do the job of a folder.
+
+    Parameters
+    ----------
+    machines, machine
+        The machines of the silo, and which of them this is.
+    folder
+        Where the processes log until the first job names its folder.
+    program
+        The command of each process, as of `ProcessGroup`.
+    """
+    environments = _environments(machines, machine, machines.port)
+    group = ProcessGroup(program, environments, folder, first_rank=machine * machines.each)
+    try:
+        yield group.work
+    finally:
+        group.stop()
 
 
 class ProcessGroup:
@@ -149,14 +181,26 @@ class ProcessGroup:
         One per process.
     folder
         Where the processes log until the first job names its folder.
+    first_rank
+        Rank of the first of them; the others follow.
+    trouble
+        Asked now and then while they work: why the job cannot be done elsewhere, or None.
     """
 
     def __init__(
-        self, command: Sequence[str], environments: Sequence[Mapping[str, str]], folder: Path
+        self,
+        command: Sequence[str],
+        environments: Sequence[Mapping[str, str]],
+        folder: Path,
+        *,
+        first_rank: int = 0,
+        trouble: Callable[[], str | None] | None = None,
     ) -> None:
+        self._first_rank = first_rank
+        self._trouble = trouble
         self._processes: list[subprocess.Popen[bytes]] = []
         try:
-            for rank, variables in enumerate(environments):
+            for rank, variables in enumerate(environments, first_rank):
                 with open(log_file(folder, rank), "wb") as log:
                     process = subprocess.Popen(
                         command,
@@ -190,10 +234,7 @@ class ProcessGroup:
                 with contextlib.suppress(BrokenPipeError):
                     _pipe(process.stdin).write(f"{json.dumps(str(folder))}\n".encode())
             if not self._all_done():
-                ended = self._ended()
-                if not all(log_file(folder, rank).exists() for rank in ended):
-                    raise _DiedBeforeTheJobError
-                raise _failure(self._processes, ended, folder)
+                raise self._failure(folder)
         except BaseException:
             self.stop()
             raise
@@ -215,17 +256,26 @@ class ProcessGroup:
         self._processes = []
 
     def _all_done(self) -> bool:
-        """Wait for all answers; return False as soon as a process has ended instead."""
+        """Wait for all answers; return False as soon as a process has ended instead.
+
+        Raises
+        ------
+        PhotonError
+            When another machine is in trouble.
+        """
+        wait = None if self._trouble is None else _LOOK_SECONDS
         with selectors.DefaultSelector() as waiting:
             for process in self._processes:
                 waiting.register(_pipe(process.stdout), selectors.EVENT_READ)
             while waiting.get_map():
-                for key, _ in waiting.select():
+                for key, _ in waiting.select(wait):
                     said = os.read(key.fd, 4096)
                     if not said:
                         return False
                     if DONE in said:
                         waiting.unregister(key.fileobj)
+                if self._trouble is not None and (why := self._trouble()):
+                    raise PhotonError(why)
         return True
 
     def _ended(self) -> list[int]:
@@ -235,7 +285,27 @@ class ProcessGroup:
                 break
             time.sleep(0.01)
         time.sleep(_SETTLE_SECONDS)
-        return [rank for rank, process in enumerate(self._processes) if process.poll() is not None]
+        return [index for index, process in enumerate(self._processes) if process.poll() is not None]
+
+    def _failure(self, folder: Path) -> PhotonError:
+        ended = self._ended()
+        logs = [log_file(folder, self._first_rank + index) for index in range(len(self._processes))]
+        if not all(logs[index].exists() for index in ended):
+            return _DiedBeforeTheJobError()
+        # One that says why comes first: others may fail only because they lost it.
+        first = min(ended, key=lambda one: (self._processes[one].returncode not in _TOLD, one))
+        code = self._processes[first].returncode
+        lines = logs[first].read_text(errors="replace").strip().splitlines()
+        if code in _TOLD and lines:
+            return TrainingDiverged(lines[-1]) if code == DIVERGED else PhotonError(lines[-1])
+        if self._trouble is not None and (why := self._trouble()):
+            return PhotonError(why)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        said = " | ".join(line.strip() for line in lines[-_LAST_LINES:]) or "nothing"
+        rank = self._first_rank + first
+        return PhotonError(
+            f"training process {rank} of {len(self._processes)} {how}; see {logs[first]}; it said: {said}"
+        )
 
 
 def _pipe(stream: Any) -> io.RawIOBase:
@@ -248,32 +318,40 @@ class _Kept:
 
     def __init__(self) -> None:
         self._group: ProcessGroup | None = None
-        self._built_for: tuple[str, int, tuple[str, ...]] | None = None
-        self._store: dist.TCPStore | None = None
+        self._built_for: tuple[str, Machines, tuple[str, ...]] | None = None
+        self._meeting: Meeting | None = None
 
-    def group(self, job: GroupJob, processes: int, folder: Path, program: Sequence[str]) -> ProcessGroup:
-        """Return the group that is there if it fits the job, else a new one."""
-        built_for = (job.fixed(), processes, tuple(program))
+    def work(self, job: GroupJob, machines: Machines, folder: Path, program: Sequence[str]) -> None:
+        """Have a job done by the group that is there if it fits the job, else by a new one."""
+        built_for = (job.fixed(), machines, tuple(program))
         if self._group is None or not self._group.alive or built_for != self._built_for:
             self.stop()
             # They meet at a store that lives here: its port is taken when they start, not only chosen.
-            self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            environments = [_environment(rank, processes, self._store.port) for rank in range(processes)]
-            self._group = ProcessGroup(program, environments, folder)
+            self._meeting = Meeting(machines)
+            environments = _environments(machines, 0, self._meeting.port)
+            trouble = self._meeting.trouble if machines.count > 1 else None
+            self._group = ProcessGroup(program, environments, folder, trouble=trouble)
             self._built_for = built_for
-        return self._group
+        assert self._meeting is not None
+        try:
+            self._meeting.publish(folder)
+            self._group.work(folder)
+        except BaseException:
+            self.stop()
+            raise
 
     def stop(self) -> None:
         if self._group is not None:
             self._group.stop()
-        self._group = self._built_for = self._store = None
+        self._group = self._built_for = self._meeting = None
 
 
 _kept = _Kept()
 atexit.register(_kept.stop)
 
 
-def _check(job: GroupJob, processes: int) -> None:
+def _check(job: GroupJob, machines: Machines) -> None:
+    processes = machines.processes
     if job.batch_size % processes:
         raise PhotonError(
             f"training.processes={processes} does not divide batch_size={job.batch_size}; choose a divisor"
@@ -285,9 +363,10 @@ def _check(job: GroupJob, processes: int) -> None:
             f"micro_batch_size={micro} does not divide the {rows} sequences that each of "
             f"{processes} processes has; choose a divisor"
         )
-    if job.device == "cuda" and torch.cuda.device_count() < processes:
+    if job.device == "cuda" and torch.cuda.device_count() < machines.each:
         raise PhotonError(
-            f"training.processes={processes}: this machine has {torch.cuda.device_count()} GPUs; use as many"
+            f"training.processes={processes} on {machines.count} machines: this one has "
+            f"{torch.cuda.device_count()} GPUs; use as many"
         )
     if training.parallel == "fsdp" and job.precision == "fp16":
         raise PhotonError(
@@ -295,30 +374,27 @@ def _check(job: GroupJob, processes: int) -> None:
         )
 
 
-def _environment(rank: int, world: int, port: int) -> dict[str, str]:
-    loopback = "lo0" if sys.platform == "darwin" else "lo"
-    here = {
-        "RANK": str(rank),
-        "WORLD_SIZE": str(world),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": str(max(1, torch.get_num_threads() // world)),
-    }
+def _environments(machines: Machines, machine: int, port: int) -> list[dict[str, str]]:
+    """Return the environment of each process of a machine."""
+    if machines.count == 1:
+        interface: str | None = "lo0" if sys.platform == "darwin" else "lo"
+    else:
+        interface = interface_to(machines.host, port)
     # Without a name, gloo and NCCL look for an interface by the machine's host name, which need not resolve.
-    return {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback} | environment() | here
-
-
-def _failure(
-    processes: Sequence[subprocess.Popen[bytes]], failed: Sequence[int], folder: Path
-) -> PhotonError:
-    # One that says why comes first: others may fail only because they lost it.
-    rank = min(failed, key=lambda one: (processes[one].returncode not in (USER_ERROR, DIVERGED), one))
-    code, world = processes[rank].returncode, len(processes)
-    lines = log_file(folder, rank).read_text(errors="replace").strip().splitlines()
-    if code in (USER_ERROR, DIVERGED) and lines:
-        return TrainingDiverged(lines[-1]) if code == DIVERGED else PhotonError(lines[-1])
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-    said = " | ".join(line.strip() for line in lines[-_LAST_LINES:]) or "nothing"
-    return PhotonError(
-        f"training process {rank} of {world} {how}; see {log_file(folder, rank)}; it said: {said}"
+    named = (
+        {} if interface is None else dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), interface)
     )
+    threads = str(max(1, torch.get_num_threads() // machines.each))
+    return [
+        named
+        | environment()
+        | {
+            "RANK": str(machine * machines.each + local),
+            "LOCAL_RANK": str(local),
+            "WORLD_SIZE": str(machines.processes),
+            "MASTER_ADDR": machines.host,
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": threads,
+        }
+        for local in range(machines.each)
+    ]

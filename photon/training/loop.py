@@ -111,8 +111,9 @@ class LocalTrainer:
         Format of the forward and backward pass; parameters stay float32.
     device
         Where ``model`` is.
-    compile
-        Run the model through `torch.compile`; parameter names and the model object stay as they are.
+    compile_mode
+        Run the model through `torch.compile` in this mode; parameter names and the model object stay as they
+        are. None: do not.
     transition
         Settings that the optimizer has from a global step on; what they do to its state is not done here.
 
@@ -135,7 +136,7 @@ class LocalTrainer:
         clip_norm: float | None,
         precision: Precision,
         device: torch.device,
-        compile: bool = False,
+        compile_mode: str | None = None,
         transition: TransitionSection | None = None,
     ) -> None:
         micro = batch_size if micro_batch_size is None else micro_batch_size
@@ -156,7 +157,9 @@ class LocalTrainer:
         self.device = device
         self.transition = transition
         self._parameters = list(model.parameters())
-        self._forward = cast(nn.Module, torch.compile(model)) if compile else model
+        self._forward = model
+        if compile_mode is not None:
+            self._forward = cast(nn.Module, torch.compile(model, mode=compile_mode))
         self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
         for group in optimizer.param_groups:
             # A second trainer over the same optimizer must not take a scheduled rate for the peak.

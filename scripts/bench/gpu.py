@@ -151,7 +151,7 @@ def measure(line: Line, device: torch.device, precision: Precision, share: float
         clip_norm=config.training.clip_norm,
         precision=precision,
         device=device,
-        compile=line.compiled,
+        compile_mode="default" if line.compiled else None,
     )
     drawn = np.random.default_rng(0).integers(0, vocabulary, (4 * batch, line.sequence_length + 1))
     stream = BatchStream({"tokens": [drawn.astype(np.uint16)]}, seed=0, tokens=line.sequence_length)

@@ -41,10 +41,11 @@ expected = alone.train(stream(), global_step=0, steps=3)
 head.FUSED_ON.add("cpu")
 head._LOGITS = 7 * 96
 dist.init_process_group("gloo", init_method=f"file://{store}", rank=int(rank), world_size=2)
-training = compose(["training.micro_batch_size=2", "training.clip_norm=1.0"]).training
+training = compose(["training.micro_batch_size=2", "training.clip_norm=1.0",
+                    f"training.parallel={parallel}"]).training
 whole = made()
 head.fuse_head(whole, CPU)
-whole = place_model(whole, parallel, CPU)
+whole = place_model(whole, training, "fp32", CPU)
 group = GroupTrainer(whole, build_optimizer(SGD, whole), ConstantSchedule(), count=CausalLM().count,
                      training=training, transition=None, **given)
 assert head.fused_head(group._forward) is not None

@@ -24,6 +24,7 @@ from photon.training.device_job import GroupJob, GroupState
 from photon.training.devices import GroupResult, ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, TrainResult, build_optimizer
+from photon.training.machines import Machines
 from photon.training.schedule import build_schedule
 from tests.conftest import composed
 from tests.silo.hooked_process import Controlled, Proximal
@@ -113,7 +114,11 @@ def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **chan
 
 def fit_in_two(task: GroupJob, folder: Path, *state: object, processes: int = 2, **groups: object):
     return train_in_group(
-        task, GroupState(*state, **groups), processes=processes, folder=folder, program=GROUP_PROGRAM
+        task,
+        GroupState(*state, **groups),
+        machines=Machines(1, processes),
+        folder=folder,
+        program=GROUP_PROGRAM,
     )
 
 
@@ -124,7 +129,9 @@ def fit_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GroupResult]:
 
     def fit(task: GroupJob, folder: Path, *state: object, **groups: object) -> GroupResult:
         program = [sys.executable, "-m", "tests.silo.hooked_process"]
-        return train_in_group(task, GroupState(*state, **groups), processes=2, folder=folder, program=program)
+        return train_in_group(
+            task, GroupState(*state, **groups), machines=Machines(1, 2), folder=folder, program=program
+        )
 
     return fit
 
@@ -240,7 +247,9 @@ def fit_idly(tmp_path: Path) -> Callable[..., set[int]]:
 
     def fit(*overrides: str) -> set[int]:
         task, state = job(tmp_path, *overrides, steps=1), GroupState(params)
-        trained = train_in_group(task, state, processes=2, folder=tmp_path / "job", program=program)
+        trained = train_in_group(
+            task, state, machines=Machines(1, 2), folder=tmp_path / "job", program=program
+        )
         assert torch.equal(trained.params["w"], params["w"])
         return group_pids(program)
 
@@ -286,7 +295,7 @@ folder = pathlib.Path(sys.argv[1])
 job = GroupJob.model_validate_json((folder / "job.json").read_text())
 params = load_groups(folder / "start.safetensors")["params"]
 program = command("photon.silo.group_process")
-train_in_group(job, GroupState(params), processes=2, folder=folder / "job", program=program)
+train_in_group(job, GroupState(params), machines=Machines(1, 2), folder=folder / "job", program=program)
 print("trained", flush=True)
 if sys.argv[2] == "stay":
     time.sleep(60)

@@ -197,7 +197,7 @@ def test_compiled_model_gives_the_same_numbers_and_names():
     expected = trainer(plain, GPU, build_optimizer(sgd, plain), micro=4).train(
         stream(), global_step=0, steps=3
     )
-    result = trainer(compiled, GPU, build_optimizer(sgd, compiled), micro=4, compile=True).train(
+    result = trainer(compiled, GPU, build_optimizer(sgd, compiled), micro=4, compile_mode="default").train(
         stream(), global_step=0, steps=3
     )
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)

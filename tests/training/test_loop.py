@@ -251,7 +251,9 @@ def test_transformers_model_with_activation_checkpointing_gives_the_same_numbers
 def test_compiled_model_gives_the_same_numbers_and_names():
     plain, compiled = gpt2(), gpt2()
     expected = trainer(plain, batch_size=4, micro=2).train(stream(), global_step=0, steps=3)
-    result = trainer(compiled, batch_size=4, micro=2, compile=True).train(stream(), global_step=0, steps=3)
+    result = trainer(compiled, batch_size=4, micro=2, compile_mode="default").train(
+        stream(), global_step=0, steps=3
+    )
     assert result.loss == pytest.approx(expected.loss, rel=1e-5)
     same(read_params(plain), read_params(compiled), tolerance=1e-5)
 
