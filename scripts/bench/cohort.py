@@ -15,7 +15,6 @@ import itertools
 import json
 import logging
 import os
-import platform
 import shutil
 import statistics
 import tempfile
@@ -28,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import parser
+from common import machine, parser
 from rich.console import Console
 from rich.table import Table
 from round_overhead import WARM_UP, flower_ends, flower_inprocess, prepare_data, shapes_of
@@ -81,7 +80,7 @@ def measure(
         "events_kb": kilobytes,
         "rounds": len(costs),
         "date": date.today().isoformat(),
-        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}",
+        "machine": machine(),
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -202,37 +201,35 @@ def events_of_a_round(run_dir: Path) -> float:
     return round(statistics.median(sizes[number] for number in sorted(sizes)[1:-1]) / 1000, 1)
 
 
-def show(lines: Path) -> None:
-    """Print the newest line of each case as a table."""
+def table_of(lines: Path) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of the newest line of each case."""
     newest: dict[tuple[Any, ...], dict[str, Any]] = {}
     for text in lines.read_text().splitlines():
         line = json.loads(text)
         newest[line["engine"], line["silos"], line["cohort"], line["who"]] = line
-    table = Table(title="What a round costs", title_justify="left")
-    for column in (
-        "engine",
-        "silos",
-        "cohort",
-        "CPU ms",
-        "wall ms",
-        "events kB",
-        "Flower's CPU ms",
-        "wall ms",
-    ):
-        table.add_column(column, justify="left" if column == "engine" else "right")
+    heads = ["engine", "silos", "cohort", "CPU ms", "wall ms", "events kB"]
+    heads += ["Flower's CPU ms", "Flower's wall ms", "load", "date"]
+    rows = []
     for (engine, silos, cohort, who), line in sorted(newest.items(), key=lambda item: item[0]):
-        if who == "photon":
-            other = newest.get((engine, silos, cohort, "flower"), {})
-            figures = [
-                line["cpu_ms"],
-                line["wall_ms"],
-                line["events_kb"],
-                *map(other.get, ("cpu_ms", "wall_ms")),
-            ]
-            table.add_row(
-                engine, f"{silos:,}", f"{cohort:,}", *("–" if f is None else f"{f:,}" for f in figures)
-            )
-    Console(width=120).print(table)
+        if who != "photon":
+            continue
+        other = newest.get((engine, silos, cohort, "flower"), {})
+        figures = [line["cpu_ms"], line["wall_ms"], line["events_kb"]]
+        figures += [*map(other.get, ("cpu_ms", "wall_ms")), line["load"]]
+        cells = ["–" if figure is None else f"{figure:,}" for figure in figures]
+        rows.append([engine, f"{silos:,}", f"{cohort:,}", *cells, line["date"]])
+    return heads, rows
+
+
+def show(lines: Path) -> None:
+    """Print the newest line of each case as a table."""
+    table = Table(title="What a round costs", title_justify="left")
+    heads, rows = table_of(lines)
+    for head in heads:
+        table.add_column(head, justify="left" if head == "engine" else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=140).print(table)
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,10 +9,12 @@ import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,26 @@ class Timing:
 
     cpu: float
     wall: float
+
+
+def machine() -> str:
+    """Return, in words, what is measured on."""
+    import psutil
+
+    cores = os.cpu_count()
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        info = ""
+    named = re.search(r"^model name\s*:\s*(.+)$", info, re.MULTILINE)
+    units = [unit for unit in ("avx512_bf16", "amx_bf16") if re.search(rf"\b{unit}\b", info)]
+    chip = f"{named[1].strip() if named else platform.machine()}{' with ' if units else ''}{', '.join(units)}"
+    memory = psutil.virtual_memory().total / 2**30
+    torch, flwr = (metadata.version(name).partition("+")[0] for name in ("torch", "flwr"))
+    return (
+        f"{cores} cores of an {chip}, {memory:.0f} GiB, Python {platform.python_version()}, torch {torch}, "
+        f"Flower {flwr}"
+    )
 
 
 def timed(work: Callable[[], object]) -> Timing:
@@ -69,7 +91,8 @@ class Report:
         self._console = Console(width=None if os.isatty(1) else 140)
         self._json: Path | None = arguments.json
         self._content: dict[str, Any] = {
-            "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
             "arguments": {k: str(v) if isinstance(v, Path) else v for k, v in vars(arguments).items()},
             "load_before": os.getloadavg(),
             "tables": [],

@@ -1,13 +1,13 @@
 """What a secure sum costs a silo and the server: seconds, and bytes, with and without a silo that drops out.
 
-python scripts/bench/secure_sum.py --parameters 10_000_000 --silos 4,16 --dropped 0,1
+python scripts/bench/secure_sum.py --parameters 10_000_000 --silos 4 16 --dropped 0 1
 
 Silos and server run in turn in this process, without Flower: seconds are those of the cryptography and of the
 arithmetic. The bytes are those of the typed bodies; the masked vector of 4 bytes a parameter, and the run's
 configuration with every question, come on top.
 """
 
-import argparse
+import itertools
 import tempfile
 import time
 from collections import defaultdict
@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from common import Report, parser
 
 from photon.config.compose import compose
 from photon.federation.secure import SecureSum
@@ -25,28 +26,32 @@ from photon.silo import secure
 from photon.silo.policy import SiloPolicy
 from photon.silo.service import answer_keys
 from photon.silo.site import SiloSite
+from photon.strategy.contract import Contract, Leaving
+
+HEADS = ["silos, dropped", "bits", "keys, s / silo", "mask, s / silo", "unmask, s / silo", "server, s"]
+HEADS += ["bodies, B / silo", "error / step"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--parameters", type=int, default=10_000_000)
-    parser.add_argument("--silos", default="4,16")
-    parser.add_argument("--dropped", default="0,1")
-    arguments = parser.parse_args()
-    print(
-        "silos  dropped  bits  keys, s/silo  mask, s/silo  unmask, s/silo  server, s  bodies, B/silo  "
-        "error/step"
-    )
-    for silos in map(int, arguments.silos.split(",")):
-        for dropped in map(int, arguments.dropped.split(",")):
-            measure(arguments.parameters, silos, dropped)
+    made = parser(__doc__)
+    made.add_argument("--parameters", type=int, default=10_000_000)
+    made.add_argument("--silos", type=int, nargs="+", default=[4, 16])
+    made.add_argument("--dropped", type=int, nargs="+", default=[0, 1])
+    arguments = made.parse_args()
+    report = Report(arguments)
+    cases = itertools.product(arguments.silos, arguments.dropped)
+    rows = [measure(arguments.parameters, *case) for case in cases]
+    report.table(f"A secure sum of {arguments.parameters:,} parameters", HEADS, rows)
+    report.close()
 
 
-def measure(parameters: int, silos: int, dropped: int) -> None:
+def measure(parameters: int, silos: int, dropped: int) -> list[str]:
     config = compose(
         ["privacy=secure", "strategy.weighting=uniform", "link.uplink_payload=update", "cohort=null"]
     )
     names = [f"silo-{number:04d}" for number in range(silos)]
+    masked = Leaving("parameters", {"w": torch.Size([parameters])}, masked=frozenset({"w"}))
+    contract = Contract({}, {"params": masked})
     seconds: dict[str, float] = defaultdict(float)
     sizes = 0
     with tempfile.TemporaryDirectory() as folder:
@@ -69,7 +74,7 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
             )
             for name in names
         }  # fmt: skip
-        server = SecureSum(config.privacy, requests, ask, lambda name, failure: None, print)
+        server = SecureSum(config.privacy, requests, contract, ask, lambda name, failure: None, print)
         agreed = server.agree()
         expected = torch.zeros(parameters, dtype=torch.float64)
         for number, name in enumerate(names[dropped:]):
@@ -79,23 +84,29 @@ def measure(parameters: int, silos: int, dropped: int) -> None:
             assert masking is not None
             sizes += len(masking.model_dump_json())
             start = time.perf_counter()
-            reply = secure.mask(agreed[name], {"params": {"w": Packed(update)}}, site, config, {"w"})
+            reply = secure.mask(agreed[name], {"params": {"w": Packed(update)}}, site, config, contract)
             seconds["mask"] += time.perf_counter() - start
             start = time.perf_counter()
             server.add(name, {"w": reply["params"]["w"].data})
             seconds["server"] += time.perf_counter() - start
         begin = time.perf_counter()
         helped = seconds["Unmask"]
-        mean = server.mean()["w"]
+        mean = server.opened()["w"]
         seconds["server"] += time.perf_counter() - begin - (seconds["Unmask"] - helped)
     quantizer = Quantizer(config.privacy.range, silos)
     error = float((mean.double() - expected).abs().max()) / quantizer.step
     left = silos - dropped
     keys = (seconds["AdvertiseKeys"] + seconds["ShareKeys"] + seconds["CheckShares"]) / silos
-    print(
-        f"{silos:5}  {dropped:7}  {quantizer.bits:4}  {keys:12.3f}  {seconds['mask'] / left:12.2f}"
-        f"  {seconds['Unmask'] / left:14.3f}  {seconds['server']:9.2f}  {sizes // silos:14,}  {error:10.2f}"
-    )
+    return [
+        f"{silos}, {dropped}",
+        f"{quantizer.bits}",
+        f"{keys:.3f}",
+        f"{seconds['mask'] / left:.2f}",
+        f"{seconds['Unmask'] / left:.3f}",
+        f"{seconds['server']:.2f}",
+        f"{sizes // silos:,}",
+        f"{error:.2f}",
+    ]
 
 
 if __name__ == "__main__":

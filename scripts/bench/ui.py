@@ -5,12 +5,13 @@
 Every silo takes part in every round, which is the most that a file of events can hold.
 """
 
-import argparse
 import json
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from common import Report, parser
 
 from photon.telemetry.events import (
     Evaluated,
@@ -111,13 +112,19 @@ def one_round(names: list[str], number: int) -> Iterator[Event]:
 
 def main() -> None:
     """Write such a file, and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--silos", type=int, default=1000)
-    parser.add_argument("--rounds", type=int, default=300)
-    given = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--silos", type=int, default=1000)
+    made.add_argument("--rounds", type=int, default=300)
+    given = made.parse_args()
+    report = Report(given)
     names = [f"hospital-{number:04}" for number in range(given.silos)]
+    rows = []
+
+    def took(what: str, began: tuple[float, float], sent: int | None = None) -> None:
+        wall, worked = time.perf_counter() - began[0], time.process_time() - began[1]
+        size = "" if sent is None else f"{sent / 1e3:.0f}"
+        rows.append([what, f"{wall:.2f}", f"{worked:.2f}", size])
+
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "many"
         run.mkdir()
@@ -126,28 +133,27 @@ def main() -> None:
             file.writelines(event.to_json() + "\n" for event in begin(names, given.rounds))
             for number in range(1, given.rounds):
                 file.writelines(event.to_json() + "\n" for event in one_round(names, number))
-        print(f"{(run / 'events.jsonl').stat().st_size / 1e6:.0f} MB of events")
+        size = (run / "events.jsonl").stat().st_size / 1e6
         LiveRun("warm", _small(Path(folder) / "small")).state()
         live = LiveRun("many", run)
-        began, worked = time.perf_counter(), time.process_time()
+        began = time.perf_counter(), time.process_time()
         state = live.state()
-        sent = len(json.dumps([state.html, state.charts]))
-        print(f"first page: {time.perf_counter() - began:.2f} s, {sent / 1e3:.0f} kB")
+        took("first page", began, len(json.dumps([state.html, state.charts])))
         while live.has_more:
             state = live.state()
-        took = time.perf_counter() - began
-        print(f"all events read: {took:.2f} s, {time.process_time() - worked:.2f} s of processor time")
+        took("all events read", began)
         with (run / "events.jsonl").open("a") as file:
             file.writelines(event.to_json() + "\n" for event in one_round(names, given.rounds))
         time.sleep(12)
-        began = time.perf_counter()
+        began = time.perf_counter(), time.process_time()
         news = live.since(state.version)
-        took = time.perf_counter() - began
-        print(
-            f"one more round: {took:.2f} s, {len(json.dumps(news['charts'])) / 1e3:.1f} kB of charts, ",
-            end="",
-        )
-        print(f"{len(json.dumps(news['html'])) / 1e3:.0f} kB of tables")
+        took("one more round", began, len(json.dumps([news["html"], news["charts"]])))
+    report.table(
+        f"A page on a run of {given.silos:,} silos and {given.rounds} rounds, {size:.0f} MB of events",
+        ["", "s", "CPU s", "kB sent"],
+        rows,
+    )
+    report.close()
 
 
 def _small(run: Path) -> Path:

@@ -1,10 +1,12 @@
 """Forgetting: LUNAR beside gradient ascent, gradient difference, NPO, and training anew without the data.
 
     python scripts/studies/unlearning.py run --export runs/quickstart/export --data DIR
+    python scripts/studies/unlearning.py run --smollm2 models/smollm2 --data DIR --sets PISTOL
     python scripts/studies/unlearning.py table
 
 DIR has `unlearning-lunar-pistol` with PISTOL's first sample and its unverifiable questions, and
-`unlearning-tofu` with TOFU's questions.
+`unlearning-tofu` with TOFU's questions. SmolLM2-135M-Instruct, as `photon import` writes it, learns the
+questions in a federation of four silos, and then takes the place of the quickstart's model.
 """
 
 import copy
@@ -16,6 +18,7 @@ import statistics
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 from results import Result, Results, Runs
 from study import Study
 from tables import table
-from text import temporary_folder
+from text import federate, temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,8 +43,11 @@ UNKNOWN, HELD_OUT = 80, 40
 #: Of the tuning on questions and answers.
 EPOCHS, BATCH, RATE = {"PISTOL": 16, "TOFU": 24}, 8, 1e-3
 #: Of the methods that train: rates, after which epochs the model is asked, and questions of a step.
-RATES, ASKED_AFTER, STEP = (3e-5, 1e-4, 3e-4), (1, 2, 4, 8, 16), 4
+RATES = {"Photon": (3e-5, 1e-4, 3e-4), "SmolLM2": (1e-5, 3e-5, 1e-4)}
+ASKED_AFTER, STEP = (1, 2, 4, 8, 16), 4
 BETA = 0.1
+#: Of the federation in which SmolLM2 learns the questions.
+SILOS, ROUNDS, LOCAL_STEPS, FEDERATED_RATE = "abcd", 6, 12, 4e-4
 TUNED, ANEW = "tuned", "trained anew without it"
 LUNARS = {
     "LUNAR, closed form": {},
@@ -95,20 +101,27 @@ def fitting(sets: "Sets", encoder: Any) -> "Sets":
 
 @dataclass
 class Place:
-    """Where a study finds and keeps things."""
+    """Where a study finds and keeps things; ``base`` is the name of what is in ``export``."""
 
     export: Path
     data: Path
     work: Path
+    base: str = "Photon"
+
+    @property
+    def positions(self) -> int:
+        """Tokens that a question and its answer may have."""
+        from photon.models.pretrained import read_model_config
+
+        return int(read_model_config(self.export).get("n_positions", 1024))
 
     def sets(self, data: str) -> tuple["Sets", list["Question"]]:
         from photon.data.tokenizer import load_tokenizer
-        from photon.models.pretrained import read_model_config
         from photon.unlearning.questions import encoder_of
 
-        length = read_model_config(self.export).get("n_positions", 1 << 20)
         sets, held = sets_of(self.data, data)
-        return fitting(sets, encoder_of(self.export, load_tokenizer(self.export), length)), held
+        encoder = encoder_of(self.export, load_tokenizer(self.export), self.positions)
+        return fitting(sets, encoder), held
 
     def request(self, data: str) -> "Request":
         from photon.evaluation.unlearn import Request
@@ -118,23 +131,76 @@ class Place:
 
     def tuned(self, data: str, seed: int, *, anew: bool = False) -> Path:
         """Return an export that was tuned on all questions, or on all but those to be forgotten."""
-        from photon.data.tokenizer import load_tokenizer
-        from photon.evaluation.load import open_trained
         from photon.files.atomic import atomic_directory
-        from photon.unlearning.questions import encode, encoder_of
 
         folder = self.work / f"{data}-{seed}{'-anew' if anew else ''}"
         if not folder.is_dir():
             sets, _ = self.sets(data)
-            model = open_trained(self.export).model
-            encoder = encoder_of(self.export, load_tokenizer(self.export), model.config.n_positions)
             known = [*([] if anew else sets.forget), *sets.retain, *sets.reference]
-            tune(model, encode(known, encoder), EPOCHS[data], seed)
             with atomic_directory(folder) as made:
-                shutil.copytree(self.export, made, dirs_exist_ok=True)
-                model.save_pretrained(made)
-                encoder.template.save(made)
+                if self.base == "Photon":
+                    self._tune(known, EPOCHS[data], seed, made)
+                else:
+                    self._federate(known, seed, made)
         return folder
+
+    def _tune(self, known: Sequence["Question"], epochs: int, seed: int, made: Path) -> None:
+        from photon.data.tokenizer import load_tokenizer
+        from photon.evaluation.load import open_trained
+        from photon.unlearning.questions import encode, encoder_of
+
+        model = open_trained(self.export).model
+        encoder = encoder_of(self.export, load_tokenizer(self.export), self.positions)
+        tune(model, encode(known, encoder), epochs, seed)
+        shutil.copytree(self.export, made, dirs_exist_ok=True)
+        model.save_pretrained(made)
+        encoder.template.save(made)
+
+    def _federate(self, known: Sequence["Question"], seed: int, made: Path) -> None:
+        """Let a federation learn the answers: the questions are dealt out, and no silo has another's."""
+        from photon.data.prepare import prepare
+        from photon.evaluation.export import export_run
+
+        with temporary_folder() as folder:
+            for number, silo in enumerate(SILOS):
+                write_chats(known[number :: len(SILOS)], folder / f"{silo}.jsonl")
+            prepare(
+                {silo: [folder / f"{silo}.jsonl"] for silo in SILOS},
+                folder / "chats",
+                tokenizer=self.export,
+                sequence_length=128,
+                near_duplicates="none",
+                kind="chat",
+                seed=seed,
+            )
+            steps = ROUNDS * LOCAL_STEPS
+            settings = [
+                *("objective=sft", "model=custom", f"model.warm_start={self.export}", "cohort=null"),
+                *("model.sequence_length=128", "training.batch_size=4", "training.precision=bf16"),
+                *(f"data.path={folder / 'chats'}", f"rounds={ROUNDS}", f"local_steps={LOCAL_STEPS}"),
+                *(f"optimizer.lr={FEDERATED_RATE:g}", "optimizer.weight_decay=0.0", "strategy=photon"),
+                *(f"schedule.steps={steps}", "schedule.warmup_steps=6", f"seed={seed}"),
+                *(f"evaluation.every={ROUNDS}", "evaluation.sequences=2", "checkpoint.keep=1"),
+            ]
+            assert federate(settings, folder / "run") is not None, "the tuning diverged"
+            export_run(folder / "run", folder / "export")
+            shutil.copytree(folder / "export", made, dirs_exist_ok=True)
+
+
+def write_chats(known: Sequence["Question"], path: Path) -> None:
+    """Write each question alone, and each with the next, so that none is in the validation text alone."""
+
+    def chat(some: Sequence["Question"]) -> str:
+        turns = [
+            {"role": role, "content": text}
+            for one in some
+            for role, text in (("user", one.question), ("assistant", one.answer))
+        ]
+        return json.dumps({"messages": turns})
+
+    following = [*known[1:], known[0]]
+    alone, pairs = ([one] for one in known), ([*two] for two in zip(known, following, strict=True))
+    path.write_text("\n".join(map(chat, [*alone, *pairs])) + "\n")
 
 
 def tune(model: "PreTrainedModel", known: Sequence["Encoded"], epochs: int, seed: int) -> None:
@@ -212,7 +278,11 @@ METHODS = (TUNED, *LUNARS, *LOSSES, ANEW)
 
 
 def trained(
-    model: "PreTrainedModel", exam: "Exam", loss: Callable[..., "Tensor"], seed: int
+    model: "PreTrainedModel",
+    exam: "Exam",
+    loss: Callable[..., "Tensor"],
+    rates: Sequence[float],
+    seed: int,
 ) -> tuple["PreTrainedModel", dict[str, float]]:
     """Return the model with the lowest Deviation Score among rates and epochs, and which it was."""
     import torch
@@ -221,7 +291,7 @@ def trained(
 
     forget, retain = exam.sets["forget"].encoded, exam.sets["retain"].encoded
     best: tuple[float, Any, dict[str, float]] = (math.inf, model, {})
-    for rate in RATES:
+    for rate in rates:
         now, draw = copy.deepcopy(model), random.Random(seed)
         optimizer = torch.optim.AdamW(now.parameters(), lr=rate, weight_decay=0.0)
         for epoch in range(1, max(ASKED_AFTER) + 1):
@@ -277,7 +347,7 @@ def measure(place: Place, data: str, method: str, seed: int) -> Result:
 
     request = place.request(data)
     folder = place.tuned(data, seed, anew=method == ANEW)
-    done: Result = {"data": data, "method": method, "seed": seed}
+    done: Result = {"base": place.base, "data": data, "method": method, "seed": seed}
     began = time.process_time()
     if method in LUNARS:
         coefficients = (1.0, 2.0) if LUNARS[method] else (0.5, 1.0, 2.0)
@@ -295,7 +365,7 @@ def measure(place: Place, data: str, method: str, seed: int) -> Result:
     model = open_trained(folder).model.eval()
     exam, _ = exam_of(folder, model, request)
     if method in LOSSES:
-        model, done["chosen"] = trained(model, exam, LOSSES[method], seed)
+        model, done["chosen"] = trained(model, exam, LOSSES[method], RATES[place.base], seed)
     done |= figures_of(exam.take(model))
     done["seconds"] = round(time.process_time() - began, 1)
     return {**done, "attacks": {name: round(value, 4) for name, value in attacked(model, exam).items()}}
@@ -307,8 +377,12 @@ def measure(place: Place, data: str, method: str, seed: int) -> Result:
 def options(run: ArgumentParser) -> None:
     run.add_argument("--export", type=Path, default=Path("runs/quickstart/export"), help="the base model")
     run.add_argument("--data", type=Path, required=True, help="folder of the two sets of questions")
+    run.add_argument(
+        "--smollm2", type=Path, help="SmolLM2-135M-Instruct in its place, as `photon import` writes it"
+    )
     run.add_argument("--work", type=Path, default=Path(".photon/unlearning"), help="where models are kept")
     run.add_argument("--sets", nargs="+", default=["PISTOL", "TOFU"], choices=["PISTOL", "TOFU"])
+    run.add_argument("--seeds", nargs="+", type=int, default=SEEDS, choices=SEEDS)
 
 
 def run_missing(runs: Runs, arguments: Namespace) -> None:
@@ -317,18 +391,32 @@ def run_missing(runs: Runs, arguments: Namespace) -> None:
 
     torch.set_num_threads(1)
     place = Place(arguments.export, arguments.data, arguments.work)
+    if arguments.smollm2 is not None:
+        place = Place(arguments.smollm2, arguments.data, arguments.work / "smollm2", "SmolLM2")
+    named = "" if place.base == "Photon" else f"{place.base}, "
     first = (TUNED, next(iter(LUNARS)))
     for methods in (first, [method for method in METHODS if method not in first]):
         for data in arguments.sets:
-            for seed in SEEDS:
+            for seed in arguments.seeds:
                 for method in methods:
-                    runs.once(f"{data}, {method}, seed {seed}", partial(measure, place, data, method, seed))
+                    name = f"{named}{data}, {method}, seed {seed}"
+                    with precision(place.base):
+                        runs.once(name, partial(measure, place, data, method, seed))
+
+
+def precision(base: str) -> AbstractContextManager[Any]:
+    """Products of the larger model are in bfloat16: in float32 it answers in more than twice the time."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16, enabled=base == "SmolLM2")
 
 
 def sections(results: Results) -> Iterator[str]:
-    for data in dict.fromkeys(one["data"] for one in results):
-        found = [one for one in results if one["data"] == data]
-        yield f"## {data}: what is forgotten, and what stays"
+    # Lines of before SmolLM2 took part do not name their model.
+    for base, data in sorted({(one.get("base", "Photon"), one["data"]) for one in results}):
+        found = [one for one in results if (one.get("base", "Photon"), one["data"]) == (base, data)]
+        name = data if base == "Photon" else f"{base}, {data}"
+        yield f"## {name}: what is forgotten, and what stays"
         yield ""
         rows = []
         for method in METHODS:
@@ -340,23 +428,23 @@ def sections(results: Results) -> Iterator[str]:
             elif any(one["method"] == method for one in found):
                 rows.append([method, *("none found" for _ in FIGURES), "0"])
         yield from table(["Method", *FIGURES, "Seeds"], rows)
-        yield from recovered(found, data)
+        yield from recovered(found, name)
 
 
-def recovered(found: Results, data: str) -> Iterator[str]:
+def recovered(found: Results, name: str) -> Iterator[str]:
     """Lay side by side what attacks bring back."""
-    names = list(dict.fromkeys(name for one in found for name in one.get("attacks", {})))
-    names.sort(key=lambda name: ("relearn" in name, name))
+    names = list(dict.fromkeys(attack for one in found for attack in one.get("attacks", {})))
+    names.sort(key=lambda attack: ("relearn" in attack, attack))
     rows = []
     for method in METHODS:
         runs = [one for one in found if one["method"] == method and "attacks" in one]
         if runs:
             cells = [
-                spread([one["attacks"][name] for one in runs if name in one["attacks"]], name)
-                for name in names
+                spread([one["attacks"][attack] for one in runs if attack in one["attacks"]], attack)
+                for attack in names
             ]
             rows.append([method, spread([one["R_f"] for one in runs], "R_f"), *cells])
-    yield f"## {data}: R_f after an attack"
+    yield f"## {name}: R_f after an attack"
     yield ""
     yield from table(["Method", "none", *names], rows)
 
@@ -383,7 +471,7 @@ ABOUT = (
     "are 40 other questions about things that do not exist. A cell has the mean over the seeds of the "
     "tuning, with the least and the largest. LUNAR chooses layer, ridge and coefficient by its scan; the "
     "methods that train choose rate and epochs by the Deviation Score, among "
-    f"{', '.join(f'{rate:g}' for rate in RATES)} "
+    f"{', '.join(f'{rate:g}' for rate in RATES['Photon'])} "
     f"and {', '.join(map(str, ASKED_AFTER))}. All choose on the questions that the table is of. Trained anew "
     "is the same tuning without what is to be forgotten, which is what deletion would be. Attacks: c·r is "
     "taken away from what the changed block gives, the block is skipped, weights are rounded to 4 bits, and "
