@@ -48,4 +48,5 @@ def count_use(
             policy.check_repeat(silo, updates_since(place, request.run_id, places))
         for silo, cost in costs.items():
             place = Place(reader, cost.start, cost.start + cost.windows)
-            SiloCounts(site.state, silo).add(request.run_id, cost.tokens, cost.releases, place)
+            counts = SiloCounts(site.state, silo)
+            counts.add(request.run_id, cost.tokens, cost.releases, place, flush=not site.simulated)

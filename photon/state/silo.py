@@ -268,13 +268,23 @@ class SiloCounts:
             uses = {run: Use(tokens=count) for run, count in tokens.items()}
         return uses
 
-    def add(self, run_id: str, tokens: int, releases: int, place: Place | None = None) -> None:
+    def add(
+        self,
+        run_id: str,
+        tokens: int,
+        releases: int,
+        place: Place | None = None,
+        *,
+        flush: bool = True,
+    ) -> None:
         """Count what a silo's text is about to be used for.
 
         Parameters
         ----------
         place
             Where in it; None: that is not remembered.
+        flush
+            Wait until a power cut could not take it. Nobody needs that whose updates leave no machine.
 
         Raises
         ------
@@ -292,7 +302,8 @@ class SiloCounts:
         uses = _with_earlier(uses)
         with _written(self._folder):
             # Flushed: the update may have left before a power cut takes what was written here.
-            write_text(self._folder / COUNTS, sealed_text(USES.dump_python(uses, mode="json")))
+            text = sealed_text(USES.dump_python(uses, mode="json"))
+            write_text(self._folder / COUNTS, text, flush=flush)
 
 
 def _with_earlier(uses: dict[str, Use]) -> dict[str, Use]:
