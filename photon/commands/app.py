@@ -14,6 +14,7 @@ from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.hydra_line import HelpsWithGroups
+from photon.commands.machine import machine
 from photon.commands.orchestrate import orchestrate
 from photon.commands.runs import export, import_, ranking, report, runs, summary, ui, watch
 from photon.commands.serving import chat, serve
@@ -59,6 +60,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
 app.add_typer(aggregator, name="aggregator")
+silo.command()(machine)
 app.add_typer(silo, name="silo")
 app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")
