@@ -11,7 +11,6 @@ import torch
 from flwr.app import RecordDict
 
 from photon.config.compose import parse
-from photon.config.schema import RunConfig
 from photon.errors import LostError, PhotonError, RefusedError
 from photon.link.answer import Answer, MessageType, NodeConfig
 from photon.link.messages import (
@@ -30,13 +29,12 @@ from photon.link.messages import (
 from photon.link.request import read_request
 from photon.preflight import check_federation, preflight, preflight_gateway
 from photon.silo import secure
-from photon.silo.arriving import check_fixed, kept_params, measured_model, trained_groups
-from photon.silo.shapes import check_request, contract_of
-from photon.silo.site import SiloSite, find_site, read_settings
+from photon.silo.ahead import check_ahead, contract_asked
+from photon.silo.arriving import kept_params, measured_model, trained_groups
+from photon.silo.site import find_site, read_settings
 from photon.silo.use import count_use
-from photon.strategy.contract import Contract
 from photon.subfederation.branch import with_border
-from photon.subfederation.nodes import Node, node_of
+from photon.subfederation.nodes import node_of
 
 
 def answer(
@@ -121,15 +119,17 @@ def _answer(
         check_federation(config, silo or "this node")
     if node.rules is not None:
         preflight_gateway(config, node.rules)
-    if from_elsewhere and (node.is_federation or not isinstance(body, Describe)):
+    if from_elsewhere:
         policy.check_model(config)
     if node.inside is not None:
         preflight(node.inside)
     if isinstance(body, Describe):
-        return _reply(Description(silos=node.describe()))
+        described = node.describe()
+        check_ahead(described, site, config)
+        return _reply(Description(silos=described))
     if isinstance(body, Stand):
         policy.check_standing()
-        site.check_store()
+        site.check_store("a standing request comes through the run's store")
         return _reply(Stood(answered=0, why="it may begin"))
     if not isinstance(body, TrainRequest | EvaluateRequest):
         return _reply(node.query(body))
@@ -141,8 +141,8 @@ def _answer(
         model, is_kept = measured_model(content, body, site, config, node.vocab_size)
         return _reply(node.evaluate(body, model).model_copy(update={"kept": is_kept}))
     policy.check_train_request(body)
-    contract = _check_contract(body, node, site, config)
-    check_fixed(body, contract.arriving, config)
+    contract = contract_asked(body, site, config, node.vocab_size, federation=node.is_federation)
+    node.check_contract(contract)
     held = kept_params(body, site, config, contract)
     secure.prepare(body, site, config, is_federation=node.is_federation)
 
@@ -162,26 +162,6 @@ def _answer(
     reply = site.link.send(trained, content, file)
     reply[BODY] = pack(report)
     return reply
-
-
-def _check_contract(request: TrainRequest, node: Node, site: SiloSite, config: RunConfig) -> Contract:
-    """Return what may arrive and leave, if the policy allows that and the request asks for nothing else.
-
-    Raises
-    ------
-    RefusedError
-        If the policy forbids what would leave.
-    PhotonError
-        If the request does not agree with the configuration, or the node has nothing of that kind.
-    """
-    check_request(request, config)
-    contract = contract_of(
-        config, node.vocab_size, request.round, request.silo, federation=node.is_federation
-    )
-    check_fixed(request, contract.arriving, config)
-    site.policy.check_contract(request.silo, contract)
-    node.check_contract(contract)
-    return contract
 
 
 def _reply(body: Body) -> RecordDict:

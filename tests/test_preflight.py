@@ -349,6 +349,7 @@ def test_a_node_refuses_it(entrance: str, bad: Bad, folder: Path, corpus: Path, 
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
+        ("outer: {lr: 0.5}", "outer: has no _target_; write the whole section, or the name of a file"),
         ("outer: dilco", "outer=dilco: no such option; did you mean 'diloco'? "),
         ("strategy: {key_fracton: 0.5}", "strategy.key_fracton: unknown key; Photon takes fold, "),
         ("strategy: {weightin: uniform}", "strategy.weightin: unknown key; did you mean 'weighting'?"),

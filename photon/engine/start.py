@@ -49,7 +49,7 @@ def start(config: RunConfig, answer: Answer, *, resume: bool, back_to: int | Non
 def _start(
     config: RunConfig, answer: Answer, lock: int, *, resume: bool, back_to: int | None
 ) -> dict[str, Any]:
-    run_dir = check_run_dir(config, resume)
+    run_dir = check_run_dir(config, resume, back_to)
     if back_to is not None:
         # Here, where the folder is on every engine: what is started then goes on from its newest checkpoint.
         go_back(config, back_to, Console(stderr=True, soft_wrap=True, markup=False, highlight=False).print)

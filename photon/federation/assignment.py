@@ -109,7 +109,12 @@ class Assignment(BaseModel):
         """Return a checkpoint that starts from ``params``, which are written to the disk."""
         start = run_dir / "start.safetensors"
         save_groups(start, {"params": params})
-        state = checkpoint.state.model_copy(update={"global_step": self.global_step, "vocabulary": None})
+        # What silos below have kept of an own round counts for the model that it began with, which may be
+        # another one where the federation above went back.
+        known = hashlib.sha256(f"{checkpoint.state.model_id}/{self.model_id}".encode()).hexdigest()[:32]
+        state = checkpoint.state.model_copy(
+            update={"global_step": self.global_step, "vocabulary": None, "model_id": known}
+        )
         received = Received(start, self.groups_file(run_dir), self.routed)
         return replace(checkpoint, state=state, received=received)
 

@@ -15,7 +15,7 @@ from photon.federation.collect import ready
 from photon.federation.exchange import exchange
 from photon.federation.guard import Guard
 from photon.federation.intake import Collected, as_parameters
-from photon.federation.ledger import advance, first_state, with_decided
+from photon.federation.ledger import advance, first_state, renewed, with_decided
 from photon.federation.origin import (
     adopted,
     after_the_others,
@@ -279,7 +279,10 @@ class Federation:
         self._settle(checkpoint.state)
         self._clean_store(checkpoint.state, all_rounds=True)
         self._started(checkpoint.state, silos, resumed_from=checkpoint.state.round)
-        return checkpoint
+        if self.config.federation.parent is not None:
+            # What is asked from above has a name already.
+            return checkpoint
+        return replace(checkpoint, state=renewed(checkpoint.state, self._sent_config))
 
     def _started(self, state: ServerState, silos: Sequence[SiloInfo], resumed_from: int | None) -> None:
         participants = self._strategy.participants(silos)

@@ -1,13 +1,17 @@
 """What a round adds to the state that the next one needs: counters, the ledger of silos, typical scalars."""
 
+import hashlib
+import json
 import math
 import statistics
 import uuid
 from collections.abc import Collection, Iterable
+from typing import Any
 
 from photon.config.admission import AdmissionSection
+from photon.config.compose import parse
 from photon.config.schema import RunConfig
-from photon.errors import RunError
+from photon.errors import PhotonError, RunError
 from photon.federation.intake import Collected
 from photon.link.messages import SiloInfo, TrainReport
 from photon.models.vocabulary import joined_vocabulary
@@ -15,6 +19,7 @@ from photon.objective.configured import steps_of
 from photon.state.checkpoint import LedgerEntry, ServerState
 from photon.state.unlearned import Unlearned
 from photon.strategy.base import Aggregate, hint_of_rates
+from photon.training.schedule import resolve_schedule
 
 
 def first_state(silo: SiloInfo, unlearned: Collection[Unlearned] = ()) -> ServerState:
@@ -135,4 +140,59 @@ def _typical_scalars(reports: Collection[TrainReport]) -> dict[str, float]:
     return {
         name: statistics.median_low([r.scalars[name] for r in reports if name in r.scalars])
         for name in sorted(names)
+    }
+
+
+def config_before(state: ServerState) -> RunConfig | None:
+    """Return the configuration of a run until a checkpoint; None: an earlier version has not kept it."""
+    try:
+        return parse(state.config) if state.config else None
+    except PhotonError:
+        return None
+
+
+def renewed(state: ServerState, config: RunConfig) -> ServerState:
+    """Return a state by which silos answer what they would train now, and not what they have kept.
+
+    A silo that has trained a round answers from its disk when it is asked again. Where a setting has changed
+    since, that reply is of the old one: of a rate, say, because of which a run was taken back a round. So the
+    model goes by another name under other settings, and by the same one under the same.
+
+    Parameters
+    ----------
+    config
+        The configuration as nodes get it now.
+    """
+    before = config_before(state)
+    if before is None or (now := _trained_by(config)) == _trained_by(before):
+        return state
+    name = f"{state.model_id}/{json.dumps(now, sort_keys=True)}"
+    return state.model_copy(update={"model_id": hashlib.sha256(name.encode()).hexdigest()[:32]})
+
+
+def _trained_by(config: RunConfig) -> dict[str, Any]:
+    """Return what of a configuration the reply of a silo depends on, but for rounding."""
+    training, federation = config.training, config.federation
+    values = config.model_dump(mode="json", by_alias=True)
+    whole = (
+        "local_steps",
+        "cohort",
+        "adapter",
+        "objective",
+        "optimizer",
+        "strategy",
+        "transition",
+        "privacy",
+    )
+    # How the tensors reach a silo does not matter.
+    way = {"store", "transport", "inline_limit_mb", "keep_received", "mean_over"}
+    return {
+        **{key: values[key] for key in whole},
+        "schedule": resolve_schedule(config.schedule.as_mapping(), config.total_steps, training.batch_size),
+        "training": [training.batch_size, training.clip_norm],
+        "link": {key: value for key, value in values["link"].items() if key not in way},
+        "data": [values["data"][key] for key in ("filter", "mixture")],
+        "federation": [federation.tree, federation.inner_rounds, federation.server_silo],
+        # A federation below takes outer steps of its own.
+        "outer": None if federation.tree is None else values["outer"],
     }

@@ -7,11 +7,11 @@ as what it is not, so a run that was given others does not go on. All else may c
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from photon.config.compose import parse
 from photon.config.decided import agreed
 from photon.config.schema import Component, RunConfig
 from photon.config.tree import TreeNode
 from photon.errors import PhotonError
+from photon.federation.ledger import config_before
 from photon.federation.origin import sent_config
 from photon.objective.configured import objective_of
 from photon.state.checkpoint import Checkpoint
@@ -43,7 +43,7 @@ def compared(checkpoint: Checkpoint, config: RunConfig) -> str | None:
         If the run cannot go on: what the checkpoint, or the silos, hold was made by another model, optimizer
         or strategy.
     """
-    before = _before(checkpoint)
+    before = config_before(checkpoint.state)
     if before is None or config.federation.parent is not None:
         return None
     now = sent_config(config, checkpoint.state.vocab_size)
@@ -55,14 +55,6 @@ def compared(checkpoint: Checkpoint, config: RunConfig) -> str | None:
         )
     told = _differences(before.model_dump(by_alias=True), now.model_dump(by_alias=True))
     return "; ".join(one for one in told if not one.startswith(_NOT_TOLD)) or None
-
-
-def _before(checkpoint: Checkpoint) -> RunConfig | None:
-    """Return the configuration of a run until a checkpoint; None: an earlier version has not kept it."""
-    try:
-        return parse(checkpoint.state.config) if checkpoint.state.config else None
-    except PhotonError:
-        return None
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

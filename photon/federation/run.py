@@ -140,8 +140,17 @@ def run_federation(config: RunConfig, grid: Grid, *, resume: bool, live: bool) -
         raise
 
 
-def check_run_dir(config: RunConfig, resume: bool) -> Path:
+def check_run_dir(config: RunConfig, resume: bool, back_to: int | None = None) -> Path:
     """Return the run's folder if the run can start, or go on, there.
+
+    Parameters
+    ----------
+    config
+        As :func:`prepare_run` returned it.
+    resume
+        Whether it is to go on.
+    back_to
+        The round that it is to go on from; None: the newest one.
 
     Raises
     ------
@@ -159,7 +168,7 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
         raise PhotonError(f"{run_dir}: holds no checkpoint to resume from; start with `photon train`")
     check_kinds(run_dir)
     if resume:
-        _changed(config, run_dir)
+        _changed(config, run_dir, back_to)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=run_dir):
@@ -171,8 +180,10 @@ def check_run_dir(config: RunConfig, resume: bool) -> Path:
     return run_dir
 
 
-def _changed(config: RunConfig, run_dir: Path) -> str | None:
-    """Return what was changed of the configuration since the newest checkpoint that can be read, in words.
+def _changed(config: RunConfig, run_dir: Path, back_to: int | None = None) -> str | None:
+    """Return what was changed of the configuration since the checkpoint that a run goes on from, in words.
+
+    That is the newest one that can be read, of none but those up to ``back_to``.
 
     Raises
     ------
@@ -183,7 +194,7 @@ def _changed(config: RunConfig, run_dir: Path) -> str | None:
     from photon.federation.resumed import compared
 
     store = CheckpointStore(run_dir / "checkpoints")
-    for server_round in reversed(store.rounds()):
+    for server_round in reversed([each for each in store.rounds() if back_to is None or each <= back_to]):
         try:
             checkpoint = store.load(server_round)
             checkpoint.load_params()

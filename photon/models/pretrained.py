@@ -1,6 +1,7 @@
 """Folders in the format of Hugging Face: a ``config.json`` beside safetensors weights."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +53,15 @@ _TABLES = {
 }
 
 
+#: Fields in which a model may differ from the one whose weights it begins with: what is of training, of a
+#: tokenizer or of bookkeeping, and sizes, since weights of other sizes are named by their shapes.
+_FREE = re.compile(
+    r"drop|initiali|cache|token|dtype|tie_|architectures|version|aux_loss|router_logits|jitter|vocab"
+    r"|position_embeddings$|n_positions|n_ctx|n_inner|intermediate_size|chunk_size|pretraining_tp|summary_|label"
+    r"|is_decoder|fp32|upcast|output_|return_dict|problem_type|name_or_path|implementation|iterations|model_type|cross_attention"
+)
+
+
 def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
     """Load the weights of a Hugging Face folder into a model of the given configuration, in float32.
 
@@ -99,6 +109,7 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
     ):
         for name in names:
             raise PhotonError(f"{path}: {verb} {name}; it is not a {config.model_type} of this architecture")
+    _check_alike(path, config)
     if obsolete:
         logging.getLogger(__name__).warning(
             "%s: %s was left out (%d such): a table that earlier versions of transformers saved",
@@ -110,6 +121,24 @@ def load_warm_start(path: Path, config: PreTrainedConfig) -> PreTrainedModel:
         loaded = merge_adapter(loaded)
     _freeze_as_built(loaded)
     return loaded
+
+
+def _check_alike(path: Path, config: PreTrainedConfig) -> None:
+    """Check that a model computes with a folder's weights what they were trained for.
+
+    Raises
+    ------
+    PhotonError
+        If a field differs that no shape tells of, such as the activation or the number of heads.
+    """
+    saved, wanted = (one.to_dict() for one in (_config(path), config))
+    for name in sorted(saved.keys() & wanted.keys()):
+        if saved[name] != wanted[name] and not _FREE.search(name):
+            raise PhotonError(
+                f"{path}: its weights were trained with {name}={saved[name]}, and the model section has "
+                f"{wanted[name]}; use model=custom, which takes the architecture from the warm start, or set "
+                "it alike"
+            )
 
 
 def _freeze_as_built(loaded: PreTrainedModel) -> None:

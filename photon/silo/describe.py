@@ -2,19 +2,29 @@
 
 from photon.config.schema import RunConfig
 from photon.data.silo_data import SiloData
+from photon.data.source import check_steps
 from photon.link.messages import SiloInfo
 from photon.objective.configured import check_data, objective_of
 from photon.silo.choice import as_decided, measured_gain
 from photon.silo.site import SiloSite
 from photon.silo.work import is_own
+from photon.strategy.base import check_group
 from photon.training.hardware import decided_here, device_facts, resolve_device, set_up_torch
 from photon.training.precision import CLEARLY_FASTER, resolve_precision
 
 
 def describe(site: SiloSite, config: RunConfig) -> list[SiloInfo]:
-    """Describe the silos whose text lies in ``site.data``."""
+    """Describe the silos whose text lies in ``site.data``.
+
+    Raises
+    ------
+    PhotonError
+        If they could not take a step of the run, with the devices that their operator has set.
+    """
     data = site.prepared()
     check_data(config, data)
+    check_group(config)
+    check_steps(site.data, config.training, config.model)
     for silo in data.silo_names:
         objective_of(config).check_silo(SiloData(data, [silo]), own=is_own(silo, config))
     decided = as_decided(config, data.manifest.vocab_size).training

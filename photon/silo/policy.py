@@ -267,8 +267,23 @@ class SiloPolicy(Section):
             raise _refused(
                 request.silo, "min_cohort", f"{self.min_cohort:,}", f"a cohort of {request.cohort}"
             )
-        if self.secure_aggregation and request.masking is None:
-            raise _refused(request.silo, "secure_aggregation", "true", "an update without masks")
+        self.check_masks(request.silo, masked=request.masking is not None)
+
+    def check_masks(self, silo: str, *, masked: bool) -> None:
+        """Check that updates leave under masks where the silo asks for that.
+
+        Raises
+        ------
+        RefusedError
+            If they do not.
+        """
+        if self.secure_aggregation and not masked:
+            raise _refused(silo, "secure_aggregation", "true", "an update without masks")
+
+    @property
+    def judges_contracts(self) -> bool:
+        """Whether a rule is of the model, or of what leaves: judged once for a whole run."""
+        return self.privacy is not None or self.secure_aggregation or self.max_parameters is not None
 
     def check_contract(self, silo: str, contract: Contract) -> None:
         """Check what may leave in a round.

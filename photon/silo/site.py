@@ -179,8 +179,13 @@ class SiloSite:
         """What reads and writes the tensors of messages here."""
         return SiloLink(self.store, self.state)
 
-    def check_store(self) -> None:
+    def check_store(self, why: str) -> None:
         """Check that this machine reaches a store by itself.
+
+        Parameters
+        ----------
+        why
+            What it is needed for.
 
         Raises
         ------
@@ -189,8 +194,8 @@ class SiloSite:
         """
         if self.store is None:
             raise PhotonError(
-                "node config: a standing request comes through the run's store, but store-url is not set; "
-                "name the shared folder or the bucket as this machine reaches it"
+                f"node config: {why}, but store-url is not set; name the shared folder or the bucket as this "
+                "machine reaches it"
             )
 
     @property

@@ -204,6 +204,10 @@ class Strategy(ABC):
         leaving = Leaving("parameters", trained, masked=frozenset(trained), bounded=True)
         return Contract({PARAMS: params}, {PARAMS: leaving})
 
+    def telling_rounds(self) -> Sequence[int]:
+        """Return rounds of the run in whose contracts all that ever leaves can be seen: by default one."""
+        return (1,)
+
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:
         """Return who can be sampled, in name order: by default every silo on its own."""
         return [Participant(silo.name, (silo.name,), self.config.training.batch_size) for silo in silos]

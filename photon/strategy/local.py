@@ -21,7 +21,7 @@ from photon.config.tree import RoutedTag
 from photon.data.silo_data import SiloData
 from photon.errors import PhotonError
 from photon.strategy.contract import LOCAL, PARAMS, RECEIVED, Contract, Role
-from photon.training.averages import corrected_decays, with_averages
+from photon.training.averages import corrected_decays, with_averages, without_strange
 from photon.training.devices import GroupResult
 from photon.training.groups import StateGroups, Tensors
 from photon.training.hooks import NO_HOOKS, StepHooks
@@ -226,15 +226,20 @@ class LocalMethod:
             )
         optimizer: StateGroups | None = None
         scalars: Mapping[str, float] = {}
+        decays = corrected_decays(self._optimizer_at(request.global_step)) if averaged else {}
         if before is not None:
             optimizer, scalars = with_averages(
-                (before.optimizer, dict(before.scalars)),
-                (averaged, dict(request.scalars)),
-                corrected_decays(self._optimizer_at(request.global_step)) if averaged else {},
+                (before.optimizer, dict(before.scalars)), (averaged, dict(request.scalars)), decays
             )
             came = came or before.local.get(BEGAN_WITH)
         elif averaged and set(averaged) == set(states) & set(request.contract.arriving):
             optimizer, scalars = averaged, request.scalars
+        # Whose steps each group is of: an average's silos, or this one's own.
+        origins = {
+            request.averaged_rounds.get(group) if group in averaged else 0 for group in optimizer or ()
+        }
+        if optimizer is not None and len(origins) > 1:
+            optimizer = without_strange(optimizer, decays)
         context: StateGroups = {}
         if optimizer is not None and came is not None and is_refreshing(self.config.optimizer):
             context[RECEIVED] = dict(came)

@@ -131,6 +131,21 @@ class Photon(Strategy):
             arriving[RECEIVED] = params
         return Contract(arriving, leaving)
 
+    def telling_rounds(self) -> Sequence[int]:
+        """Return the first round of each set of groups that the sync plan averages together."""
+        if self.plan is None:
+            return (1,)
+        transition = self.config.transition
+        before = 0 if transition is None else transition.step
+        # After the longest period, counted from the transition, all of them have been due.
+        longest = 1 + (before + max(self.plan.periods.values())) // min(
+            self.config.local_steps, self.config.steps_of(1)
+        )
+        found: dict[tuple[str, ...], int] = {}
+        for server_round in range(1, min(self.config.rounds, longest) + 1):
+            found.setdefault(tuple(self.due_groups(server_round)), server_round)
+        return tuple(found.values())
+
     def due_groups(self, server_round: int) -> list[str]:
         """Return the groups that the sync plan averages in this round.
 

@@ -75,6 +75,10 @@ class Sums(Strategy):
         }
         return Contract({PARAMS: params, **brought}, leaving, needs_all=self.needs_all)
 
+    def telling_rounds(self) -> Sequence[int]:
+        """Return all rounds: each has sums of its own, and there are few."""
+        return range(1, self.config.rounds + 1)
+
     def _model(self, params: Mapping[str, torch.Size]) -> "PreTrainedModel":
         """Return the model of some parameters, of which there are shapes alone."""
         # Names do not depend on how many tokens there are, and the embedding has a row for each.

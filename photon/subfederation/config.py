@@ -92,6 +92,10 @@ def node_sections(config: RunConfig, node: TreeNode) -> dict[str, Any]:
         If it names a file of ``conf/`` that is not there, or a key that is unknown.
     """
     sections: dict[str, Any] = {}
+    if isinstance(node.outer, dict) and "_target_" not in node.outer:
+        raise PhotonError(
+            "outer: has no _target_; write the whole section, or the name of a file in conf/outer"
+        )
     if node.outer is not None:
         sections["outer"] = (
             compose([f"outer={node.outer}"]).outer

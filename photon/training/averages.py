@@ -14,6 +14,8 @@ from photon.config.schema import Component
 from photon.optim import LoRDO, MuonAdamW, QHAdamW
 from photon.training.groups import OptimizerState, StateGroups
 
+#: Beyond so many times the root of its second moment a first moment is none that a silo could have had.
+_STRANGE = 1000.0
 #: Optimizers that divide a moment by 1 − β^t.
 _CORRECTING = (torch.optim.Adam, torch.optim.AdamW, QHAdamW, LoRDO, MuonAdamW)
 
@@ -66,3 +68,28 @@ def with_averages(
         if group not in averaged and (beta := decays.get(group)) is not None
     }
     return {**groups, **rescaled, **averaged}, {**scalars, **counted}
+
+
+def without_strange(groups: StateGroups, decays: Mapping[str, float]) -> StateGroups:
+    """Take first moments for zero where the second one knows of nothing like them.
+
+    The average of first moments has those of words that a silo never reads. Its own second moment is zero
+    there, as it is in an average over other silos, and a step is their quotient. Moments of the same steps
+    are never apart like that: with β of 0.9 and 0.95 a first one is at most 1.2 times the root of the second.
+
+    Parameters
+    ----------
+    groups
+        State groups of a local optimizer, of which some were averaged without the others.
+    decays
+        As `corrected_decays` returns them; none: the optimizer divides by no root.
+    """
+    squares = groups.get("exp_avg_sq")
+    if squares is None or "exp_avg_sq" not in decays:
+        return groups
+    found = dict(groups)
+    for group in groups.keys() & (decays.keys() - {"exp_avg_sq", "max_exp_avg_sq"}):
+        for name, moment in groups[group].items():
+            if name in squares and bool((strange := moment.abs() > _STRANGE * squares[name].sqrt()).any()):
+                found[group] = {**found[group], name: moment.masked_fill(strange, 0.0)}
+    return found

@@ -325,6 +325,12 @@ def test_warm_start_takes_the_weights(architecture: str, saved: Path) -> None:
     assert same_weights(started, build_model(small(), VOCABULARY, seed=3))
 
 
+def test_what_is_of_training_alone_may_be_another(saved: Path) -> None:
+    """Dropout and first values are choices of the run; no value of a weight is of them."""
+    section = small(resid_pdrop=0.3, initializer_range=0.5).model_copy(update={"warm_start": str(saved)})
+    assert same_weights(build_model(section, VOCABULARY, seed=0), build_model(small(), VOCABULARY, seed=3))
+
+
 def add(folder: Path, name: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     save_file({**tensors, name: torch.ones(())}, folder / "model.safetensors", metadata={"format": "pt"})
@@ -383,6 +389,9 @@ def test_a_warm_start_with_an_output_of_its_own_is_not_taken_for_a_tied_one(tmp_
         ({"n_inner": 24}, 300, None, "mlp.c_fc.bias has shape (64,), but the model section asks for (24,)"),
         ({"n_layer": 1}, 300, None, "has the unknown weight transformer.h.1."),
         ({"n_layer": 3}, 300, None, "lacks transformer.h.2."),
+        ({"n_head": 4}, 300, None, "trained with n_head=2, and the model section has 4; use model=custom"),
+        ({"activation_function": "relu"}, 300, None, "activation_function=gelu, and the model section has"),
+        ({"layer_norm_epsilon": 0.1}, 300, None, "layer_norm_epsilon=1e-05, and the model section has 0.1"),
         ({}, 400, None, "a vocabulary of 320 is smaller than the tokenizer, which has 400 entries"),
         ({}, 300, cut, "cannot load the weights"),
         ({}, 300, lambda folder: (folder / "model.safetensors").unlink(), "no *.safetensors in it"),
