@@ -28,7 +28,7 @@ from photon.data.questions import SETS
 from photon.data.silo_data import SiloData
 from photon.engine.inprocess import InProcessGrid, run_inprocess
 from photon.errors import PhotonError, RefusedError, RunError
-from photon.evaluation.unlearn import Request, unlearn
+from photon.evaluation.unlearn import unlearn
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import decode_groups, encode_groups
@@ -50,6 +50,7 @@ from photon.training.groups import read_params
 from photon.unlearning.capture import sites_of
 from photon.unlearning.problem import Choice, Method, Problem
 from photon.unlearning.questions import Question, Sets
+from photon.unlearning.request import Request
 from photon.unlearning.statistics import gram_sums
 from tests.conftest import small_run, write_corpus
 from tests.federation.test_federation import TamperingGrid
