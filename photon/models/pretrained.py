@@ -30,7 +30,7 @@ ABBIE: dict[str, Any] = {"gpt2": AbbieGPT2Config, "llama": AbbieLlamaConfig}
 def positions_of(config: PreTrainedConfig) -> int | None:
     """Return how many tokens a model can be given at once; None where there is no such bound."""
     positions: int | None = getattr(config, "max_position_embeddings", None)
-    if positions is None or config.model_type not in COUNTED_FROM_PADDING:
+    if positions is None or getattr(config, "model_type", None) not in COUNTED_FROM_PADDING:
         return positions
     # These have positions that are no token's, up to the padding's.
     return positions - (0 if config.pad_token_id is None else config.pad_token_id + 1)

@@ -436,7 +436,7 @@ def test_a_model_takes_as_many_tokens_as_is_said_and_no_more(kind: str) -> None:
     model, positions = AutoModelForCausalLM.from_config(config).eval(), positions_of(config)
     assert positions is not None
     model(input_ids=torch.full((1, positions), 5))
-    with pytest.raises((IndexError, RuntimeError), match="out of|expanded size of the tensor"):
+    with pytest.raises((IndexError, RuntimeError), match=r"out of|expanded size of the tensor"):
         model(input_ids=torch.full((1, positions + 1), 5))
 
 

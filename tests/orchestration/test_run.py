@@ -243,6 +243,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
                 "--rounds=999",
             ),
             (("train", sums, sums, "--agents", players, "--output", tmp_path / "p"), "have the same name"),
+            (("train", sums, "--agents", players, "--output", tmp_path), "is a folder; name a file in it"),
+            (
+                ("train", sums, "--agents", players, "--output", sums / "new" / "p"),
+                f"{sums} is no folder",
+            ),
         ):
             code, said = invoke(*words)
             assert (code, why in said) == (2, True), said
