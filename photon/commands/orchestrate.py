@@ -11,7 +11,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from photon.errors import PhotonError, RunError
+from photon.errors import PhotonError, RunError, printable
 
 if TYPE_CHECKING:
     from photon.endpoints.client import Tally
@@ -182,6 +182,7 @@ def train(
     from photon.orchestration.policy import Policy, save_policy
     from photon.orchestration.questions import read_questions
 
+    _check_file(output)
     settings, players = read_method(method), read_agents(agents)
     if len(players) < 2:
         raise PhotonError(f"agents {agents}: one agent has nobody to read; give it more, or copies")
@@ -209,6 +210,17 @@ def train(
     if failed:
         typer.echo(f"left out because agents did not answer: {_counts(failed)}")
     typer.echo(f"policy: {output}; use it with --policy nexa:{output}")
+
+
+def _check_file(output: Path) -> None:
+    """Refuse a place where no policy could be written, before agents are asked."""
+    for folder in (output, *output.parents):
+        if folder.exists():
+            if folder == output and folder.is_dir():
+                raise PhotonError(f"--output {printable(output)}: is a folder; name a file in it")
+            if folder != output and not folder.is_dir():
+                raise PhotonError(f"--output {printable(output)}: {printable(folder)} is no folder")
+            return
 
 
 def _train(

@@ -107,16 +107,18 @@ def unlearn(
     """Make an exported model refuse some questions: one matrix is changed, the rest stays bit by bit."""
     from rich.console import Console
 
-    from photon.evaluation.unlearn import Request
     from photon.evaluation.unlearn import unlearn as unlearn_export
     from photon.training.hardware import resolve_device
     from photon.unlearning.problem import Method
     from photon.unlearning.questions import read_questions
     from photon.unlearning.refusals import ngrams, sentence_encoder
+    from photon.unlearning.request import Request
     from photon.unlearning.solve import Recipe
 
+    earlier = [read_questions(file) for file in forgotten or []]
     request = Request(
-        sets=_sets(forget, retain, reference, edge or [], forgotten or []),
+        sets=_sets(forget, retain, reference, edge or [], [one for some in earlier for one in some]),
+        earlier=earlier,
         asked_by=_who() if by is None else by,
         reason=reason,
         unknown=read_questions(unknown) if unknown else (),
@@ -151,7 +153,7 @@ def unlearn(
 
 
 def _sets(
-    forget: Path, retain: Path | None, reference: Path, edges: list[str], forgotten: list[Path]
+    forget: Path, retain: Path | None, reference: Path, edges: list[str], gone: "list[Question]"
 ) -> "Sets":
     from photon.errors import PhotonError, printable
     from photon.unlearning.questions import Sets, read_questions, split_by_edge
@@ -164,7 +166,6 @@ def _sets(
         wanted, stays = split_by_edge(wanted, edges, printable(forget))
     if retain is not None:
         stays = read_questions(retain)
-    gone = [one for file in forgotten for one in read_questions(file)]
     known = {one.key for one in gone}
     # What was forgotten before may still be in the file of what is to stay.
     stays = [one for one in stays if one.key not in known]
@@ -192,6 +193,8 @@ def _numbers(option: str, text: str, *, whole: bool = False) -> list[float]:
         raise PhotonError(f"{option} {text!r}: expected numbers with commas between, as {example}")
     if option == "--ridges" and min(found) < 0:
         raise PhotonError(f"{option} {text!r}: a ridge is 0 at least")
+    if option == "--coefficients" and 0 in found:
+        raise PhotonError(f"{option} {text!r}: with 0 nothing is changed; leave it out")
     return list(dict.fromkeys(found))
 
 

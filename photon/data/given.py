@@ -9,6 +9,7 @@ They belong to whoever has the text: nothing of them is in the manifest, and the
 """
 
 import hashlib
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,12 +160,14 @@ class Choice:
     def of(self, data: PreparedData) -> PreparedData:
         """Return prepared data whose training windows are those that are read; see `Choice.windows`.
 
+        What was read of the labels is kept until they are written anew.
+
         Raises
         ------
         PhotonError
             If a silo has no labels, or not these.
         """
-        return _chosen(data, self)
+        return _chosen(data, self, tuple(_written(data.path, silo) for silo in data.silo_names))
 
 
 class _Chosen(PreparedData):
@@ -204,8 +207,17 @@ class _Chosen(PreparedData):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+def _written(folder: Path, silo: str) -> tuple[int, int, int] | None:
+    """Return what tells labels that were written from those that were there before."""
+    try:
+        status = os.stat(given_files(folder, silo)[1])
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 @lru_cache(maxsize=8)
-def _chosen(whole: PreparedData, choice: Choice) -> PreparedData:
+def _chosen(whole: PreparedData, choice: Choice, _written: tuple[object, ...]) -> PreparedData:
     # Kept, because it holds copies of indices, and a silo asks for it with every message.
     return _Chosen(whole, choice)
 

@@ -4,6 +4,7 @@ A question is of one of three sets: those that the model is to forget, those who
 those that it says it has no answer to, by which it learns what that looks like.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
@@ -58,6 +59,8 @@ def question_of(row: Any, place: str, source_field: str | None = None) -> Questi
         return "no field 'question' with text"
     if not answer and of != "reference":
         return "no field 'answer' with text, without which nothing is measured"
+    if of != "reference" and re.search(r"\w", answer) is None:
+        return "field 'answer' has no word, so nobody can tell whether it is given"
     source = NamedSource(place) if source_field is None else named_source(row, source_field)
     if isinstance(source, str):
         return source

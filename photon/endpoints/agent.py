@@ -1,5 +1,6 @@
 """Agents: an endpoint, a model, and how it is asked, from a YAML file."""
 
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -73,6 +74,10 @@ class Agent(Section):
             raise ValueError(
                 "key_variable: not the name of an environment variable; a key itself is in no file"
             )
+        try:
+            json.dumps(self.extra, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(f"extra: JSON, in which it is sent, cannot hold it ({error})") from None
         if own := sorted(_OWN & set(self.extra)):
             raise ValueError(
                 f"extra.{own[0]}: not a further key; an agent sets it itself, or it is not supported"

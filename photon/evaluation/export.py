@@ -288,12 +288,12 @@ def _set_special_tokens(model: "PreTrainedModel", folder: Path) -> None:
 
 def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
     """Say what clients ask a tokenizer for, where its own configuration does not: length and padding."""
-    from photon.models.pretrained import read_json
+    from photon.models.pretrained import positions_of, read_json
 
     file = folder / "tokenizer_config.json"
     config = read_json(file) if file.is_file() else {}
     wanted = {
-        "model_max_length": getattr(model.config, "max_position_embeddings", None),
+        "model_max_length": positions_of(model.config),
         "pad_token": config.get("eos_token"),
     }
     told = {name: value for name, value in wanted.items() if value is not None and config.get(name) is None}
@@ -303,6 +303,7 @@ def _complete_tokenizer_config(model: "PreTrainedModel", folder: Path) -> None:
 def architecture_facts(model: "PreTrainedModel") -> dict[str, object]:
     """Return what a model card says of a model's shape."""
     from photon.models.build import parameter_count
+    from photon.models.pretrained import positions_of
 
     config = model.config
     facts = {
@@ -312,7 +313,7 @@ def architecture_facts(model: "PreTrainedModel") -> dict[str, object]:
         "body": _body(model),
         "width": getattr(config, "hidden_size", None),
         "attention heads": getattr(config, "num_attention_heads", None),
-        "positions": getattr(config, "max_position_embeddings", None),
+        "positions": positions_of(config),
         "vocabulary": config.vocab_size,
         "weights": "float32",
     }

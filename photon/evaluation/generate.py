@@ -171,7 +171,9 @@ def _document_start(tokenizer: Any, export: Path) -> list[int]:
 
 def _room(model: "PreTrainedModel", prompt_tokens: int) -> int:
     """Return how many tokens still fit behind the prompt."""
-    positions = getattr(model.config, "max_position_embeddings", None)
+    from photon.models.pretrained import positions_of
+
+    positions = positions_of(model.config)
     if positions is None:
         return 1 << 30
     if prompt_tokens >= positions:

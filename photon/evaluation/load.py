@@ -137,10 +137,10 @@ def check_tokenizer_of(sha256: str | None, file: Path | None, data: PreparedData
         return
     if file is not None and _canonical(file) == _canonical(data.tokenizer_path / "tokenizer.json"):
         return
-    own = "and the model's own" if file is None else printable(file.parent)
+    own = "the model's own" if file is None else printable(file.parent)
     raise PhotonError(
         f"{data.path}: prepared with another tokenizer ({wanted[:12]}…) than the model's "
-        f"({str(sha256)[:12]}…); prepare the text with --tokenizer {own}"
+        f"({str(sha256)[:12]}…); prepare the text with {own}, by --tokenizer"
     )
 
 

@@ -8,6 +8,7 @@ import torch
 
 from photon.data.prepared import PreparedData
 from photon.errors import PhotonError
+from photon.models.pretrained import positions_of
 from photon.objective.perplexity import Score, evaluate_windows
 from photon.training.step_probe import measure_gains
 
@@ -36,7 +37,7 @@ def evaluate_data(
         If the model takes shorter sequences, or knows fewer tokens, than the data has.
     """
     config, manifest = model.config, data.manifest
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = positions_of(config)
     if positions is not None and positions < manifest.sequence_length:
         raise PhotonError(
             f"{data.path}: its sequences of {manifest.sequence_length} tokens are longer than the model's "

@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from photon.data.prepared import PreparedData
-from photon.data.tokenizer import load_tokenizer
 from photon.errors import PhotonError, printable
-from photon.evaluation.load import check_export, open_trained
+from photon.evaluation.load import check_export, check_tokenizer_beside, open_trained
 from photon.evaluation.perplexity import evaluate_data
 from photon.evaluation.sparse_file import NAME as SPARSE
 from photon.files.atomic import atomic_directory, remove_leftovers
@@ -23,9 +22,9 @@ from photon.state.received import tensors_hash
 from photon.state.unlearned import NAME, Changed, Unlearned, read_unlearned, write_unlearned
 from photon.unlearning.attacks import quantised, relearned, skipped, subtracted
 from photon.unlearning.capture import sites_of
-from photon.unlearning.problem import Choice, Edit, Method, Problem
-from photon.unlearning.questions import Question, Sets, encode, encoder_of, hash_of_questions
-from photon.unlearning.refusals import TEMPLATES, Encoder, ngrams
+from photon.unlearning.problem import Choice, Edit, Problem, check_finite
+from photon.unlearning.questions import Question, hash_of_questions
+from photon.unlearning.request import Request, check_told, exam_of
 from photon.unlearning.scan import (
     Asked,
     Exam,
@@ -44,57 +43,6 @@ _LEAST = 0.5
 RELEARNED = (1, 5)
 #: Files of an export that say how good it was, or are written anew.
 _STALE = ("tasks.json", NAME)
-
-
-@dataclass(frozen=True)
-class Request:
-    """What is asked for.
-
-    Attributes
-    ----------
-    sets
-        The questions.
-    asked_by, reason
-        Who asks, and why.
-    unknown
-        Questions that the model is asked to see whether it still refuses; empty: those of the reference set.
-    factual
-        Questions with answers that have nothing to do with the request.
-    method
-        How.
-    layers, ridges, coefficients
-        What to choose among; without layers the middle half of the blocks.
-    top
-        How many blocks are changed together.
-    templates, encoder
-        What refusals are compared with, beside the answers of the reference set, and by what.
-    limit
-        Most questions of each set in the scan.
-    attacks
-        Try what brings back what was forgotten.
-    data
-        Prepared data, whose perplexity is measured before and after.
-    batch_size, device
-        Questions at once, and where.
-    """
-
-    sets: Sets
-    asked_by: str
-    reason: str = ""
-    unknown: Sequence[Question] = ()
-    factual: Sequence[Question] = ()
-    method: Method = field(default_factory=Method)
-    layers: Sequence[int] | None = None
-    ridges: Sequence[float] = (1e-3, 1e-2)
-    coefficients: Sequence[float] = (0.5, 1.0, 2.0)
-    top: int = 1
-    templates: Sequence[str] = TEMPLATES
-    encoder: Encoder = ngrams
-    limit: int | None = 64
-    attacks: bool = False
-    data: Path | None = None
-    batch_size: int = 32
-    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -148,15 +96,17 @@ def unlearn(
     if output.exists() or output.is_symlink():
         raise PhotonError(f"{printable(output)}: exists already; choose a new folder")
     request.sets.check()
+    check_told(request)
     _check_plain(export)
     earlier = read_unlearned(export)
-    notes = list(_unprotected(earlier, request.sets.forgotten))
+    notes = list(_unprotected(earlier, [request.sets.forgotten, *request.earlier]))
     model = nn.Module.to(open_trained(export).model, request.device).eval()
     exam, prompts = exam_of(export, model, request)
     sites = sites_of(model)
     layers = middle_half(len(sites)) if request.layers is None else list(request.layers)
     if unknown := [layer for layer in layers if layer not in range(len(sites))]:
         raise PhotonError(f"--layers {unknown[0]}: the model has blocks 0 to {len(sites) - 1}")
+    perplexity = _perplexity(model, export, request)
     before = exam.take(model)
     _check_refuses(before)
     problem = Problem(
@@ -178,10 +128,9 @@ def unlearn(
     _check_found(seen, notes)
     chosen = best_of_layers(seen, request.top)
     edits = [_as_written(problem.edit(choice), export, model.base_model_prefix) for choice in chosen]
-    perplexity = _perplexity(model, request)
     with applied(edits):
         after = exam.take(model)
-        perplexity_after = _perplexity(model, request)
+        perplexity_after = _perplexity(model, export, request)
         attacks = _attacked(exam, model, edits, request) if request.attacks else {}
     entry = _entry(
         request, edits, model, {**_flat(before), **perplexity}, {**_flat(after), **perplexity_after}, attacks
@@ -204,9 +153,9 @@ def _check_plain(export: Path) -> None:
         )
 
 
-def _unprotected(earlier: Sequence[Unlearned], forgotten: Sequence[Question]) -> Iterator[str]:
+def _unprotected(earlier: Sequence[Unlearned], forgotten: Sequence[Sequence[Question]]) -> Iterator[str]:
     """Yield a line for each earlier request of which not all questions were given again."""
-    given = {hash_of_questions(forgotten), *_by_edge(forgotten)}
+    given = {known for some in forgotten for known in (hash_of_questions(some), *_by_edge(some))}
     for number, one in enumerate(earlier, 1):
         known = one.questions.get("forget")
         if known not in given:
@@ -219,41 +168,6 @@ def _unprotected(earlier: Sequence[Unlearned], forgotten: Sequence[Question]) ->
 def _by_edge(questions: Sequence[Question]) -> Iterator[str]:
     for edge in dict.fromkeys(one.edge for one in questions):
         yield hash_of_questions([one for one in questions if one.edge == edge])
-
-
-def exam_of(export: Path, model: Any, request: Request) -> tuple[Exam, dict[str, list[list[int]]]]:
-    """Return what the model is asked, and the prompts of each set."""
-    tokenizer = load_tokenizer(export)
-    length = getattr(model.config, "max_position_embeddings", None) or 1 << 20
-    encoder = encoder_of(export, tokenizer, length)
-    sets = request.sets
-    named = {
-        "forget": sets.forget,
-        "retain": sets.retain,
-        "reference": sets.reference,
-        "forgotten": sets.forgotten,
-        "unknown": request.unknown or sets.reference,
-        "factual": request.factual,
-    }
-    for name in ("forget", "retain", "forgotten", "factual"):
-        if missing := [one for one in named[name] if one.answer is None]:
-            raise PhotonError(
-                f"unlearning: {printable(missing[0].question):.120} of the {name} set has no answer, so "
-                "nobody can tell whether it is given; add it"
-            )
-    encoded = {name: encode(questions, encoder) for name, questions in named.items()}
-    refusals = [one.answer for one in sets.reference if one.answer is not None]
-    templates = [*dict.fromkeys([*refusals, *request.templates])]
-    longest = max(len(one.gold) for some in encoded.values() for one in some)
-    longest = max(longest, *(len(ids) for ids in tokenizer.encode(templates)))
-    room = length - max(len(one.prompt) for some in encoded.values() for one in some)
-    asked = {
-        name: Asked(questions, encoded[name])
-        for name, questions in named.items()
-        if questions and name != "reference"
-    }
-    exam = Exam(tokenizer, asked, templates, request.encoder, min(longest + 4, room, 256), request.batch_size)
-    return exam, {name: [one.prompt for one in some] for name, some in encoded.items()}
 
 
 def _check_refuses(before: Found) -> None:
@@ -290,7 +204,9 @@ def _as_written(edit: Edit, export: Path, prefix: str) -> Edit:
     _, name = _file_of(export, edit.site.name, prefix)
     dtype = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}.get(name[1], torch.float32)
     before = edit.site.weight.double().cpu()
-    return edit._replace(delta=(before + edit.delta).to(dtype).double() - before)
+    after = before + edit.delta
+    check_finite(after, dtype, edit.choice)
+    return edit._replace(delta=after.to(dtype).double() - before)
 
 
 def _file_of(export: Path, weight: str, prefix: str) -> tuple[Path, tuple[str, str]]:
@@ -309,9 +225,10 @@ def _file_of(export: Path, weight: str, prefix: str) -> tuple[Path, tuple[str, s
     raise PhotonError(f"{printable(export)}: no file has {weight}; save the model again with save_pretrained")
 
 
-def _perplexity(model: Any, request: Request) -> dict[str, float]:
+def _perplexity(model: Any, export: Path, request: Request) -> dict[str, float]:
     if request.data is None:
         return {}
+    check_tokenizer_beside(export, request.data)
     data = PreparedData.open(request.data)
     scores = evaluate_data(
         model, data, batch_size=request.batch_size, device=request.device, precision="fp32", limit=64

@@ -33,7 +33,7 @@ _MISSPELT = 0.85
 #: Every configuration takes these, and no class declares them.
 _UNDECLARED = {"per_layer_config"}
 #: Types that count positions from behind the padding's id, which they cannot do without.
-_COUNTED_FROM_PADDING = {
+COUNTED_FROM_PADDING = {
     "camembert",
     "data2vec-text",
     "prophetnet",
@@ -118,7 +118,7 @@ class Fields:
             if not self.has(name):
                 continue
             given, is_padding = self.get(name), name == "pad_token_id"
-            counted = is_padding and model_type in _COUNTED_FROM_PADDING
+            counted = is_padding and model_type in COUNTED_FROM_PADDING
             ended = is_padding and model_type in _ENDED_BY_PADDING
             if self._may_be_none(name) and not counted and not ended:
                 self.put(name, None)
@@ -132,7 +132,7 @@ class Fields:
     def positions_before(self, model_type: str) -> int:
         """Return how many positions lie before that of the first token."""
         padding = self.get("pad_token_id")
-        return int(padding) + 1 if model_type in _COUNTED_FROM_PADDING and padding is not None else 0
+        return int(padding) + 1 if model_type in COUNTED_FROM_PADDING and padding is not None else 0
 
     def _names(self, name: str) -> list[str]:
         """Return the names under which a field is set."""

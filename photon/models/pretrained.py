@@ -22,9 +22,19 @@ from photon.models.abbie import (
     AbbieLlamaForCausalLM,
 )
 from photon.models.adapter import has_adapter, merge_adapter
+from photon.models.fields import COUNTED_FROM_PADDING
 
 #: By the type of its blocks: what AbbIE's configuration is.
 ABBIE: dict[str, Any] = {"gpt2": AbbieGPT2Config, "llama": AbbieLlamaConfig}
+
+
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """Return how many tokens a model can be given at once; None where there is no such bound."""
+    positions: int | None = getattr(config, "max_position_embeddings", None)
+    if positions is None or getattr(config, "model_type", None) not in COUNTED_FROM_PADDING:
+        return positions
+    # These have positions that are no token's, up to the padding's.
+    return positions - (0 if config.pad_token_id is None else config.pad_token_id + 1)
 
 
 def _register(config: Any, model: Any) -> None:

@@ -29,7 +29,7 @@ from photon.objective.base import Behind, Conclusion, Shapes
 from photon.objective.probe import answers_to
 from photon.objective.sft import SupervisedFineTuning
 from photon.state.received import tensors_hash
-from photon.state.unlearned import Unlearned
+from photon.state.unlearned import LONGEST, Unlearned
 from photon.training.groups import StateGroups, Tensors
 from photon.unlearning.capture import Batch, Site, batches, edited, sites_of, starts
 from photon.unlearning.figures import deviation_score
@@ -102,8 +102,8 @@ class Lunar(SupervisedFineTuning):
     ) -> None:
         if not asked_by or not asked_by.strip():
             raise ValueError("asked_by: name who asks that something be forgotten, as in asked_by='A. B.'")
-        if max(len(asked_by), len(reason)) > 400:
-            raise ValueError("asked_by and reason have 400 characters at most")
+        if max(len(asked_by), len(reason)) > LONGEST:
+            raise ValueError(f"asked_by and reason have {LONGEST} characters at most")
         self.ridges = [1e-3, 1e-2] if ridges is None else ridges
         self.coefficients = [0.5, 1.0, 2.0] if coefficients is None else coefficients
         for name, values, fits in (

@@ -15,7 +15,7 @@ from transformers.generation import BaseStreamer
 from photon.errors import PhotonError
 from photon.evaluation.generate import COLDEST, cannot_write, check_temperature, is_text, load_tokenizer
 from photon.evaluation.load import check_export, open_trained
-from photon.models.pretrained import first_line, quiet_transformers
+from photon.models.pretrained import first_line, positions_of, quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -78,7 +78,7 @@ class ServedModel:
         self.tokenizer = load_tokenizer(export)
         self.name = export.resolve().name
         self._model: PreTrainedModel = torch.nn.Module.to(open_trained(export).model, device).eval()
-        self.positions: int | None = getattr(self._model.config, "max_position_embeddings", None)
+        self.positions = positions_of(self._model.config)
         self._turn = threading.Lock()
         self._export, self._ends = export, self._read_ends(export)
 

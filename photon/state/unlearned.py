@@ -12,7 +12,11 @@ from photon.files.atomic import write_text
 
 #: The file of an exported model that says what was taken out of it.
 NAME = "unlearned.json"
-_Text = Annotated[str, Field(max_length=400)]
+#: Most characters of a text in it, such as who asks.
+LONGEST = 400
+_Text = Annotated[str, Field(max_length=LONGEST)]
+# Of each set of questions, and of each silo's text.
+_Figures = Annotated[dict[str, float], Field(max_length=100_000)]
 
 
 class Changed(BaseModel):
@@ -72,8 +76,8 @@ class Unlearned(BaseModel):
     coefficient: float
     positions: _Text
     prompts: dict[str, int] = Field(max_length=10)
-    before: dict[str, float] = Field(max_length=100)
-    after: dict[str, float] = Field(max_length=100)
+    before: _Figures
+    after: _Figures
     hash_before: _Text
     hash_after: _Text
     solver: _Text = "closed"

@@ -1,7 +1,7 @@
 """What a model answers by itself, and how it takes the right answer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
 from photon.data.tokenizer import EosTokenizer
-from photon.models.pretrained import quiet_transformers
+from photon.models.pretrained import positions_of, quiet_transformers
 from photon.unlearning.figures import (
     deviation_score,
     extraction_strength,
@@ -90,37 +90,62 @@ def ask(
     asked
         Questions in tokens.
     most
-        Most tokens of an answer.
+        Most tokens of an answer; fewer where the model has no positions for more.
     batch_size
         Questions at once.
     """
+    answers: dict[int, Answer] = {}
+    for places, room in _batches_to_ask(model, asked, most, batch_size):
+        found = _answered(model, tokenizer, [asked[place] for place in places], room)
+        answers |= zip(places, found, strict=True)
+    return [answers[place] for place in range(len(asked))]
+
+
+def _batches_to_ask(
+    model: PreTrainedModel, asked: Sequence[Encoded], most: int, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield which questions are asked together, and the most tokens of their answers.
+
+    A prompt after which the model has positions for fewer is asked by itself, so that it shortens no other's
+    answer.
+    """
+    # The last token of an answer is not read.
+    positions = positions_of(model.config)
+    rooms = [most if positions is None else min(most, positions - len(one.prompt) + 1) for one in asked]
+    whole = [place for place, room in enumerate(rooms) if room == most]
+    for first in range(0, len(whole), batch_size):
+        yield whole[first : first + batch_size], most
+    for place, room in enumerate(rooms):
+        if room < most:
+            yield [place], room
+
+
+def _answered(
+    model: PreTrainedModel, tokenizer: EosTokenizer, some: Sequence[Encoded], most: int
+) -> Iterator[Answer]:
     end, device = tokenizer.eos_token_id, next(model.parameters()).device
     ends = {end, *_ends(model)}
     config = GenerationConfig(
         max_new_tokens=most, do_sample=False, eos_token_id=sorted(ends), pad_token_id=end, use_cache=True
     )
-    answers = []
-    for first in range(0, len(asked), batch_size):
-        some = asked[first : first + batch_size]
-        length = max(len(one.prompt) for one in some)
-        ids = torch.tensor([[end] * (length - len(one.prompt)) + one.prompt for one in some], device=device)
-        sizes = torch.tensor([len(one.prompt) for one in some], device=device)
-        mask = (torch.arange(length, device=device) >= length - sizes[:, None]).long()
-        ranks = _Ranks([one.gold for one in some])
-        generating: Any = model
-        with torch.no_grad(), quiet_transformers():
-            written: Tensor = generating.generate(
-                ids,
-                attention_mask=mask,
-                generation_config=config,
-                logits_processor=LogitsProcessorList([ranks]),
-            )
-        for tokens, found in zip(written[:, length:].tolist(), ranks.ranks, strict=True):
-            stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
-            text = tokenizer.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
-            # The step that wrote the end had logits, those after it had none.
-            answers.append(Answer(text.strip(), found[: stop + 1]))
-    return answers
+    length = max(len(one.prompt) for one in some)
+    ids = torch.tensor([[end] * (length - len(one.prompt)) + one.prompt for one in some], device=device)
+    sizes = torch.tensor([len(one.prompt) for one in some], device=device)
+    mask = (torch.arange(length, device=device) >= length - sizes[:, None]).long()
+    ranks = _Ranks([one.gold for one in some])
+    generating: Any = model
+    with torch.no_grad(), quiet_transformers():
+        written: Tensor = generating.generate(
+            ids,
+            attention_mask=mask,
+            generation_config=config,
+            logits_processor=LogitsProcessorList([ranks]),
+        )
+    for tokens, found in zip(written[:, length:].tolist(), ranks.ranks, strict=True):
+        stop = next((index for index, token in enumerate(tokens) if token in ends), len(tokens))
+        text = tokenizer.tokenizer.decode(tokens[:stop], skip_special_tokens=True)
+        # The step that wrote the end had logits, those after it had none.
+        yield Answer(text.strip(), found[: stop + 1])
 
 
 def _ends(model: PreTrainedModel) -> set[int]:

@@ -165,7 +165,7 @@ class Problem:
         Raises
         ------
         PhotonError
-            If the system is singular, or what comes of it is not finite.
+            If the system is singular, or the matrix that comes of it is not finite.
         """
         site, vector = self.sites[choice.layer], self.vectors[choice.layer]
         if self.method.solver == "closed":
@@ -173,9 +173,21 @@ class Problem:
         else:
             steered, kept = self._rows_of(choice.layer)
             change = trained(site.weight, steered, kept, choice.coefficient * vector, self.method.recipe)
-        if not bool(torch.isfinite(change).all()):
-            raise PhotonError(
-                f"unlearning: what layer {choice.layer} would get is not finite; take a larger ridge, or a "
-                "smaller rate"
-            )
+        check_finite(site.weight.double().cpu() + change, site.weight.dtype, choice)
         return Edit(choice, site, vector, change)
+
+
+def check_finite(matrix: Tensor, dtype: torch.dtype, choice: Choice) -> None:
+    """Check that a changed matrix has its values in a type.
+
+    Raises
+    ------
+    PhotonError
+        If one is not finite there.
+    """
+    if not bool(torch.isfinite(matrix.to(dtype)).all()):
+        raise PhotonError(
+            f"unlearning: with ridge {choice.ridge:g} and coefficient {choice.coefficient:g} a value of "
+            f"layer {choice.layer} is not finite in {str(dtype).removeprefix('torch.')}; take a smaller "
+            "coefficient, or a larger ridge"
+        )

@@ -15,6 +15,7 @@ from photon.data.template import ChatTemplate, TemplateError
 from photon.data.tokenizer import EosTokenizer
 from photon.errors import PhotonError, printable
 from photon.files.hashing import hash_of
+from photon.unlearning.figures import words
 
 #: Most questions of a file.
 MOST = 1_000_000
@@ -150,6 +151,27 @@ def _question(row: Any) -> Question:
     if question is None:
         raise ValueError(f"no field 'question'; it has {', '.join(map(printable, list(row)[:8])) or 'none'}")
     return Question(question, **texts)
+
+
+def check_answers(name: str, questions: Sequence[Question]) -> None:
+    """Check that each question of a set has an answer that can be told from others.
+
+    Raises
+    ------
+    PhotonError
+        If one has not.
+    """
+    for one in questions:
+        if one.answer is None:
+            raise PhotonError(
+                f"unlearning: {printable(one.question):.120} of the {name} set has no answer, so nobody "
+                "can tell whether it is given; add it"
+            )
+        if not words(one.answer):
+            raise PhotonError(
+                f"unlearning: the answer to {printable(one.question):.120} of the {name} set has no word, so "
+                "nobody can tell whether it is given; mend it, or take the question out"
+            )
 
 
 def split_by_edge(

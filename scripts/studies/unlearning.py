@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from photon.evaluation.unlearn import Request
     from photon.unlearning.questions import Encoded, Question, Sets
+    from photon.unlearning.request import Request
     from photon.unlearning.scan import Exam, Found
 
 SEEDS = (0, 1, 2)
@@ -124,7 +124,7 @@ class Place:
         return fitting(sets, encoder), held
 
     def request(self, data: str) -> "Request":
-        from photon.evaluation.unlearn import Request
+        from photon.unlearning.request import Request
 
         sets, held = self.sets(data)
         return Request(sets, "the study", unknown=held, attacks=True)
@@ -342,8 +342,9 @@ def figures_of(found: "Found") -> dict[str, float]:
 def measure(place: Place, data: str, method: str, seed: int) -> Result:
     """Apply one method to one tuned model, ask it, and attack it."""
     from photon.evaluation.load import open_trained
-    from photon.evaluation.unlearn import exam_of, unlearn
+    from photon.evaluation.unlearn import unlearn
     from photon.unlearning.problem import Method
+    from photon.unlearning.request import exam_of
 
     request = place.request(data)
     folder = place.tuned(data, seed, anew=method == ANEW)

@@ -47,19 +47,22 @@ def test_the_page_runs_as_it_says(
 ) -> None:
     """All but what installs, and the paper's own questions."""
     (tmp_path / "scripts").symlink_to(ROOT / "scripts")
+    # A file and no function of the shell: of a function in the background `kill` ends the shell alone, and
+    # what it has started goes on.
+    command = tmp_path / "bin" / "photon"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m photon.cli "$@"\n')
+    command.chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(map(str, (command.parent, Path(sys.executable).parent, os.environ["PATH"]))),
         "PYTHONPATH": str(ROOT),
         "PHOTON_HOME": str(tmp_path / "home"),
     }
 
     def run(text: str) -> str:
         # What was started beside the shell ends with it, also where a command fails.
-        head = (
-            f"""trap 'kill $(jobs -p) || true' EXIT; photon() {{ "{sys.executable}" -m photon.cli "$@"; }}"""
-        )
         done = subprocess.run(
-            ["bash", "-e", "-c", f"{head}\n{text}"],
+            ["bash", "-e", "-c", f"trap 'kill $(jobs -p) || true' EXIT\n{text}"],
             cwd=tmp_path,
             env=environment,
             stdin=subprocess.DEVNULL,

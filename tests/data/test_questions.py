@@ -54,6 +54,7 @@ def test_a_row_says_its_set_or_its_file_does() -> None:
         ({"question": " ", "answer": "b", "set": "forget"}, "no field 'question' with text"),
         ({"question": 3, "answer": "b", "set": "forget"}, "field 'question' holds no text"),
         ({"question": "a", "set": "retain"}, "no field 'answer' with text"),
+        ({"question": "a", "answer": "--?", "set": "forget"}, "field 'answer' has no word"),
         ({"question": "a\0", "answer": "b", "set": "retain"}, "question: "),
     ],
 )

@@ -49,6 +49,11 @@ def test_settings_are_joined_with_defaults_in_the_order_of_the_file(tmp_path: Pa
         ("agents: {a: {endpoint: 'http://h/v1', model: m, temperature: 3}}", "temperature=3"),
         ("agents: {a: {endpoint: 'http://h/v1', model: m, extra: {stream: true}}}", "extra.stream"),
         (
+            "agents: {a: {endpoint: 'http://h/v1', model: m, extra: {day: 2024-01-01}}}",
+            "extra: JSON, in which",
+        ),
+        ("agents: {a: {endpoint: 'http://h/v1', model: m, extra: {top_k: .nan}}}", "extra: JSON, in which"),
+        (
             "agents: {a: {endpoint: 'http://h/v1', model: m, key_variable: sk-1234}}",
             "not the name of an environment",
         ),

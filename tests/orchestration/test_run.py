@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
                 "--rounds=999",
             ),
             (("train", sums, sums, "--agents", players, "--output", tmp_path / "p"), "have the same name"),
+            (("train", sums, "--agents", players, "--output", tmp_path), "is a folder; name a file in it"),
+            (
+                ("train", sums, "--agents", players, "--output", sums / "new" / "p"),
+                f"{sums} is no folder",
+            ),
         ):
             code, said = invoke(*words)
             assert (code, why in said) == (2, True), said
@@ -291,7 +297,16 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
         assert asked < 360
 
 
+@pytest.fixture
+def hears_interrupts() -> Iterator[None]:
+    """As in a terminal: who runs tests in the background of a script ignores Ctrl-C, and hands it down."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("hears_interrupts")
 def test_an_interrupted_run_ends_at_once_and_without_a_traceback(tmp_path: Path) -> None:
     with serve_sums(60.0) as server:
         sums, players = files(tmp_path, server, 20)

@@ -12,6 +12,8 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_layer": 3, "n_embd": WIDTH, "n_head": 2},
     "opt": {"num_hidden_layers": 3, "hidden_size": WIDTH, "ffn_dim": 32, "num_attention_heads": 2}
     | {"word_embed_proj_dim": WIDTH, "pad_token_id": 0},
+    "roberta": {"num_hidden_layers": 3, "hidden_size": WIDTH, "intermediate_size": 24}
+    | {"num_attention_heads": 2, "is_decoder": True, "pad_token_id": 1},
     **dict.fromkeys(
         ("llama", "qwen2", "olmo2", "granite", "mixtral"),
         {"num_hidden_layers": 3, "hidden_size": WIDTH, "intermediate_size": 24}

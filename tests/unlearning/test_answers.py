@@ -62,6 +62,19 @@ def test_prompts_in_one_batch_are_answered_as_if_they_were_alone(kind: str) -> N
     assert len({one.text for one in alone}) > 1
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "roberta", "llama"])
+def test_prompts_up_to_the_last_position_are_answered_as_far_as_there_are_positions(kind: str) -> None:
+    # Roberta counts positions from behind the padding's, so two are no token's.
+    before = 2 if kind == "roberta" else 0
+    model = random_model(kind, max_position_embeddings=12 + before)
+    asked = [Encoded(prompt, [1, 2]) for prompt in random_prompts(4)]
+    asked += [Encoded(list(range(1, 1 + size)), [1]) for size in (9, 11, 12)]
+    found = ask(model, tokenizer(), asked, most=5)
+    alone = [ask(model, tokenizer(), [one], most=min(5, 13 - len(one.prompt)))[0] for one in asked]
+    assert found == alone
+    assert found[-1].ranks
+
+
 def test_the_shortest_beginning_that_is_gone_on_with_rightly(known: tuple) -> None:
     model, _, _, encoded = known
     strengths = []

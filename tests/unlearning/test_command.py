@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,17 @@ def test_what_is_asked_for_on_the_command_line(place: Path, photon: Any) -> None
     first, second = json.loads((place / "two" / "unlearned.json").read_text())
     assert first == entry
     assert second["prompts"] == {"forget": 3, "retain": 6, "reference": 16, "forgotten": 3}
+    # A third, with the files of both; questions of which no edge is told are known by their file.
+    write(place / "bob.jsonl", [replace(one, edge=None) for one in questions().retain[:3]])
+    write(place / "ada.jsonl", [replace(one, edge=None) for one in questions().forget])
+    given = ["two", "three", "--forget", "known.jsonl", "--edge", "Cyd", "--reference", "reference.jsonl"]
+    code, out, err = photon(*given, *few[:6], "--forgotten", "ada.jsonl", "--forgotten", "bob.jsonl")
+    assert code == 0, err
+    assert "may come undone" not in out
+    code, out, err = photon("two", "four", *given[2:], *few[:6], "--forgotten", "bob.jsonl")
+    assert code == 0, err
+    assert out.count("may come undone") == 1
+    assert "request 1 of this model (3 questions, asked by Ada herself) may come undone" in out
 
 
 BASE = ["export", "never", "--reference", "reference.jsonl"]
@@ -92,6 +104,12 @@ BASE = ["export", "never", "--reference", "reference.jsonl"]
             [*BASE, "--forget", "known.jsonl", "--edge", "Ada", "--coefficients", "nan"],
             "--coefficients 'nan'",
         ),
+        (
+            [*BASE, "--forget", "known.jsonl", "--edge", "Ada", "--coefficients", "1,0"],
+            "--coefficients '1,0': with 0 nothing is changed; leave it out",
+        ),
+        ([*BASE, "--forget", "known.jsonl", "--edge", "Ada", "--by", " "], "nobody asks; say who does"),
+        ([*BASE, "--forget", "known.jsonl", "--edge", "Ada", "--by", "x" * 401], "who asks has 401 char"),
         (
             [*BASE, "--forget", "known.jsonl", "--edge", "Ada", "--encoder", "export"],
             "no encoder of sentences",

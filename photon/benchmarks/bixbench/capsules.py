@@ -4,20 +4,26 @@ An archive holds a folder with the data and one with the solution's notebook. Th
 every notebook, and every folder of notebooks, is gone.
 """
 
+import json
+import lzma
 import os
 import shutil
 import stat
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from photon.errors import PhotonError, printable
 from photon.files.atomic import atomic_directory
-from photon.files.hashing import hash_of_file
+from photon.files.hashing import hash_of, hash_of_file
 
 #: Files of a capsule, and bytes of all of them.
 _MOST_FILES, _MOST_BYTES = 20_000, 64 << 30
 _CHUNK = 1 << 20
+#: What packed bytes raise that are damaged, or packed in another way.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, NotImplementedError)
 
 
 def capsule_files(folder: Path) -> dict[str, Path]:
@@ -56,13 +62,18 @@ def unpacked(archive: Path, home: Path) -> Path:
         return place
     except FileNotFoundError:
         raise PhotonError(f"{shown}: the capsule's archive is not there") from None
-    except (OSError, zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError) as error:
+    except (*_UNREADABLE, OSError, RuntimeError, ValueError, EOFError) as error:
         raise PhotonError(f"{shown}: the capsule cannot be unpacked ({printable(error)[:200]})") from None
 
 
 def _folder_key(folder: Path) -> str:
-    newest = max((entry.stat().st_mtime_ns for entry in folder.rglob("*")), default=0)
-    return f"{newest:x}"[-16:]
+    """Return what tells the files of a folder from earlier ones: a file may have become an older one."""
+    seen = [
+        (entry.relative_to(folder).as_posix(), status.st_mode, status.st_size, status.st_mtime_ns)
+        for entry in sorted(folder.rglob("*"))
+        for status in [entry.lstat()]
+    ]
+    return hash_of(json.dumps(seen).encode())[:16]
 
 
 def _extract(archive: Path, folder: Path) -> None:

@@ -1,5 +1,7 @@
 """Capsules are unpacked without what would give the answer away, and never outside their folder."""
 
+import os
+import random
 import stat
 import zipfile
 from pathlib import Path
@@ -57,6 +59,40 @@ def test_an_archive_is_unpacked_once_and_anew_when_it_has_changed(tmp_path: Path
     assert unpacked(archive, tmp_path / "home") == first
     pack(archive, {"Data/x": "2"})
     assert contents(unpacked(archive, tmp_path / "home")) == {"x": "2"}
+
+
+def test_a_folder_in_which_a_file_became_an_older_one_is_unpacked_anew(tmp_path: Path) -> None:
+    capsule = tmp_path / "c"
+    capsule.mkdir()
+    for name in ("a.csv", "b.csv"):
+        (capsule / name).write_text("1")
+    assert contents(unpacked(capsule, tmp_path / "home")) == {"a.csv": "1", "b.csv": "1"}
+    (capsule / "a.csv").write_text("2")
+    os.utime(capsule / "a.csv", (1, 1))
+    assert contents(unpacked(capsule, tmp_path / "home")) == {"a.csv": "2", "b.csv": "1"}
+
+
+@pytest.mark.parametrize(
+    "packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_damaged_archives_are_named(tmp_path: Path, packing: int) -> None:
+    archive = tmp_path / "c.zip"
+    draw = random.Random(packing)
+    with zipfile.ZipFile(archive, "w", packing) as packed:
+        packed.writestr("Data/counts.csv", "1,2\n" * 200)
+        packed.writestr("Data/noise.bin", draw.randbytes(500))
+    whole = archive.read_bytes()
+    told = set()
+    for number in range(60):
+        damaged = bytearray(whole)
+        damaged[draw.randrange(len(damaged))] ^= draw.randrange(1, 256)
+        archive.write_bytes(damaged)
+        try:
+            unpacked(archive, tmp_path / "home" / str(number))
+        except PhotonError as error:
+            told.add(str(error))
+    assert told
+    assert all("c.zip: the capsule cannot be unpacked" in one for one in told)
 
 
 def link() -> zipfile.ZipInfo:
