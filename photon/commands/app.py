@@ -14,11 +14,10 @@ from photon.commands.deployment import doctor, keys
 from photon.commands.evaluation import evaluate, generate
 from photon.commands.federation import federation
 from photon.commands.hydra_line import HelpsWithGroups
-from photon.commands.machine import machine
+from photon.commands.machine import silo
 from photon.commands.orchestrate import orchestrate
 from photon.commands.runs import export, import_, ranking, report, runs, summary, ui, watch
 from photon.commands.serving import chat, serve
-from photon.commands.silo import silo
 from photon.commands.train import resume, train
 from photon.commands.tune import tune
 from photon.commands.unlearning import unlearn
@@ -60,7 +59,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(keys, name="keys")
 app.add_typer(federation, name="federation")
 app.add_typer(aggregator, name="aggregator")
-silo.command()(machine)
 app.add_typer(silo, name="silo")
 app.add_typer(orchestrate, name="orchestrate")
 app.add_typer(walltime_app, name="walltime")

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from photon.commands.silo import silo
 from photon.errors import PhotonError
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
 
+@silo.command()
 def machine(
     rendezvous: Annotated[
         str, typer.Argument(metavar="HOST:PORT", help="Where the silo's first machine waits for the others.")

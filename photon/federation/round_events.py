@@ -33,6 +33,7 @@ from photon.telemetry.events import (
     Unlearned,
     evaluation_of,
 )
+from photon.training.schedule import never_at_peak
 
 #: By how much the recall of what was forgotten may rise before there is a warning.
 COMES_BACK = 0.1
@@ -122,6 +123,9 @@ class RoundEvents:
                 tree=config.federation.tree if isinstance(config.federation.tree, dict) else None,
             )
         )
+        schedule = never_at_peak(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
+        if schedule is not None and config.federation.parent is None and objective_of(config).trains:
+            self.notice("warning", schedule)
 
     def round_started(self, before: ServerState, cohort: Sequence[Participant]) -> None:
         """Tell who is drawn."""

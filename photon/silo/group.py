@@ -2,7 +2,6 @@
 
 from photon.code import command
 from photon.config.schema import RunConfig
-from photon.config.training import TrainingSection
 from photon.data.loader import stream_seed
 from photon.data.prepared import PreparedData, array_file
 from photon.link.messages import TrainRequest
@@ -14,13 +13,7 @@ from photon.training.device_job import GroupJob, GroupState
 from photon.training.devices import GroupResult, train_in_group
 from photon.training.draws import draw_seed
 from photon.training.hardware import resolve_device, set_up_torch
-from photon.training.machines import Machines
 from photon.training.precision import resolve_precision
-
-
-def machines_of(training: TrainingSection) -> Machines:
-    """Return the machines on which a silo trains."""
-    return Machines.at(training.rendezvous, training.machines, training.processes)
 
 
 def fit_in_group(
@@ -52,7 +45,6 @@ def fit_in_group(
     return train_in_group(
         job,
         GroupState(start.params, start.optimizer or {}, start.scalars, start.context, start.collected),
-        machines=machines_of(config.training),
         folder=site.state / request.silo / "group",
         program=command("photon.silo.group_process"),
     )

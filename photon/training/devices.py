@@ -27,6 +27,7 @@ from torch import Tensor
 
 from photon.code import environment
 from photon.config.compose import parse
+from photon.config.training import TrainingSection
 from photon.errors import PhotonError
 from photon.files.atomic import write_text
 from photon.training.device_job import (
@@ -86,10 +87,10 @@ class GroupResult:
     shared: StateGroups = field(default_factory=dict)
 
 
-def train_in_group(
-    job: GroupJob, state: GroupState, *, machines: Machines, folder: Path, program: Sequence[str]
-) -> GroupResult:
-    """Train in some processes on these machines and return the state as one process would have it.
+def train_in_group(job: GroupJob, state: GroupState, *, folder: Path, program: Sequence[str]) -> GroupResult:
+    """Train in the processes of a silo and return the state as one process would have it.
+
+    How many there are, and on which machines, is in the job's configuration; this machine is the first.
 
     Parameters
     ----------
@@ -97,8 +98,6 @@ def train_in_group(
         What to train.
     state
         What it starts from.
-    machines
-        How many processes, each with its own device, and on which machines; this is the first.
     folder
         Job folder on a disk that all machines see; what an earlier job left in it is replaced. The returned
         tensors are memory maps of files in it.
@@ -113,7 +112,9 @@ def train_in_group(
         When the job cannot be shared by so many processes, or a process fails; the message ends with the
         last lines that it wrote.
     """
-    _check(job, machines)
+    training = parse(job.config).training
+    machines = Machines.of(training)
+    _check(job, training, machines)
     shutil.rmtree(folder, ignore_errors=True)
     save_state(folder, state)
     write_text(folder / "job.json", job.model_dump_json(indent=1))
@@ -350,13 +351,13 @@ _kept = _Kept()
 atexit.register(_kept.stop)
 
 
-def _check(job: GroupJob, machines: Machines) -> None:
+def _check(job: GroupJob, training: TrainingSection, machines: Machines) -> None:
     processes = machines.processes
     if job.batch_size % processes:
         raise PhotonError(
             f"training.processes={processes} does not divide batch_size={job.batch_size}; choose a divisor"
         )
-    training, rows = parse(job.config).training, job.batch_size // processes
+    rows = job.batch_size // processes
     micro = training.micro_batch_size
     if isinstance(micro, int) and rows % micro:
         raise PhotonError(
@@ -365,7 +366,7 @@ def _check(job: GroupJob, machines: Machines) -> None:
         )
     if job.device == "cuda" and torch.cuda.device_count() < machines.each:
         raise PhotonError(
-            f"training.processes={processes} on {machines.count} machines: this one has "
+            f"training.processes={processes}, {machines.each} on each machine: this machine has "
             f"{torch.cuda.device_count()} GPUs; use as many"
         )
     if training.parallel == "fsdp" and job.precision == "fp16":

@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 import photon
+from photon.config.training import TrainingSection
 from photon.errors import PhotonError
 
 #: Seconds until the other machines must have come, and of silence until one counts as gone.
@@ -52,18 +53,17 @@ class Machines:
     port: int = 0
 
     @classmethod
-    def at(cls, rendezvous: str | None, count: int, processes: int) -> "Machines":
-        """Return machines that meet at ``HOST:PORT``; None: one machine, which meets nobody.
+    def of(cls, training: TrainingSection) -> "Machines":
+        """Return the machines on which a silo trains.
 
         Raises
         ------
         PhotonError
-            When it is no ``HOST:PORT``.
+            When they are to meet at what is no ``HOST:PORT``.
         """
-        if rendezvous is None:
-            return cls(count, processes)
-        host, port = split_address(rendezvous)
-        return cls(count, processes, host, port)
+        if training.rendezvous is None:
+            return cls(training.machines, training.processes)
+        return cls(training.machines, training.processes, *split_address(training.rendezvous))
 
     @property
     def each(self) -> int:

@@ -185,6 +185,30 @@ def build_schedule(section: Mapping[str, Any], total_steps: int, batch_size: int
     return schedule
 
 
+def never_at_peak(section: Mapping[str, Any], total_steps: int, batch_size: int) -> str | None:
+    """Return, in words, that a run ends before its learning rate has warmed up; None: it does not.
+
+    Parameters
+    ----------
+    section, total_steps, batch_size
+        As of `resolve_schedule`.
+    """
+    warmup_steps = resolve_schedule(section, total_steps, batch_size).get("warmup_steps")
+    if not isinstance(warmup_steps, int) or warmup_steps <= total_steps:
+        return None
+    given, tuned = section["warmup_steps"], section.get("tuned_batch_size")
+    told = (
+        f"the run ends within its warm-up, at {100 * total_steps / warmup_steps:.2g} % of the peak learning "
+        f"rate: it has {total_steps:,} local steps, and the warm-up {warmup_steps:,}"
+    )
+    if warmup_steps == given or tuned is None:
+        return f"{told}; train longer, or lower schedule.warmup_steps={given}"
+    return (
+        f"{told}, because schedule.warmup_steps={given} counts batches of {tuned:,} sequences; train longer, "
+        "or set schedule.tuned_batch_size=null, so that local steps are counted"
+    )
+
+
 def _check_warmup(section: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
     """Check that the warm-up ends within the schedule, in the numbers and by the keys that a user has set."""
     steps, warmup_steps = arguments.get("steps"), arguments.get("warmup_steps")

@@ -47,7 +47,7 @@ RATES = {"Photon": (3e-5, 1e-4, 3e-4), "SmolLM2": (1e-5, 3e-5, 1e-4)}
 ASKED_AFTER, STEP = (1, 2, 4, 8, 16), 4
 BETA = 0.1
 #: Of the federation in which SmolLM2 learns the questions.
-SILOS, ROUNDS, LOCAL_STEPS, FEDERATED_RATE = "abcd", 6, 12, 4e-4
+SILOS, ROUNDS, LOCAL_STEPS, FEDERATED_RATE = "abcd", 6, 12, 3e-4
 TUNED, ANEW = "tuned", "trained anew without it"
 LUNARS = {
     "LUNAR, closed form": {},
@@ -173,13 +173,12 @@ class Place:
                 kind="chat",
                 seed=seed,
             )
-            steps = ROUNDS * LOCAL_STEPS
             settings = [
                 *("objective=sft", "model=custom", f"model.warm_start={self.export}", "cohort=null"),
                 *("model.sequence_length=128", "training.batch_size=4", "training.precision=bf16"),
                 *(f"data.path={folder / 'chats'}", f"rounds={ROUNDS}", f"local_steps={LOCAL_STEPS}"),
                 *(f"optimizer.lr={FEDERATED_RATE:g}", "optimizer.weight_decay=0.0", "strategy=photon"),
-                *(f"schedule.steps={steps}", "schedule.warmup_steps=6", f"seed={seed}"),
+                *("schedule.warmup_steps=6", f"seed={seed}"),
                 *(f"evaluation.every={ROUNDS}", "evaluation.sequences=2", "checkpoint.keep=1"),
             ]
             assert federate(settings, folder / "run") is not None, "the tuning diverged"

@@ -358,3 +358,11 @@ def test_every_default_is_built_as_any_other(small_config: Make, tmp_path: Path)
     assert isinstance(kinds[0], EventLog)
     assert kinds[1:] == [None, None], "with display=none and wandb.mode=off"
     kinds[0].close()
+
+
+def test_a_run_that_ends_within_its_warm_up_says_so_once(run_small, tmp_path):
+    """Steps count batches of the recipe, so a short run with small ones may never leave its warm-up."""
+    run_small("rounds=2", "local_steps=2", "schedule.steps=72", "schedule.warmup_steps=6", name="short")
+    told = [event for event in read_events(tmp_path / "short" / "events.jsonl") if isinstance(event, Notice)]
+    assert [event.level for event in told] == ["warning"]
+    assert told[0].message.startswith("the run ends within its warm-up")

@@ -24,7 +24,6 @@ from photon.training.device_job import GroupJob, GroupState
 from photon.training.devices import GroupResult, ProcessGroup, stop_group, train_in_group
 from photon.training.groups import read_optimizer, read_params
 from photon.training.loop import LocalTrainer, TrainingDiverged, TrainResult, build_optimizer
-from photon.training.machines import Machines
 from photon.training.schedule import build_schedule
 from tests.conftest import composed
 from tests.silo.hooked_process import Controlled, Proximal
@@ -112,11 +111,10 @@ def job(folder: Path, *overrides: str, windows: np.ndarray | None = None, **chan
     return GroupJob.model_validate(fields | changes)
 
 
-def fit_in_two(task: GroupJob, folder: Path, *state: object, processes: int = 2, **groups: object):
+def fit_in_two(task: GroupJob, folder: Path, *state: object, **groups: object):
     return train_in_group(
         task,
         GroupState(*state, **groups),
-        machines=Machines(1, processes),
         folder=folder,
         program=GROUP_PROGRAM,
     )
@@ -129,9 +127,7 @@ def fit_anew(monkeypatch: pytest.MonkeyPatch) -> Callable[..., GroupResult]:
 
     def fit(task: GroupJob, folder: Path, *state: object, **groups: object) -> GroupResult:
         program = [sys.executable, "-m", "tests.silo.hooked_process"]
-        return train_in_group(
-            task, GroupState(*state, **groups), machines=Machines(1, 2), folder=folder, program=program
-        )
+        return train_in_group(task, GroupState(*state, **groups), folder=folder, program=program)
 
     return fit
 
@@ -247,9 +243,7 @@ def fit_idly(tmp_path: Path) -> Callable[..., set[int]]:
 
     def fit(*overrides: str) -> set[int]:
         task, state = job(tmp_path, *overrides, steps=1), GroupState(params)
-        trained = train_in_group(
-            task, state, machines=Machines(1, 2), folder=tmp_path / "job", program=program
-        )
+        trained = train_in_group(task, state, folder=tmp_path / "job", program=program)
         assert torch.equal(trained.params["w"], params["w"])
         return group_pids(program)
 
@@ -295,7 +289,7 @@ folder = pathlib.Path(sys.argv[1])
 job = GroupJob.model_validate_json((folder / "job.json").read_text())
 params = load_groups(folder / "start.safetensors")["params"]
 program = command("photon.silo.group_process")
-train_in_group(job, GroupState(params), machines=Machines(1, 2), folder=folder / "job", program=program)
+train_in_group(job, GroupState(params), folder=folder / "job", program=program)
 print("trained", flush=True)
 if sys.argv[2] == "stay":
     time.sleep(60)
@@ -334,21 +328,21 @@ def test_divergence_is_told_as_in_one_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "processes", "message"),
+    ("changes", "message"),
     [
-        ([], 3, "processes=3 does not divide batch_size=4"),
-        (["training.micro_batch_size=4"], 2, "does not divide the 2 sequences"),
-        (["training.parallel=fsdp", "fp16"], 2, "fsdp works in bf16 and fp32 alone"),
-        (["cuda"], 2, "this machine has 0 GPUs"),
+        (["training.processes=3", "training.batch_size=3"], "processes=3 does not divide batch_size=4"),
+        (["training.micro_batch_size=4"], "does not divide the 2 sequences"),
+        (["training.parallel=fsdp", "fp16"], "fsdp works in bf16 and fp32 alone"),
+        (["cuda"], "this machine has 0 GPUs"),
     ],
 )
-def test_jobs_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, changes, processes, message):
+def test_jobs_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, changes, message):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     overrides = [change for change in changes if "=" in change]
     device, precision = "cuda" if "cuda" in changes else "cpu", "fp16" if "fp16" in changes else "fp32"
     task = job(tmp_path, *overrides, device=device, precision=precision)
     with pytest.raises(PhotonError, match=message):
-        fit_in_two(task, tmp_path / "job", {}, processes=processes)
+        fit_in_two(task, tmp_path / "job", {})
     assert not (tmp_path / "job").exists()
 
 

@@ -1,9 +1,17 @@
 import math
+import re
 
 import pytest
 
 from photon.errors import PhotonError
-from photon.training.schedule import ConstantSchedule, CosineSchedule, WsdSchedule, build_schedule, stretch
+from photon.training.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    WsdSchedule,
+    build_schedule,
+    never_at_peak,
+    stretch,
+)
 
 
 def test_the_recipe_of_photon_stretches_the_schedule():
@@ -93,3 +101,29 @@ def test_a_schedule_without_a_length_spans_the_run_unstretched():
 def test_a_schedule_that_has_no_end_stretches_its_warm_up():
     constant = {**COSINE, "_target_": "photon.training.schedule.ConstantSchedule"}
     assert build_schedule(constant, total_steps=700, batch_size=128) == ConstantSchedule(200)
+
+
+RECIPE = {"steps": 72, "warmup_steps": 6, "tuned_batch_size": 256}
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "told"),
+    [
+        (
+            {"steps": 72, "warmup_steps": 6, "tuned_batch_size": 256},
+            72,
+            r"at 19 % .* counts batches of 256 seq",
+        ),
+        (
+            {"steps": 72, "warmup_steps": 6, "tuned_batch_size": 4},
+            4,
+            r"at 67 % .* lower schedule.warmup_steps=6",
+        ),
+        ({"warmup_steps": 9}, 8, "has 8 local steps, and the warm-up 9;"),
+        (RECIPE, 384, None),
+        (RECIPE | {"steps": None}, 6, None),
+    ],
+)
+def test_a_run_that_ends_within_its_warm_up_is_told(given, steps, told):
+    found = never_at_peak(given, total_steps=steps, batch_size=4)
+    assert found is None if told is None else re.search(told, found)
