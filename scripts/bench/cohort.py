@@ -31,7 +31,7 @@ from common import machine, parser
 from rich.console import Console
 from rich.table import Table
 from round_overhead import WARM_UP, flower_ends, flower_inprocess, prepare_data, shapes_of
-from store import sampled
+from usage import sampled
 
 LINES = Path(__file__).parents[2] / "docs" / "results" / "round-cost.jsonl"
 FEW = 4

@@ -62,7 +62,7 @@ def interleave(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[
         work()
     timings: dict[str, list[Timing]] = {name: [] for name in cases}
     for repeat in range(repeats):
-        for name in list(cases) if repeat % 2 == 0 else reversed(cases):
+        for name in list(cases)[:: -1 if repeat % 2 else 1]:
             timings[name].append(timed(cases[name]))
     return timings
 

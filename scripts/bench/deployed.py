@@ -28,7 +28,8 @@ from typing import Any
 import psutil
 from common import Report, parser, spread
 from round_overhead import prepare_data
-from store import MODELS, Usage, config_of, overheads, sampled
+from store import MODELS, config_of, overheads
+from usage import Usage, sampled
 
 #: What a run is given beside `config_of`, by how its rounds travel.
 CASES = {

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import psutil
 from common import Report, parser
-from store import KINDS, Peak, Usage, sampled
+from usage import KINDS, Peak, Usage, sampled
 
 ENGINES = ("inprocess", "simulation", "deployment", "tls")
 SILOS = 4
@@ -144,20 +144,22 @@ def figures(run_dir: Path) -> list[str]:
     from photon.telemetry.log import read_events
 
     rounds = [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, RoundFinished)]
-    seconds = [{**e.seconds, "work": e.seconds["round"] - e.seconds["evaluate"]} for e in rounds]
-
-    def median(what: str) -> str:
-        return f"{statistics.median(s[what] for s in seconds[1:]):.2f}"
-
-    overhead = statistics.median(s["overhead"] - s["evaluate"] for s in seconds[1:])
+    seconds = [e.seconds for e in rounds]
+    work = [s["round"] - s["evaluate"] for s in seconds]
+    later = [
+        f"{statistics.median(times):.2f}"
+        for times in (
+            work[1:],
+            [s["training"] for s in seconds[1:]],
+            [s["overhead"] - s["evaluate"] for s in seconds[1:]],
+            [s["evaluate"] for s in seconds[1:]],
+        )
+    ]
     sent = [
         f"{statistics.median(sizes) / 1e6:.2f}"
         for sizes in ([e.bytes_up for e in rounds], [e.bytes_down for e in rounds])
     ]
-    return [
-        *(f"{seconds[0]['work']:.2f}", median("work"), median("training"), f"{overhead:.2f}"),
-        *(median("evaluate"), *sent),
-    ]
+    return [f"{work[0]:.2f}", *later, *sent]
 
 
 if __name__ == "__main__":

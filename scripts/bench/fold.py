@@ -57,11 +57,11 @@ def compare_adding(report: Report, arguments: argparse.Namespace) -> None:
     """Time adding replies that are already tensors."""
     import numpy as np
 
-    from photon.link.records import decode_groups
+    from photon.link.records import decode_groups, dense_groups
     from photon.strategy.fold import WeightedMean
 
     shapes, count = shapes_of_model(arguments.fold_mb), arguments.replies
-    decoded = [decode_groups(photon_records(number, shapes)) for number in range(count)]
+    decoded = [dense_groups(decode_groups(photon_records(number, shapes))) for number in range(count)]
     mean = WeightedMean()
     mean.add(decoded[0], 1.0)
     accumulator = {name: tensor.numpy().copy() for name, tensor in decoded[0]["params"].items()}

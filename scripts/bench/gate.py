@@ -25,7 +25,8 @@ from unittest.mock import patch
 from common import Report, parser, spread
 from deployed import CASES, FIRST, LAST, federation, wait_for
 from fold_memory import photon_server
-from store import MODELS, Usage, config_of, overheads, sampled
+from store import MODELS, config_of, overheads
+from usage import Usage, sampled
 
 SERVER = ("SuperLink", "ServerApp")
 SILOS = 2

@@ -114,7 +114,8 @@ class Pipeline:
         self.error = float((decoded - tensor).norm() / tensor.norm())
 
     def encode(self) -> list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...], torch.dtype]]:
-        values, stages = self._tensor, []
+        values = self._tensor
+        stages: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...], torch.dtype]] = []
         for codec in self._codecs:
             if codec.on_bytes:
                 sides = [side for _, side, _, _ in stages]

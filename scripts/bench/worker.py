@@ -83,7 +83,7 @@ class Silo:
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, worker: bool) -> None:
-        from photon.config import compose
+        from photon.config.compose import compose
 
         self._folder = folder
         self._steps = arguments.steps
@@ -132,7 +132,6 @@ class Silo:
             global_step=self._steps * (self._round - 1),
             steps=self._steps,
             batch_size=4,
-            local_state="keep",
             last_round=self._round - 1,
             position=self._position,
             cohort=1,
