@@ -27,9 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import machine, parser
-from rich.console import Console
-from rich.table import Table
+from common import Report, machine, parser
 from round_overhead import WARM_UP, flower_ends, flower_inprocess, prepare_data, shapes_of
 from usage import sampled
 
@@ -40,6 +38,7 @@ FEW = 4
 def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    report = Report(arguments)
     if not arguments.table:
         with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
             for engine, silos, everybody in itertools.product(
@@ -53,7 +52,8 @@ def main() -> None:
                     )
                     with arguments.lines.open("a") as file:
                         file.write(json.dumps(line) + "\n")
-    show(arguments.lines)
+    report.table("What a round costs", *table_of(arguments.lines))
+    report.close()
 
 
 def measure(
@@ -219,17 +219,6 @@ def table_of(lines: Path) -> tuple[list[str], list[list[str]]]:
         cells = ["–" if figure is None else f"{figure:,}" for figure in figures]
         rows.append([engine, f"{silos:,}", f"{cohort:,}", *cells, line["date"]])
     return heads, rows
-
-
-def show(lines: Path) -> None:
-    """Print the newest line of each case as a table."""
-    table = Table(title="What a round costs", title_justify="left")
-    heads, rows = table_of(lines)
-    for head in heads:
-        table.add_column(head, justify="left" if head == "engine" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
 
 
 def parse_arguments() -> argparse.Namespace:
