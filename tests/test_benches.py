@@ -26,7 +26,7 @@ SCRIPTS = sorted(file.name for file in BENCH.glob("*.py") if file.name not in SH
 LOOP = "--width 32 --layers 1 --vocabulary 256 --sequence-length 32 --batch-size 2 --steps 1 --pairs 1"
 #: Small measurements of what needs no other programs of Flower's.
 SMALL = [
-    "cohort.py --engine inprocess --silos 4 --rounds 6 --lines {folder}/lines",
+    "cohort.py --engine inprocess --silos 4 --rounds 5 --lines {folder}/lines",
     "engines.py --only inprocess --rounds 2 --local-steps 1",
     "fold.py --only memory --size-mb 2 --silos 2 --outer fedavg",
     "fold.py --only speed --fold-mb 1 --replies 2 --repeats 1",
@@ -108,6 +108,46 @@ def test_the_commands_that_are_written_down_are_read(
             read(command, monkeypatch)
         else:
             assert read(f"{command} --json {tmp_path / 'found'}", monkeypatch).json == tmp_path / "found"
+
+
+@pytest.mark.parametrize(
+    ("script", "option", "least"),
+    [
+        ("cohort.py", "--rounds", 5),
+        ("deployed.py", "--rounds", 4),
+        ("engines.py", "--rounds", 2),
+        ("fold.py", "--replies", 1),
+        ("fold.py", "--repeats", 1),
+        ("gate.py", "--rounds", 4),
+        ("gate.py", "--replies", 1),
+        ("link.py", "--turns", 1),
+        ("loader.py", "--repeats", 1),
+        ("local_loop.py", "--pairs", 1),
+        ("optim.py", "--turns", 1),
+        ("prepare.py", "--repeats", 1),
+        ("round_overhead.py", "--rounds", 5),
+        ("sparse.py", "--pairs", 1),
+        ("store.py", "--rounds", 3),
+        ("tuning_loop.py", "--pairs", 1),
+        ("ui.py", "--rounds", 1),
+        ("worker.py", "--messages", 2),
+    ],
+)
+def test_a_count_that_would_leave_no_figure_is_refused_before_anything_is_measured(
+    script: str,
+    option: str,
+    least: int,
+    bench: Callable[[str], ModuleType],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    read(f"{script} {option} {least}", monkeypatch)
+    monkeypatch.setattr(sys, "argv", [str(BENCH / script), option, str(least - 1)])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(BENCH / script), run_name="__main__")
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(f"argument {option}: {least - 1} is too few, it takes {least} at least")
 
 
 @pytest.mark.slow

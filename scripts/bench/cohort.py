@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import Report, machine, parser
+from common import Report, at_least, machine, parser
 from round_overhead import WARM_UP, flower_ends, flower_inprocess, prepare_data, shapes_of
 from usage import sampled
 
@@ -226,7 +226,12 @@ def parse_arguments() -> argparse.Namespace:
     engines = ["inprocess", "simulation"]
     made.add_argument("--engine", nargs="+", choices=engines, default=engines)
     made.add_argument("--silos", type=int, nargs="+", default=[4, 32, 100, 1000])
-    made.add_argument("--rounds", type=int, default=10, help="rounds of a run; the first three do not count")
+    made.add_argument(
+        "--rounds",
+        type=at_least(WARM_UP + 2),
+        default=10,
+        help="rounds of a run; the first three do not count",
+    )
     made.add_argument("--most-in-a-round", type=int, default=100, help="silos up to which all train, too")
     made.add_argument("--lines", type=Path, default=LINES, help="file that the lines are appended to")
     made.add_argument("--table", action="store_true", help="measure nothing, show the lines that are there")

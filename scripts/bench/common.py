@@ -163,3 +163,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write tables and raw timings to FILE")
     return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a count of the command line, and takes none with which no figure would be left."""
+
+    def count(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is too few, it takes {least} at least")
+        return number
+
+    return count

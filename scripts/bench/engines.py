@@ -23,7 +23,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import psutil
-from common import Report, parser
+from common import Report, at_least, parser
 from usage import KINDS, Peak, Usage, sampled
 
 ENGINES = ("inprocess", "simulation", "deployment", "tls")
@@ -67,7 +67,7 @@ def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to run")
-    options.add_argument("--rounds", type=int, default=5, help="rounds of a run")
+    options.add_argument("--rounds", type=at_least(2), default=5, help="rounds of a run")
     options.add_argument("--local-steps", type=int, default=16, help="local steps of a round")
     return options.parse_args()
 

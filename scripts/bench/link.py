@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from common import Report, interleave, parser, spread, timed
+from common import Report, at_least, interleave, parser, spread, timed
 
 from photon.link.codecs import (
     E3M0,
@@ -151,7 +151,7 @@ def folding(pipeline: Pipeline) -> Callable[[], None]:
 def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--size-mb", type=int, default=16, help="MiB of the tensor")
-    made.add_argument("--turns", type=int, default=5)
+    made.add_argument("--turns", type=at_least(1), default=5)
     made.add_argument("--only", default="", help="codecs with this in their name")
     return made.parse_args()
 

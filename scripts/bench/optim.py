@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Callable
 
 import torch
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 from torch import nn
 
 from photon.optim import ADOPT, QHADOPT, LoRDO, MuonAdamW, QHAdamW, RefreshedAdamW
@@ -119,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--rank", type=int, default=96, help="of LoRDO")
     made.add_argument("--period", type=int, default=32, help="steps from one refresh of LoRDO to the next")
     made.add_argument("--steps", type=int, default=4, help="steps a turn")
-    made.add_argument("--turns", type=int, default=7)
+    made.add_argument("--turns", type=at_least(1), default=7)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument(
         "--matmul-precision", default="highest", choices=["highest", "high", "medium"], help="of products"

@@ -38,7 +38,7 @@ from typing import Any
 
 import psutil
 import tomli_w
-from common import Report, parser, spread
+from common import Report, at_least, parser, spread
 from round_overhead import FLOWER_PYPROJECT, SEQUENCE_LENGTH, prepare_data
 from usage import KINDS, Peak, Usage, sampled
 
@@ -498,7 +498,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     made.add_argument(
-        "--rounds", type=int, default=5, help="rounds of a run; the first and the last do not count"
+        "--rounds", type=at_least(3), default=5, help="rounds of a run; the first and the last do not count"
     )
     made.add_argument("--store", help="URL of the store; a folder beside the run by default")
     made.add_argument(
