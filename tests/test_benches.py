@@ -273,13 +273,18 @@ def test_a_measurement_that_fails_leaves_no_line(
         "table = {'title': 'T', 'columns': ['a', 'b'], 'rows': [['x', '1']], 'raw': [1]}\n"
         "found = {'date': 'D', 'machine': 'M', 'load_before': [0.12, 0], 'load_after': [3.4, 0],\n"
         "         'arguments': {}, 'tables': [table]}\n"
+        "if '--silent' in sys.argv:\n"
+        "    sys.exit(0)\n"
         "open(sys.argv[sys.argv.index('--json') + 1], 'w').write(json.dumps(found))\n"
         "sys.exit(3 * ('--fail' in sys.argv))\n"
     )
-    monkeypatch.setattr(performance, "PLAN", {"bad": "found.py --fail", "good": "found.py"})
+    plan = {"bad": "found.py --fail", "silent": "found.py --silent", "good": "found.py"}
+    monkeypatch.setattr(performance, "PLAN", plan)
     monkeypatch.setattr(performance, "__file__", str(tmp_path / "performance.py"))
-    performance.measure(["bad", "good", "bad"])
-    assert capsys.readouterr().out.count("bad: failed with exit code 3; it has no new line") == 2
+    performance.measure(["bad", "silent", "good", "bad"])
+    said = capsys.readouterr().out
+    assert said.count("bad: failed with exit code 3; it has no new line") == 2
+    assert said.count("silent: wrote no tables; it has no new line") == 1
     (line,) = [json.loads(text) for text in performance.LINES.read_text().splitlines()]
     assert line["name"] == "good"
     assert (line["load"], line["date"], line["machine"]) == ([0.1, 3.4], "D", "M")

@@ -58,6 +58,7 @@ def main() -> None:
         ["engine", *KINDS.values()],
         memory,
     )
+    report.close()
     if len(set(weights.values())) > 1:
         raise SystemExit(f"the engines differ in their weights: {weights}")
     report.say("all engines end with the same weights")
