@@ -27,11 +27,9 @@ from typing import Any
 
 import numpy as np
 import psutil
-from common import machine, parser
-from rich.console import Console
-from rich.table import Table
+from common import Report, at_least, machine, parser
 from round_overhead import WARM_UP, flower_ends, flower_inprocess, prepare_data, shapes_of
-from store import sampled
+from usage import sampled
 
 LINES = Path(__file__).parents[2] / "docs" / "results" / "round-cost.jsonl"
 FEW = 4
@@ -40,6 +38,7 @@ FEW = 4
 def main() -> None:
     arguments = parse_arguments()
     logging.getLogger("flwr").setLevel(logging.ERROR)
+    report = Report(arguments)
     if not arguments.table:
         with tempfile.TemporaryDirectory(prefix="photon-bench-") as name:
             for engine, silos, everybody in itertools.product(
@@ -53,7 +52,8 @@ def main() -> None:
                     )
                     with arguments.lines.open("a") as file:
                         file.write(json.dumps(line) + "\n")
-    show(arguments.lines)
+    report.table("What a round costs", *table_of(arguments.lines))
+    report.close()
 
 
 def measure(
@@ -221,23 +221,17 @@ def table_of(lines: Path) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def show(lines: Path) -> None:
-    """Print the newest line of each case as a table."""
-    table = Table(title="What a round costs", title_justify="left")
-    heads, rows = table_of(lines)
-    for head in heads:
-        table.add_column(head, justify="left" if head == "engine" else "right")
-    for row in rows:
-        table.add_row(*row)
-    Console(width=140).print(table)
-
-
 def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     engines = ["inprocess", "simulation"]
     made.add_argument("--engine", nargs="+", choices=engines, default=engines)
     made.add_argument("--silos", type=int, nargs="+", default=[4, 32, 100, 1000])
-    made.add_argument("--rounds", type=int, default=10, help="rounds of a run; the first three do not count")
+    made.add_argument(
+        "--rounds",
+        type=at_least(WARM_UP + 2),
+        default=10,
+        help="rounds of a run; the first three do not count",
+    )
     made.add_argument("--most-in-a-round", type=int, default=100, help="silos up to which all train, too")
     made.add_argument("--lines", type=Path, default=LINES, help="file that the lines are appended to")
     made.add_argument("--table", action="store_true", help="measure nothing, show the lines that are there")

@@ -62,7 +62,7 @@ def interleave(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[
         work()
     timings: dict[str, list[Timing]] = {name: [] for name in cases}
     for repeat in range(repeats):
-        for name in list(cases) if repeat % 2 == 0 else reversed(cases):
+        for name in list(cases)[:: -1 if repeat % 2 else 1]:
             timings[name].append(timed(cases[name]))
     return timings
 
@@ -163,3 +163,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     )
     made.add_argument("--json", type=Path, metavar="FILE", help="write tables and raw timings to FILE")
     return made
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a count of the command line, and takes none with which no figure would be left."""
+
+    def count(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is too few, it takes {least} at least")
+        return number
+
+    return count

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from common import Report, parser, spread
+from common import Report, at_least, parser, spread
 from round_overhead import prepare_data
-from store import MODELS, Usage, config_of, overheads, sampled
+from store import MODELS, config_of, overheads
+from usage import Usage, sampled
 
 #: What a run is given beside `config_of`, by how its rounds travel.
 CASES = {
@@ -179,7 +180,10 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=[10])
     made.add_argument(
-        "--rounds", type=int, default=8, help="rounds of a run; the first two and the last do not count"
+        "--rounds",
+        type=at_least(FIRST + LAST + 1),
+        default=8,
+        help="rounds of a run; the first two and the last do not count",
     )
     made.add_argument("--evaluate", action="store_true", help="let the silos evaluate after each round")
     made.add_argument("--line", type=Path, metavar="FILE", help="add a line for each case to FILE")

@@ -23,8 +23,8 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import psutil
-from common import Report, parser
-from store import KINDS, Peak, Usage, sampled
+from common import Report, at_least, parser
+from usage import KINDS, Peak, Usage, sampled
 
 ENGINES = ("inprocess", "simulation", "deployment", "tls")
 SILOS = 4
@@ -58,6 +58,7 @@ def main() -> None:
         ["engine", *KINDS.values()],
         memory,
     )
+    report.close()
     if len(set(weights.values())) > 1:
         raise SystemExit(f"the engines differ in their weights: {weights}")
     report.say("all engines end with the same weights")
@@ -67,7 +68,7 @@ def read_arguments() -> argparse.Namespace:
     """Read the command line."""
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=ENGINES, default=list(ENGINES), help="engines to run")
-    options.add_argument("--rounds", type=int, default=5, help="rounds of a run")
+    options.add_argument("--rounds", type=at_least(2), default=5, help="rounds of a run")
     options.add_argument("--local-steps", type=int, default=16, help="local steps of a round")
     return options.parse_args()
 
@@ -144,20 +145,22 @@ def figures(run_dir: Path) -> list[str]:
     from photon.telemetry.log import read_events
 
     rounds = [e for e in read_events(run_dir / "events.jsonl") if isinstance(e, RoundFinished)]
-    seconds = [{**e.seconds, "work": e.seconds["round"] - e.seconds["evaluate"]} for e in rounds]
-
-    def median(what: str) -> str:
-        return f"{statistics.median(s[what] for s in seconds[1:]):.2f}"
-
-    overhead = statistics.median(s["overhead"] - s["evaluate"] for s in seconds[1:])
+    seconds = [e.seconds for e in rounds]
+    work = [s["round"] - s["evaluate"] for s in seconds]
+    later = [
+        f"{statistics.median(times):.2f}"
+        for times in (
+            work[1:],
+            [s["training"] for s in seconds[1:]],
+            [s["overhead"] - s["evaluate"] for s in seconds[1:]],
+            [s["evaluate"] for s in seconds[1:]],
+        )
+    ]
     sent = [
         f"{statistics.median(sizes) / 1e6:.2f}"
         for sizes in ([e.bytes_up for e in rounds], [e.bytes_down for e in rounds])
     ]
-    return [
-        *(f"{seconds[0]['work']:.2f}", median("work"), median("training"), f"{overhead:.2f}"),
-        *(median("evaluate"), *sent),
-    ]
+    return [f"{work[0]:.2f}", *later, *sent]
 
 
 if __name__ == "__main__":

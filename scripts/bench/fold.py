@@ -21,7 +21,7 @@ import argparse
 import logging
 from collections.abc import Callable
 
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 from fold_memory import (
     SEQUENCE_LENGTH,
     check_mean,
@@ -57,11 +57,11 @@ def compare_adding(report: Report, arguments: argparse.Namespace) -> None:
     """Time adding replies that are already tensors."""
     import numpy as np
 
-    from photon.link.records import decode_groups
+    from photon.link.records import decode_groups, dense_groups
     from photon.strategy.fold import WeightedMean
 
     shapes, count = shapes_of_model(arguments.fold_mb), arguments.replies
-    decoded = [decode_groups(photon_records(number, shapes)) for number in range(count)]
+    decoded = [dense_groups(decode_groups(photon_records(number, shapes))) for number in range(count)]
     mean = WeightedMean()
     mean.add(decoded[0], 1.0)
     accumulator = {name: tensor.numpy().copy() for name, tensor in decoded[0]["params"].items()}
@@ -160,8 +160,10 @@ def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--only", choices=["speed", "memory"], help="one of the two parts")
     made.add_argument("--fold-mb", type=int, default=250, help="MiB of a reply in the speed part")
-    made.add_argument("--replies", type=int, default=4, help="replies in the speed part")
-    made.add_argument("--repeats", type=int, default=9, help="timings of every case in the speed part")
+    made.add_argument("--replies", type=at_least(1), default=4, help="replies in the speed part")
+    made.add_argument(
+        "--repeats", type=at_least(1), default=9, help="timings of every case in the speed part"
+    )
     made.add_argument("--size-mb", type=int, default=500, help="MiB of the model in the memory part")
     made.add_argument("--silos", type=int, nargs="+", default=[2, 8, 32], help="cohorts in the memory part")
     made.add_argument(

@@ -92,7 +92,8 @@ def check_mean(params: dict[str, Any], silos: int) -> None:
 
 def compare_memory(report: Report, size: int, cohorts: list[int], outers: list[str]) -> None:
     """Measure Photon with every outer optimizer and Flower, for every size of cohort."""
-    rows, raw = [], []
+    rows: list[list[str]] = []
+    raw: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="photon-bench-") as folder:
         for outer in outers:
             for silos in cohorts:
@@ -105,17 +106,17 @@ def compare_memory(report: Report, size: int, cohorts: list[int], outers: list[s
                 raw.append({**case, "left_out": f"needs {needed / 1e9:.0f} GB of free memory"})
                 continue
             raw.append(measure(case, size, folder))
-    for case in raw:
-        name = [str(case["who"]), str(case["outer"]), str(case["silos"])]
-        if "left_out" in case:
-            rows.append([*name, case["left_out"], "", ""])
+    for found in raw:
+        name = [str(found[key]) for key in ("who", "outer", "silos")]
+        if "left_out" in found:
+            rows.append([*name, found["left_out"], "", ""])
             continue
         rows.append(
             [
                 *name,
-                f"{case['total'] / size / MEBI:.2f}",
-                f"{case['anonymous'] / size / MEBI:.2f}",
-                f"{case['cpu']:.1f}",
+                f"{found['total'] / size / MEBI:.2f}",
+                f"{found['anonymous'] / size / MEBI:.2f}",
+                f"{found['cpu']:.1f}",
             ]
         )
     report.table(
@@ -237,7 +238,10 @@ def photon_server(case: dict[str, Any]) -> tuple[Callable[[], None], Callable[[]
             check_mean(checkpoint.load_params(), case["silos"])
         shutil.rmtree(run_dir)
 
-    return lambda: federation.run(resume=True), check
+    def work() -> None:
+        federation.run(resume=True)
+
+    return work, check
 
 
 def write_checkpoint(folder: Path, run_dir: Path, case: dict[str, Any]) -> None:
@@ -345,10 +349,10 @@ def scripted_grid(silos: int, content: Callable[[int], Any], *, photon: bool) ->
     from flwr.app import Message, RecordDict
 
     from photon.engine.inprocess import InProcessGrid
-    from photon.flower_compat import assign_message_id
+    from photon.flower_compat import with_own_records
+    from photon.link.answer import MessageType, NodeConfig
     from photon.link.messages import (
         BODY,
-        Describe,
         Description,
         EvaluateReport,
         EvaluateRequest,
@@ -371,55 +375,45 @@ def scripted_grid(silos: int, content: Callable[[int], Any], *, photon: bool) ->
             roofline_flops=None,
         )
 
+    def answer(message_type: MessageType, records: RecordDict, node: NodeConfig) -> RecordDict:
+        number = int(node["partition-id"])
+        if message_type == "query":
+            return RecordDict({BODY: pack(Description(silos=[silo(number)]))})
+        if message_type == "evaluate":
+            asked = unpack(records, EvaluateRequest)
+            report = EvaluateReport(round=asked.round, silo=asked.silo, loss=1.0, tokens=1)
+            return RecordDict({BODY: pack(report)})
+        reply = content(number)
+        if photon:
+            reply[BODY] = pack(report_on(unpack(records, TrainRequest)))
+        return reply
+
+    def body_alone(message: Message) -> Message:
+        """Return a message without what it brings: what was sent is gone."""
+        kept = with_own_records(message)
+        for name in set(kept.content) - {BODY}:
+            del kept.content[name]
+        return kept
+
     class ScriptedGrid(InProcessGrid):
         def __init__(self) -> None:
-            super().__init__(None, {})  # type: ignore[arg-type]
-            self._waiting: dict[str, tuple[Message, Any]] = {}
+            super().__init__(answer, {node: {} for node in range(1, silos + 1)})
             self._polls = 0
 
-        def get_node_ids(self) -> list[int]:
-            return list(range(1, silos + 1))
-
-        def push_messages(self, messages: Iterable[Message]) -> list[str]:
-            identifiers = []
-            for message in messages:
-                identifier = assign_message_id(message)
-                kind = {"query": Describe, "train": TrainRequest, "evaluate": EvaluateRequest}
-                request = unpack(message.content, kind[message.metadata.message_type]) if photon else None
-                # What was sent is gone; of the message, only the address for its reply stays.
-                self._waiting[identifier] = (
-                    Message(content=RecordDict(), metadata=message.metadata),
-                    request,
-                )
-                identifiers.append(identifier)
-                del message
+        def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
             self._polls = 0
-            return identifiers
+            return super().push_messages(map(body_alone, messages))
 
         def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
             self._polls += 1
             # The last in the cohort arrives first, then one more with every second poll.
-            arrived = set(list(self._waiting)[-1 - self._polls // 2 :])
-            for identifier in message_ids:
-                if identifier in arrived:
-                    message, request = self._waiting.pop(identifier)
-                    yield Message(self._answer(message.metadata.dst_node_id - 1, request), reply_to=message)
-
-        def _answer(self, number: int, request: Any) -> RecordDict:
-            if isinstance(request, Describe):
-                return RecordDict({BODY: pack(Description(silos=[silo(number)]))})
-            if isinstance(request, EvaluateRequest):
-                answer = EvaluateReport(round=request.round, silo=request.silo, loss=1.0, tokens=1)
-                return RecordDict({BODY: pack(answer)})
-            records = content(number)
-            if request is not None:
-                records[BODY] = pack(report_on(request))
-            return records
+            arrived = set(list(self._mailbox)[-1 - self._polls // 2 :])
+            return super().pull_messages([one for one in message_ids if one in arrived])
 
         def send_and_receive(
             self, messages: Iterable[Message], *, timeout: float | None = None
         ) -> list[Message]:
-            identifiers = self.push_messages(messages)
+            identifiers = list(self.push_messages(messages))
             replies: list[Message] = []
             while len(replies) < len(identifiers):
                 replies.extend(self.pull_messages(identifiers))

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import Report, parser, spread
+from common import Report, at_least, parser, spread
 from deployed import CASES, FIRST, LAST, federation, wait_for
 from fold_memory import photon_server
-from store import MODELS, Usage, config_of, overheads, sampled
+from store import MODELS, config_of, overheads
+from usage import Usage, sampled
 
 SERVER = ("SuperLink", "ServerApp")
 SILOS = 2
@@ -135,9 +136,12 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--case", nargs="+", choices=CASES, default=["inline", "store"])
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=[50, 200])
     made.add_argument(
-        "--rounds", type=int, default=8, help="rounds of a run; the first two and the last do not count"
+        "--rounds",
+        type=at_least(FIRST + LAST + 1),
+        default=8,
+        help="rounds of a run; the first two and the last do not count",
     )
-    made.add_argument("--replies", type=int, default=16, help="replies by which the gate is timed")
+    made.add_argument("--replies", type=at_least(1), default=16, help="replies by which the gate is timed")
     made.add_argument("--line", type=Path, metavar="FILE", help="add a line for each case to FILE")
     made.add_argument("--folder", type=Path, help="where temporary files go")
     return made.parse_args()

@@ -15,7 +15,7 @@ import hashlib
 from collections.abc import Callable
 
 import torch
-from common import Report, interleave, parser, spread, timed
+from common import Report, at_least, interleave, parser, spread, timed
 
 from photon.link.codecs import (
     E3M0,
@@ -114,7 +114,8 @@ class Pipeline:
         self.error = float((decoded - tensor).norm() / tensor.norm())
 
     def encode(self) -> list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...], torch.dtype]]:
-        values, stages = self._tensor, []
+        values = self._tensor
+        stages: list[tuple[torch.Tensor, torch.Tensor, tuple[int, ...], torch.dtype]] = []
         for codec in self._codecs:
             if codec.on_bytes:
                 sides = [side for _, side, _, _ in stages]
@@ -150,7 +151,7 @@ def folding(pipeline: Pipeline) -> Callable[[], None]:
 def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--size-mb", type=int, default=16, help="MiB of the tensor")
-    made.add_argument("--turns", type=int, default=5)
+    made.add_argument("--turns", type=at_least(1), default=5)
     made.add_argument("--only", default="", help="codecs with this in their name")
     return made.parse_args()
 

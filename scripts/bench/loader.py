@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 
 from photon.data.loader import WindowStream
 
@@ -80,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--dtype", choices=["uint16", "uint32"], default="uint16")
     made.add_argument("--tokens", type=int, default=64_000_000, help="tokens in the files")
     made.add_argument("--work", type=int, default=10_000_000, help="tokens taken in one timing")
-    made.add_argument("--repeats", type=int, default=9)
+    made.add_argument("--repeats", type=at_least(1), default=9)
     return made.parse_args()
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.data.loader import BatchStream
@@ -144,7 +144,7 @@ def arguments_of(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--sequence-length", type=int, default=128)
     made.add_argument("--batch-size", type=int, default=8)
     made.add_argument("--steps", type=int, default=10)
-    made.add_argument("--pairs", type=int, default=12)
+    made.add_argument("--pairs", type=at_least(1), default=12)
     made.add_argument("--threads", type=int, default=1)
     return made
 

@@ -14,13 +14,13 @@ threads that spin make every small operation slow, and an update in blocks has m
 import argparse
 import itertools
 from collections.abc import Callable
-from functools import partial
 
 import torch
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 from torch import nn
 
 from photon.optim import ADOPT, QHADOPT, LoRDO, MuonAdamW, QHAdamW, RefreshedAdamW
+from photon.optim.orthogonal import BatchedMuon
 
 REFERENCE = "AdamW, foreach"
 Named = list[tuple[str, nn.Parameter]]
@@ -58,9 +58,17 @@ def main() -> None:
     report.close()
 
 
+class OneByOne(BatchedMuon):
+    """The same with the step of torch's Muon."""
+
+    step = torch.optim.Muon.step
+
+
 def one_by_one(named: Named) -> torch.optim.Optimizer:
     optimizer = MuonAdamW(named)
-    optimizer._muon.step = partial(torch.optim.Muon.step, optimizer._muon)
+    # The groups have all settings.
+    optimizer._muon = OneByOne(optimizer._muon.param_groups)
+    optimizer._share()
     return optimizer
 
 
@@ -111,7 +119,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--rank", type=int, default=96, help="of LoRDO")
     made.add_argument("--period", type=int, default=32, help="steps from one refresh of LoRDO to the next")
     made.add_argument("--steps", type=int, default=4, help="steps a turn")
-    made.add_argument("--turns", type=int, default=7)
+    made.add_argument("--turns", type=at_least(1), default=7)
     made.add_argument("--threads", type=int, default=2)
     made.add_argument(
         "--matmul-precision", default="highest", choices=["highest", "high", "medium"], help="of products"

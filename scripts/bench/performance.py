@@ -134,6 +134,9 @@ def measure(names: Sequence[str]) -> None:
             if code != 0:
                 print(f"{name}: failed with exit code {code}; it has no new line", flush=True)
                 continue
+            if not result.exists():
+                print(f"{name}: wrote no tables; it has no new line", flush=True)
+                continue
             found = json.loads(result.read_text())
         line = {
             "name": name,

@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import Report, Timing, parser, spread
+from common import Report, Timing, at_least, parser, spread
 
 PLAIN = """
 import json, sys
@@ -123,7 +123,7 @@ def run(command: list[str]) -> tuple[Timing, float]:
 def parse_arguments() -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--mb", type=float, default=50, help="megabytes of text")
-    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--repeats", type=at_least(1), default=5)
     made.add_argument("--only", choices=["memory"], help="memory: Photon alone, for large texts")
     made.add_argument("--make", type=Path, help=argparse.SUPPRESS)
     return made.parse_args()

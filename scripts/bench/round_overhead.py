@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from common import Report, Timing, parser, spread, timed
+from common import Report, Timing, at_least, parser, spread, timed
 
 SEQUENCE_LENGTH = 16
 #: Rounds at the start that do not count.
@@ -464,7 +464,12 @@ def parse_arguments() -> argparse.Namespace:
     engines = ["inprocess", "simulation"]
     made.add_argument("--engine", nargs="+", choices=engines, default=engines)
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
-    made.add_argument("--rounds", type=int, default=13, help="rounds of a run; the first three do not count")
+    made.add_argument(
+        "--rounds",
+        type=at_least(WARM_UP + 2),
+        default=13,
+        help="rounds of a run; the first three do not count",
+    )
     return made.parse_args()
 
 

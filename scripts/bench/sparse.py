@@ -13,7 +13,7 @@ import copy
 from collections.abc import Callable
 
 import torch
-from common import Report, interleave, parser
+from common import Report, at_least, interleave, parser
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from photon.models.loss import causal_loss
@@ -117,7 +117,7 @@ def read_arguments() -> argparse.Namespace:
     options.add_argument("--width", type=int, default=128, help="width of the model")
     options.add_argument("--batch-size", type=int, default=8, help="sequences of the batch")
     options.add_argument("--sequence-length", type=int, default=128, help="tokens of a sequence")
-    options.add_argument("--pairs", type=int, default=7, help="timings of every case")
+    options.add_argument("--pairs", type=at_least(1), default=7, help="timings of every case")
     return options.parse_args()
 
 

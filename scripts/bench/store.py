@@ -16,8 +16,7 @@ billion float32 parameters from a mapped file, two silos read, verify and return
 verifies and folds both replies. The mean must equal the model. For S3 the environment names the server
 (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION); the bucket must exist.
 
-Memory is sampled from /proc/PID/smaps_rollup: the resident set, and its anonymous part, without the clean
-pages of mapped files, which the kernel may drop at any time.
+Memory is sampled from outside, see ``usage.py``.
 """
 
 import argparse
@@ -30,19 +29,18 @@ import os
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
-from collections import defaultdict
-from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import tomli_w
-from common import Report, parser, spread
+from common import Report, at_least, parser, spread
 from round_overhead import FLOWER_PYPROJECT, SEQUENCE_LENGTH, prepare_data
+from usage import KINDS, Peak, Usage, sampled
 
 MODELS = {
     1: {"n_layer": 1, "n_embd": 128},
@@ -53,13 +51,6 @@ MODELS = {
 }
 CASES = ("inline", "store", "fedavg")
 CONNECTION = "bench"
-KINDS = {
-    "photon.worker": "worker",
-    "superlink": "SuperLink",
-    "supernode": "SuperNode",
-    "flwr-serverapp": "ServerApp",
-    "flwr-clientapp": "ClientApp",
-}
 #: Flower's objects are addressed by their content, so both ways bring bytes that were not there before.
 FEDAVG_APP = """\
 import json, time
@@ -111,87 +102,6 @@ def main() -> None:
         if "transport" in arguments.only:
             measure_transport(report, Path(name), arguments)
     report.close()
-
-
-# --- memory -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Peak:
-    """Most bytes that one process held."""
-
-    resident: int = 0
-    anonymous: int = 0
-
-    def sample(self, pid: int) -> None:
-        with suppress(OSError, ValueError, StopIteration):
-            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-            kilobytes = {line.split(":")[0]: int(line.split()[1]) for line in lines}
-            self.resident = max(self.resident, 1024 * kilobytes["Rss"])
-            self.anonymous = max(self.anonymous, 1024 * kilobytes["Anonymous"])
-
-    def __str__(self) -> str:
-        return f"{self.resident / 2**20:,.0f} ({self.anonymous / 2**20:,.0f})"
-
-
-class Usage:
-    """Memory of a deployment's processes by kind, and the CPU time of all of them as it grows."""
-
-    def __init__(self) -> None:
-        self.peaks: dict[str, Peak] = defaultdict(Peak)
-        self._spent: dict[int, float] = {}
-        self._kinds: dict[int, str] = {}
-        self._history: list[tuple[float, dict[str, float]]] = [(0.0, {})]
-
-    def sample(self, family: list[psutil.Process]) -> None:
-        for process in family:
-            with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-                words = " ".join(process.cmdline()[:5])
-                spent = process.cpu_times()
-                self._spent[process.pid] = spent.user + spent.system
-                for sign, kind in KINDS.items():
-                    if sign in words:
-                        self.peaks[kind].sample(process.pid)
-                        self._kinds[process.pid] = kind
-        by_kind: dict[str, float] = defaultdict(float)
-        for pid, seconds in self._spent.items():
-            by_kind[self._kinds.get(pid, "others")] += seconds
-        self._history.append((time.time(), by_kind))
-
-    def between(self, ends: list[float], kinds: Collection[str] | None = None) -> list[float]:
-        """Return the CPU seconds spent between moments (seconds since the epoch).
-
-        Parameters
-        ----------
-        kinds
-            Of the processes that count, as `KINDS` has them; None: all.
-        """
-        spent = [
-            max(
-                sum(cpu for kind, cpu in by_kind.items() if kinds is None or kind in kinds)
-                for moment, by_kind in self._history
-                if moment <= end
-            )
-            for end in ends
-        ]
-        return [b - a for a, b in itertools.pairwise(spent)]
-
-
-@contextmanager
-def sampled(sample: Any, every: float = 0.1) -> Iterator[None]:
-    over = threading.Event()
-
-    def work() -> None:
-        while not over.wait(every):
-            sample()
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
 
 
 # --- rounds on a deployment ---------------------------------------------------------------------------
@@ -272,7 +182,7 @@ def run_case(case: str, size: int, parts: Path, folder: Path, arguments: argpars
     else:
         times, seconds = overheads(run_dir)
         shutil.rmtree(run_dir)
-    payload = 4 * sum(map(math.prod, shapes.values()))
+    payload = payload_of(shapes)
     return Case(seconds[COUNTED], usage.between(times)[COUNTED], dict(usage.peaks), payload)
 
 
@@ -423,7 +333,8 @@ def measure_transport(report: Report, folder: Path, arguments: argparse.Namespac
     server = spawn.Process(target=play_server, args=(there, *settings))
     server.start()
     requests = take(here, server)
-    replies, rows = [], []
+    replies = []
+    rows: list[list[Any]] = []
     for number, request in enumerate(requests):
         mine, its = spawn.Pipe()
         silo = spawn.Process(target=play_silo, args=(its, request, number, *settings))
@@ -440,7 +351,7 @@ def measure_transport(report: Report, folder: Path, arguments: argparse.Namespac
         *rows,
         *(["server: " + what, *rest] for what, *rest in told[1:]),
     ]
-    payload = 4 * sum(map(math.prod, shapes.values()))
+    payload = payload_of(shapes)
     report.table(
         f"{payload / 1e9:.2f} GB through {store.partition('://')[0] if '://' in store else 'a folder'}"
         f"{', presigned' if arguments.presigned else ''}: each side a process of its own",
@@ -468,6 +379,11 @@ def big_shapes() -> dict[str, list[int]]:
 
     model = build_model(config.model, 50277, seed=0, device="meta")
     return {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def payload_of(shapes: dict[str, list[int]]) -> int:
+    """Return the bytes of parameters of these shapes."""
+    return 4 * sum(map(math.prod, shapes.values()))
 
 
 def make_model(path: Path, shapes: dict[str, list[int]]) -> None:
@@ -535,7 +451,7 @@ def play_server(pipe: Any, store: str, presigned: bool, folder: Path, shapes: di
     tickets, requests = [], []
     for _ in range(2):
         request = from_texts(texts(records))
-        tickets.append(link.admit(request, groups, "bench", 1))
+        tickets.append(link.admit(request, payload_of(shapes), "bench", 1))
         requests.append(texts(request))
     pipe.send(requests)
     replies = pipe.recv()
@@ -561,6 +477,7 @@ def play_silo(
     import torch
 
     from photon.link.encoding import Pipelines, pack_groups
+    from photon.link.records import dense_groups
     from photon.link.transport import SiloLink
 
     torch.set_num_threads(1)
@@ -568,7 +485,7 @@ def play_silo(
     link = SiloLink(None if presigned else store, folder / f"silo-{number}")
     content = from_texts(request)
     with watch.phase("read and verify the model", 1):
-        groups = link.receive(content)
+        groups = dense_groups(link.receive(content))
     with watch.phase("write the reply", 1):
         reply = link.send(pack_groups(groups, Pipelines()), content)
     pipe.send((texts(reply), watch.told))
@@ -581,7 +498,7 @@ def parse_arguments() -> argparse.Namespace:
     made.add_argument("--size-mb", type=int, nargs="+", choices=sorted(MODELS), default=sorted(MODELS))
     made.add_argument("--case", nargs="+", choices=CASES, default=list(CASES))
     made.add_argument(
-        "--rounds", type=int, default=5, help="rounds of a run; the first and the last do not count"
+        "--rounds", type=at_least(3), default=5, help="rounds of a run; the first and the last do not count"
     )
     made.add_argument("--store", help="URL of the store; a folder beside the run by default")
     made.add_argument(

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from common import Report, parser
+from common import Report, at_least, parser
 
 from photon.telemetry.events import (
     Evaluated,
@@ -114,7 +114,7 @@ def main() -> None:
     """Write such a file, and measure."""
     made = parser(__doc__)
     made.add_argument("--silos", type=int, default=1000)
-    made.add_argument("--rounds", type=int, default=300)
+    made.add_argument("--rounds", type=at_least(1), default=300)
     given = made.parse_args()
     report = Report(given)
     names = [f"hospital-{number:04}" for number in range(given.silos)]

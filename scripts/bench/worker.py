@@ -29,7 +29,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import Report, parser, spread
+from common import Report, at_least, parser, spread
 
 CHILD = "--one-message"
 SUPERNODE = "flower-supernode"
@@ -83,7 +83,7 @@ class Silo:
     """
 
     def __init__(self, folder: Path, arguments: argparse.Namespace, worker: bool) -> None:
-        from photon.config import compose
+        from photon.config.compose import compose
 
         self._folder = folder
         self._steps = arguments.steps
@@ -132,7 +132,6 @@ class Silo:
             global_step=self._steps * (self._round - 1),
             steps=self._steps,
             batch_size=4,
-            local_state="keep",
             last_round=self._round - 1,
             position=self._position,
             cohort=1,
@@ -191,7 +190,7 @@ def main(arguments: argparse.Namespace) -> None:
 def arguments_of(words: list[str]) -> argparse.Namespace:
     made = parser(__doc__)
     made.add_argument("--model", default="tiny", help="preset of conf/model")
-    made.add_argument("--messages", type=int, default=6, help="messages of each case, two at least")
+    made.add_argument("--messages", type=at_least(2), default=6, help="messages of each case, two at least")
     made.add_argument("--steps", type=int, default=2, help="local steps of each message")
     made.add_argument("--processes", type=int, default=1, help="training.processes")
     return made.parse_args(words)

@@ -95,8 +95,8 @@ def cells(folder: Path) -> None:
 def nuclei(folder: Path) -> None:
     """Nuclei of breast masses (WDBC): 569 samples, 30 measurements."""
     file = file_of("sklearn", "datasets/data/breast_cancer.csv")
-    parts = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity")
-    parts += ("concave_points", "symmetry", "fractal_dimension")
+    parts = ["radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity"]
+    parts += ["concave_points", "symmetry", "fractal_dimension"]
     columns = [f"{kind}_{part}" for kind in ("mean", "error", "worst") for part in parts]
     table = pd.read_csv(file, skiprows=1, names=[*columns, "diagnosis"])
     table["diagnosis"] = table["diagnosis"].map({0: "malignant", 1: "benign"})

@@ -151,7 +151,9 @@ def train(method: str, count: int, seed: int, images: dict[str, Images]) -> Resu
     draw, rounds = np.random.default_rng(seed + 1000), []
     for _ in range(ROUNDS):
         replies, right, covered = [], [], []
-        cohort = draw.choice(CLIENTS, COHORT, replace=False) if method != "anchors alone" else []
+        cohort: list[int] = []
+        if method != "anchors alone":
+            cohort = draw.choice(CLIENTS, COHORT, replace=False).tolist()
         for silo in (task.silos[one] for one in cohort):
             mine = copy.deepcopy(net)
             labels, chosen = given(mine, silo, method, task.anchors)

@@ -226,7 +226,9 @@ def run_missing(runs: Runs, data: Path) -> None:
         for method, overrides in part.methods.items():
             for _ in part.rates:
                 rate = untried(runs.results(), method, part)
-                for cell in part.tuning if rate is not None else ():
+                if rate is None:
+                    break
+                for cell in part.tuning:
                     run_once(runs, data, overrides, cell, rate, method)
         for cell in part.cells:
             for method, overrides in part.methods.items():

@@ -49,9 +49,9 @@ def read_images(folder: Path, shrink: int) -> dict[str, Images]:
     labels = sorted({label for label, _ in found["train"]})
     images = {}
     for part, own in found.items():
-        pixels = torch.from_numpy(np.stack([one for _, one in own])).permute(0, 3, 1, 2) / 255
+        stacked = torch.from_numpy(np.stack([one for _, one in own])).permute(0, 3, 1, 2) / 255
         images[part] = Images(
-            (functional.avg_pool2d(pixels, shrink) - 0.5) / 0.5,
+            (functional.avg_pool2d(stacked, shrink) - 0.5) / 0.5,
             torch.tensor([labels.index(label) for label, _ in own]),
         )
     return images
@@ -123,4 +123,4 @@ class ResNet18(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return logits, float32 of shape (n, labels)."""
         x = self.blocks(functional.relu(self.norm(self.stem(x))))
-        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+        return self.head(x.mean((2, 3)))

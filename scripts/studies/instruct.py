@@ -310,8 +310,8 @@ def plan(results: Results, base: str, text: str) -> Iterator[Case]:
             yield Case(base, text, method, rate, SEEDS[0])
     for seed in SEEDS[1:]:
         for method in methods():
-            if (rate := tuned(results, base, text, method)) is not None:
-                yield Case(base, text, method, rate, seed)
+            if (best := tuned(results, base, text, method)) is not None:
+                yield Case(base, text, method, best, seed)
 
 
 def rates_of(base: str, method: str) -> list[float]:

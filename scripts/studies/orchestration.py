@@ -104,7 +104,8 @@ def learnt(skills: Skills, name: str, seed: int, *, shuffled: bool = False) -> R
     world = Simulated(skills, TRAINED, seed=1000 + seed, shuffled=shuffled)
     *_, last = Reinforce(policy, method.training, seed=seed).steps(world, method.training.updates)
     other = Simulated(skills, JUDGED, seed=2000 + seed, shuffled=shuffled)
-    return {**of(skills, name, seed), **judged(policy, other, seed), "training_edges": round(last.edges, 2)}
+    found = {**of(skills, name, seed), **judged(policy, other, seed), "training_edges": round(last.edges, 2)}
+    return {**found, "shuffled": True} if shuffled else found
 
 
 def moved(skills: Skills, name: str, seed: int) -> Result:
@@ -169,7 +170,7 @@ def federated(skills: Skills, way: str, seed: int) -> Result:
         list(Reinforce(policy, method.training, seed=seed).steps(silos["0"], updates))
     else:
         list(Federated(policy, method.training, silos, seed=seed).rounds(ROUNDS, updates // ROUNDS))
-    total = sum(float(value.double().sum()) for value in policy.state_dict().values())
+    total = sum((float(value.double().sum()) for value in policy.state_dict().values()), 0.0)
     found = judged(policy, Simulated(skills, JUDGED, seed=2000 + seed), seed)
     return {"way": way, "seed": seed, "parameters": total.hex(), **found}
 
@@ -218,7 +219,7 @@ def run_others(runs: Runs, _: Namespace) -> None:
 def run_shuffled(runs: Runs, _: Namespace) -> None:
     for seed in SEEDS:
         shuffled = partial(learnt, Skills(*MAIN), TOGETHER, seed, shuffled=True)
-        runs.once(f"shuffled {TOGETHER} s{seed}", lambda made=shuffled: {**made(), "shuffled": True})
+        runs.once(f"shuffled {TOGETHER} s{seed}", shuffled)
 
 
 def run_federated(runs: Runs, _: Namespace) -> None:
@@ -301,8 +302,9 @@ def simulated_section(results: Results, skills: tuple[float, float]) -> Iterator
         runs = runs_of(results, skills, policy)
         if not runs:
             continue
-        for decided, parts in (("likely edges", runs), ("drawn edges", [one.get("sampled") for one in runs])):
-            if all(parts) and parts:
+        drawn = [one["sampled"] for one in runs if one.get("sampled")]
+        for decided, parts in (("likely edges", runs), ("drawn edges", drawn)):
+            if len(parts) == len(runs):
                 same = mixed(results, skills, mean_of(parts, "calls"))
                 rows.append(
                     [

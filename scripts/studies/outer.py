@@ -230,7 +230,9 @@ def plan(results: Results) -> Iterator[Run]:
         for name, seed in zip(PLACES, seeds, strict=True):
             for method in points if seed is not None else ():
                 best = winner(results, method)
-                for rate in rates_of(name, best.rate) if best else ():
+                if best is None:
+                    continue
+                for rate in rates_of(name, best.rate):
                     yield Run(method, (), name, seed, replace(best, rate=rate))
 
 
@@ -292,11 +294,10 @@ def winner(results: Results, method: str) -> Point | None:
     """Return the point whose mean over seeds is best; None as long as one of two has no line of some seed."""
     means = {}
     for point in finalists(results, method):
-        at = (method, [], "iid", point)
         found = {
             one["seed"]: one["perplexity"] or math.inf
             for one in results
-            if (one["method"], one["variation"], one["place"], point_of(one)) == at
+            if (one["method"], one["variation"], one["place"], point_of(one)) == (method, [], "iid", point)
         }
         if len(found) < len(PLACES["iid"].seeds):
             return None

@@ -242,9 +242,11 @@ def schedules_table(results: Results) -> Iterator[str]:
 def silos_table(results: Results) -> Iterator[str]:
     """Compare how many silos take part, on text that is alike and that is not."""
     central = tuned(results, CENTRAL, 0)
+    if central is None:
+        return
     rows = []
     for schedule in TUNED:
-        for cohort in COHORTS if central is not None else ():
+        for cohort in COHORTS:
             cells = [runs_of(results, schedule, cohort, text, central) for text in TEXTS]
             if any(cells):
                 first = [runs[0]["perplexity"] for runs in cells if runs]

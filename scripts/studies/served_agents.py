@@ -65,8 +65,8 @@ def asked(place: Place, policy: str) -> Result:
         subprocess.run(command, check=True)
     found = json.loads((output / "summary.json").read_text())
     kept = ("accuracy", "parallel_accuracy", "calls", "edges", "rescue", "harm")
-    counts = ("rescued", "harmed", "wrong_before", "right_before", "judged")
-    counts += ("prompt_tokens", "completion_tokens")
+    counts = ["rescued", "harmed", "wrong_before", "right_before", "judged"]
+    counts += ["prompt_tokens", "completion_tokens"]
     shares = {key: round(found[key] or 0.0, 4) for key in kept}
     return {"model": "SmolLM2", "policy": policy, **shares, **{key: found[key] for key in counts}}
 

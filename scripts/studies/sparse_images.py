@@ -367,7 +367,7 @@ def plot(results: Results, path: Path) -> None:
     for one in results:
         column = axes[:, alphas.index(one["alpha"])]
         label = one["method"] if one["method"] == DENSE else f"{one['method']}, {one['sparsity']:.0%}"
-        style = {
+        style: dict[str, Any] = {
             "color": f"C{list(METHODS).index(one['method'])}",
             "linestyle": "-" if one["seed"] == 0 else "--",
             "label": marked(label + f", seed {one['seed']}" * (one["seed"] > 0), one),

@@ -20,11 +20,11 @@ import argparse
 import itertools
 import math
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from results import Result, Results, Runs, has_line
 from study import Study
@@ -39,6 +39,9 @@ from text import (
     prepared,
     temporary_folder,
 )
+
+if TYPE_CHECKING:
+    from photon.data.documents import Document
 
 DENSE, MAPPED, TOPK, SPARSYFED = "dense", "dense, β = 1.25", "Top-K", "SparsyFed"
 #: Overrides by method. Those after the first four are variants, for the cell alone that rates are tuned in.
@@ -185,12 +188,12 @@ def by_domain(folder: Path) -> Path:
     return prepared(folder / "domains", VOCABULARY, SEQUENCE_LENGTH, deal=halved)
 
 
-def halved(domains: dict[str, list[Any]]) -> dict[str, list[Any]]:
+def halved(domains: "Mapping[str, list[Document]]") -> "dict[str, list[Document]]":
     """Deal the documents of every domain out evenly over two silos."""
     from photon.data.partition import Partition, partition_documents
 
     return {
-        f"{domain}-{number}": half
+        f"{domain}-{number}": list(half)
         for domain, documents in domains.items()
         for number, half in enumerate(
             partition_documents({domain: documents}, Partition("iid", silos=2), seed=0).values()
