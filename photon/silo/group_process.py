@@ -67,6 +67,10 @@ class _Member:
             torch.cuda.set_device(self._device)
         config = parse(job.config)
         torch.set_float32_matmul_precision(config.training.matmul_precision)
+        if config.training.threads is not None:
+            # Also on a machine whose program knows nothing of the run.
+            share = config.training.threads * config.training.machines // config.training.processes
+            torch.set_num_threads(max(1, share))
         join_group(self._device)
         whole = runtime.trained_model(config, job.vocab_size, torch.device("cpu"))
         # Before it is sharded: what looks at whole parameters would leave them whole.

@@ -75,7 +75,7 @@ class Goal:
     bench
         Name of the measurement.
     row, column
-        First cell of the row, and head of the column, or the beginning of either.
+        Beginning of the row's cells, with " | " between them, and beginning of the column's head.
     table
         Which of the tables of the measurement.
     """
@@ -91,7 +91,7 @@ class Goal:
         """Return row of the page's first table."""
         columns, rows = (line["tables"][self.table][key] for key in ("columns", "rows"))
         column = next(index for index, head in enumerate(columns) if head.startswith(self.column))
-        cell = next(row[column] for row in rows if row[0].startswith(self.row))
+        cell = next(row[column] for row in rows if " | ".join(row).startswith(self.row))
         sign, limit = self.bound.split()
         found = number_in(cell)
         met = found >= number_in(limit) if sign == "≥" else found <= number_in(limit)
@@ -104,10 +104,22 @@ GOALS = [
         "The same, of a bare loop with Photon's loss", "≥ 0.97", "local loop, the same loss", "Photon", "CPU"
     ),
     Goal("Folding replies into a mean that is there, GB / CPU s", "≥ 5", "fold", "Photon", "GB / CPU"),
-    Goal("Link, bf16 cast, encoding, GB / CPU s", "≥ 2", "link", "cast bf16", "encode"),
-    Goal("The same, decoding 64 MiB at once", "≥ 2", "link, 64 MiB", "cast bf16", "decode"),
-    Goal("Link, int8, encoding, GB / CPU s", "≥ 1", "link", "int8", "encode"),
-    Goal("Link, SparseLoCo's Top-K, encoding, GB / CPU s", "≥ 0.5", "link", "top64of4096", "encode"),
+    Goal("Link, bf16 cast, encoding, GB / CPU s", "≥ 2", "link", "cast bf16", "GB / CPU"),
+    Goal("The same, decoding 64 MiB at once", "≥ 2", "link, 64 MiB", "cast bf16", "GB / CPU", 1),
+    Goal("Link, int8, encoding, GB / CPU s", "≥ 1", "link", "int8", "GB / CPU"),
+    Goal("Link, SparseLoCo's Top-K, encoding, GB / CPU s", "≥ 0.5", "link", "top64of4096", "GB / CPU"),
+    *(
+        Goal(f"{name}, rate of a step, of AdamW's", "≥ 0.87", "optimizers", name, "CPU ratio")
+        for name in ("ADOPT", "QHAdamW", "QHADOPT", "RefreshedAdamW", "LoRDO")
+    ),
+    Goal("LoRDO, the same with products in float32", "≥ 0.87", "LoRDO, float32", "LoRDO", "CPU ratio"),
+    *(
+        Goal(f"Muon at width {width}, the same", "≥ 0.4", f"Muon, width {width}", "MuonAdamW", "CPU ratio")
+        for width in (64, 160, 768)
+    ),
+    Goal(
+        "Loader, windows of 2,048, batches of 8, million tokens / CPU s", "≥ 50", "loader", "Photon, one", "m"
+    ),
 ]
 
 

@@ -354,7 +354,7 @@ def test_data_of_another_tokenizer_than_the_model_s_is_refused(
     rest = [one for one in SMALL if not one.startswith("model.")]
     own = ["model.recipe.learning_rate=1e-3", "model.recipe.warmup_steps=2", f"data.path={chats}"]
     config = composed(*rest, *warm, *CHATS, *own, f"run_dir={tmp_path / 'warm'}")
-    with pytest.raises(PhotonError, match=r"another tokenizer .*; prepare .* --tokenizer .*/base/export$"):
+    with pytest.raises(PhotonError, match=r"another tokenizer .* with .*/base/export, by --tokenizer$"):
         run_inprocess(prepare_run(config), answer, resume=False)
     assert not list((tmp_path / "warm" / "checkpoints").glob("round-*"))
 

@@ -18,7 +18,7 @@ from photon.federation.run import prepare_run, run_federation
 from photon.privacy.accountant import epsilon
 from photon.state.checkpoint import CheckpointStore
 from photon.state.tensors import load_groups
-from photon.telemetry.events import Diagnostics, Event, RoundStarted, SiloFailed, SiloFinished
+from photon.telemetry.events import Diagnostics, Event, Notice, RoundStarted, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 from photon.telemetry.summary import build_summary, privacy_figures
 
@@ -216,16 +216,16 @@ def test_the_aggregator_cannot_choose_the_noise_of_a_silos_own_rule(federate: An
 
 
 def test_a_rule_refuses_what_would_leave_beside_the_parameters(federate: Any, tmp_path: Path) -> None:
-    federate({"clip_norm": 1.0}, "strategy=local-adam")
-    (failure,) = events_of(tmp_path / "run", SiloFailed)
-    assert (failure.silo, failure.kind) == ("beta", "refused")
-    assert "privacy=parameters alone, and the request asks for the state groups exp_avg" in failure.reason
+    federate({"clip_norm": 1.0}, "strategy=local-adam", "cohort=null")
+    assert {event.silo for event in events_of(tmp_path / "run", SiloFinished)} == {"alpha"}
+    (told,) = (event.message for event in events_of(tmp_path / "run", Notice) if "refused" in event.message)
+    assert "privacy=parameters alone, and the request asks for the state groups exp_avg" in told
 
 
 def test_a_rule_with_noise_refuses_a_sparse_model(federate: Any, tmp_path: Path) -> None:
-    federate({"clip_norm": 1.0, "noise_multiplier": 1.0}, "strategy=topk")
-    (failure,) = events_of(tmp_path / "run", SiloFailed)
-    assert "a sparse model" in failure.reason
+    federate({"clip_norm": 1.0, "noise_multiplier": 1.0}, "strategy=topk", "cohort=null")
+    assert {event.silo for event in events_of(tmp_path / "run", SiloFinished)} == {"alpha"}
+    assert [event for event in events_of(tmp_path / "run", Notice) if "a sparse model" in event.message]
 
 
 # --- what cannot work ---------------------------------------------------------------------------------

@@ -75,7 +75,9 @@ def test_what_a_model_has_no_state_of_is_averaged_by_nobody_and_missed_by_nobody
     contract = strategy.contract(1, {name: shape})
     assert set(contract.leaving) == {"params", "momentum_buffer"}
     received = {group: {name: torch.ones(shape)} for group in contract.leaving}
-    request: Any = SimpleNamespace(contract=contract, scalars={"step": 4.0})
+    request: Any = SimpleNamespace(
+        contract=contract, scalars={"step": 4.0}, global_step=8, averaged_rounds={"momentum_buffer": 1}
+    )
     start = strategy.local.joined(received, None, request, received["params"], received["params"])
     assert start.optimizer is not None
     assert set(start.optimizer) == {"momentum_buffer"}
