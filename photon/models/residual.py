@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 def narrow_residual(model: nn.Module) -> None:
-    """Let the embeddings of a model give bfloat16, and with them the residual stream.
+    """Let the embeddings of a model give bfloat16 under autocast, and with them the residual stream.
 
-    Parameters stay float32, and so do their gradients.
+    Parameters stay float32, and so do their gradients. Without autocast the model is what it was.
 
     Parameters
     ----------
     model
-        A model whose forward pass runs under autocast to bfloat16.
+        A model that is trained under autocast to bfloat16.
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding):
@@ -27,4 +27,5 @@ def narrow_residual(model: nn.Module) -> None:
 
 
 def _to_bfloat16(_: nn.Module, __: Any, embedded: Tensor) -> Tensor:
-    return embedded.to(torch.bfloat16)
+    # What reads hidden states in full, as sums of them are, does without autocast.
+    return embedded.to(torch.bfloat16) if torch.is_autocast_enabled(embedded.device.type) else embedded

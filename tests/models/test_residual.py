@@ -31,8 +31,8 @@ def built(kind):
     return trained_model(config, 96, torch.device("cpu"))
 
 
-def stream_of(model):
-    """Return the formats of what blocks give, and the gradient, of one pass under autocast."""
+def stream_of(model, *, autocast=True):
+    """Return the formats of what blocks give, and the gradient, of one pass."""
     kinds, formats = set(model._no_split_modules or ()), set()
     blocks = [module for module in model.modules() if type(module).__name__ in kinds]
     assert blocks
@@ -42,7 +42,7 @@ def stream_of(model):
 
     handles = [block.register_forward_hook(see) for block in blocks]
     tokens = torch.randint(0, 96, (4, 16), generator=torch.Generator().manual_seed(0))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         model(input_ids=tokens, labels=tokens).loss.backward()
     for handle in handles:
         handle.remove()
@@ -62,6 +62,15 @@ def test_the_stream_is_narrow_and_the_gradient_nearly_the_same(kind):
     assert {one.dtype for one in model.parameters()} == {found.dtype} == {torch.float32}
     assert not torch.equal(found, expected)
     assert torch.cosine_similarity(found, expected, 0) > 0.995
+
+
+def test_without_autocast_it_is_the_model_that_it_was():
+    model = built("gpt2")
+    _, expected = stream_of(model, autocast=False)
+    narrow_residual(model)
+    formats, found = stream_of(model, autocast=False)
+    assert formats == {torch.float32}
+    assert torch.equal(found, expected)
 
 
 def test_a_run_asks_for_it_and_another_model_is_trained(run_small):
