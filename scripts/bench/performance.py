@@ -55,7 +55,8 @@ PLAN = {
     "overhead, simulation": "round_overhead.py --engine simulation",
     "worker": "worker.py",
     "worker, two processes": "worker.py --processes 2",
-    "deployed": "deployed.py --evaluate --rounds 12",
+    "deployed": "deployed.py --evaluate --case inline store --rounds 8",
+    "deployed, standing": "deployed.py --evaluate --case standing --rounds 12",
     "deployed, 500 MB": "deployed.py --size-mb 500 --case standing --rounds 5",
     "gate": "gate.py --size-mb 50",
     "store": "store.py --only rounds --size-mb 1 50 --case inline store fedavg --rounds 6",
@@ -117,9 +118,17 @@ GOALS = [
         Goal(f"Muon at width {width}, the same", "≥ 0.4", f"Muon, width {width}", "MuonAdamW", "CPU ratio")
         for width in (64, 160, 768)
     ),
+    Goal("Preparing 100 MB of text, of `tokenizers`' rate", "≥ 1", "prepare, 100 MB", "Photon, all", "CPU"),
+    Goal("Memory of preparing 1 GB of text, MB", "≤ 1000", "memory of preparing", "Photon, all", "MB"),
     Goal(
-        "Loader, windows of 2,048, batches of 8, million tokens / CPU s", "≥ 50", "loader", "Photon, one", "m"
+        "Memory of the server, 32 silos, models", "≤ 2.5", "memory of the server", "Photon | diloco | 32", "t"
     ),
+    Goal("Deployed round of 10 MB, plain messages, s", "≤ 3", "deployed", "10 MB, inline", "overhead"),
+    Goal("The same, standing request, s", "≤ 0.2", "deployed, standing", "10 MB, standing", "overhead"),
+    Goal("The same of 500 MB, s", "≤ 12", "deployed, 500 MB", "500 MB, standing", "overhead"),
+    Goal("The gate, of the server's CPU time, %", "≤ 2", "gate", "50 MB, inline", "gate adds"),
+    Goal("A page on 1,000 silos and 300 rounds, s", "≤ 1", "ui", "first page", "s"),
+    Goal("Loader, windows of 128, million tokens / CPU s", "≥ 50", "loader", "Photon, one", "million"),
 ]
 
 
