@@ -221,7 +221,9 @@ def test_goals_and_marks_of_the_page_name_measurements(performance: ModuleType) 
 
 
 def test_the_page_has_the_newest_lines_and_stays_as_it_is_when_made_again(performance: ModuleType) -> None:
-    write(performance, line_of("fold", "4.00"), line_of("ui", "7.00"), line_of("fold", "6.00 (5.00 – 7.00)"))
+    write(
+        performance, line_of("fold", "4.00"), line_of("sparse", "7.00"), line_of("fold", "6.00 (5.00 – 7.00)")
+    )
     marks = "".join(
         f"## {name}\n<!-- bench: {name} -->\nold\n<!-- bench: end -->\nbetween\n"
         for name in ("goals", "fold", "link", "round cost")
@@ -236,6 +238,12 @@ def test_the_page_has_the_newest_lines_and_stays_as_it_is_when_made_again(perfor
     assert "*`python scripts/bench/fold.py`, 2026-01-02, 2 cores; load 0.1 before, 0.2 after.*" in made
     assert "*Not measured yet: `python scripts/bench/link.py`.*" in made
     assert "| engine | silos | cohort |" in made
+
+
+def test_the_page_is_made_of_the_lines_that_are_kept(bench: Callable[[str], ModuleType]) -> None:
+    module = bench("performance")
+    text = (ROOT / "docs" / "performance.md").read_text()
+    assert module.page(text) == text, "run `python scripts/bench/performance.py page`"
 
 
 @pytest.mark.parametrize(
