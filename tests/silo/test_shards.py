@@ -82,7 +82,7 @@ def slow(kind: str, precision: str, *overrides: str):
 @pytest.mark.parametrize(
     ("kind", "precision", "overrides"),
     [
-        ("gpt2", "bf16", NARROW),
+        slow("gpt2", "bf16", *NARROW),
         slow("gpt2", "fp32"),
         slow("abbie", "bf16", *NARROW, "training.activation_checkpointing=true"),
         slow("gpt2", "fp32", "training.compile=true"),
