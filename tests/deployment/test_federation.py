@@ -185,6 +185,8 @@ def test_a_killed_supernode_is_started_again(
         supervisors = dict(federation._running(folder))
         family = [p for s in supervisors.values() for p in [s, *s.children(recursive=True)]]
         for lost in ("flower-superexec", "flower-supernode"):
+            # One that has just been started has its command line a moment later.
+            wait_until(lambda lost=lost: below(supervisors["alpha"], lost), f"{lost} to run", 20)
             # The last: what keeps a SuperNode running has its name in its command line, too.
             below(supervisors["alpha"], lost)[-1].kill()
             wait_until(lambda: not federation.status(folder), "the status to tell", 20)
