@@ -1,4 +1,7 @@
-"""``photon silo machine``: be another machine of a silo that trains on several."""
+"""``photon silo machine``: be another machine of a silo that trains on several.
+
+It adds itself to the group of ``silo``, which the command line takes from here.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -57,6 +57,10 @@ class TrainingSection(Section):
         description="HOST:PORT of the first of them, where they meet; the others run `photon silo machine`.",
     )
 
+    def narrows(self, precision: str) -> bool:
+        """Return whether the residual stream is in bfloat16 in a forward pass of this precision."""
+        return self.residual == "bf16" and precision == "bf16"
+
     @model_validator(mode="after")
     def _possible(self) -> "TrainingSection":
         if self.residual == "bf16" and self.precision in ("fp32", "fp16"):

@@ -19,6 +19,7 @@ from photon.config.compose import parse
 from photon.data.loader import BatchStream
 from photon.files.atomic import atomic_directory, write_text
 from photon.models.head import fuse_head
+from photon.models.residual import narrow_residual
 from photon.models.vocabulary import unpack_vocabulary
 from photon.objective.configured import objective_of
 from photon.silo import runtime
@@ -75,7 +76,8 @@ class _Member:
         whole = runtime.trained_model(config, job.vocab_size, torch.device("cpu"))
         # Before it is sharded: what looks at whole parameters would leave them whole.
         fuse_head(whole, self._device)
-        runtime.narrow(whole, config, job.precision)
+        if config.training.narrows(job.precision):
+            narrow_residual(whole)
         self._model = place_model(whole, config.training, job.precision, self._device)
         self._optimizer = build_optimizer(config.optimizer.as_mapping(), self._model)
         self._method, objective = strategy_of(config).local, objective_of(config)

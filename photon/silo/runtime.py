@@ -89,12 +89,6 @@ def trained_model(config: RunConfig, vocab_size: int, device: torch.device) -> "
     return model
 
 
-def narrow(model: "PreTrainedModel", config: RunConfig, precision: Precision) -> None:
-    """Narrow the residual stream, if the run asks for it and the forward pass is narrow too."""
-    if config.training.residual == "bf16" and precision == "bf16":
-        narrow_residual(model)
-
-
 @lru_cache(maxsize=1)
 def _runtime(config_text: str, vocab_size: int) -> Runtime:
     config = parse(config_text)
@@ -103,7 +97,8 @@ def _runtime(config_text: str, vocab_size: int) -> Runtime:
     model = trained_model(config, vocab_size, device)
     fuse_head(model, device)
     precision = resolve_precision(config.training.precision, device)
-    narrow(model, config, precision)
+    if config.training.narrows(precision):
+        narrow_residual(model)
     optimizer = build_optimizer(config.optimizer.as_mapping(), model)
     schedule = build_schedule(config.schedule.as_mapping(), config.total_steps, config.training.batch_size)
     return Runtime(model, optimizer, schedule, device, precision, {})

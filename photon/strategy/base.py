@@ -32,6 +32,8 @@ from photon.strategy.outer import OuterStep, rates
 StateGroups = dict[str, dict[str, torch.Tensor]]
 Settings = TypeVar("Settings", bound=Section)
 T = TypeVar("T")
+#: Rounds that a node judges before the first one, at most: an aggregator may name any number.
+LOOKED_AHEAD = 1_000
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,10 @@ class Strategy(ABC):
         return Contract({PARAMS: params}, {PARAMS: leaving})
 
     def telling_rounds(self) -> Sequence[int]:
-        """Return rounds of the run in whose contracts all that ever leaves can be seen: by default one."""
+        """Return rounds of the run in whose contracts all that ever leaves can be seen: by default one.
+
+        None is beyond `LOOKED_AHEAD`.
+        """
         return (1,)
 
     def participants(self, silos: Sequence[SiloInfo]) -> list[Participant]:

@@ -20,6 +20,7 @@ from photon.config.schema import RunConfig
 from photon.files.memory import LARGE_BYTES, release_freed
 from photon.state.checkpoint import Checkpoint
 from photon.strategy.base import (
+    LOOKED_AHEAD,
     Aggregate,
     Participant,
     Reply,
@@ -142,7 +143,7 @@ class Photon(Strategy):
             self.config.local_steps, self.config.steps_of(1)
         )
         found: dict[tuple[str, ...], int] = {}
-        for server_round in range(1, min(self.config.rounds, longest) + 1):
+        for server_round in range(1, min(self.config.rounds, longest, LOOKED_AHEAD) + 1):
             found.setdefault(tuple(self.due_groups(server_round)), server_round)
         return tuple(found.values())
 

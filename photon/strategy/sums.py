@@ -20,7 +20,7 @@ from photon.errors import PhotonError, RunError
 from photon.objective.configured import model_of, objective_of
 from photon.privacy.masking import SUM_RANGE
 from photon.state.checkpoint import Checkpoint
-from photon.strategy.base import Aggregate, Participant, Reply, StateGroups, Strategy
+from photon.strategy.base import LOOKED_AHEAD, Aggregate, Participant, Reply, StateGroups, Strategy
 from photon.strategy.contract import PARAMS, SHARED, Contract, Leaving, Role
 from photon.strategy.local import LocalState
 from photon.strategy.outer import outer_step
@@ -77,7 +77,7 @@ class Sums(Strategy):
 
     def telling_rounds(self) -> Sequence[int]:
         """Return all rounds: each has sums of its own, and there are few."""
-        return range(1, self.config.rounds + 1)
+        return range(1, min(self.config.rounds, LOOKED_AHEAD) + 1)
 
     def _model(self, params: Mapping[str, torch.Size]) -> "PreTrainedModel":
         """Return the model of some parameters, of which there are shapes alone."""

@@ -150,11 +150,10 @@ def place_model(
     if training.parallel != "fsdp":
         nn.Module.to(model, device)
         return model
-    narrow = precision == "bf16" and training.residual == "bf16"
     # Gradients are added up in float32 whatever the blocks work in.
     policy = (
         MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-        if narrow
+        if training.narrows(precision)
         else MixedPrecisionPolicy()
     )
     # Every block by itself, so that only one of them is whole at a time, and then the rest.

@@ -303,9 +303,9 @@ class ProcessGroup:
             return PhotonError(why)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         said = " | ".join(line.strip() for line in lines[-_LAST_LINES:]) or "nothing"
-        rank = self._first_rank + first
+        # Counted on this machine; of another one the meeting place says which it is.
         return PhotonError(
-            f"training process {rank} of {len(self._processes)} {how}; see {logs[first]}; it said: {said}"
+            f"training process {first} of {len(self._processes)} {how}; see {logs[first]}; it said: {said}"
         )
 
 

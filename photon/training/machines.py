@@ -29,6 +29,8 @@ from photon.errors import PhotonError
 #: Seconds until the other machines must have come, and of silence until one counts as gone.
 ARRIVAL_SECONDS, SILENCE_SECONDS = 300.0, 30.0
 _BEAT_SECONDS, _LOOK_SECONDS, _RETRY_SECONDS = 2.0, 0.1, 1.0
+#: Processes of a silo, at most, for which a machine starts its share.
+MOST_PROCESSES = 16_384
 _SETTING, _FAILED = "photon/setting", "photon/failed"
 _LOOPBACK = "127.0.0.1"
 
@@ -244,15 +246,24 @@ def _client(host: str, port: int) -> dist.TCPStore:
 
 
 def _setting(store: dist.TCPStore, host: str, port: int, machine: int) -> Machines:
-    found = json.loads(store.get(_SETTING))
-    machines = Machines(int(found["count"]), int(found["processes"]), host, port)
+    try:
+        found = json.loads(store.get(_SETTING))
+        machines = Machines(int(found["count"]), int(found["processes"]), host, port)
+        versions_there = str(found["versions"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PhotonError(f"{host}:{port}: who meets there is no silo of Photon") from error
+    if not 1 <= machines.count <= machines.processes <= MOST_PROCESSES:
+        raise PhotonError(
+            f"{host}:{port}: {machines.processes:,} processes on {machines.count:,} machines meet there; "
+            f"each machine has one at least, and all together {MOST_PROCESSES:,} at most"
+        )
     if machine >= machines.count:
         raise PhotonError(
             f"--machine {machine}: {machines.count} machines meet at {host}:{port}, from 0 to "
             f"{machines.count - 1}"
         )
-    if found["versions"] != versions():
-        raise PhotonError(f"the first machine has {found['versions']}, and this one {versions()}")
+    if versions_there != versions():
+        raise PhotonError(f"the first machine has {versions_there}, and this one {versions()}")
     return machines
 
 

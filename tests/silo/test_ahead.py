@@ -13,7 +13,7 @@ from photon.errors import PhotonError
 from photon.federation.run import prepare_run, run_federation
 from photon.node import answer
 from photon.silo.shapes import param_shapes
-from photon.strategy.base import strategy_of
+from photon.strategy.base import LOOKED_AHEAD, strategy_of
 from photon.telemetry.events import Notice, SiloFailed, SiloFinished
 from photon.telemetry.log import read_events
 
@@ -145,3 +145,17 @@ def test_telling_rounds_see_all_that_ever_leaves(
     telling = strategy.telling_rounds()
     assert leaving(telling) == leaving(range(1, 21))
     assert max(telling) <= config.rounds
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("strategy=desloc", "local_steps=8", "++strategy.sync={exp_avg: 8, exp_avg_sq: 8000000000000}"),
+        ("strategy=sums", "objective._target_=tests.objective.toy.Sums"),
+    ],
+)
+def test_an_aggregator_that_names_very_many_rounds_keeps_no_silo_busy(
+    overrides: tuple[str, ...], small_config: Callable[..., RunConfig]
+) -> None:
+    strategy = strategy_of(small_config(*overrides, "rounds=1000000000000"))
+    assert max(strategy.telling_rounds()) <= LOOKED_AHEAD

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from photon.config.compose import compose
 from photon.data.loader import BatchStream
+from photon.models.residual import narrow_residual
 from photon.objective.causal_lm import CausalLM
 from photon.silo import runtime
 from photon.training.collectives import GroupTrainer, gather, place_model
@@ -34,7 +35,8 @@ stream = lambda: BatchStream({"tokens": [windows]}, seed=1)
 
 def made():
     whole = runtime.trained_model(config, 96, CPU)
-    runtime.narrow(whole, config, precision)
+    if config.training.narrows(precision):
+        narrow_residual(whole)
     return whole
 
 one = made()

@@ -125,6 +125,9 @@ def test_silence_is_told(meeting, tmp_path, monkeypatch):
     ("number", "setting", "why"),
     [
         (2, {}, "--machine 2: 2 machines meet at 127.0.0.1:.*, from 0 to 1"),
+        (1, {"count": None}, "who meets there is no silo of Photon"),
+        (1, {"count": 0}, "4 processes on 0 machines meet there"),
+        (1, {"processes": 10**9}, "1,000,000,000 processes on 2 machines meet there"),
         (1, {"versions": "photon 0"}, "the first machine has photon 0, and this one photon"),
     ],
 )
