@@ -2,18 +2,16 @@
 
     python scripts/bench/deployed.py                                # 10 MB: messages, store, standing request
     python scripts/bench/deployed.py --size-mb 500 --case standing
-    python scripts/bench/deployed.py --line docs/results/deployed.jsonl
 
 The programs are those that ``scripts/federation.sh up`` starts: a SuperLink with a database, a SuperExec, and
 ``photon silo run`` for each silo. Real models train for one local step a round, plain SGD. The overhead of a
 round is its wall time less the slowest silo's training; with ``--evaluate`` the evaluation after each round
 is shown apart. The first rounds, in which workers start and files come from disk for the first time, and the
-last one, after which all silos evaluate, do not count. ``--line`` adds a line with the medians to a file.
+last one, after which all silos evaluate, do not count.
 """
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -75,23 +73,6 @@ def main() -> None:
         raw=raw,
     )
     report.close()
-    if arguments.line:
-        with open(arguments.line, "a") as file:
-            file.writelines(json.dumps(line_of(one)) + "\n" for one in raw)
-
-
-def line_of(one: dict[str, Any]) -> dict[str, Any]:
-    """Return what the repository keeps of a case."""
-    medians = {name: round(statistics.median(one[name]), 2) for name in ("overhead", "evaluation")}
-    return {
-        **{name: one[name] for name in ("case", "size_mb")},
-        "rounds": len(one["overhead"]),
-        **medians,
-        "least_overhead": round(min(one["overhead"]), 2),
-        "cpu": round(one["cpu"], 2),
-        "cpus": os.cpu_count(),
-        "load": round(one["load"], 1),
-    }
 
 
 def run_case(case: str, size: int, folder: Path, arguments: argparse.Namespace) -> Rounds:
@@ -186,7 +167,6 @@ def parse_arguments() -> argparse.Namespace:
         help="rounds of a run; the first two and the last do not count",
     )
     made.add_argument("--evaluate", action="store_true", help="let the silos evaluate after each round")
-    made.add_argument("--line", type=Path, metavar="FILE", help="add a line for each case to FILE")
     made.add_argument("--folder", type=Path, help="where temporary files go")
     return made.parse_args()
 

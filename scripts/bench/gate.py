@@ -2,7 +2,6 @@
 
     python scripts/bench/gate.py                                    # 50 and 200 MB: messages, store
     python scripts/bench/gate.py --size-mb 500 --case standing
-    python scripts/bench/gate.py --line docs/results/gate.jsonl
 
 The server's time is the CPU time of SuperLink and ServerApp in a round: of real programs with TLS and node
 keys, two silos, one local step (see ``deployed.py``). The gate's time is what the admission of a reply takes
@@ -11,7 +10,6 @@ any server needs to keep what is not a number out of its model; what the gate ad
 """
 
 import argparse
-import json
 import logging
 import os
 import statistics
@@ -72,9 +70,6 @@ def main() -> None:
         raw=raw,
     )
     report.close()
-    if arguments.line:
-        with open(arguments.line, "a") as file:
-            file.writelines(json.dumps(one) + "\n" for one in raw)
 
 
 def server_seconds(case: str, size: int, folder: Path, rounds: int) -> list[float]:
@@ -142,7 +137,6 @@ def parse_arguments() -> argparse.Namespace:
         help="rounds of a run; the first two and the last do not count",
     )
     made.add_argument("--replies", type=at_least(1), default=16, help="replies by which the gate is timed")
-    made.add_argument("--line", type=Path, metavar="FILE", help="add a line for each case to FILE")
     made.add_argument("--folder", type=Path, help="where temporary files go")
     return made.parse_args()
 
